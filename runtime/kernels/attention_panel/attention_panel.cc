@@ -1,0 +1,29 @@
+#include "sluice/runtime/kernels/attention_panel/attention_panel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sluice/runtime/kernels/attention_panel/attention_panel.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "sluice/runtime/kernels/attention_panel/attention_panel-inl.h"
+
+#if HWY_ONCE
+namespace sluice_kernels {
+HWY_EXPORT(AttendPanel);
+HWY_EXPORT(PanelProbabilities);
+HWY_EXPORT(PackKeyPanel);
+HWY_EXPORT(PackValuePanel);
+}  // namespace sluice_kernels
+namespace sluice::kernels {
+using namespace sluice_kernels;  // the dispatch tables
+void PackKeyPanel(const PanelSource& s, size_t n, size_t d, float* kt) {
+  HWY_DYNAMIC_DISPATCH(PackKeyPanel)(s, n, d, kt);
+}
+void PackValuePanel(const PanelSource& s, size_t n, size_t dv, size_t dv_pad, float* v) {
+  HWY_DYNAMIC_DISPATCH(PackValuePanel)(s, n, dv, dv_pad, v);
+}
+float AttendPanel(const AttentionPanel& p) { return HWY_DYNAMIC_DISPATCH(AttendPanel)(p); }
+void PanelProbabilities(const AttentionPanel& p, float* prob, size_t prob_stride) {
+  HWY_DYNAMIC_DISPATCH(PanelProbabilities)(p, prob, prob_stride);
+}
+}  // namespace sluice::kernels
+#endif

@@ -1,0 +1,14 @@
+#ifndef SLUICE_RUNTIME_KERNELS_CONVERT_CONVERT_H_
+#define SLUICE_RUNTIME_KERNELS_CONVERT_CONVERT_H_
+#include <cstddef>
+#include <cstdint>
+
+#include "sluice/api/dtype.h"
+
+namespace sluice::kernels {
+// n elements to float, and from float (nearest even; NaN stays NaN; overflow to f16 is infinite). kI8 is read as a
+// plain integer and is not a target.
+void ConvertToF32(const void* in, DType type, size_t n, float* out);
+void ConvertFromF32(const float* in, size_t n, DType type, void* out);
+}  // namespace sluice::kernels
+#endif  // SLUICE_RUNTIME_KERNELS_CONVERT_CONVERT_H_

@@ -1,0 +1,14 @@
+#ifndef SLUICE_RUNTIME_KERNELS_DOT_DOT_REFERENCE_H_
+#define SLUICE_RUNTIME_KERNELS_DOT_DOT_REFERENCE_H_
+// The specification: plain loops in double precision.
+#include <cstddef>
+
+namespace sluice::kernels {
+template <class Get>
+double DotReference(const float* a, Get&& b, size_t n) {
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b(i);
+  return sum;
+}
+}  // namespace sluice::kernels
+#endif  // SLUICE_RUNTIME_KERNELS_DOT_DOT_REFERENCE_H_

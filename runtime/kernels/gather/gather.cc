@@ -1,0 +1,24 @@
+#include "sluice/runtime/kernels/gather/gather.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sluice/runtime/kernels/gather/gather.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "sluice/runtime/kernels/gather/gather-inl.h"
+
+#if HWY_ONCE
+namespace sluice_kernels {
+HWY_EXPORT(GatherRows);
+HWY_EXPORT(ScatterAddRows);
+}  // namespace sluice_kernels
+namespace sluice::kernels {
+using namespace sluice_kernels;  // the dispatch tables
+void GatherRows(const float* in, size_t stride, const int32_t* ids, size_t n, size_t width, float* out) {
+  HWY_DYNAMIC_DISPATCH(GatherRows)(in, stride, ids, n, width, out);
+}
+void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, size_t n, size_t width, float* out,
+                    size_t stride) {
+  HWY_DYNAMIC_DISPATCH(ScatterAddRows)(in, ids, weight, n, width, out, stride);
+}
+}  // namespace sluice::kernels
+#endif

@@ -1,0 +1,15 @@
+#ifndef SLUICE_RUNTIME_KERNELS_GATHER_GATHER_H_
+#define SLUICE_RUNTIME_KERNELS_GATHER_GATHER_H_
+#include <cstddef>
+#include <cstdint>
+
+#include "sluice/api/dtype.h"
+
+namespace sluice::kernels {
+// Row stride and width in elements. out[j] = in[ids[j]].
+void GatherRows(const float* in, size_t stride, const int32_t* ids, size_t n, size_t width, float* out);
+// out[ids[j]] += weight[j] * in[j], j ascending. ids may repeat. O(n width).
+void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, size_t n, size_t width, float* out,
+                    size_t stride);
+}  // namespace sluice::kernels
+#endif  // SLUICE_RUNTIME_KERNELS_GATHER_GATHER_H_

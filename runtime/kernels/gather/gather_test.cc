@@ -1,0 +1,44 @@
+#include "sluice/runtime/kernels/gather/gather.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "sluice/runtime/kernels/for_each_target.h"
+#include "sluice/runtime/kernels/gather/gather_reference.h"
+
+namespace sluice::kernels {
+namespace {
+std::vector<float> Normal(size_t n, unsigned seed) {
+  std::mt19937 g(seed);
+  std::normal_distribution<float> d;
+  std::vector<float> x(n);
+  for (float& e : x) e = d(g);
+  return x;
+}
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TEST(Gather, RoundTripAndRepeats) {
+  ForEachTarget([&](const char* target) {
+    const size_t width = 37, stride = 40;
+    const std::vector<float> x = Normal(10 * stride, 7);
+    const std::vector<int32_t> ids = {3, 3, 0, 9};
+    std::vector<float> out(ids.size() * width), sum(10 * stride, 0.5f);
+    GatherRows(x.data(), stride, ids.data(), ids.size(), width, out.data());
+    for (size_t j = 0; j < ids.size(); ++j) {
+      for (size_t i = 0; i < width; ++i) EXPECT_EQ(out[j * width + i], x[static_cast<size_t>(ids[j]) * stride + i]) << target;
+    }
+    const std::vector<float> w = {1, -2, 0.5f, 0};
+    std::vector<double> want(10 * stride, 0.5);
+    ScatterAddRows(out.data(), ids.data(), w.data(), ids.size(), width, sum.data(), stride);
+    ScatterAddReference(out.data(), ids.data(), w.data(), ids.size(), width, want.data(), stride);
+    for (size_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(sum[i], want[i], 1e-5) << target;
+    GatherRows(nullptr, 0, nullptr, 0, 5, nullptr);
+  });
+}
+}  // namespace
+}  // namespace sluice::kernels

@@ -1,0 +1,22 @@
+#ifndef SLUICE_RUNTIME_KERNELS_POOL_POOL_REFERENCE_H_
+#define SLUICE_RUNTIME_KERNELS_POOL_POOL_REFERENCE_H_
+// The specification: plain loops in double precision.
+#include <cmath>
+#include <cstddef>
+
+#include "sluice/runtime/kernels/pool/pool.h"
+
+namespace sluice::kernels {
+// get(j, i): element i of row j.
+template <class Get>
+double PoolReference(PoolKind kind, Get&& get, size_t n, size_t i) {
+  if (n == 0) return 0;
+  double r = get(0, i);
+  for (size_t j = 1; j < n; ++j) {
+    const double x = get(j, i);
+    r = kind == PoolKind::kMax ? std::fmax(r, x) : kind == PoolKind::kMin ? std::fmin(r, x) : r + x;
+  }
+  return kind == PoolKind::kMean ? r / static_cast<double>(n) : r;
+}
+}  // namespace sluice::kernels
+#endif  // SLUICE_RUNTIME_KERNELS_POOL_POOL_REFERENCE_H_

@@ -1,0 +1,49 @@
+#include "sluice/runtime/kernels/pool/pool.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "sluice/runtime/kernels/convert/convert.h"
+#include "sluice/runtime/kernels/for_each_target.h"
+#include "sluice/runtime/kernels/pool/pool_reference.h"
+
+namespace sluice::kernels {
+namespace {
+std::vector<float> Normal(size_t n, unsigned seed) {
+  std::mt19937 g(seed);
+  std::normal_distribution<float> d;
+  std::vector<float> x(n);
+  for (float& e : x) e = d(g);
+  return x;
+}
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TEST(Pool, EveryKindAndType) {
+  ForEachTarget([&](const char* target) {
+    for (size_t d : {1, 16, 40, 64}) {
+      for (size_t n : {0, 1, 5, 64}) {
+        const size_t stride = d + 3;
+        const std::vector<float> x = Normal(n * stride + 1, 6);
+        for (DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
+          std::vector<uint32_t> raw(x.size());
+          std::vector<float> back(x.size()), out(d);
+          ConvertFromF32(x.data(), x.size(), t, raw.data());
+          ConvertToF32(raw.data(), t, x.size(), back.data());
+          for (PoolKind kind : {PoolKind::kMean, PoolKind::kMax, PoolKind::kMin}) {
+            Pool(kind, raw.data(), t, stride, n, d, out.data());
+            for (size_t i = 0; i < d; ++i) {
+              EXPECT_NEAR(out[i], PoolReference(kind, [&](size_t j, size_t c) { return double{back[j * stride + c]}; }, n, i), 1e-5) << target;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+}  // namespace
+}  // namespace sluice::kernels

@@ -1,0 +1,39 @@
+#include "sluice/runtime/kernels/rms_norm/rms_norm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "sluice/runtime/kernels/for_each_target.h"
+#include "sluice/runtime/kernels/rms_norm/rms_norm_reference.h"
+
+namespace sluice::kernels {
+namespace {
+std::vector<float> Normal(size_t n, unsigned seed) {
+  std::mt19937 g(seed);
+  std::normal_distribution<float> d;
+  std::vector<float> x(n);
+  for (float& e : x) e = d(g);
+  return x;
+}
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TEST(RmsNorm, Agrees) {
+  ForEachTarget([&](const char* target) {
+    for (size_t n : {1, 15, 64, 100}) {
+      const std::vector<float> x = Normal(n, 1), w = Normal(n, 2);
+      std::vector<float> out(n);
+      std::vector<double> want(n);
+      RmsNorm(x.data(), w.data(), n, 1e-5f, out.data());
+      RmsNormReference(x.data(), w.data(), n, 1e-5, want.data());
+      for (size_t i = 0; i < n; ++i) EXPECT_NEAR(out[i], want[i], 1e-5) << target;
+    }
+    RmsNorm(nullptr, nullptr, 0, 1e-5f, nullptr);
+  });
+}
+}  // namespace
+}  // namespace sluice::kernels

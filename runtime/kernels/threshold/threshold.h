@@ -1,0 +1,12 @@
+#ifndef SLUICE_RUNTIME_KERNELS_THRESHOLD_THRESHOLD_H_
+#define SLUICE_RUNTIME_KERNELS_THRESHOLD_THRESHOLD_H_
+#include <cstddef>
+#include <cstdint>
+
+#include "sluice/api/dtype.h"
+
+namespace sluice::kernels {
+// Writes the indices of x[i] >= tau, ascending; NaN never passes. Returns how many. `index` holds n. O(n).
+size_t ThresholdCompress(const float* x, size_t n, float tau, uint32_t* index);
+}  // namespace sluice::kernels
+#endif  // SLUICE_RUNTIME_KERNELS_THRESHOLD_THRESHOLD_H_

@@ -1,0 +1,39 @@
+#include "sluice/runtime/kernels/threshold/threshold.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "sluice/runtime/kernels/for_each_target.h"
+#include "sluice/runtime/kernels/threshold/threshold_reference.h"
+
+namespace sluice::kernels {
+namespace {
+std::vector<float> Normal(size_t n, unsigned seed) {
+  std::mt19937 g(seed);
+  std::normal_distribution<float> d;
+  std::vector<float> x(n);
+  for (float& e : x) e = d(g);
+  return x;
+}
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TEST(Threshold, SameIndices) {
+  ForEachTarget([&](const char* target) {
+    for (size_t n : {0, 1, 15, 16, 17, 1000}) {
+      std::vector<float> x = Normal(n, 8);
+      if (n > 4) x[4] = kNan;
+      for (float tau : {-kInf, -1.0f, 0.0f, 1.0f, kInf}) {
+        std::vector<uint32_t> out(n);
+        out.resize(ThresholdCompress(x.data(), n, tau, out.data()));
+        EXPECT_EQ(out, ThresholdReference(x.data(), n, tau)) << target << " " << n;
+      }
+    }
+  });
+}
+}  // namespace
+}  // namespace sluice::kernels

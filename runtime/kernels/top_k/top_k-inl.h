@@ -1,0 +1,153 @@
+// Per-target guard: compiled once per instruction set.
+#if defined(SLUICE_RUNTIME_KERNELS_TOP_K_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SLUICE_RUNTIME_KERNELS_TOP_K_INL_H_
+#undef SLUICE_RUNTIME_KERNELS_TOP_K_INL_H_
+#else
+#define SLUICE_RUNTIME_KERNELS_TOP_K_INL_H_
+#endif
+#include "sluice/runtime/kernels/common/panel-inl.h"
+#include <cmath>
+#include <cstring>
+#include "sluice/runtime/kernels/top_k/top_k.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice_kernels {
+namespace HWY_NAMESPACE {
+// Order-preserving: a < b as floats iff KeyOf(a) < KeyOf(b); 0 for NaN and -inf, which are never selected.
+HWY_INLINE uint32_t KeyOf(float x) {
+  if (!(x > -HUGE_VALF)) return 0;
+  const uint32_t u = sluice::F32ToBits(x + 0.0f);  // -0 becomes +0
+  return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
+}
+struct Cut {
+  uint32_t key;   // everything above is in
+  uint32_t ties;  // and this many of those equal to it, lowest index first
+};
+// The cut of the k largest of keys[0, n), 0 < k <= n. `spare` holds n, `bins` 1024.
+HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, size_t n, size_t k, uint32_t* HWY_RESTRICT spare,
+                        uint32_t* HWY_RESTRICT bins) {
+  for (;;) {
+    uint32_t lo = keys[0], hi = keys[0];
+    for (size_t i = 1; i < n; ++i) {
+      lo = HWY_MIN(lo, keys[i]);
+      hi = HWY_MAX(hi, keys[i]);
+    }
+    if (lo == hi) return {lo, static_cast<uint32_t>(k)};
+    uint32_t shift = 0;
+    while (((hi - lo) >> shift) >= 1024) ++shift;
+    std::memset(bins, 0, 1024 * sizeof(uint32_t));
+    for (size_t i = 0; i < n; ++i) ++bins[(keys[i] - lo) >> shift];
+    size_t b = (hi - lo) >> shift;
+    while (bins[b] < k) k -= bins[b--];
+    if (shift == 0) return {lo + static_cast<uint32_t>(b), static_cast<uint32_t>(k)};
+    size_t kept = 0;
+    for (size_t i = 0; i < n; ++i) {
+      spare[kept] = keys[i];  // branchless: the slot is only kept when the key is in the bin
+      kept += ((keys[i] - lo) >> shift) == b;
+    }
+    keys = spare;  // further rounds compact in place, which reads ahead of its writes
+    n = kept;
+  }
+}
+// Indices of x >= tau (kAll: of x > -inf), and the number of NaN.
+template <bool kAll>
+HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, uint32_t* HWY_RESTRICT ids, uint32_t* nans) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> du;
+  const size_t N = hn::Lanes(d);
+  const VF t = hn::Set(d, tau);
+  const auto passes = [&](VF v) HWY_ATTR { return kAll ? hn::Gt(v, t) : hn::Ge(v, t); };
+  size_t count = 0, nan = 0, i = 0;
+  auto id = hn::Iota(du, 0);
+  const auto step = hn::Set(du, static_cast<uint32_t>(N));
+  for (; i + 4 * N <= n; i += 4 * N) {
+    const VF v0 = hn::LoadU(d, x + i), v1 = hn::LoadU(d, x + i + N);
+    const VF v2 = hn::LoadU(d, x + i + 2 * N), v3 = hn::LoadU(d, x + i + 3 * N);
+    // A sum is NaN when a term is; the rare false alarm (inf - inf) only costs the exact count.
+    const VF sum = hn::Add(hn::Add(v0, v1), hn::Add(v2, v3));
+    if (HWY_UNLIKELY(!hn::AllFalse(d, hn::IsNaN(sum)))) {
+      for (size_t j = 0; j < 4 * N; ++j) nan += x[i + j] != x[i + j];
+    }
+    const auto one = [&](VF v) HWY_ATTR {
+      const auto in = passes(v);
+      hn::StoreU(hn::Compress(id, hn::RebindMask(du, in)), du, ids + count);
+      count += hn::CountTrue(d, in);
+      id = hn::Add(id, step);
+    };
+    one(v0);
+    one(v1);
+    one(v2);
+    one(v3);
+  }
+  for (; i < n; ++i) {
+    nan += x[i] != x[i];
+    ids[count] = static_cast<uint32_t>(i);
+    count += kAll ? x[i] > tau : x[i] >= tau;
+  }
+  *nans = static_cast<uint32_t>(nan);
+  return count;
+}
+HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float* HWY_RESTRICT x, size_t n, size_t k,
+                                                             uint32_t* HWY_RESTRICT index, void* scratch) {
+  uint32_t* bins = static_cast<uint32_t*>(scratch);
+  uint32_t* keys = bins + 1024;
+  uint32_t* ids = keys + n + 64;
+  if (n == 0 || k == 0) {
+    uint32_t nans = 0;
+    for (size_t i = 0; i < n; ++i) nans += x[i] != x[i];
+    return {0, nans};
+  }
+  // A strided sample guesses a threshold that a little more than k scores pass; counting tells whether it was right.
+  float tau = -HUGE_VALF;
+  constexpr size_t kSample = 512;
+  if (n >= 4096 && k * 4 <= n) {
+    const size_t stride = n / kSample;
+    for (size_t i = 0; i < kSample; ++i) keys[i] = KeyOf(x[i * stride]);
+    const size_t expect = k * kSample / n;
+    size_t margin = 4;
+    while (margin * margin < 9 * expect) ++margin;  // three standard deviations
+    const uint32_t key = RadixCut(keys, kSample, HWY_MIN(expect + margin + 1, kSample), keys + kSample, bins).key;
+    if (key != 0) tau = sluice::BitsToF32((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
+  }
+  uint32_t nans = 0;
+  size_t count = 0;
+  for (;;) {
+    count = tau == -HUGE_VALF ? Survivors<true>(x, n, tau, ids, &nans) : Survivors<false>(x, n, tau, ids, &nans);
+    if (count >= k || tau == -HUGE_VALF) break;
+    tau = -HUGE_VALF;  // the guess was too high: take everything
+  }
+  if (count <= k) {
+    std::memcpy(index, ids, count * sizeof(uint32_t));
+    return {static_cast<uint32_t>(count), nans};
+  }
+  for (size_t i = 0; i < count; ++i) keys[i] = KeyOf(x[ids[i]]);
+  Cut cut;
+  if (2 * count + 64 <= n) {
+    cut = RadixCut(keys, count, k, keys + count, bins);
+  } else {  // no room for a copy beside the keys: the index list is rebuilt afterwards from the cut
+    uint32_t* spare = ids;
+    cut = RadixCut(keys, count, k, spare, bins);
+    size_t out = 0;
+    for (size_t i = 0; i < n && out < k; ++i) {
+      const uint32_t key = KeyOf(x[i]);
+      if (key > cut.key || (key == cut.key && cut.ties > 0)) {
+        cut.ties -= key == cut.key;
+        index[out++] = static_cast<uint32_t>(i);
+      }
+    }
+    return {static_cast<uint32_t>(k), nans};
+  }
+  size_t out = 0;
+  for (size_t i = 0; i < count && out < k; ++i) {
+    index[out] = ids[i];
+    const bool tie = keys[i] == cut.key;
+    const bool take = (keys[i] > cut.key) | (tie & (cut.ties > 0));
+    cut.ties -= tie & take;
+    out += take;
+  }
+  return {static_cast<uint32_t>(k), nans};
+}
+}  // namespace HWY_NAMESPACE
+}  // namespace sluice_kernels
+HWY_AFTER_NAMESPACE();
+#endif

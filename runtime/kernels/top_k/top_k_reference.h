@@ -1,0 +1,22 @@
+#ifndef SLUICE_RUNTIME_KERNELS_TOP_K_TOP_K_REFERENCE_H_
+#define SLUICE_RUNTIME_KERNELS_TOP_K_TOP_K_REFERENCE_H_
+// The specification: plain loops in double precision.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace sluice::kernels {
+inline std::vector<uint32_t> TopKReference(const float* x, size_t n, size_t k) {
+  std::vector<uint32_t> ids;
+  for (size_t i = 0; i < n; ++i) {
+    if (x[i] > -INFINITY) ids.push_back(static_cast<uint32_t>(i));
+  }
+  std::stable_sort(ids.begin(), ids.end(), [&](uint32_t a, uint32_t b) { return x[a] > x[b]; });
+  ids.resize(std::min(k, ids.size()));
+  std::sort(ids.begin(), ids.end());
+  return ids;
+}
+}  // namespace sluice::kernels
+#endif  // SLUICE_RUNTIME_KERNELS_TOP_K_TOP_K_REFERENCE_H_

@@ -1,0 +1,60 @@
+#include "sluice/runtime/kernels/top_k/top_k.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "sluice/runtime/kernels/for_each_target.h"
+#include "sluice/runtime/kernels/top_k/top_k_reference.h"
+
+namespace sluice::kernels {
+namespace {
+std::vector<float> Normal(size_t n, unsigned seed) {
+  std::mt19937 g(seed);
+  std::normal_distribution<float> d;
+  std::vector<float> x(n);
+  for (float& e : x) e = d(g);
+  return x;
+}
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TEST(TopK, SameSetAsASort) {
+  ForEachTarget([&](const char* target) {
+    for (size_t n : {0, 1, 5, 64, 1000, 4096, 5000, 70000}) {
+      for (int kind = 0; kind < 6; ++kind) {
+        std::vector<float> x = Normal(n, static_cast<unsigned>(kind));
+        for (size_t i = 0; i < n; ++i) {
+          if (kind == 1) x[i] = std::round(x[i]);               // many ties, both zeros
+          if (kind == 2) x[i] = 1.0f;                           // all equal
+          if (kind == 3) x[i] = static_cast<float>(i);          // sorted
+          if (kind == 4 && i % 3 == 0) x[i] = i % 2 ? kNan : -kInf;
+          if (kind == 5) x[i] = i % 128 == 0 ? 1e30f : x[i] * 1e-30f;  // the strided sample sees only outliers
+        }
+        uint32_t nans = 0;
+        for (float e : x) nans += e != e;
+        for (size_t k : {size_t{0}, size_t{1}, size_t{3}, n / 32, n / 2, n, n + 5}) {
+          std::vector<uint32_t> out(k + 1);
+          std::vector<char> scratch(TopKScratchBytes(n));
+          const TopKCount c = TopK(x.data(), n, k, out.data(), scratch.data());
+          out.resize(c.count);
+          EXPECT_EQ(out, TopKReference(x.data(), n, k)) << target << " n=" << n << " k=" << k << " kind=" << kind;
+          EXPECT_EQ(c.nans, nans) << target;
+        }
+      }
+    }
+  });
+}
+TEST(TopK, OneMillion) {
+  const size_t n = 1 << 20, k = 2048;
+  const std::vector<float> x = Normal(n, 11);
+  std::vector<uint32_t> out(k);
+  std::vector<char> scratch(TopKScratchBytes(n));
+  EXPECT_EQ(TopK(x.data(), n, k, out.data(), scratch.data()).count, k);
+  EXPECT_EQ(out, TopKReference(x.data(), n, k));
+}
+}  // namespace
+}  // namespace sluice::kernels
