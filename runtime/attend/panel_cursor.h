@@ -1,0 +1,244 @@
+#ifndef SLUICE_RUNTIME_ATTEND_PANEL_CURSOR_H_
+#define SLUICE_RUNTIME_ATTEND_PANEL_CURSOR_H_
+// Turns one list row of a plan into panels of at most 64 keys. Neighbouring entries are merged into runs, runs are cut
+// at absolute multiples of 64, and pieces too short to fill a panel are gathered together.
+#include <algorithm>
+#include <cstdint>
+
+#include "sluice/api/attention_plan.h"
+#include "sluice/runtime/kernels/attention_panel/attention_panel.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace attend_internal {
+struct Panel {
+  int64_t start = 0, n = 0;
+  const uint32_t* ids = nullptr;  // original keys; null: [start, start + n)
+  int table = 0;                  // > 0: rows of that summary table
+  MaskClass mask = MaskClass::kCausal;  // kCausal, kLowerBound or kNone
+  bool has_bias = false;
+  float bias[kernels::kPanelKeys];      // log2 units
+  uint64_t rows[kernels::kPanelKeys];   // row masks, when the branch has them
+  uint32_t rank[kernels::kPanelKeys];   // RankedPrefix
+  uint32_t gather[kernels::kPanelKeys];
+};
+
+class PanelCursor {
+ public:
+  PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch, absl::Span<const SummaryTable> tables, int64_t row, int64_t kv,
+              int64_t first_query, int64_t last_query)
+      : plan_(plan), b_(branch), tables_(tables), kv_(kv), first_(first_query), last_(last_query) {
+    at_ = b_.rows.begin[static_cast<size_t>(row)];
+    end_ = at_ + b_.rows.count[static_cast<size_t>(row)];
+    tile_ = row % plan.num_tiles();
+  }
+
+  // The next panel, or false. A panel stays valid until the next call.
+  bool Next(Panel& p) {
+    if (held_) {  // a whole panel that had to wait for the gathered one before it
+      held_ = false;
+      Whole(p, hold_lo_, hold_hi_);
+      return true;
+    }
+    int64_t n = 0;
+    for (;;) {
+      if (run_.lo >= run_.hi && !Fetch()) break;
+      const bool same = n == 0 || (run_.mask == pending_mask_ && run_.table == pending_table_);
+      const int64_t lo = run_.lo, hi = std::min(run_.hi, (lo | 63) + 1);
+      if (hi - lo >= kWhole) {
+        if (n > 0 && (b_.order == EntryOrder::kPriority || pending_table_ != run_.table)) return Flush(p, n);
+        if (n > 0) {  // finish the gathered panel first, or its storage would be overwritten
+          held_ = true;
+          hold_lo_ = lo, hold_hi_ = hi;
+          held_run_ = run_;
+          run_.lo = hi;
+          return Flush(p, n);
+        }
+        held_run_ = run_;
+        run_.lo = hi;
+        Whole(p, lo, hi);
+        return true;
+      }
+      if (!same) return Flush(p, n);
+      if (n == 0) {
+        p.has_bias = HasBias();
+        pending_mask_ = run_.mask;
+        pending_table_ = run_.table;
+      }
+      while (run_.lo < hi && n < kPanel) {
+        Fill(p, n, run_, run_.lo);
+        p.gather[n++] = Original(run_, run_.lo++);
+      }
+      if (n == kPanel) return Flush(p, n);
+    }
+    return n > 0 && Flush(p, n);
+  }
+
+  // Every row of the tile sees every key of the panel.
+  bool AllVisible(const Panel& p) const {
+    if (!b_.row_mask.empty()) return false;
+    if (p.table > 0 || p.mask == MaskClass::kNone) return true;
+    int64_t lo = p.start, hi = p.start + p.n - 1;
+    if (p.ids != nullptr) {
+      lo = hi = p.ids[0];
+      for (int64_t j = 1; j < p.n; ++j) {
+        lo = std::min<int64_t>(lo, p.ids[j]);
+        hi = std::max<int64_t>(hi, p.ids[j]);
+      }
+    }
+    return hi <= first_ && (p.mask != MaskClass::kLowerBound || lo > last_ - plan_.window);
+  }
+  // Keys that query i of the tile may see, as bits.
+  uint64_t Visible(const Panel& p, int64_t i) const {
+    const uint64_t all = p.n == kPanel ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
+    uint64_t m = all;
+    if (p.table == 0 && p.mask != MaskClass::kNone) {
+      const int64_t query = first_ + i, floor = p.mask == MaskClass::kLowerBound ? query - plan_.window : -1;
+      if (p.ids == nullptr) {
+        m &= Below(query - p.start + 1) & ~Below(floor - p.start + 1);
+      } else {
+        for (int64_t j = 0; j < p.n; ++j) {
+          const int64_t key = p.ids[j];
+          if (key > query || key <= floor) m &= ~(uint64_t{1} << j);
+        }
+      }
+    }
+    if (!b_.row_mask.empty()) {
+      for (int64_t j = 0; j < p.n; ++j) {
+        if (((p.rows[j] >> i) & 1) == 0) m &= ~(uint64_t{1} << j);
+      }
+    }
+    return m;
+  }
+  uint64_t HeadSees(const Panel& p, int64_t head) const {
+    if (b_.encoding != Encoding::kRankedPrefix) return ~uint64_t{0};
+    const uint32_t prefix = b_.prefix[static_cast<size_t>(head * plan_.num_tiles() + tile_)];
+    uint64_t m = 0;
+    for (int64_t j = 0; j < p.n; ++j) m |= static_cast<uint64_t>(p.rank[j] < prefix) << j;
+    return m;
+  }
+
+ private:
+  static constexpr int64_t kPanel = static_cast<int64_t>(kernels::kPanelKeys);
+  static constexpr int64_t kWhole = 48;  // shorter pieces are gathered
+  struct Run {
+    int64_t lo = 0, hi = 0;
+    MaskClass mask = MaskClass::kCausal;
+    int table = 0;
+    float bias = 0;
+    uint64_t rows = ~uint64_t{0};
+    uint32_t rank = 0;
+    bool Extends(const Run& next) const {
+      return hi == next.lo && mask == next.mask && table == next.table && bias == next.bias && rows == next.rows && rank == next.rank;
+    }
+  };
+  static uint64_t Below(int64_t n) { return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
+
+  bool HasBias() const { return !b_.entry_bias.empty() || !plan_.key_bias.empty() || run_.table > 0; }
+  uint32_t Original(const Run& r, int64_t key) const {
+    return r.table > 0 || plan_.kperm.empty() ? static_cast<uint32_t>(key) : plan_.kperm[static_cast<size_t>(key)];
+  }
+  void Fill(Panel& p, int64_t j, const Run& r, int64_t key) const {
+    if (!b_.row_mask.empty()) p.rows[j] = r.rows;
+    if (b_.encoding == Encoding::kRankedPrefix) p.rank[j] = r.rank;
+    if (!HasBias() && r.table == 0) return;
+    float bias = r.bias;
+    if (r.table > 0) {
+      bias += tables_[static_cast<size_t>(r.table - 1)].log_count[static_cast<size_t>(key)];
+    } else if (!plan_.key_bias.empty()) {
+      bias += plan_.key_bias[static_cast<size_t>(kv_ * plan_.kv_len + Original(r, key))];
+    }
+    p.bias[j] = bias * kernels::kLog2E;
+  }
+  void Whole(Panel& p, int64_t lo, int64_t hi) {
+    const Run& r = held_run_;
+    p.start = lo;
+    p.n = hi - lo;
+    p.table = r.table;
+    p.mask = r.mask;
+    p.ids = r.table > 0 || plan_.kperm.empty() ? nullptr : plan_.kperm.data() + lo;
+    p.has_bias = !b_.entry_bias.empty() || !plan_.key_bias.empty() || r.table > 0;
+    if (p.has_bias || !b_.row_mask.empty() || b_.encoding == Encoding::kRankedPrefix) {
+      for (int64_t j = 0; j < p.n; ++j) Fill(p, j, r, lo + j);
+    }
+    Pad(p);
+  }
+  bool Flush(Panel& p, int64_t n) {
+    p.start = 0;
+    p.n = n;
+    p.ids = p.gather;
+    p.table = pending_table_;
+    p.mask = pending_mask_;
+    Pad(p);
+    return true;
+  }
+  static void Pad(Panel& p) {
+    if (p.has_bias) std::fill(p.bias + p.n, p.bias + kPanel, 0.0f);
+  }
+
+  bool Read(int64_t at, Run& r) const {
+    r = Run{};
+    const size_t i = static_cast<size_t>(at);
+    if (!b_.row_mask.empty()) r.rows = b_.row_mask[i];
+    if (!b_.entry_bias.empty()) r.bias = b_.entry_bias[i];
+    MaskClass mask = b_.token_mask;
+    if (b_.encoding == Encoding::kTokens) {
+      r.lo = b_.tokens[i];
+      r.hi = r.lo + 1;
+    } else if (b_.encoding == Encoding::kRankedPrefix) {
+      r.lo = static_cast<int64_t>(b_.tokens[i]) * b_.unit;
+      r.hi = std::min(r.lo + b_.unit, plan_.kv_len);
+      r.rank = static_cast<uint32_t>(at - first_entry_);
+    } else {
+      const PlanEntry& e = b_.entries[i];
+      EntryKeys(b_, e, plan_.kv_len, &r.lo, &r.hi);
+      mask = e.mask;
+      if (e.state == EntryState::kApprox) {
+        r.table = e.level;
+        r.mask = MaskClass::kNone;
+        return true;
+      }
+    }
+    r.mask = mask == MaskClass::kNone ? MaskClass::kNone : mask == MaskClass::kLowerBound ? MaskClass::kLowerBound : MaskClass::kCausal;
+    if (plan_.kperm.empty() && r.mask != MaskClass::kNone) {
+      r.hi = std::min(r.hi, last_ + 1);
+      if (r.mask == MaskClass::kLowerBound) {
+        r.lo = std::max(r.lo, first_ - plan_.window + 1);
+        if (r.lo > last_ - plan_.window) r.mask = MaskClass::kCausal;  // the bound binds no row
+      }
+      if (r.lo >= r.hi) r.lo = r.hi = -1;  // clipped away; touches no neighbour
+    }
+    return true;
+  }
+  // Loads the next run, extended by the entries that continue it. False at the end of the list.
+  bool Fetch() {
+    if (first_entry_ < 0) first_entry_ = at_;
+    if (!have_next_) {
+      if (at_ >= end_) return false;
+      Read(at_++, next_);
+    }
+    run_ = next_;
+    have_next_ = false;
+    while (at_ < end_) {
+      Read(at_++, next_);
+      if (!run_.Extends(next_)) {
+        have_next_ = true;
+        break;
+      }
+      run_.hi = next_.hi;
+    }
+    return true;
+  }
+
+  const AttentionPlan& plan_;
+  const AttentionBranch& b_;
+  absl::Span<const SummaryTable> tables_;
+  int64_t kv_, first_, last_, tile_ = 0, at_ = 0, end_ = 0, first_entry_ = -1;
+  Run run_, next_, held_run_;
+  bool have_next_ = false, held_ = false;
+  int64_t hold_lo_ = 0, hold_hi_ = 0;
+  MaskClass pending_mask_ = MaskClass::kCausal;
+  int pending_table_ = 0;
+};
+}  // namespace attend_internal
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_ATTEND_PANEL_CURSOR_H_

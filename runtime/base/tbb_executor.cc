@@ -1,0 +1,42 @@
+#include "sluice/runtime/base/tbb_executor.h"
+
+#include <tbb/blocked_range.h>
+#include <tbb/global_control.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <atomic>
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+class TbbExecutor final : public Executor {
+ public:
+  explicit TbbExecutor(int threads)
+      : threads_(threads), allow_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(std::max(threads, 1))), arena_(threads) {}
+  int num_workers() const override { return threads_; }
+  void ParallelFor(int64_t n, int64_t grain, Body body) override {
+    if (n <= 0) return;
+    grain = std::max<int64_t>(grain, 1);
+    const int64_t chunks = (n + grain - 1) / grain;
+    if (threads_ == 1 || chunks == 1) return body(0, n, 0);
+    // Workers take chunks in rising order, so callers that sort by falling cost get a balanced tail.
+    std::atomic<int64_t> next{0};
+    arena_.execute([&] {
+      tbb::parallel_for(0, static_cast<int>(std::min<int64_t>(threads_, chunks)), [&](int worker) {
+        for (int64_t c = next.fetch_add(1); c < chunks; c = next.fetch_add(1)) body(c * grain, std::min(n, (c + 1) * grain), worker);
+      }, tbb::static_partitioner());
+    });
+  }
+
+ private:
+  int threads_;
+  tbb::global_control allow_;
+  tbb::task_arena arena_;
+};
+}  // namespace
+
+std::unique_ptr<Executor> MakeTbbExecutor(int threads) {
+  return std::make_unique<TbbExecutor>(threads > 0 ? threads : tbb::this_task_arena::max_concurrency());
+}
+SLUICE_END_NAMESPACE
