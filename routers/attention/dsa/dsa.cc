@@ -1,0 +1,5 @@
+#include "sluice/routers/attention/dsa/dsa.h"
+
+SLUICE_BEGIN_NAMESPACE
+template class AttentionRouterOf<Dsa>;
+SLUICE_END_NAMESPACE

@@ -1,0 +1,5 @@
+#include "sluice/routers/attention/hisa/hisa.h"
+
+SLUICE_BEGIN_NAMESPACE
+template class AttentionRouterOf<Hisa>;
+SLUICE_END_NAMESPACE

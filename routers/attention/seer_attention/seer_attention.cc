@@ -1,0 +1,5 @@
+#include "sluice/routers/attention/seer_attention/seer_attention.h"
+
+SLUICE_BEGIN_NAMESPACE
+template class AttentionRouterOf<SeerAttention>;
+SLUICE_END_NAMESPACE

@@ -1,0 +1,5 @@
+#include "sluice/routers/attention/sink_window/sink_window.h"
+
+SLUICE_BEGIN_NAMESPACE
+template class AttentionRouterOf<SinkWindow>;
+SLUICE_END_NAMESPACE
