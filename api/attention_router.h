@@ -78,6 +78,7 @@ class AttentionRouter {
   virtual ~AttentionRouter() = default;
   virtual absl::string_view name() const = 0;
   virtual bool token_causal() const = 0;
+  virtual bool needs_pre_rope() const = 0;  // wants AttentionInputs::q_pre and k_pre
   virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape&) const = 0;
   virtual absl::Status Run(const Plan&, const AttentionInputs&, std::byte* state, const RunContext&,
                            AttentionPlanBuffer& out) const = 0;
@@ -109,6 +110,10 @@ class AttentionRouterOf final : public AttentionRouter {
   explicit AttentionRouterOf(R r) : r_(std::move(r)) {}
   absl::string_view name() const override { return R::kName; }
   bool token_causal() const override { return R::kTokenCausal; }
+  bool needs_pre_rope() const override {
+    if constexpr (requires { R::kNeedsPreRope; }) return R::kNeedsPreRope;
+    return false;
+  }
   absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape& s) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionShape(s));
     SLUICE_ASSIGN_OR_RETURN(auto plan, r_.MakePlan(s));

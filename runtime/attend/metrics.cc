@@ -38,7 +38,7 @@ PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>&
   for (int64_t h = 0; h < plan.heads; ++h) {
     const int64_t kv = h / g;
     double v_max = 0;
-    for (int64_t s = 0; s < plan.kv_len; ++s) {
+    for (int64_t s = 0; s < plan.kv_len && !o.empty(); ++s) {
       double n = 0;
       for (int64_t x = 0; x < dv; ++x) n += static_cast<double>(v.Get(s, kv, x)) * v.Get(s, kv, x);
       v_max = std::max(v_max, std::sqrt(n));

@@ -1,0 +1,86 @@
+#ifndef SLUICE_EXAMPLES_ENGINE_ENGINE_H_
+#define SLUICE_EXAMPLES_ENGINE_ENGINE_H_
+// A small Llama host written on top of Sluice the way a user would: the engine owns weights, KV cache and threads; a
+// router plans attention per layer and chunk, Sluice's executor runs the plan.
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sluice/api/registry.h"
+#include "sluice/examples/engine/model.h"
+#include "sluice/runtime/attend/attend.h"
+#include "sluice/runtime/attend/metrics.h"
+
+namespace engine {
+struct EngineOptions {
+  std::string router = "dense";
+  sluice::DType cache = sluice::DType::kF32;
+  int64_t chunk = 512;         // prompt tokens per pass
+  int64_t max_tokens = 0;      // 0: the model's context
+  int64_t dense_layers = 0;    // first layers that stay dense
+  int threads = 0;             // 0: one per CPU
+  int64_t quality_stride = 0;  // > 0: measure density and mass recall of every so many queries (slow)
+};
+struct Timing {
+  double total_s = 0, plan_s = 0, attend_s = 0;  // without the time that quality measuring takes
+};
+
+class Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Model& model, const EngineOptions& options);
+  ~Engine();
+  // Forgets the sequence.
+  void Reset();
+  int64_t length() const { return length_; }
+  // Appends tokens. `visit` (optional) gets the logits [vocab] that follow every token at position >= `from`.
+  absl::Status Feed(const std::vector<int32_t>& tokens, int64_t from, const std::function<void(int64_t position, const float* logits)>& visit = {},
+                    const std::function<void(int64_t done)>& progress = {});
+  const Timing& timing() const { return timing_; }
+  const sluice::AttentionCounters& counters() const { return counters_; }
+  const sluice::PlanQuality& quality() const { return quality_; }
+  const Model& model() const { return model_; }
+
+ private:
+  struct Impl;
+  Engine(const Model& model, const EngineOptions& options);
+  absl::Status Pass(const int32_t* tokens, int64_t n, int64_t from, const std::function<void(int64_t, const float*)>& visit);
+
+  const Model& model_;
+  EngineOptions options_;
+  std::unique_ptr<Impl> impl_;
+  int64_t length_ = 0;
+  Timing timing_;
+  sluice::AttentionCounters counters_;
+  sluice::PlanQuality quality_;
+};
+
+// exp of the mean negative log-likelihood of tokens 1.. given those before. Fills `nll` when not null.
+absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& tokens, std::vector<float>* nll = nullptr, const std::function<void(int64_t)>& progress = {});
+// Share of the marked tokens that the model ranks first given everything before them. `nll_mask` limits perplexity.
+struct Score {
+  double perplexity = 0, accuracy = 0;
+  int64_t asked = 0;
+};
+absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& tokens, const std::vector<uint8_t>& answer, const std::vector<uint8_t>& text,
+                                  const std::function<void(int64_t)>& progress = {});
+struct Sampling {
+  double temperature = 0;  // 0: greedy, ties to the lowest id
+  int64_t top_k = 40;
+  uint64_t seed = 1;
+};
+// Appends the prompt and generates up to `count` tokens; stops at end of text. on_token may stop it by returning false.
+absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<int32_t>& prompt, int64_t count, const Sampling& sampling = {},
+                                              const std::function<bool(int32_t)>& on_token = {});
+
+// Documentation text with planted facts, as the bundled model was trained on: statements at spread depths, questions
+// with their answers at the end.
+struct FactPrompt {
+  std::vector<int32_t> tokens;
+  std::vector<uint8_t> answer, text;  // marks: answer tokens; plain text
+  std::vector<std::pair<std::string, std::string>> facts;  // name, code; in the order asked
+};
+FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed);
+std::string FactQuestion(const std::string& name);
+}  // namespace engine
+#endif  // SLUICE_EXAMPLES_ENGINE_ENGINE_H_
