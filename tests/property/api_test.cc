@@ -1,0 +1,117 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "sluice/api/assignment.h"
+#include "sluice/api/attention_plan.h"
+#include "sluice/api/config.h"
+#include "sluice/api/dtype.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+using testing::HasSubstr;
+struct Config {
+  int64_t k = 4;
+  double p = 0.5;
+  bool on = false;
+  template <class V>
+  void VisitFields(V&& v) {
+    v("k", k, Range<int64_t>{1, 10}, "how many");
+    v("p", p, Range<double>{0, 1}, "how much");
+    v("on", on, Range<bool>{false, true}, "whether");
+  }
+};
+std::string Error(const std::string& spec) {
+  Config c;
+  auto parsed = ParseSpec(spec);
+  if (!parsed.ok()) return std::string(parsed.status().message());
+  return std::string(ReadConfig(parsed->options, c).message());
+}
+TEST(Config, ReadsPrintsAndDescribes) {
+  Config c;
+  auto spec = ParseSpec("x: k=7 ,p=0.1,on=true");
+  ASSERT_TRUE(spec.ok());
+  ASSERT_TRUE(ReadConfig(spec->options, c).ok());
+  EXPECT_EQ(c.k, 7);
+  EXPECT_EQ(c.p, 0.1);
+  EXPECT_TRUE(c.on);
+  EXPECT_EQ(PrintConfig(c), "k=7,p=0.1,on=true");
+  EXPECT_THAT(DescribeConfig<Config>(), HasSubstr("k=4  [1, 10]  how many"));
+}
+TEST(Config, ErrorsNameWhatWasGivenAndAllowed) {
+  EXPECT_THAT(Error("x:q=1"), HasSubstr("unknown key 'q'; known: k, p, on"));
+  EXPECT_THAT(Error("x:k=11"), HasSubstr("k=11 is outside [1, 10]"));
+  EXPECT_THAT(Error("x:k=1.5"), HasSubstr("cannot read '1.5' as an integer"));
+  EXPECT_THAT(Error("x:p=nan"), HasSubstr("cannot read 'nan'"));
+  EXPECT_THAT(Error("x:k"), HasSubstr("is not key=value"));
+  EXPECT_THAT(Error(":k=1"), HasSubstr("names no method"));
+}
+TEST(Assignment, ValidatorFindsEveryFault) {
+  std::vector<int32_t> row = {0, 2, 2}, unit = {0, 2}, dropped = {};
+  std::vector<float> weight = {1, 0.5f};
+  const auto check = [&] {
+    Assignment a;
+    a.items = 2, a.units = 3;
+    a.row_ptr = absl::MakeSpan(row), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight), a.dropped = absl::MakeSpan(dropped);
+    return std::string(ValidateAssignment(a).message());
+  };
+  EXPECT_EQ(check(), "");
+  unit = {2, 2};
+  EXPECT_THAT(check(), HasSubstr("ascending"));
+  unit = {0, 3};
+  EXPECT_THAT(check(), HasSubstr("names unit 3, allowed [0, 3)"));
+  unit = {0, 2};
+  weight[1] = NAN;
+  EXPECT_THAT(check(), HasSubstr("not finite"));
+  weight[1] = 1;
+  row = {0, 3, 2};
+  EXPECT_THAT(check(), HasSubstr("range"));
+}
+TEST(AttentionPlan, ValidatorFindsDuplicatesOrderRangeAndCausality) {
+  std::vector<uint32_t> begin = {0}, count = {2}, tokens = {3, 5};
+  std::vector<PlanEntry> entries = {{0, 2, EntryState::kExact, MaskClass::kFull, 0, 0}, {2, 1, EntryState::kExact, MaskClass::kCausal, 0, 0}};
+  AttentionBranch b;
+  const auto check = [&](Encoding e) {
+    b.encoding = e;
+    b.unit = e == Encoding::kBlocks ? 4 : 1;
+    b.rows = {begin, count};
+    b.entries = entries;
+    b.tokens = tokens;
+    AttentionPlan p;
+    p.q_begin = 8, p.q_count = 4, p.kv_len = 12, p.heads = p.kv_heads = 1, p.tile = 4;
+    p.branches = absl::MakeConstSpan(&b, 1);
+    return std::string(ValidateAttentionPlan(p).message());
+  };
+  EXPECT_EQ(check(Encoding::kBlocks), "");
+  EXPECT_EQ(check(Encoding::kTokens), "");
+  tokens = {5, 3};
+  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("not sorted"));
+  tokens = {5, 5};
+  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("twice"));
+  tokens = {5, 12};
+  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("names key 12 of 12"));
+  entries[1].start = 1;
+  EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("covers key 4 twice"));
+  entries[1] = {2, 1, EntryState::kExact, MaskClass::kFull, 0, 0};
+  EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("shows key 11 to query 8"));
+  entries[1] = {3, 1, EntryState::kExact, MaskClass::kCausal, 0, 0};
+  EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("starts at key 12 of 12"));
+  b.init_from = 0;
+  EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("init_from"));
+}
+TEST(DType, HalfConversionsRoundTrip) {
+  for (uint32_t h = 0; h < 0x10000; ++h) {
+    const float f = F16ToF32(static_cast<uint16_t>(h)), b = BF16ToF32(static_cast<uint16_t>(h));
+    if (std::isnan(f)) {
+      EXPECT_TRUE(std::isnan(F16ToF32(F32ToF16(f))));
+    } else {
+      EXPECT_EQ(F32ToF16(f), h);
+    }
+    if (!std::isnan(b)) {
+      EXPECT_EQ(F32ToBF16(b), h);
+    }
+  }
+}
+}  // namespace
+SLUICE_END_NAMESPACE
