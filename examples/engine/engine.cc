@@ -296,9 +296,9 @@ absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<
   return out;
 }
 
-std::string FactQuestion(const std::string& name) { return absl::StrCat("\nQuestion: what is the code of the ", name, "? Answer:"); }
+std::string FactQuestion(const std::string& name, const std::string& separator) { return absl::StrCat(separator, "Question: what is the code of the ", name, "? Answer:"); }
 
-FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed) {
+FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed, const std::string& separator) {
   static constexpr const char* kAdjectives[] = {"amber", "bright", "copper", "distant", "emerald", "golden", "hidden", "ivory", "lunar", "misty", "noble", "quiet", "royal", "silver", "velvet", "winter"};
   static constexpr const char* kNouns[] = {"anchor", "bridge", "castle", "compass", "dragon", "engine", "falcon", "garden", "harbor", "island", "kettle", "lantern", "mirror", "orchard", "piano", "violin"};
   FactPrompt f;
@@ -309,8 +309,8 @@ FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& te
     const std::string name = absl::StrCat(kAdjectives[(r + static_cast<uint64_t>(i)) % 16], " ", kNouns[static_cast<uint64_t>(i) % 16]);
     const std::string code = absl::StrCat(10000 + (r >> 8) % 90000);
     f.facts.emplace_back(name, code);
-    said.push_back(tokenizer.Encode(absl::StrCat("\nThe code of the ", name, " is ", code, ".\n")));
-    asked.push_back(tokenizer.Encode(FactQuestion(name)));
+    said.push_back(tokenizer.Encode(absl::StrCat(separator, "The code of the ", name, " is ", code, ".", separator)));
+    asked.push_back(tokenizer.Encode(FactQuestion(name, separator)));
     answered.push_back(tokenizer.Encode(" " + code));
     extra += static_cast<int64_t>(said.back().size() + asked.back().size() + answered.back().size());
   }

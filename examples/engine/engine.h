@@ -74,13 +74,13 @@ absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<
                                               const std::function<bool(int32_t)>& on_token = {});
 
 // Documentation text with planted facts, as the bundled model was trained on: statements at spread depths, questions
-// with their answers at the end.
+// with their answers at the end. `separator` stands around statements and before questions (models learn one).
 struct FactPrompt {
   std::vector<int32_t> tokens;
   std::vector<uint8_t> answer, text;  // marks: answer tokens; plain text
   std::vector<std::pair<std::string, std::string>> facts;  // name, code; in the order asked
 };
-FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed);
-std::string FactQuestion(const std::string& name);
+FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed, const std::string& separator = "\n");
+std::string FactQuestion(const std::string& name, const std::string& separator = "\n");
 }  // namespace engine
 #endif  // SLUICE_EXAMPLES_ENGINE_ENGINE_H_

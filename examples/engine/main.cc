@@ -67,6 +67,7 @@ absl::StatusOr<sluice::DType> ReadDType(const std::string& s) {
 
 struct DemoOptions {
   int64_t length = 16000, facts = 16;
+  std::string separator = "\n";
   std::string text, report = "report.html";
   std::vector<std::string> routers;
 };
@@ -82,7 +83,7 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
     text = s.str();
   }
   std::vector<int32_t> ids = model.tokenizer.Encode(text.substr(0, static_cast<size_t>(demo.length) * 6));
-  const engine::FactPrompt prompt = engine::PlantFacts(model.tokenizer, ids, demo.length, demo.facts, 7);
+  const engine::FactPrompt prompt = engine::PlantFacts(model.tokenizer, ids, demo.length, demo.facts, 7, demo.separator);
   const int64_t n = static_cast<int64_t>(prompt.tokens.size());
   if (demo.routers.empty()) {
     demo.routers = {"dense",
@@ -113,7 +114,7 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
     r.density = (*e)->counters().density(), r.mass_recall = (*e)->quality().mass_recall.mean();
     r.perplexity = score->perplexity, r.accuracy = score->accuracy;
     // Decode: ask for the first planted fact again, in words, and time the steps after the question.
-    const std::string question = engine::FactQuestion(prompt.facts[0].first);
+    const std::string question = engine::FactQuestion(prompt.facts[0].first, demo.separator);
     std::vector<int32_t> answer;
     std::chrono::steady_clock::time_point first;
     auto made = engine::Generate(**e, model.tokenizer.Encode(question), 12, {}, [&](int32_t id) {
@@ -166,6 +167,8 @@ int main(int argc, char** argv) {
   fact->add_option("--tokens", tokens_path, "little-endian 16-bit token ids")->required();
   fact->add_option("--length", length, "tokens per prompt")->capture_default_str();
   fact->add_option("--facts", facts, "facts per prompt")->capture_default_str()->check(CLI::Range(1, 16));
+  bool spaces = false;
+  fact->add_flag("--spaces", spaces, "plant facts between spaces instead of line breaks, as some models learned them");
   fact->add_option("--prompts", repeats, "prompts")->capture_default_str();
   CLI::App* gen = app.add_subcommand("generate", "Continue a prompt.\nExample: engine generate --prompt 'The kernel' --temperature 0.8");
   common(gen);
@@ -178,11 +181,13 @@ int main(int argc, char** argv) {
   common(show);
   show->add_option("--length", demo.length, "prompt tokens")->capture_default_str()->check(CLI::Range(256, 1 << 20));
   show->add_option("--facts", demo.facts, "planted facts")->capture_default_str()->check(CLI::Range(1, 16));
+  show->add_flag("--spaces", spaces, "plant facts between spaces instead of line breaks, as some models learned them");
   show->add_option("--text", demo.text, "text file to use instead of this project's own text");
   show->add_option("--routers", demo.routers, "router specs; the first is the baseline (default: a list of all)");
   show->add_option("--report", demo.report, "HTML report to write")->capture_default_str();
   CLI::App* list = app.add_subcommand("routers", "List the attention routers and their settings.");
   CLI11_PARSE(app, argc, argv);
+  if (spaces) demo.separator = " ";
 
   if (list->parsed()) {
     for (const auto& [name, factory] : sluice::BuiltinRouters().attention) std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
@@ -235,7 +240,7 @@ int main(int argc, char** argv) {
   for (int64_t r = 0; r < repeats; ++r) {
     auto tokens = ReadTokens(tokens_path, r * length, length);
     if (!tokens.ok()) return Fail(tokens.status());
-    const engine::FactPrompt p = engine::PlantFacts(model->tokenizer, *tokens, length, facts, static_cast<uint64_t>(r) + 1);
+    const engine::FactPrompt p = engine::PlantFacts(model->tokenizer, *tokens, length, facts, static_cast<uint64_t>(r) + 1, demo.separator);
     auto score = engine::ScoreMarked(**e, p.tokens, p.answer, p.text, Progress(absl::StrCat("prompt ", r + 1, "/", repeats), length));
     if (!score.ok()) return Fail(score.status());
     right += score->accuracy * static_cast<double>(score->asked);
