@@ -1,5 +1,248 @@
+// The attention panel on AMX bf16 tiles. Highway has no AMX, so this one file uses intrinsics; it is compiled for the
+// instruction set that it checks for at run time, and nothing here runs before that check.
 #include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 
+#if defined(__x86_64__) && defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+
+namespace sluice::kernels {
+namespace {
+constexpr size_t kRows = 32;                 // rows worked on at once: two tiles
+constexpr size_t kTileWords = 16 * 16;       // 32-bit words of a tile
+constexpr size_t Up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t colsb[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+bool CpuHasAmx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool tiles = (d >> 24 & 1) && (d >> 22 & 1), avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (b >> 17 & 1);
+  if (!tiles || !avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+size_t PackedKeys(size_t d) { return Up(d, 32) / 32 * 4 * kTileWords * 2; }
+size_t PackedValues(size_t dv) { return 2 * (Up(dv, 16) / 16) * kTileWords * 2; }
+size_t PackedQueries(size_t rows, size_t d) { return Up(rows, kRows) * Up(d, 32); }
+// Logits, probabilities (bf16) and an output strip for one group of rows.
+size_t ScratchFloats(size_t /*rows*/, size_t dv) { return kRows * kPanelKeys + kRows * kPanelKeys / 2 + kRows * Up(dv, 16); }
+
+void PackQueries(const float* q, size_t rows, size_t d, uint16_t* out) {
+  const size_t dp = Up(d, 32);
+  std::memset(out, 0, Up(rows, kRows) * dp * sizeof(uint16_t));
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < d; i += 16) {
+      const __mmask16 some = static_cast<__mmask16>(d - i < 16 ? (1u << (d - i)) - 1 : 0xFFFFu);
+      const __m256bh h = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(some, q + r * d + i));
+      std::memcpy(out + r * dp + i, &h, sizeof h);  // rows are padded to 32
+    }
+  }
+}
+const uint8_t* Row(const PanelSource& s, size_t j) {
+  return static_cast<const uint8_t*>(s.base) + (s.ids != nullptr ? s.ids[j] : j) * s.row_bytes;
+}
+// The tile intrinsics of GCC do not tell the compiler that they touch memory.
+inline void Fence() { asm volatile("" ::: "memory"); }
+// Transposes 16 rows of 16 32-bit words.
+inline void Transpose16(__m512i r[16], uint32_t* out) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm512_storeu_si512(out + 16 * i, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+    _mm512_storeu_si512(out + 16 * (i + 8), _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD));
+    _mm512_storeu_si512(out + 16 * (i + 4), _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88));
+    _mm512_storeu_si512(out + 16 * (i + 12), _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD));
+  }
+}
+// Tile [chunk of 32 dims][group of 16 keys]: word (p, n) holds dims 2p and 2p + 1 of key n.
+void PackKeysAmx(const PanelSource& s, size_t n, size_t d, uint16_t* packed) {
+  uint32_t* out = reinterpret_cast<uint32_t*>(packed);
+  for (size_t c = 0; c * 32 < d; ++c) {
+    const size_t dims = d - c * 32 < 32 ? d - c * 32 : 32;
+    const __mmask32 some = dims == 32 ? ~__mmask32{0} : (__mmask32{1} << dims) - 1;
+    for (size_t g = 0; g < 4; ++g) {
+      __m512i r[16];
+      for (size_t j = 0; j < 16; ++j) {
+        const size_t key = g * 16 + j;
+        r[j] = key < n ? _mm512_maskz_loadu_epi16(some, Row(s, key) + c * 64) : _mm512_setzero_si512();
+      }
+      Transpose16(r, out + (c * 4 + g) * kTileWords);
+    }
+  }
+}
+// Tile [chunk of 32 keys][group of 16 columns]: word (p, n) holds column n of keys 2p and 2p + 1.
+void PackValuesAmx(const PanelSource& s, size_t n, size_t dv, uint16_t* packed) {
+  uint32_t* out = reinterpret_cast<uint32_t*>(packed);
+  const size_t groups = Up(dv, 16) / 16;
+  for (size_t p = 0; p < kPanelKeys / 2; ++p) {
+    uint32_t* at = out + p / 16 * groups * kTileWords + p % 16 * 16;
+    for (size_t g = 0; g < groups; ++g) {
+      const size_t cols = dv - g * 16 < 16 ? dv - g * 16 : 16;
+      const __mmask16 some = static_cast<__mmask16>((1u << cols) - 1);
+      const __m256i a = 2 * p < n ? _mm256_maskz_loadu_epi16(some, Row(s, 2 * p) + g * 32) : _mm256_setzero_si256();
+      const __m256i b = 2 * p + 1 < n ? _mm256_maskz_loadu_epi16(some, Row(s, 2 * p + 1) + g * 32) : _mm256_setzero_si256();
+      _mm512_storeu_si512(at + g * kTileWords, _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
+    }
+  }
+}
+
+inline __m512 Exp2(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));  // 2^-200 is 0 in fp32
+  const __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(1.3398874e-3f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6184373e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5503324e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022648e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314720e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v) {
+  const size_t dp = Up(p.d, 32), groups = p.dv / 16;
+  const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
+  float* s = p.scratch;
+  uint16_t* prob = reinterpret_cast<uint16_t*>(s + kRows * kPanelKeys);
+  float* strip = s + kRows * kPanelKeys + kRows * kPanelKeys / 2;
+  const TileConfig config;
+  Fence();
+  _tile_loadconfig(&config);
+  float gain = 0;
+  for (size_t r0 = 0; r0 < p.rows; r0 += kRows) {
+    const size_t rows = p.rows - r0 < kRows ? p.rows - r0 : kRows;
+    if (p.mask != nullptr) {
+      uint64_t any = 0;
+      for (size_t r = 0; r < rows; ++r) any |= p.mask[r0 + r];
+      if ((any & all) == 0) continue;
+    }
+    Fence();
+    for (size_t g = 0; g < 4; g += 2) {  // logits: 32 rows by 32 keys at a time
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (size_t c = 0; c * 32 < p.d; ++c) {
+        _tile_loadd(4, q + r0 * dp + c * 32, static_cast<int>(dp * 2));
+        _tile_loadd(5, q + (r0 + 16) * dp + c * 32, static_cast<int>(dp * 2));
+        _tile_loadd(6, k + (c * 4 + g) * kTileWords * 2, 64);
+        _tile_loadd(7, k + (c * 4 + g + 1) * kTileWords * 2, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, s + g * 16, kPanelKeys * 4);
+      _tile_stored(1, s + g * 16 + 16, kPanelKeys * 4);
+      _tile_stored(2, s + 16 * kPanelKeys + g * 16, kPanelKeys * 4);
+      _tile_stored(3, s + 16 * kPanelKeys + g * 16 + 16, kPanelKeys * 4);
+    }
+    Fence();
+    for (size_t r = 0; r < kRows; ++r) {
+      float* row = s + r * kPanelKeys;
+      uint16_t* out = prob + r * kPanelKeys;
+      const uint64_t visible = r >= rows ? 0 : p.mask != nullptr ? p.mask[r0 + r] & all : all;
+      if (visible == 0) {
+        std::memset(out, 0, kPanelKeys * sizeof(uint16_t));
+        continue;
+      }
+      if (p.softcap > 0) {
+        for (size_t j = 0; j < kPanelKeys; ++j) row[j] = p.softcap * kLog2E * std::tanh(row[j] * kLn2 / p.softcap);
+      }
+      __m512 x[4];
+      for (int i = 0; i < 4; ++i) {
+        x[i] = _mm512_loadu_ps(row + 16 * i);
+        if (p.bias != nullptr) x[i] = _mm512_add_ps(x[i], _mm512_loadu_ps(p.bias + 16 * i));
+        x[i] = _mm512_mask_blend_ps(static_cast<__mmask16>(visible >> (16 * i)), _mm512_set1_ps(-HUGE_VALF), x[i]);
+      }
+      const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3])));
+      float& m = p.m[r0 + r];
+      float& l = p.l[r0 + r];
+      if (top > m) {
+        if (l != 0) {
+          const float shrink = _mm512_cvtss_f32(Exp2(_mm512_set1_ps(m - top)));
+          l *= shrink;
+          float* o = p.o + (r0 + r) * p.dv;
+          for (size_t i = 0; i < p.dv; i += 16) _mm512_storeu_ps(o + i, _mm512_mul_ps(_mm512_loadu_ps(o + i), _mm512_set1_ps(shrink)));
+        }
+        m = top;
+      }
+      const __m512 vm = _mm512_set1_ps(m);
+      for (int i = 0; i < 4; ++i) x[i] = Exp2(_mm512_sub_ps(x[i], vm));
+      const __m512bh lo = _mm512_cvtne2ps_pbh(x[1], x[0]), hi = _mm512_cvtne2ps_pbh(x[3], x[2]);
+      std::memcpy(out, &lo, sizeof lo);
+      std::memcpy(out + 32, &hi, sizeof hi);
+      const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
+      l += sum;
+      const float row_gain = sum / l;
+      if (row_gain > gain) gain = row_gain;
+    }
+    // Output: whole groups of rows accumulate in place, a ragged last group through a strip.
+    const bool whole = rows == kRows;
+    float* o = whole ? p.o + r0 * p.dv : strip;
+    if (!whole) {
+      std::memset(strip, 0, kRows * p.dv * sizeof(float));
+      std::memcpy(strip, p.o + r0 * p.dv, rows * p.dv * sizeof(float));
+    }
+    const int stride = static_cast<int>(p.dv * 4);
+    Fence();
+    _tile_loadd(4, prob, kPanelKeys * 2);
+    _tile_loadd(5, prob + 32, kPanelKeys * 2);
+    _tile_loadd(6, prob + 16 * kPanelKeys, kPanelKeys * 2);
+    _tile_loadd(7, prob + 16 * kPanelKeys + 32, kPanelKeys * 2);
+    for (size_t g = 0; g < groups; ++g) {
+      _tile_loadd(0, o + g * 16, stride);
+      _tile_loadd(1, o + 16 * p.dv + g * 16, stride);
+      _tile_loadd(2, v + g * kTileWords * 2, 64);
+      _tile_loadd(3, v + (groups + g) * kTileWords * 2, 64);
+      _tile_dpbf16ps(0, 4, 2);
+      _tile_dpbf16ps(1, 6, 2);
+      _tile_dpbf16ps(0, 5, 3);
+      _tile_dpbf16ps(1, 7, 3);
+      _tile_stored(0, o + g * 16, stride);
+      _tile_stored(1, o + 16 * p.dv + g * 16, stride);
+    }
+    Fence();
+    if (!whole) std::memcpy(p.o + r0 * p.dv, strip, rows * p.dv * sizeof(float));
+  }
+  _tile_release();
+  return gain;
+}
+constexpr AmxAttention kTable = {PackedKeys, PackedValues, PackedQueries, ScratchFloats, PackQueries, PackKeysAmx, PackValuesAmx, Attend};
+}  // namespace
+
+const AmxAttention* GetAmxAttention() {
+  static const bool has = CpuHasAmx();
+  return has ? &kTable : nullptr;
+}
+}  // namespace sluice::kernels
+#else
 namespace sluice::kernels {
 const AmxAttention* GetAmxAttention() { return nullptr; }
 }  // namespace sluice::kernels
+#endif

@@ -1,0 +1,181 @@
+// Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside both, bf16 beside fp32.
+// Causal, head width 64, 8 query heads, 2 KV heads. Every number is one whole prefill of `tokens`.
+#include <benchmark/benchmark.h>
+#include <cblas.h>
+
+#include <map>
+
+#include "sluice/routers/builtin.h"
+#include "sluice/runtime/attend/attend.h"
+#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/kernels/attention_panel/attention_panel.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/tests/support/attention_data.h"
+#ifdef SLUICE_HAVE_DNNL
+#include <dnnl.hpp>
+#endif
+
+extern "C" void openblas_set_num_threads(int);
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+constexpr int64_t kHeads = 8, kKvHeads = 2, kDim = 64, kChunk = 512;
+
+const AttentionData& Data(int64_t tokens, DType type) {
+  static std::map<std::pair<int64_t, int>, AttentionData> all;
+  auto [it, fresh] = all.try_emplace({tokens, static_cast<int>(type)});
+  if (fresh) {
+    it->second = MakeAttentionData(DataKind::kClustered, tokens, tokens, kHeads, kKvHeads, kDim, kDim, 1);
+    if (type != DType::kF32) it->second.Convert(type);
+  }
+  return it->second;
+}
+Executor& Threads() {
+  static std::unique_ptr<Executor> ex = MakeTbbExecutor();
+  return *ex;
+}
+
+struct Routed {
+  Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}) {
+    router = *BuiltinRouters().attention.Create(spec);
+    AttentionShape s{kChunk, tokens, static_cast<int>(kHeads), static_cast<int>(kKvHeads), static_cast<int>(kDim), static_cast<int>(kDim), 0, 0, Threads().num_workers()};
+    plan = *router->MakePlan(s);
+    const AttentionPlanInfo& info = plan->info();
+    attend = std::make_unique<Attend>(*Attend::Create({kChunk, tokens, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options));
+    plan_ws.Resize(info.workspace_bytes);
+    attend_ws.Resize(attend->workspace_bytes());
+    state.Resize(info.state_bytes);
+    buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
+    o.resize(static_cast<size_t>(tokens * kHeads * kDim));
+  }
+  void Prefill(const AttentionData& a, bool plan_it, bool run_it) {
+    state.Clear();
+    const AttentionInputs whole = a.Inputs();
+    for (int64_t at = 0; at < a.q_count; at += kChunk) {
+      AttentionInputs in = whole;
+      in.q.data = whole.q.at(at, 0), in.q.rows = kChunk, in.q_begin = at;
+      in.k.rows = in.v.rows = at + kChunk;
+      if (plan_it) (void)router->Run(*plan, in, state.data(), {plan_ws.workspace(), &Threads()}, buffer);
+      if (!run_it) continue;
+      AttendInputs ai;
+      ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
+      AttendOutputs out;
+      out.o = {o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
+      out.counters = &counters;
+      (void)attend->Run(buffer.plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+    }
+  }
+  std::unique_ptr<const AttentionRouter> router;
+  std::unique_ptr<const AttentionRouter::Plan> plan;
+  std::unique_ptr<Attend> attend;
+  AlignedBlock plan_ws, attend_ws, state;
+  AttentionPlanBuffer buffer;
+  std::vector<float> o;
+  AttentionCounters counters;
+};
+void Report(benchmark::State& state, const Routed& r) {
+  state.counters["density"] = r.counters.density();
+  state.counters["GFLOP/s"] = benchmark::Counter(2e-9 * static_cast<double>(r.counters.macs), benchmark::Counter::kIsRate);
+}
+void Dense(benchmark::State& state, DType type, bool amx) {
+  AttendOptions options;
+  options.amx = amx;
+  if (amx && kernels::GetAmxAttention() == nullptr) {
+    state.SkipWithError("no AMX on this CPU");
+    return;
+  }
+  Routed r("dense", state.range(0), options);
+  for (auto _ : state) r.Prefill(Data(state.range(0), type), true, true);
+  Report(state, r);
+}
+// Block-sparse at a fixed budget; `part` 0: execution only (plans of the last chunk size are rebuilt outside the clock).
+void Sparse(benchmark::State& state, DType type, const std::string& spec, bool plan_only) {
+  Routed r(spec, state.range(0));
+  const AttentionData& a = Data(state.range(0), type);
+  const AttentionInputs whole = a.Inputs();
+  for (auto _ : state) {
+    if (plan_only) {
+      r.Prefill(a, true, false);
+      continue;
+    }
+    // Plans stream by chunk: build outside the clock, attend inside.
+    double seconds = 0;
+    r.state.Clear();
+    for (int64_t at = 0; at < a.q_count; at += kChunk) {
+      AttentionInputs in = whole;
+      in.q.data = whole.q.at(at, 0), in.q.rows = kChunk, in.q_begin = at;
+      in.k.rows = in.v.rows = at + kChunk;
+      (void)r.router->Run(*r.plan, in, r.state.data(), {r.plan_ws.workspace(), &Threads()}, r.buffer);
+      AttendInputs ai;
+      ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
+      AttendOutputs out;
+      out.o = {r.o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
+      out.counters = &r.counters;
+      const auto begin = std::chrono::steady_clock::now();
+      (void)r.attend->Run(r.buffer.plan(), ai, {r.attend_ws.workspace(), &Threads()}, out);
+      seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+    state.SetIterationTime(seconds);
+  }
+  if (!plan_only) Report(state, r);
+}
+
+// The baselines: per chunk and KV head one product for the logits of all its query heads, a row softmax over the
+// visible keys, one product with V. Queries of a KV head are packed [4 * chunk, 64] once.
+template <class Gemm>
+void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
+  const int64_t tokens = state.range(0), g = kHeads / kKvHeads;
+  const AttentionData& a = Data(tokens, DType::kF32);
+  std::vector<float> q(static_cast<size_t>(g * kChunk * kDim)), s(static_cast<size_t>(g * kChunk * tokens)), out(q.size());
+  for (auto _ : state) {
+    for (int64_t at = 0; at < tokens; at += kChunk) {
+      const int64_t keys = at + kChunk;
+      for (int64_t kv = 0; kv < kKvHeads; ++kv) {
+        for (int64_t h = 0; h < g; ++h) {
+          for (int64_t i = 0; i < kChunk; ++i) {
+            const float* from = a.Q().at(at + i, kv * g + h);
+            float* to = &q[static_cast<size_t>((h * kChunk + i) * kDim)];
+            for (int64_t x = 0; x < kDim; ++x) to[x] = from[x] * a.scale();
+          }
+        }
+        const float* k = a.k.data() + kv * kDim;
+        const float* v = a.v.data() + kv * kDim;
+        gemm(true, g * kChunk, keys, kDim, q.data(), kDim, k, kKvHeads * kDim, s.data(), keys);
+        Threads().ParallelFor(g * kChunk, 32, [&](int64_t b, int64_t e, int) {
+          for (int64_t r = b; r < e; ++r) {
+            float* row = s.data() + r * keys;
+            const int64_t seen = at + r % kChunk + 1;
+            kernels::Softmax(row, static_cast<size_t>(seen));
+            std::fill(row + seen, row + keys, 0.0f);
+          }
+        });
+        gemm(false, g * kChunk, kDim, keys, s.data(), keys, v, kKvHeads * kDim, out.data(), kDim);
+        benchmark::DoNotOptimize(out.data());
+      }
+    }
+  }
+}
+void OpenBlas(benchmark::State& state) {
+  openblas_set_num_threads(Threads().num_workers());
+  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose ? CblasTrans : CblasNoTrans, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1, a, static_cast<int>(lda), b, static_cast<int>(ldb), 0, c, static_cast<int>(ldc));
+  });
+}
+#ifdef SLUICE_HAVE_DNNL
+void OneDnn(benchmark::State& state) {
+  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) { dnnl::sgemm('N', transpose ? 'T' : 'N', m, n, k, 1, a, lda, b, ldb, 0, c, ldc); });
+}
+BENCHMARK(OneDnn)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+#endif
+BENCHMARK(OpenBlas)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Dense, f32, DType::kF32, false)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Dense, f16, DType::kF16, false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Dense, bf16, DType::kBF16, false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Dense, bf16_amx, DType::kBF16, true)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+// 16 k tokens, 256 blocks: 13 blocks a row are density 0.10 of the causal pairs.
+BENCHMARK_CAPTURE(Sparse, f32_density_0_10, DType::kF32, "mean_pool:k=13,local=1", false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseManualTime();
+BENCHMARK_CAPTURE(Sparse, bf16_density_0_10, DType::kBF16, "mean_pool:k=13,local=1", false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseManualTime();
+BENCHMARK_CAPTURE(Sparse, f32_planning_mean_pool, DType::kF32, "mean_pool:k=13,local=1", true)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+}  // namespace
+SLUICE_END_NAMESPACE
+BENCHMARK_MAIN();
