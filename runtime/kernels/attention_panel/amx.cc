@@ -35,8 +35,8 @@ bool CpuHasAmx() {
 size_t PackedKeys(size_t d) { return Up(d, 32) / 32 * 4 * kTileWords * 2; }
 size_t PackedValues(size_t dv) { return 2 * (Up(dv, 16) / 16) * kTileWords * 2; }
 size_t PackedQueries(size_t rows, size_t d) { return Up(rows, kRows) * Up(d, 32); }
-// Logits, probabilities (bf16) and an output strip for one group of rows.
-size_t ScratchFloats(size_t /*rows*/, size_t dv) { return kRows * kPanelKeys + kRows * kPanelKeys / 2 + kRows * Up(dv, 16); }
+// Logits of two groups of rows, probabilities (bf16) and an output strip of one.
+size_t ScratchFloats(size_t /*rows*/, size_t dv) { return 2 * kRows * kPanelKeys + kRows * kPanelKeys / 2 + kRows * Up(dv, 16); }
 
 void PackQueries(const float* q, size_t rows, size_t d, uint16_t* out) {
   const size_t dp = Up(d, 32);
@@ -127,22 +127,26 @@ inline __m512 Exp2(__m512 x) {
 float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v) {
   const size_t dp = Up(p.d, 32), groups = p.dv / 16;
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
-  float* s = p.scratch;
-  uint16_t* prob = reinterpret_cast<uint16_t*>(s + kRows * kPanelKeys);
-  float* strip = s + kRows * kPanelKeys + kRows * kPanelKeys / 2;
+  float* logits[2] = {p.scratch, p.scratch + kRows * kPanelKeys};
+  uint16_t* prob = reinterpret_cast<uint16_t*>(p.scratch + 2 * kRows * kPanelKeys);
+  float* strip = p.scratch + 2 * kRows * kPanelKeys + kRows * kPanelKeys / 2;
   const TileConfig config;
   Fence();
   _tile_loadconfig(&config);
   float gain = 0;
-  for (size_t r0 = 0; r0 < p.rows; r0 += kRows) {
-    const size_t rows = p.rows - r0 < kRows ? p.rows - r0 : kRows;
-    if (p.mask != nullptr) {
-      uint64_t any = 0;
-      for (size_t r = 0; r < rows; ++r) any |= p.mask[r0 + r];
-      if ((any & all) == 0) continue;
-    }
-    Fence();
-    for (size_t g = 0; g < 4; g += 2) {  // logits: 32 rows by 32 keys at a time
+  const auto rows_at = [&](size_t r0) { return p.rows - r0 < kRows ? p.rows - r0 : kRows; };
+  const auto wanted = [&](size_t r0) {
+    if (p.mask == nullptr) return true;
+    uint64_t any = 0;
+    for (size_t r = 0; r < rows_at(r0); ++r) any |= p.mask[r0 + r];
+    return (any & all) != 0;
+  };
+  const auto next_wanted = [&](size_t r0) {
+    while (r0 < p.rows && !wanted(r0)) r0 += kRows;
+    return r0;
+  };
+  const auto multiply = [&](size_t r0, float* s) {  // logits: 32 rows by 32 keys at a time
+    for (size_t g = 0; g < 4; g += 2) {
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
@@ -162,6 +166,15 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
       _tile_stored(2, s + 16 * kPanelKeys + g * 16, kPanelKeys * 4);
       _tile_stored(3, s + 16 * kPanelKeys + g * 16 + 16, kPanelKeys * 4);
     }
+  };
+  // The next group's logits are multiplied while this group's softmax runs: the two use different parts of the core.
+  size_t turn = 0, r0 = next_wanted(0);
+  if (r0 < p.rows) multiply(r0, logits[0]);
+  while (r0 < p.rows) {
+    const size_t rows = rows_at(r0), next = next_wanted(r0 + kRows);
+    float* s = logits[turn];
+    turn ^= 1;
+    if (next < p.rows) multiply(next, logits[turn]);
     Fence();
     for (size_t r = 0; r < kRows; ++r) {
       float* row = s + r * kPanelKeys;
@@ -200,7 +213,7 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
       const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
       l += sum;
       const float row_gain = sum / l;
-      if (row_gain > gain) gain = row_gain;
+      gain = row_gain > gain ? row_gain : gain;
     }
     // Output: whole groups of rows accumulate in place, a ragged last group through a strip.
     const bool whole = rows == kRows;
@@ -229,6 +242,7 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
     }
     Fence();
     if (!whole) std::memcpy(p.o + r0 * p.dv, strip, rows * p.dv * sizeof(float));
+    r0 = next;
   }
   _tile_release();
   return gain;

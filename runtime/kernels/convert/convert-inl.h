@@ -15,7 +15,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void ConvertToF32(const void* in, DType typ
 
 HWY_MAYBE_UNUSED static HWY_NOINLINE void ConvertFromF32(const float* HWY_RESTRICT in, size_t n, DType type, void* HWY_RESTRICT out) {
   if (type == DType::kF32) {
-    std::memcpy(out, in, n * sizeof(float));
+    if (n > 0) std::memcpy(out, in, n * sizeof(float));
     return;
   }
   uint16_t* o = static_cast<uint16_t*>(out);

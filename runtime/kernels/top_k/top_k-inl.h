@@ -19,6 +19,21 @@ HWY_INLINE uint32_t KeyOf(float x) {
   const uint32_t u = sluice::F32ToBits(x + 0.0f);  // -0 becomes +0
   return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
 }
+// Keys of selectable scores x[ids[i]].
+HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT ids, size_t n, uint32_t* HWY_RESTRICT keys) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> du;
+  const hn::RebindToSigned<DF> di;
+  const size_t N = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + N <= n; i += N) {
+    const VF v = hn::Add(hn::GatherIndex(d, x, hn::BitCast(di, hn::LoadU(du, ids + i))), hn::Zero(d));
+    const auto u = hn::BitCast(du, v);
+    const auto flip = hn::Or(hn::BitCast(du, hn::ShiftRight<31>(hn::BitCast(di, u))), hn::Set(du, 0x80000000u));
+    hn::StoreU(hn::Xor(u, flip), du, keys + i);
+  }
+  for (; i < n; ++i) keys[i] = KeyOf(x[ids[i]]);
+}
 struct Cut {
   uint32_t key;   // everything above is in
   uint32_t ties;  // and this many of those equal to it, lowest index first
@@ -40,10 +55,21 @@ HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, size_t n, size_t k, u
     size_t b = (hi - lo) >> shift;
     while (bins[b] < k) k -= bins[b--];
     if (shift == 0) return {lo + static_cast<uint32_t>(b), static_cast<uint32_t>(k)};
-    size_t kept = 0;
-    for (size_t i = 0; i < n; ++i) {
-      spare[kept] = keys[i];  // branchless: the slot is only kept when the key is in the bin
-      kept += ((keys[i] - lo) >> shift) == b;
+    // The bin's keys, compacted; a vector is read whole before its survivors are written at or before it.
+    const uint32_t base = lo + (static_cast<uint32_t>(b) << shift), width = uint32_t{1} << shift;
+    const hn::RebindToUnsigned<DF> du;
+    const size_t N = hn::Lanes(du);
+    size_t kept = 0, i = 0;
+    for (; i + N <= n; i += N) {
+      const auto v = hn::LoadU(du, keys + i);
+      const auto in = hn::Lt(hn::Sub(v, hn::Set(du, base)), hn::Set(du, width));
+      hn::StoreU(hn::Compress(v, in), du, spare + kept);
+      kept += hn::CountTrue(du, in);
+    }
+    for (; i < n; ++i) {
+      const uint32_t key = keys[i];
+      spare[kept] = key;
+      kept += key - base < width;
     }
     keys = spare;  // further rounds compact in place, which reads ahead of its writes
     n = kept;
@@ -99,7 +125,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float
   }
   // A strided sample guesses a threshold that a little more than k scores pass; counting tells whether it was right.
   float tau = -HUGE_VALF;
-  constexpr size_t kSample = 512;
+  constexpr size_t kSample = 1024;
   if (n >= 4096 && k * 4 <= n) {
     const size_t stride = n / kSample;
     for (size_t i = 0; i < kSample; ++i) keys[i] = KeyOf(x[i * stride]);
@@ -120,7 +146,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float
     std::memcpy(index, ids, count * sizeof(uint32_t));
     return {static_cast<uint32_t>(count), nans};
   }
-  for (size_t i = 0; i < count; ++i) keys[i] = KeyOf(x[ids[i]]);
+  KeysOf(x, ids, count, keys);
   Cut cut;
   if (2 * count + 64 <= n) {
     cut = RadixCut(keys, count, k, keys + count, bins);
@@ -137,13 +163,24 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float
     }
     return {static_cast<uint32_t>(k), nans};
   }
-  size_t out = 0;
-  for (size_t i = 0; i < count && out < k; ++i) {
-    index[out] = ids[i];
+  const hn::RebindToUnsigned<DF> du;
+  const size_t N = hn::Lanes(du);
+  size_t out = 0, i = 0, ties = 0;
+  for (size_t j = 0; j < count; ++j) ties += keys[j] == cut.key;
+  if (ties == cut.ties) {  // the usual case: every key equal to the cut is in
+    for (; i + N <= count && out + N <= k; i += N) {
+      const auto in = hn::Gt(hn::LoadU(du, keys + i), hn::Set(du, cut.key - 1));  // keys are positive
+      hn::StoreU(hn::Compress(hn::LoadU(du, ids + i), in), du, index + out);
+      out += hn::CountTrue(du, in);
+    }
+    cut.ties = 0;
+    for (size_t j = i; j < count; ++j) cut.ties += keys[j] == cut.key;
+  }
+  for (; i < count && out < k; ++i) {
     const bool tie = keys[i] == cut.key;
-    const bool take = (keys[i] > cut.key) | (tie & (cut.ties > 0));
-    cut.ties -= tie & take;
-    out += take;
+    if (!(keys[i] > cut.key) && !(tie && cut.ties > 0)) continue;
+    cut.ties -= tie;
+    index[out++] = ids[i];
   }
   return {static_cast<uint32_t>(k), nans};
 }
