@@ -64,14 +64,14 @@ struct Planted {
     const auto normal = [](uint64_t unit, int64_t item) { return static_cast<float>(RandomNormal({9, 0, 0, unit, static_cast<uint64_t>(item)})); };
     k.resize(static_cast<size_t>(n * kWidth));
     for (int64_t s = 0; s < n; ++s) {
-      for (int64_t x = 0; x < kWidth; ++x) k[static_cast<size_t>(s * kWidth + x)] = 0.5f * normal(1, s * kWidth + x) + normal(2, s / 128 * kWidth + x);
+      for (int64_t x = 0; x < kWidth; ++x) k[static_cast<size_t>(s * kWidth + x)] = 0.4f * normal(1, s * kWidth + x) + normal(2, s / 128 * kWidth + x);
     }
     q.resize(static_cast<size_t>(kQueries * kHeads * kWidth));
     w.resize(static_cast<size_t>(kQueries * kHeads), 1.0f / kHeads);
     for (int64_t i = 0; i < kQueries; ++i) {
       for (int64_t h = 0; h < kHeads; ++h) {  // every index head looks for one topic; 16 topics hold the 2048 best
         const int64_t topic = static_cast<int64_t>(RandomBits({9, 1, 0, static_cast<uint64_t>(h % 16), static_cast<uint64_t>(i)}) % static_cast<uint64_t>(n / 128));
-        for (int64_t x = 0; x < kWidth; ++x) q[static_cast<size_t>((i * kHeads + h) * kWidth + x)] = 0.3f * normal(3, (i * kHeads + h) * kWidth + x) + normal(2, topic * kWidth + x);
+        for (int64_t x = 0; x < kWidth; ++x) q[static_cast<size_t>((i * kHeads + h) * kWidth + x)] = 0.2f * normal(3, (i * kHeads + h) * kWidth + x) + normal(2, topic * kWidth + x);
       }
     }
   }
