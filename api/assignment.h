@@ -31,8 +31,8 @@ inline absl::Status ValidateAssignment(const Assignment& a) {
   for (int64_t i = 0; i < a.items; ++i) {
     const int32_t begin = a.row_ptr[i], end = a.row_ptr[i + 1];
     if (end < begin || static_cast<size_t>(end) > a.unit.size() || static_cast<size_t>(end) > a.weight.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("assignment: row ", i, " has range [", begin, ", ", end, ") of ",
-                                                     a.unit.size(), " entries"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("assignment: row ", i, " has range [", begin, ", ", end, ") of ", a.unit.size(), " entries"));
     }
     for (int32_t e = begin; e < end; ++e) {
       if (a.unit[e] < 0 || a.unit[e] >= a.units) {
@@ -48,7 +48,8 @@ inline absl::Status ValidateAssignment(const Assignment& a) {
     }
   }
   if (a.num_dropped < 0 || static_cast<size_t>(a.num_dropped) > a.dropped.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("assignment: num_dropped is ", a.num_dropped, " but the list holds ", a.dropped.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("assignment: num_dropped is ", a.num_dropped, " but the list holds ", a.dropped.size()));
   }
   return absl::OkStatus();
 }

@@ -69,9 +69,9 @@ struct AttentionBranch {
   absl::Span<const PlanEntry> entries;
   absl::Span<const uint32_t> tokens;
   MaskClass token_mask = MaskClass::kCausal;
-  absl::Span<const uint32_t> prefix;       // kRankedPrefix: [heads, n_tile]
-  absl::Span<const float> entry_bias;      // optional, beside entries: added to the logits of the entry
-  absl::Span<const uint64_t> row_mask;     // optional, beside entries or tokens: bit i = query i of the tile wants it
+  absl::Span<const uint32_t> prefix;    // kRankedPrefix: [heads, n_tile]
+  absl::Span<const float> entry_bias;   // optional, beside entries: added to the logits of the entry
+  absl::Span<const uint64_t> row_mask;  // optional, beside entries or tokens: bit i = query i of the tile wants it
   EntryOrder order = EntryOrder::kAscending;
   StopRule stop = StopRule::kNone;
   float stop_tau = 0;
@@ -81,16 +81,16 @@ struct AttentionBranch {
 struct AttentionPlan {
   int64_t q_begin = 0;  // absolute position of the first query
   int64_t q_count = 0;
-  int64_t kv_len = 0;   // keys visible to the plan; tail queries sit at q_begin + i
+  int64_t kv_len = 0;  // keys visible to the plan; tail queries sit at q_begin + i
   int32_t heads = 0, kv_heads = 0;
   ListScope scope = ListScope::kKvHead;
-  int64_t tile = 64;    // queries per list row, at most 64 when row_mask is used
-  int64_t window = 0;   // kLowerBound
+  int64_t tile = 64;   // queries per list row, at most 64 when row_mask is used
+  int64_t window = 0;  // kLowerBound
   absl::Span<const AttentionBranch> branches;
   Merge merge = Merge::kLse;
-  absl::Span<const float> branch_weight;   // kWeightedSum: [branches, q_count, heads]
-  absl::Span<const uint32_t> kperm;        // optional: logical -> original key; lists are logical
-  absl::Span<const float> key_bias;        // optional: [kv_heads, kv_len], by original key
+  absl::Span<const float> branch_weight;  // kWeightedSum: [branches, q_count, heads]
+  absl::Span<const uint32_t> kperm;       // optional: logical -> original key; lists are logical
+  absl::Span<const float> key_bias;       // optional: [kv_heads, kv_len], by original key
 
   int64_t num_tiles() const { return tile > 0 ? (q_count + tile - 1) / tile : 0; }
   int64_t num_lists() const {
@@ -100,21 +100,23 @@ struct AttentionPlan {
 
 // Summaries that Approx entries refer to: row r stands for `count[r]` keys starting at `begin[r]`.
 struct SummaryTable {
-  KvView k, v;                            // [rows, kv_heads, d], [rows, kv_heads, dv]
-  absl::Span<const float> log_count;      // [rows]
+  KvView k, v;                              // [rows, kv_heads, d], [rows, kv_heads, dv]
+  absl::Span<const float> log_count;        // [rows]
   absl::Span<const uint32_t> begin, count;  // [rows]; used by the validator and the pair counters
 };
 
 // Measured, not estimated. Pairs are (query head, query, key).
 struct AttentionCounters {
-  int64_t exact_pairs = 0;    // evaluated and visible under the mask
-  int64_t approx_pairs = 0;   // summary rows evaluated
-  int64_t causal_pairs = 0;   // what dense attention would evaluate
-  int64_t computed_pairs = 0; // evaluated including masked lanes: the work really done
-  int64_t kv_bytes = 0;       // key and value bytes read
-  int64_t macs = 0;           // multiply-adds of QK and PV over computed pairs
-  int64_t stopped_panels = 0; // panels never visited because of a stop rule
-  double density() const { return causal_pairs > 0 ? static_cast<double>(exact_pairs) / static_cast<double>(causal_pairs) : 0; }
+  int64_t exact_pairs = 0;     // evaluated and visible under the mask
+  int64_t approx_pairs = 0;    // summary rows evaluated
+  int64_t causal_pairs = 0;    // what dense attention would evaluate
+  int64_t computed_pairs = 0;  // evaluated including masked lanes: the work really done
+  int64_t kv_bytes = 0;        // key and value bytes read
+  int64_t macs = 0;            // multiply-adds of QK and PV over computed pairs
+  int64_t stopped_panels = 0;  // panels never visited because of a stop rule
+  double density() const {
+    return causal_pairs > 0 ? static_cast<double>(exact_pairs) / static_cast<double>(causal_pairs) : 0;
+  }
   void Add(const AttentionCounters& o) {
     exact_pairs += o.exact_pairs;
     approx_pairs += o.approx_pairs;
@@ -199,7 +201,9 @@ inline void EntryKeys(const AttentionBranch& b, const PlanEntry& e, int64_t kv_l
 // Checks the whole plan: shapes, ranges, order, uniqueness, disjointness inside a branch (and between branches that
 // share one softmax by init), mask classes. Allocates; meant for tests and debug builds. O(entries log entries).
 inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<const SummaryTable> tables = {}) {
-  const auto bad = [](auto&&... parts) { return absl::InvalidArgumentError(absl::StrCat("attention plan: ", parts...)); };
+  const auto bad = [](auto&&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("attention plan: ", parts...));
+  };
   if (p.q_count < 0 || p.kv_len < 0 || p.q_begin < 0) return bad("negative size");
   if (p.kv_len > std::numeric_limits<uint32_t>::max()) return bad("kv_len ", p.kv_len, " does not fit 32 bits");
   if (p.heads <= 0 || p.kv_heads <= 0 || p.heads % p.kv_heads != 0) {
@@ -208,15 +212,18 @@ inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<con
   if (p.tile <= 0) return bad("tile is ", p.tile, ", must be positive");
   if (p.branches.empty()) return bad("no branches");
   if (!p.kperm.empty()) {
-    if (p.kperm.size() != static_cast<size_t>(p.kv_len)) return bad("kperm has ", p.kperm.size(), " entries, kv_len is ", p.kv_len);
+    if (p.kperm.size() != static_cast<size_t>(p.kv_len))
+      return bad("kperm has ", p.kperm.size(), " entries, kv_len is ", p.kv_len);
     std::vector<bool> seen(p.kperm.size());
     for (uint32_t k : p.kperm) {
       if (k >= p.kperm.size() || seen[k]) return bad("kperm is not a permutation");
       seen[k] = true;
     }
   }
-  if (!p.key_bias.empty() && p.key_bias.size() != static_cast<size_t>(p.kv_len * p.kv_heads)) return bad("key_bias must be [kv_heads, kv_len]");
-  if (p.merge == Merge::kWeightedSum && p.branch_weight.size() != p.branches.size() * static_cast<size_t>(p.q_count * p.heads)) {
+  if (!p.key_bias.empty() && p.key_bias.size() != static_cast<size_t>(p.kv_len * p.kv_heads))
+    return bad("key_bias must be [kv_heads, kv_len]");
+  if (p.merge == Merge::kWeightedSum &&
+      p.branch_weight.size() != p.branches.size() * static_cast<size_t>(p.q_count * p.heads)) {
     return bad("branch_weight must be [branches, q_count, heads]");
   }
   const int64_t rows = p.num_lists() * p.num_tiles();
@@ -224,17 +231,23 @@ inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<con
     const AttentionBranch& b = p.branches[bi];
     if (b.unit <= 0) return bad("branch ", bi, ": unit is ", b.unit, ", must be positive");
     if (b.init_from >= static_cast<int>(bi)) return bad("branch ", bi, ": init_from must name an earlier branch");
-    if (b.stop != StopRule::kNone && b.order != EntryOrder::kPriority) return bad("branch ", bi, ": a stop rule needs priority order");
+    if (b.stop != StopRule::kNone && b.order != EntryOrder::kPriority)
+      return bad("branch ", bi, ": a stop rule needs priority order");
     const bool by_token = b.encoding == Encoding::kTokens || b.encoding == Encoding::kRankedPrefix;
     const int64_t want_rows = b.encoding == Encoding::kRankedPrefix ? p.kv_heads * p.num_tiles() : rows;
-    if (b.encoding == Encoding::kRankedPrefix && p.scope != ListScope::kKvHead) return bad("branch ", bi, ": a ranked prefix needs KvHead scope");
-    if (static_cast<int64_t>(b.rows.begin.size()) < want_rows || static_cast<int64_t>(b.rows.count.size()) < want_rows) {
+    if (b.encoding == Encoding::kRankedPrefix && p.scope != ListScope::kKvHead)
+      return bad("branch ", bi, ": a ranked prefix needs KvHead scope");
+    if (static_cast<int64_t>(b.rows.begin.size()) < want_rows ||
+        static_cast<int64_t>(b.rows.count.size()) < want_rows) {
       return bad("branch ", bi, " has ", b.rows.begin.size(), " rows, wanted ", want_rows);
     }
     const size_t pool = by_token ? b.tokens.size() : b.entries.size();
-    if (!b.row_mask.empty() && (b.row_mask.size() != pool || p.tile > 64)) return bad("branch ", bi, ": row_mask needs one word an entry and a tile of at most 64");
-    if (!b.entry_bias.empty() && b.entry_bias.size() != pool) return bad("branch ", bi, ": entry_bias needs one value an entry");
-    if (b.encoding == Encoding::kRankedPrefix && b.prefix.size() < static_cast<size_t>(p.heads * p.num_tiles())) return bad("branch ", bi, ": prefix must be [heads, tiles]");
+    if (!b.row_mask.empty() && (b.row_mask.size() != pool || p.tile > 64))
+      return bad("branch ", bi, ": row_mask needs one word an entry and a tile of at most 64");
+    if (!b.entry_bias.empty() && b.entry_bias.size() != pool)
+      return bad("branch ", bi, ": entry_bias needs one value an entry");
+    if (b.encoding == Encoding::kRankedPrefix && b.prefix.size() < static_cast<size_t>(p.heads * p.num_tiles()))
+      return bad("branch ", bi, ": prefix must be [heads, tiles]");
     for (int64_t r = 0; r < want_rows; ++r) {
       const size_t begin = b.rows.begin[static_cast<size_t>(r)], count = b.rows.count[static_cast<size_t>(r)];
       if (begin + count > pool) return bad("branch ", bi, " row ", r, " reaches entry ", begin + count, " of ", pool);
@@ -242,26 +255,31 @@ inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<con
       const int64_t first_q = p.q_begin + tile * p.tile;
       const int64_t last_q = std::min(p.q_begin + p.q_count, first_q + p.tile) - 1;
       if (b.encoding == Encoding::kRankedPrefix) {
-        std::vector<uint32_t> ids(b.tokens.begin() + static_cast<int64_t>(begin), b.tokens.begin() + static_cast<int64_t>(begin + count));
+        std::vector<uint32_t> ids(b.tokens.begin() + static_cast<int64_t>(begin),
+                                  b.tokens.begin() + static_cast<int64_t>(begin + count));
         std::sort(ids.begin(), ids.end());
         for (size_t i = 0; i < ids.size(); ++i) {
-          if (static_cast<int64_t>(ids[i]) * b.unit >= p.kv_len) return bad("branch ", bi, " row ", r, " ranks block ", ids[i], " past the last key");
+          if (static_cast<int64_t>(ids[i]) * b.unit >= p.kv_len)
+            return bad("branch ", bi, " row ", r, " ranks block ", ids[i], " past the last key");
           if (i > 0 && ids[i] == ids[i - 1]) return bad("branch ", bi, " row ", r, " ranks block ", ids[i], " twice");
         }
         const int64_t g = p.heads / p.kv_heads, kv = r / p.num_tiles();
         for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
-          if (b.prefix[static_cast<size_t>(h * p.num_tiles() + tile)] > count) return bad("branch ", bi, ": prefix of head ", h, " is longer than its ranking");
+          if (b.prefix[static_cast<size_t>(h * p.num_tiles() + tile)] > count)
+            return bad("branch ", bi, ": prefix of head ", h, " is longer than its ranking");
         }
         continue;
       }
       if (by_token) {
-        std::vector<uint32_t> ids(b.tokens.begin() + static_cast<int64_t>(begin), b.tokens.begin() + static_cast<int64_t>(begin + count));
+        std::vector<uint32_t> ids(b.tokens.begin() + static_cast<int64_t>(begin),
+                                  b.tokens.begin() + static_cast<int64_t>(begin + count));
         if (b.order == EntryOrder::kPriority) std::sort(ids.begin(), ids.end());
         for (size_t i = 0; i < ids.size(); ++i) {
           if (ids[i] >= p.kv_len) return bad("branch ", bi, " row ", r, " names key ", ids[i], " of ", p.kv_len);
           if (i > 0 && ids[i] == ids[i - 1]) return bad("branch ", bi, " row ", r, " names key ", ids[i], " twice");
           if (i > 0 && ids[i] < ids[i - 1]) return bad("branch ", bi, " row ", r, " is not sorted");
-          if (b.token_mask == MaskClass::kFull && static_cast<int64_t>(ids[i]) > first_q) return bad("branch ", bi, " row ", r, " shows key ", ids[i], " to query ", first_q);
+          if (b.token_mask == MaskClass::kFull && static_cast<int64_t>(ids[i]) > first_q)
+            return bad("branch ", bi, " row ", r, " shows key ", ids[i], " to query ", first_q);
         }
         continue;
       }
@@ -273,29 +291,40 @@ inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<con
         int64_t lo = 0, hi = 0;
         EntryKeys(b, e, p.kv_len, &lo, &hi);
         if (e.state == EntryState::kApprox) {
-          if (e.level == 0 || e.level > tables.size()) return bad("branch ", bi, " row ", r, " uses table ", static_cast<int>(e.level), " of ", tables.size());
+          if (e.level == 0 || e.level > tables.size())
+            return bad("branch ", bi, " row ", r, " uses table ", static_cast<int>(e.level), " of ", tables.size());
           const SummaryTable& t = tables[e.level - 1u];
-          if (hi > static_cast<int64_t>(t.begin.size())) return bad("branch ", bi, " row ", r, " reads table row ", hi - 1, " of ", t.begin.size());
+          if (hi > static_cast<int64_t>(t.begin.size()))
+            return bad("branch ", bi, " row ", r, " reads table row ", hi - 1, " of ", t.begin.size());
           for (int64_t s = lo; s < hi; ++s) {
             const int64_t kb = t.begin[static_cast<size_t>(s)], ke = kb + t.count[static_cast<size_t>(s)];
-            if (e.mask != MaskClass::kNone && ke - 1 > first_q) return bad("branch ", bi, " row ", r, " summarises key ", ke - 1, " which query ", first_q, " may not see");
+            if (e.mask != MaskClass::kNone && ke - 1 > first_q)
+              return bad("branch ", bi, " row ", r, " summarises key ", ke - 1, " which query ", first_q,
+                         " may not see");
             spans.emplace_back(kb, ke);
           }
           continue;
         }
         if (lo >= p.kv_len || hi <= lo) return bad("branch ", bi, " row ", r, " starts at key ", lo, " of ", p.kv_len);
-        if (b.encoding == Encoding::kRuns && static_cast<int64_t>(e.start) + e.len > p.kv_len) return bad("branch ", bi, " row ", r, " reaches key ", static_cast<int64_t>(e.start) + e.len - 1, " of ", p.kv_len);
-        if (e.mask == MaskClass::kFull && p.kperm.empty() && hi - 1 > first_q) return bad("branch ", bi, " row ", r, " shows key ", hi - 1, " to query ", first_q);
-        if (e.mask == MaskClass::kPermCausal && p.kperm.empty()) return bad("branch ", bi, " row ", r, " is PermCausal without kperm");
-        if (e.mask == MaskClass::kLowerBound && p.window <= 0) return bad("branch ", bi, " row ", r, " is LowerBound with window ", p.window);
-        if (e.mask == MaskClass::kCausal && lo > last_q) return bad("branch ", bi, " row ", r, " lists key ", lo, " that no query up to ", last_q, " may see");
+        if (b.encoding == Encoding::kRuns && static_cast<int64_t>(e.start) + e.len > p.kv_len)
+          return bad("branch ", bi, " row ", r, " reaches key ", static_cast<int64_t>(e.start) + e.len - 1, " of ",
+                     p.kv_len);
+        if (e.mask == MaskClass::kFull && p.kperm.empty() && hi - 1 > first_q)
+          return bad("branch ", bi, " row ", r, " shows key ", hi - 1, " to query ", first_q);
+        if (e.mask == MaskClass::kPermCausal && p.kperm.empty())
+          return bad("branch ", bi, " row ", r, " is PermCausal without kperm");
+        if (e.mask == MaskClass::kLowerBound && p.window <= 0)
+          return bad("branch ", bi, " row ", r, " is LowerBound with window ", p.window);
+        if (e.mask == MaskClass::kCausal && lo > last_q)
+          return bad("branch ", bi, " row ", r, " lists key ", lo, " that no query up to ", last_q, " may see");
         if (b.order == EntryOrder::kAscending && lo < previous) return bad("branch ", bi, " row ", r, " is not sorted");
         previous = lo;
         spans.emplace_back(lo, hi);
       }
       std::sort(spans.begin(), spans.end());
       for (size_t i = 1; i < spans.size(); ++i) {
-        if (spans[i].first < spans[i - 1].second) return bad("branch ", bi, " row ", r, " covers key ", spans[i].first, " twice");
+        if (spans[i].first < spans[i - 1].second)
+          return bad("branch ", bi, " row ", r, " covers key ", spans[i].first, " twice");
       }
     }
   }

@@ -23,10 +23,10 @@ struct AttentionShape {
 struct AttentionPlanInfo {
   AttentionShape shape;
   size_t workspace_bytes = 0;
-  size_t state_bytes = 0;       // per (layer, sequence): summaries that grow with the keys
-  int64_t max_rows = 0;         // list rows of one chunk
-  int64_t entry_slots = 0;      // per row
-  int64_t token_slots = 0;      // per row
+  size_t state_bytes = 0;   // per (layer, sequence): summaries that grow with the keys
+  int64_t max_rows = 0;     // list rows of one chunk
+  int64_t entry_slots = 0;  // per row
+  int64_t token_slots = 0;  // per row
   int64_t prefix_slots = 0;
 };
 
@@ -51,18 +51,18 @@ struct AttentionInputs {
 };
 
 template <class R>
-concept AttentionRouterModel =
-    std::default_initializable<typename R::Config> && std::derived_from<typename R::Plan, AttentionPlanInfo> &&
+concept AttentionRouterModel = std::default_initializable<typename R::Config> &&
+    std::derived_from<typename R::Plan, AttentionPlanInfo> &&
     requires(const R& r, const typename R::Config& c, const typename R::Plan& p, const AttentionShape& s,
              const AttentionInputs& in, std::byte* state, const RunContext& ctx, AttentionPlanBuffer& out) {
-      { R::kName } -> std::convertible_to<absl::string_view>;
-      { R::kExactAtFullBudget } -> std::convertible_to<bool>;
-      { R::kTokenCausal } -> std::convertible_to<bool>;
-      { R::FullBudget() } -> std::same_as<typename R::Config>;
-      { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
-      { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
-      { r.Run(p, in, state, ctx, out) } -> std::same_as<absl::Status>;
-    };
+  { R::kName } -> std::convertible_to<absl::string_view>;
+  { R::kExactAtFullBudget } -> std::convertible_to<bool>;
+  { R::kTokenCausal } -> std::convertible_to<bool>;
+  { R::FullBudget() } -> std::same_as<typename R::Config>;
+  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
+  { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
+  { r.Run(p, in, state, ctx, out) } -> std::same_as<absl::Status>;
+};
 // kTokenCausal: the list of query t never depends on anything after t (else only the attended pairs are causal).
 // FullBudget(): the config at which the plan covers every causal pair; the conformance kit runs it against dense.
 
@@ -86,21 +86,29 @@ class AttentionRouter {
 
 // Errors every attention router shares: what was given, what is allowed.
 inline absl::Status CheckAttentionInputs(const AttentionShape& s, const AttentionInputs& in) {
-  const auto bad = [](auto&&... parts) { return absl::InvalidArgumentError(absl::StrCat("attention inputs: ", parts...)); };
-  if (in.q.rows < 0 || in.q.rows > s.max_queries) return bad(in.q.rows, " queries, planned for at most ", s.max_queries);
+  const auto bad = [](auto&&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("attention inputs: ", parts...));
+  };
+  if (in.q.rows < 0 || in.q.rows > s.max_queries)
+    return bad(in.q.rows, " queries, planned for at most ", s.max_queries);
   if (in.kv_len() > s.max_kv) return bad(in.kv_len(), " keys, planned for at most ", s.max_kv);
-  if (in.q.heads != s.heads || in.k.heads != s.kv_heads) return bad(in.q.heads, " query and ", in.k.heads, " KV heads, planned for ", s.heads, " and ", s.kv_heads);
-  if (in.q.dim != s.head_dim || in.k.dim != s.head_dim) return bad("head width ", in.q.dim, " and ", in.k.dim, ", planned for ", s.head_dim);
-  if (in.q_begin < 0 || in.q_begin + in.q.rows > in.kv_len()) return bad("queries [", in.q_begin, ", ", in.q_begin + in.q.rows, ") of ", in.kv_len(), " keys");
+  if (in.q.heads != s.heads || in.k.heads != s.kv_heads)
+    return bad(in.q.heads, " query and ", in.k.heads, " KV heads, planned for ", s.heads, " and ", s.kv_heads);
+  if (in.q.dim != s.head_dim || in.k.dim != s.head_dim)
+    return bad("head width ", in.q.dim, " and ", in.k.dim, ", planned for ", s.head_dim);
+  if (in.q_begin < 0 || in.q_begin + in.q.rows > in.kv_len())
+    return bad("queries [", in.q_begin, ", ", in.q_begin + in.q.rows, ") of ", in.kv_len(), " keys");
   return absl::OkStatus();
 }
 inline absl::Status CheckAttentionShape(const AttentionShape& s) {
-  if (s.max_queries <= 0 || s.max_kv <= 0 || s.head_dim <= 0 || s.workers <= 0 || s.kv_heads <= 0 || s.heads <= 0 || s.heads % s.kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("attention shape: queries ", s.max_queries, ", keys ", s.max_kv, ", heads ", s.heads, "/", s.kv_heads,
-                                                   ", width ", s.head_dim, ", workers ", s.workers,
-                                                   "; all must be positive and heads a multiple of KV heads"));
+  if (s.max_queries <= 0 || s.max_kv <= 0 || s.head_dim <= 0 || s.workers <= 0 || s.kv_heads <= 0 || s.heads <= 0 ||
+      s.heads % s.kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "attention shape: queries ", s.max_queries, ", keys ", s.max_kv, ", heads ", s.heads, "/", s.kv_heads,
+        ", width ", s.head_dim, ", workers ", s.workers, "; all must be positive and heads a multiple of KV heads"));
   }
-  if (s.max_kv > (int64_t{1} << 31)) return absl::InvalidArgumentError(absl::StrCat("attention shape: ", s.max_kv, " keys, at most 2^31"));
+  if (s.max_kv > (int64_t{1} << 31))
+    return absl::InvalidArgumentError(absl::StrCat("attention shape: ", s.max_kv, " keys, at most 2^31"));
   return absl::OkStatus();
 }
 

@@ -62,9 +62,10 @@ struct Setter {
     found = true;
     T v{};
     if (!Parse(text, &v)) {
-      status = absl::InvalidArgumentError(absl::StrCat(
-          key, ": cannot read '", text, "' as ",
-          std::is_same_v<T, bool> ? "true or false" : std::is_integral_v<T> ? "an integer" : "a number"));
+      status = absl::InvalidArgumentError(absl::StrCat(key, ": cannot read '", text, "' as ",
+                                                       std::is_same_v<T, bool> ? "true or false"
+                                                       : std::is_integral_v<T> ? "an integer"
+                                                                               : "a number"));
     } else if (v < range.lo || range.hi < v) {
       status = absl::OutOfRangeError(
           absl::StrCat(key, "=", text, " is outside [", Print(range.lo), ", ", Print(range.hi), "]"));
@@ -77,7 +78,8 @@ struct Describer {
   std::string* out;
   template <class T>
   void operator()(absl::string_view name, T& field, Range<T> range, absl::string_view doc) {
-    absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ", Print(range.hi), "]  ", doc, "\n");
+    absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ", Print(range.hi), "]  ", doc,
+                    "\n");
   }
 };
 struct Printer {

@@ -45,7 +45,8 @@ class FactoryMap {
  public:
   absl::Status Add(std::unique_ptr<const Factory<Base>> f) {
     std::string key(f->name());
-    if (!map_.emplace(key, std::move(f)).second) return absl::AlreadyExistsError(absl::StrCat("'", key, "' is registered twice"));
+    if (!map_.emplace(key, std::move(f)).second)
+      return absl::AlreadyExistsError(absl::StrCat("'", key, "' is registered twice"));
     return absl::OkStatus();
   }
   // From "name:key=value,...".

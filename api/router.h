@@ -45,16 +45,16 @@ struct RouteInputs {
 };
 
 template <class R>
-concept RouterModel =
-    std::default_initializable<typename R::Config> && std::derived_from<typename R::Plan, RoutePlanInfo> &&
+concept RouterModel = std::default_initializable<typename R::Config> &&
+    std::derived_from<typename R::Plan, RoutePlanInfo> &&
     requires(const R& r, const typename R::Config& c, const typename R::Plan& p, const RouteShape& s,
              const RouteInputs& in, const RunContext& ctx, Assignment& out) {
-      { R::kName } -> std::convertible_to<absl::string_view>;
-      { R::kDomain } -> std::convertible_to<Domain>;
-      { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
-      { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
-      { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
-    };
+  { R::kName } -> std::convertible_to<absl::string_view>;
+  { R::kDomain } -> std::convertible_to<Domain>;
+  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
+  { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
+  { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
+};
 
 // What a host holds. One virtual call a batch, never one an item.
 class Router {

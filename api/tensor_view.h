@@ -39,10 +39,14 @@ struct KvView {
   float Get(int64_t row, int64_t head, int64_t i) const {  // for references and tests
     const std::byte* p = at(row, head);
     switch (dtype) {
-      case DType::kF32: return reinterpret_cast<const float*>(p)[i];
-      case DType::kBF16: return BF16ToF32(reinterpret_cast<const uint16_t*>(p)[i]);
-      case DType::kF16: return F16ToF32(reinterpret_cast<const uint16_t*>(p)[i]);
-      case DType::kI8: return static_cast<float>(reinterpret_cast<const int8_t*>(p)[i]);
+      case DType::kF32:
+        return reinterpret_cast<const float*>(p)[i];
+      case DType::kBF16:
+        return BF16ToF32(reinterpret_cast<const uint16_t*>(p)[i]);
+      case DType::kF16:
+        return F16ToF32(reinterpret_cast<const uint16_t*>(p)[i]);
+      case DType::kI8:
+        return static_cast<float>(reinterpret_cast<const int8_t*>(p)[i]);
     }
     return 0;
   }

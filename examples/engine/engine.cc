@@ -25,12 +25,15 @@ using Clock = std::chrono::steady_clock;
 double Seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
 // y [n, out] = x [n, in] W^T (+ y when accumulate).
-void MatMul(const float* x, const std::vector<float>& w, int64_t n, int64_t in, int64_t out, float* y, bool accumulate = false) {
+void MatMul(const float* x, const std::vector<float>& w, int64_t n, int64_t in, int64_t out, float* y,
+            bool accumulate = false) {
   const float beta = accumulate ? 1.0f : 0.0f;
   if (n == 1) {
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, static_cast<int>(out), static_cast<int>(in), 1, w.data(), static_cast<int>(in), x, 1, beta, y, 1);
+    cblas_sgemv(CblasRowMajor, CblasNoTrans, static_cast<int>(out), static_cast<int>(in), 1, w.data(),
+                static_cast<int>(in), x, 1, beta, y, 1);
   } else {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(n), static_cast<int>(out), static_cast<int>(in), 1, x, static_cast<int>(in), w.data(), static_cast<int>(in), beta, y,
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(n), static_cast<int>(out),
+                static_cast<int>(in), 1, x, static_cast<int>(in), w.data(), static_cast<int>(in), beta, y,
                 static_cast<int>(out));
   }
 }
@@ -39,7 +42,8 @@ struct Block {  // 64-byte aligned bytes, zeroed
   void Resize(size_t n) { storage.assign(n + sluice::kWorkspaceAlign, std::byte{0}); }
   std::byte* data() {
     const uintptr_t p = reinterpret_cast<uintptr_t>(storage.data());
-    return reinterpret_cast<std::byte*>((p + sluice::kWorkspaceAlign - 1) / sluice::kWorkspaceAlign * sluice::kWorkspaceAlign);
+    return reinterpret_cast<std::byte*>((p + sluice::kWorkspaceAlign - 1) / sluice::kWorkspaceAlign *
+                                        sluice::kWorkspaceAlign);
   }
   size_t bytes() const { return storage.size() - sluice::kWorkspaceAlign; }
 };
@@ -72,7 +76,9 @@ Engine::~Engine() = default;
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const EngineOptions& options) {
   const ModelShape& m = model.shape;
-  if (options.chunk <= 0 || options.max_tokens < 0) return absl::InvalidArgumentError(absl::StrCat("chunk ", options.chunk, " and max_tokens ", options.max_tokens, " must be positive"));
+  if (options.chunk <= 0 || options.max_tokens < 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("chunk ", options.chunk, " and max_tokens ", options.max_tokens, " must be positive"));
   std::unique_ptr<Engine> e(new Engine(model, options));
   e->impl_ = std::make_unique<Impl>();
   Impl& s = *e->impl_;
@@ -81,10 +87,12 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
   s.capacity = options.max_tokens > 0 ? options.max_tokens : m.context;
   sluice::AttentionShape shape;
   shape.max_queries = std::min(options.chunk, s.capacity), shape.max_kv = s.capacity;
-  shape.heads = static_cast<int>(m.heads), shape.kv_heads = static_cast<int>(m.kv_heads), shape.head_dim = shape.value_dim = static_cast<int>(m.head_dim);
+  shape.heads = static_cast<int>(m.heads), shape.kv_heads = static_cast<int>(m.kv_heads),
+  shape.head_dim = shape.value_dim = static_cast<int>(m.head_dim);
   shape.workers = s.executor->num_workers();
   size_t workspace = 0;
-  for (auto [routing, spec] : {std::pair<Impl::Routing*, std::string>{&s.dense, "dense"}, {&s.routed, options.router}}) {
+  for (auto [routing, spec] :
+       {std::pair<Impl::Routing*, std::string>{&s.dense, "dense"}, {&s.routed, options.router}}) {
     SLUICE_ASSIGN_OR_RETURN(routing->router, sluice::BuiltinRouters().attention.Create(spec));
     SLUICE_ASSIGN_OR_RETURN(routing->plan, routing->router->MakePlan(shape));
     const sluice::AttentionPlanInfo& info = routing->plan->info();
@@ -93,7 +101,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
     workspace = std::max(workspace, info.workspace_bytes);
   }
   s.keep_pre = s.routed.router->needs_pre_rope();
-  SLUICE_ASSIGN_OR_RETURN(sluice::Attend attend, sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads, shape.head_dim, shape.value_dim, 64, 1, shape.workers}));
+  SLUICE_ASSIGN_OR_RETURN(sluice::Attend attend,
+                          sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads,
+                                                  shape.head_dim, shape.value_dim, 64, 1, shape.workers}));
   s.attend = std::make_unique<sluice::Attend>(std::move(attend));
   s.plan_ws.Resize(workspace);
   s.attend_ws.Resize(s.attend->workspace_bytes());
@@ -105,7 +115,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
     if (s.keep_pre) c.k_pre.resize(kv);
     c.state.Resize(s.routed.state_bytes);
   }
-  const size_t n = static_cast<size_t>(shape.max_queries), qw = static_cast<size_t>(m.heads * m.head_dim), kw = static_cast<size_t>(m.kv_heads * m.head_dim);
+  const size_t n = static_cast<size_t>(shape.max_queries), qw = static_cast<size_t>(m.heads * m.head_dim),
+               kw = static_cast<size_t>(m.kv_heads * m.head_dim);
   s.x.resize(n * static_cast<size_t>(m.width));
   s.h.resize(n * static_cast<size_t>(m.width));
   s.qkv.resize(n * (qw + 2 * kw));
@@ -117,7 +128,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
   s.cos.resize(static_cast<size_t>(s.capacity * m.head_dim / 2));
   s.sin.resize(s.cos.size());
   for (int64_t p = 0; p < s.capacity; ++p) {
-    sluice::kernels::RopeAngles(static_cast<double>(p), m.rope_base, static_cast<size_t>(m.head_dim), &s.cos[static_cast<size_t>(p * m.head_dim / 2)], &s.sin[static_cast<size_t>(p * m.head_dim / 2)]);
+    sluice::kernels::RopeAngles(static_cast<double>(p), m.rope_base, static_cast<size_t>(m.head_dim),
+                                &s.cos[static_cast<size_t>(p * m.head_dim / 2)],
+                                &s.sin[static_cast<size_t>(p * m.head_dim / 2)]);
   }
   return e;
 }
@@ -130,11 +143,15 @@ void Engine::Reset() {
   for (Impl::Cache& c : impl_->cache) std::memset(c.state.data(), 0, c.state.bytes());
 }
 
-absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from, const std::function<void(int64_t, const float*)>& visit, const std::function<void(int64_t)>& progress) {
+absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
+                          const std::function<void(int64_t, const float*)>& visit,
+                          const std::function<void(int64_t)>& progress) {
   const int64_t n = static_cast<int64_t>(tokens.size());
-  if (length_ + n > impl_->capacity) return absl::ResourceExhaustedError(absl::StrCat(length_ + n, " tokens, but the cache holds ", impl_->capacity));
+  if (length_ + n > impl_->capacity)
+    return absl::ResourceExhaustedError(absl::StrCat(length_ + n, " tokens, but the cache holds ", impl_->capacity));
   for (int32_t t : tokens) {
-    if (t < 0 || t >= model_.shape.vocab) return absl::InvalidArgumentError(absl::StrCat("token ", t, " is outside [0, ", model_.shape.vocab, ")"));
+    if (t < 0 || t >= model_.shape.vocab)
+      return absl::InvalidArgumentError(absl::StrCat("token ", t, " is outside [0, ", model_.shape.vocab, ")"));
   }
   const auto begin = Clock::now();
   for (int64_t at = 0; at < n; at += options_.chunk) {
@@ -145,16 +162,21 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from, cons
   return absl::OkStatus();
 }
 
-absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from, const std::function<void(int64_t, const float*)>& visit) {
+absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from,
+                          const std::function<void(int64_t, const float*)>& visit) {
   Impl& s = *impl_;
   const ModelShape& m = model_.shape;
   const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d, row = qw + 2 * kw;
   const size_t cache_row = static_cast<size_t>(kw) * sluice::DTypeBytes(options_.cache);
-  for (int64_t i = 0; i < n; ++i) std::memcpy(&s.x[static_cast<size_t>(i * m.width)], &model_.embed[static_cast<size_t>(tokens[i] * m.width)], static_cast<size_t>(m.width) * sizeof(float));
+  for (int64_t i = 0; i < n; ++i)
+    std::memcpy(&s.x[static_cast<size_t>(i * m.width)], &model_.embed[static_cast<size_t>(tokens[i] * m.width)],
+                static_cast<size_t>(m.width) * sizeof(float));
   for (int64_t li = 0; li < m.layers; ++li) {
     const Layer& layer = model_.layers[static_cast<size_t>(li)];
     Impl::Cache& cache = s.cache[static_cast<size_t>(li)];
-    for (int64_t i = 0; i < n; ++i) sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], layer.attn_norm.data(), static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
+    for (int64_t i = 0; i < n; ++i)
+      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], layer.attn_norm.data(),
+                               static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
     MatMul(s.h.data(), layer.qkv, n, m.width, row, s.qkv.data());
     for (int64_t i = 0; i < n; ++i) {
       const int64_t p = length_ + i;
@@ -166,9 +188,13 @@ absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from, const 
       }
       const float* c = &s.cos[static_cast<size_t>(p * d / 2)];
       const float* sn = &s.sin[static_cast<size_t>(p * d / 2)];
-      for (int64_t h = 0; h < m.heads + m.kv_heads; ++h) sluice::kernels::RopeRotate(q + h * d, static_cast<size_t>(d), c, sn, sluice::kernels::RopeLayout::kInterleaved);
-      sluice::kernels::ConvertFromF32(k, static_cast<size_t>(kw), options_.cache, cache.k.data() + static_cast<size_t>(p) * cache_row);
-      sluice::kernels::ConvertFromF32(k + kw, static_cast<size_t>(kw), options_.cache, cache.v.data() + static_cast<size_t>(p) * cache_row);
+      for (int64_t h = 0; h < m.heads + m.kv_heads; ++h)
+        sluice::kernels::RopeRotate(q + h * d, static_cast<size_t>(d), c, sn,
+                                    sluice::kernels::RopeLayout::kInterleaved);
+      sluice::kernels::ConvertFromF32(k, static_cast<size_t>(kw), options_.cache,
+                                      cache.k.data() + static_cast<size_t>(p) * cache_row);
+      sluice::kernels::ConvertFromF32(k + kw, static_cast<size_t>(kw), options_.cache,
+                                      cache.v.data() + static_cast<size_t>(p) * cache_row);
     }
     // Sluice: plan, then run.
     Impl::Routing& routing = li < options_.dense_layers ? s.dense : s.routed;
@@ -184,7 +210,9 @@ absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from, const 
       in.k_pre = {cache.k_pre.data(), DType::kF32, length_ + n, m.kv_heads, d, kw, d};
     }
     auto mark = Clock::now();
-    SLUICE_RETURN_IF_ERROR(routing.router->Run(*routing.plan, in, cache.state.data(), {{s.plan_ws.data(), s.plan_ws.bytes()}, s.executor.get()}, routing.buffer));
+    SLUICE_RETURN_IF_ERROR(routing.router->Run(*routing.plan, in, cache.state.data(),
+                                               {{s.plan_ws.data(), s.plan_ws.bytes()}, s.executor.get()},
+                                               routing.buffer));
     timing_.plan_s += Seconds(mark);
     sluice::AttendInputs ai;
     ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
@@ -192,15 +220,19 @@ absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from, const 
     ao.o = {s.o.data(), n, m.heads, d, qw, d};
     ao.counters = &counters_;
     mark = Clock::now();
-    SLUICE_RETURN_IF_ERROR(s.attend->Run(routing.buffer.plan(), ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
+    SLUICE_RETURN_IF_ERROR(
+        s.attend->Run(routing.buffer.plan(), ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
     timing_.attend_s += Seconds(mark);
     if (options_.quality_stride > 0 && n > 1) {
       mark = Clock::now();
-      quality_.Add(sluice::MeasurePlan(routing.buffer.plan(), in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
+      quality_.Add(
+          sluice::MeasurePlan(routing.buffer.plan(), in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
       timing_.total_s -= Seconds(mark);
     }
     MatMul(s.o.data(), layer.attn_out, n, qw, m.width, s.x.data(), true);
-    for (int64_t i = 0; i < n; ++i) sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], layer.ffn_norm.data(), static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
+    for (int64_t i = 0; i < n; ++i)
+      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], layer.ffn_norm.data(),
+                               static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
     MatMul(s.h.data(), layer.gate_up, n, m.width, 2 * m.ffn, s.ff.data());
     s.executor->ParallelFor(n, 16, [&](int64_t b, int64_t e, int) {
       for (int64_t i = b; i < e; ++i) {
@@ -213,7 +245,9 @@ absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from, const 
   }
   if (visit && length_ + n > from) {
     const int64_t first = std::max<int64_t>(0, from - length_);
-    for (int64_t i = first; i < n; ++i) sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], model_.norm.data(), static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
+    for (int64_t i = first; i < n; ++i)
+      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], model_.norm.data(), static_cast<size_t>(m.width),
+                               m.eps, &s.h[static_cast<size_t>(i * m.width)]);
     MatMul(&s.h[static_cast<size_t>(first * m.width)], model_.head(), n - first, m.width, m.vocab, s.logits.data());
     for (int64_t i = first; i < n; ++i) visit(length_ + i, &s.logits[static_cast<size_t>((i - first) * m.vocab)]);
   }
@@ -225,45 +259,55 @@ namespace {
 int64_t ArgMax(const float* x, int64_t n) { return std::max_element(x, x + n) - x; }
 }  // namespace
 
-absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& tokens, std::vector<float>* nll, const std::function<void(int64_t)>& progress) {
+absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& tokens, std::vector<float>* nll,
+                                  const std::function<void(int64_t)>& progress) {
   if (tokens.size() < 2) return absl::InvalidArgumentError("perplexity needs at least two tokens");
   engine.Reset();
   double sum = 0;
   if (nll != nullptr) nll->assign(tokens.size() - 1, 0);
   const size_t vocab = static_cast<size_t>(engine.model().shape.vocab);
-  SLUICE_RETURN_IF_ERROR(engine.Feed(tokens, 0, [&](int64_t p, const float* logits) {
-    if (p + 1 >= static_cast<int64_t>(tokens.size())) return;
-    const float x = sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[static_cast<size_t>(p) + 1]];
-    sum += x;
-    if (nll != nullptr) (*nll)[static_cast<size_t>(p)] = x;
-  }, progress));
+  SLUICE_RETURN_IF_ERROR(engine.Feed(
+      tokens, 0,
+      [&](int64_t p, const float* logits) {
+        if (p + 1 >= static_cast<int64_t>(tokens.size())) return;
+        const float x = sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[static_cast<size_t>(p) + 1]];
+        sum += x;
+        if (nll != nullptr) (*nll)[static_cast<size_t>(p)] = x;
+      },
+      progress));
   return std::exp(sum / static_cast<double>(tokens.size() - 1));
 }
 
-absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& tokens, const std::vector<uint8_t>& answer, const std::vector<uint8_t>& text, const std::function<void(int64_t)>& progress) {
+absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& tokens,
+                                  const std::vector<uint8_t>& answer, const std::vector<uint8_t>& text,
+                                  const std::function<void(int64_t)>& progress) {
   engine.Reset();
   Score score;
   double sum = 0;
   int64_t counted = 0, right = 0;
   const size_t vocab = static_cast<size_t>(engine.model().shape.vocab);
-  SLUICE_RETURN_IF_ERROR(engine.Feed(tokens, 0, [&](int64_t p, const float* logits) {
-    const size_t next = static_cast<size_t>(p) + 1;
-    if (next >= tokens.size()) return;
-    if (text[next] != 0) {
-      sum += sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[next]];
-      ++counted;
-    }
-    if (answer[next] != 0) {
-      ++score.asked;
-      right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
-    }
-  }, progress));
+  SLUICE_RETURN_IF_ERROR(engine.Feed(
+      tokens, 0,
+      [&](int64_t p, const float* logits) {
+        const size_t next = static_cast<size_t>(p) + 1;
+        if (next >= tokens.size()) return;
+        if (text[next] != 0) {
+          sum += sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[next]];
+          ++counted;
+        }
+        if (answer[next] != 0) {
+          ++score.asked;
+          right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
+        }
+      },
+      progress));
   score.perplexity = counted > 0 ? std::exp(sum / static_cast<double>(counted)) : 0;
   score.accuracy = score.asked > 0 ? static_cast<double>(right) / static_cast<double>(score.asked) : 0;
   return score;
 }
 
-absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<int32_t>& prompt, int64_t count, const Sampling& sampling, const std::function<bool(int32_t)>& on_token) {
+absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<int32_t>& prompt, int64_t count,
+                                              const Sampling& sampling, const std::function<bool(int32_t)>& on_token) {
   if (prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
   const int64_t vocab = engine.model().shape.vocab;
   std::vector<float> last(static_cast<size_t>(vocab));
@@ -282,7 +326,10 @@ absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<
       });
       std::vector<double> p(static_cast<size_t>(k));
       double total = 0;
-      for (int64_t j = 0; j < k; ++j) total += p[static_cast<size_t>(j)] = std::exp((last[static_cast<size_t>(order[static_cast<size_t>(j)])] - last[static_cast<size_t>(order[0])]) / sampling.temperature);
+      for (int64_t j = 0; j < k; ++j)
+        total += p[static_cast<size_t>(j)] =
+            std::exp((last[static_cast<size_t>(order[static_cast<size_t>(j)])] - last[static_cast<size_t>(order[0])]) /
+                     sampling.temperature);
       double u = sluice::RandomUniform({sampling.seed, static_cast<uint64_t>(i), 0, 0, 0}) * total;
       int64_t j = 0;
       while (j + 1 < k && u >= p[static_cast<size_t>(j)]) u -= p[static_cast<size_t>(j++)];
@@ -296,17 +343,25 @@ absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<
   return out;
 }
 
-std::string FactQuestion(const std::string& name, const std::string& separator) { return absl::StrCat(separator, "Question: what is the code of the ", name, "? Answer:"); }
+std::string FactQuestion(const std::string& name, const std::string& separator) {
+  return absl::StrCat(separator, "Question: what is the code of the ", name, "? Answer:");
+}
 
-FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed, const std::string& separator) {
-  static constexpr const char* kAdjectives[] = {"amber", "bright", "copper", "distant", "emerald", "golden", "hidden", "ivory", "lunar", "misty", "noble", "quiet", "royal", "silver", "velvet", "winter"};
-  static constexpr const char* kNouns[] = {"anchor", "bridge", "castle", "compass", "dragon", "engine", "falcon", "garden", "harbor", "island", "kettle", "lantern", "mirror", "orchard", "piano", "violin"};
+FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count,
+                      uint64_t seed, const std::string& separator) {
+  static constexpr const char* kAdjectives[] = {"amber",  "bright", "copper", "distant", "emerald", "golden",
+                                                "hidden", "ivory",  "lunar",  "misty",   "noble",   "quiet",
+                                                "royal",  "silver", "velvet", "winter"};
+  static constexpr const char* kNouns[] = {"anchor", "bridge",  "castle", "compass", "dragon", "engine",
+                                           "falcon", "garden",  "harbor", "island",  "kettle", "lantern",
+                                           "mirror", "orchard", "piano",  "violin"};
   FactPrompt f;
   std::vector<std::vector<int32_t>> said, asked, answered;
   int64_t extra = 0;
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t r = sluice::RandomBits({seed, 1, 0, 0, static_cast<uint64_t>(i)});
-    const std::string name = absl::StrCat(kAdjectives[(r + static_cast<uint64_t>(i)) % 16], " ", kNouns[static_cast<uint64_t>(i) % 16]);
+    const std::string name =
+        absl::StrCat(kAdjectives[(r + static_cast<uint64_t>(i)) % 16], " ", kNouns[static_cast<uint64_t>(i) % 16]);
     const std::string code = absl::StrCat(10000 + (r >> 8) % 90000);
     f.facts.emplace_back(name, code);
     said.push_back(tokenizer.Encode(absl::StrCat(separator, "The code of the ", name, " is ", code, ".", separator)));

@@ -34,7 +34,8 @@ class Engine {
   void Reset();
   int64_t length() const { return length_; }
   // Appends tokens. `visit` (optional) gets the logits [vocab] that follow every token at position >= `from`.
-  absl::Status Feed(const std::vector<int32_t>& tokens, int64_t from, const std::function<void(int64_t position, const float* logits)>& visit = {},
+  absl::Status Feed(const std::vector<int32_t>& tokens, int64_t from,
+                    const std::function<void(int64_t position, const float* logits)>& visit = {},
                     const std::function<void(int64_t done)>& progress = {});
   const Timing& timing() const { return timing_; }
   const sluice::AttentionCounters& counters() const { return counters_; }
@@ -44,7 +45,8 @@ class Engine {
  private:
   struct Impl;
   Engine(const Model& model, const EngineOptions& options);
-  absl::Status Pass(const int32_t* tokens, int64_t n, int64_t from, const std::function<void(int64_t, const float*)>& visit);
+  absl::Status Pass(const int32_t* tokens, int64_t n, int64_t from,
+                    const std::function<void(int64_t, const float*)>& visit);
 
   const Model& model_;
   EngineOptions options_;
@@ -56,13 +58,15 @@ class Engine {
 };
 
 // exp of the mean negative log-likelihood of tokens 1.. given those before. Fills `nll` when not null.
-absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& tokens, std::vector<float>* nll = nullptr, const std::function<void(int64_t)>& progress = {});
+absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& tokens, std::vector<float>* nll = nullptr,
+                                  const std::function<void(int64_t)>& progress = {});
 // Share of the marked tokens that the model ranks first given everything before them. `nll_mask` limits perplexity.
 struct Score {
   double perplexity = 0, accuracy = 0;
   int64_t asked = 0;
 };
-absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& tokens, const std::vector<uint8_t>& answer, const std::vector<uint8_t>& text,
+absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& tokens,
+                                  const std::vector<uint8_t>& answer, const std::vector<uint8_t>& text,
                                   const std::function<void(int64_t)>& progress = {});
 struct Sampling {
   double temperature = 0;  // 0: greedy, ties to the lowest id
@@ -70,17 +74,19 @@ struct Sampling {
   uint64_t seed = 1;
 };
 // Appends the prompt and generates up to `count` tokens; stops at end of text. on_token may stop it by returning false.
-absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<int32_t>& prompt, int64_t count, const Sampling& sampling = {},
+absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<int32_t>& prompt, int64_t count,
+                                              const Sampling& sampling = {},
                                               const std::function<bool(int32_t)>& on_token = {});
 
 // Documentation text with planted facts, as the bundled model was trained on: statements at spread depths, questions
 // with their answers at the end. `separator` stands around statements and before questions (models learn one).
 struct FactPrompt {
   std::vector<int32_t> tokens;
-  std::vector<uint8_t> answer, text;  // marks: answer tokens; plain text
+  std::vector<uint8_t> answer, text;                       // marks: answer tokens; plain text
   std::vector<std::pair<std::string, std::string>> facts;  // name, code; in the order asked
 };
-FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count, uint64_t seed, const std::string& separator = "\n");
+FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length, int64_t count,
+                      uint64_t seed, const std::string& separator = "\n");
 std::string FactQuestion(const std::string& name, const std::string& separator = "\n");
 }  // namespace engine
 #endif  // SLUICE_EXAMPLES_ENGINE_ENGINE_H_

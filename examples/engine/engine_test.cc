@@ -47,7 +47,9 @@ std::unique_ptr<Engine> Make(const Model& m, EngineOptions o) {
 TEST(Engine, MatchesTheTrainersLikelihoods) {
   const std::vector<float> golden = ReadFile<float>(kModels + "sluice-mini-golden-nll.f32");
   const std::vector<int32_t> tokens = EvalTokens(kModels + "sluice-mini-eval.u16", golden.size() + 1);
-  for (auto [type, tol] : {std::pair<sluice::DType, float>{sluice::DType::kF32, 1e-3f}, {sluice::DType::kF16, 5e-2f}, {sluice::DType::kBF16, 0.2f}}) {
+  for (auto [type, tol] : {std::pair<sluice::DType, float>{sluice::DType::kF32, 1e-3f},
+                           {sluice::DType::kF16, 5e-2f},
+                           {sluice::DType::kBF16, 0.2f}}) {
     EngineOptions o;
     o.max_tokens = 512, o.cache = type, o.chunk = 200;
     std::vector<float> nll;
@@ -64,7 +66,8 @@ TEST(Engine, ForcedDenseIsBitIdenticalToDense) {
   o.max_tokens = 700, o.chunk = 256;
   std::vector<float> dense, routed;
   ASSERT_TRUE(Perplexity(*Make(Mini(), o), tokens, &dense).ok());
-  for (const char* spec : {"sink_window:window=1000000", "mean_pool:k=1000000", "seer_attention:tau=-1", "hip:mask_k=1000000", "oracle_block_topk:k=1000000"}) {
+  for (const char* spec : {"sink_window:window=1000000", "mean_pool:k=1000000", "seer_attention:tau=-1",
+                           "hip:mask_k=1000000", "oracle_block_topk:k=1000000"}) {
     o.router = spec;
     auto e = Make(Mini(), o);
     ASSERT_TRUE(Perplexity(*e, tokens, &routed).ok());
@@ -152,7 +155,8 @@ TEST(Engine, BadInputIsExplained) {
   EXPECT_THAT(std::string(e->Feed({1, 2, 99999}, 0).message()), testing::HasSubstr("token 99999 is outside [0, 8192)"));
   EXPECT_THAT(std::string(e->Feed(std::vector<int32_t>(9, 1), 0).message()), testing::HasSubstr("the cache holds 8"));
   o.router = "nonsense";
-  EXPECT_THAT(std::string(Engine::Create(Mini(), o).status().message()), testing::HasSubstr("no method 'nonsense'; known: dense"));
+  EXPECT_THAT(std::string(Engine::Create(Mini(), o).status().message()),
+              testing::HasSubstr("no method 'nonsense'; known: dense"));
   EXPECT_FALSE(LoadModel("/no/such.gguf").ok());
   EXPECT_FALSE(LoadModel(kModels + "sluice-mini-eval.u16").ok());
 }

@@ -25,7 +25,9 @@ int Fail(const absl::Status& s) {
 std::function<void(int64_t)> Progress(const std::string& what, int64_t total) {
   const bool terminal = isatty(2) != 0;
   return [=](int64_t done) {
-    if (terminal) std::fprintf(stderr, "\r%-44s %3d%%%s", what.c_str(), static_cast<int>(100 * done / std::max<int64_t>(total, 1)), done >= total ? "\r\033[K" : "");
+    if (terminal)
+      std::fprintf(stderr, "\r%-44s %3d%%%s", what.c_str(), static_cast<int>(100 * done / std::max<int64_t>(total, 1)),
+                   done >= total ? "\r\033[K" : "");
   };
 }
 absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count) {
@@ -34,18 +36,22 @@ absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t
   std::vector<uint16_t> raw;
   uint16_t t = 0;
   while (f.read(reinterpret_cast<char*>(&t), 2)) raw.push_back(t);
-  if (skip + count > static_cast<int64_t>(raw.size())) return absl::OutOfRangeError(absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [", skip, ", ", skip + count, ")"));
+  if (skip + count > static_cast<int64_t>(raw.size()))
+    return absl::OutOfRangeError(
+        absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [", skip, ", ", skip + count, ")"));
   return std::vector<int32_t>(raw.begin() + skip, raw.begin() + skip + count);
 }
 // The project's own documentation and headers, as one text.
 std::string ProjectText(const std::string& root) {
   std::string text;
-  std::vector<std::filesystem::path> files = {std::filesystem::path(root) / "README.md", std::filesystem::path(root) / "CHANGELOG.md"};
+  std::vector<std::filesystem::path> files = {std::filesystem::path(root) / "README.md",
+                                              std::filesystem::path(root) / "CHANGELOG.md"};
   for (const char* dir : {"api", "runtime", "routers", "examples/training"}) {
     std::vector<std::filesystem::path> more;
     if (!std::filesystem::exists(std::filesystem::path(root) / dir)) continue;
     for (const auto& e : std::filesystem::recursive_directory_iterator(std::filesystem::path(root) / dir)) {
-      if (e.path().extension() == ".h" || e.path().extension() == ".py" || e.path().extension() == ".md") more.push_back(e.path());
+      if (e.path().extension() == ".h" || e.path().extension() == ".py" || e.path().extension() == ".md")
+        more.push_back(e.path());
     }
     std::sort(more.begin(), more.end());
     files.insert(files.end(), more.begin(), more.end());
@@ -83,22 +89,31 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
     text = s.str();
   }
   std::vector<int32_t> ids = model.tokenizer.Encode(text.substr(0, static_cast<size_t>(demo.length) * 6));
-  const engine::FactPrompt prompt = engine::PlantFacts(model.tokenizer, ids, demo.length, demo.facts, 7, demo.separator);
+  const engine::FactPrompt prompt =
+      engine::PlantFacts(model.tokenizer, ids, demo.length, demo.facts, 7, demo.separator);
   const int64_t n = static_cast<int64_t>(prompt.tokens.size());
   if (demo.routers.empty()) {
     demo.routers = {"dense",
-                    "sink_window:window=512", "sink_window:window=2048",
-                    "mean_pool:k=16", "mean_pool:k=32", "mean_pool:k=0,p=0.9",
-                    "seer_attention:density=0.2", "seer_attention:density=0.5",
-                    "hip:mask_k=512", "hip:mask_k=2048",
-                    "dsa:k=512", "hisa:k=512,m=16",
+                    "sink_window:window=512",
+                    "sink_window:window=2048",
+                    "mean_pool:k=16",
+                    "mean_pool:k=32",
+                    "mean_pool:k=0,p=0.9",
+                    "seer_attention:density=0.2",
+                    "seer_attention:density=0.5",
+                    "hip:mask_k=512",
+                    "hip:mask_k=2048",
+                    "dsa:k=512",
+                    "hisa:k=512,m=16",
                     "oracle_block_topk:k=16"};
   }
   options.max_tokens = n + 64;
   options.quality_stride = 509;
-  std::printf("%lld tokens of %s with %lld planted facts; %s cache, %lld layers\n\n", static_cast<long long>(n), demo.text.empty() ? "this project's text" : demo.text.c_str(), static_cast<long long>(demo.facts), sluice::DTypeName(options.cache),
-              static_cast<long long>(model.shape.layers));
-  std::printf("%-30s %9s %7s %9s %9s %8s %7s %8s %9s %7s\n", "router", "prefill s", "plan s", "attend s", "decode ms", "density", "mass", "ppl", "facts", "speed");
+  std::printf("%lld tokens of %s with %lld planted facts; %s cache, %lld layers\n\n", static_cast<long long>(n),
+              demo.text.empty() ? "this project's text" : demo.text.c_str(), static_cast<long long>(demo.facts),
+              sluice::DTypeName(options.cache), static_cast<long long>(model.shape.layers));
+  std::printf("%-30s %9s %7s %9s %9s %8s %7s %8s %9s %7s\n", "router", "prefill s", "plan s", "attend s", "decode ms",
+              "density", "mass", "ppl", "facts", "speed");
   std::vector<engine::ReportRow> rows;
   std::string spoken;
   for (const std::string& spec : demo.routers) {
@@ -123,46 +138,69 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
       return true;
     });
     if (!made.ok()) return Fail(made.status());
-    r.decode_ms = answer.size() > 1 ? 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - first).count() / static_cast<double>(answer.size() - 1) : 0;
+    r.decode_ms = answer.size() > 1
+                      ? 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - first).count() /
+                            static_cast<double>(answer.size() - 1)
+                      : 0;
     rows.push_back(r);
-    std::printf("%-30s %9.2f %7.2f %9.2f %9.2f %8.3f %7.3f %8.2f %9.3f %6.2fx\n", spec.c_str(), r.prefill_s, r.plan_s, r.attend_s, r.decode_ms, r.density, r.mass_recall, r.perplexity, r.accuracy, rows[0].prefill_s / r.prefill_s);
+    std::printf("%-30s %9.2f %7.2f %9.2f %9.2f %8.3f %7.3f %8.2f %9.3f %6.2fx\n", spec.c_str(), r.prefill_s, r.plan_s,
+                r.attend_s, r.decode_ms, r.density, r.mass_recall, r.perplexity, r.accuracy,
+                rows[0].prefill_s / r.prefill_s);
     std::fflush(stdout);
     std::string said = model.tokenizer.Decode(*made);
     said = said.substr(0, said.find('\n'));
     absl::StrAppend(&spoken, "  ", absl::StrFormat("%-30s", spec), said, "\n");
   }
-  std::printf("\nSpeed is prefill time against dense, planning and everything else included. mass is the dense probability that the\nattended keys carry (every 509th query). seer_attention, dsa and hisa run their training-free substitutes.\n");
-  std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n%s", prompt.facts[0].first.c_str(), prompt.facts[0].second.c_str(), spoken.c_str());
-  if (absl::Status s = engine::WriteReport(demo.report, "Routed attention, density against quality", absl::StrCat(n, " tokens, ", demo.facts, " planted facts, ", model.shape.layers, " layers; prefill in chunks of ", options.chunk), rows); !s.ok()) return Fail(s);
+  std::printf(
+      "\nSpeed is prefill time against dense, planning and everything else included. mass is the dense probability "
+      "that the\nattended keys carry (every 509th query). seer_attention, dsa and hisa run their training-free "
+      "substitutes.\n");
+  std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n%s", prompt.facts[0].first.c_str(),
+              prompt.facts[0].second.c_str(), spoken.c_str());
+  if (absl::Status s =
+          engine::WriteReport(demo.report, "Routed attention, density against quality",
+                              absl::StrCat(n, " tokens, ", demo.facts, " planted facts, ", model.shape.layers,
+                                           " layers; prefill in chunks of ", options.chunk),
+                              rows);
+      !s.ok())
+    return Fail(s);
   std::printf("\nwrote %s\n", demo.report.c_str());
   return 0;
 }
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("A small Llama host on top of Sluice.\nExample: engine generate --prompt 'The kernel' --router mean_pool:k=16");
+  CLI::App app(
+      "A small Llama host on top of Sluice.\nExample: engine generate --prompt 'The kernel' --router mean_pool:k=16");
   app.require_subcommand(1);
-  std::string model_path = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf", cache = "f32", tokens_path, nll_path, prompt = "The";
+  std::string model_path = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf",
+              cache = "f32", tokens_path, nll_path, prompt = "The";
   EngineOptions options;
   DemoOptions demo;
   engine::Sampling sampling;
   int64_t skip = 0, count = 2048, windows = 1, length = 4096, facts = 8, repeats = 4, generate = 64;
   const auto common = [&](CLI::App* sub) {
     sub->add_option("--model", model_path, "GGUF file (Llama architecture; F32, F16 or Q8_0)")->capture_default_str();
-    sub->add_option("--router", options.router, "attention router, name:key=value,...  ('engine routers' lists them)")->capture_default_str();
+    sub->add_option("--router", options.router, "attention router, name:key=value,...  ('engine routers' lists them)")
+        ->capture_default_str();
     sub->add_option("--cache", cache, "KV cache type: f32, bf16 or f16")->capture_default_str();
-    sub->add_option("--chunk", options.chunk, "prompt tokens per pass")->capture_default_str()->check(CLI::Range(1, 65536));
+    sub->add_option("--chunk", options.chunk, "prompt tokens per pass")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 65536));
     sub->add_option("--threads", options.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
     sub->add_option("--dense-layers", options.dense_layers, "first layers that stay dense")->capture_default_str();
   };
-  CLI::App* ppl = app.add_subcommand("perplexity", "Perplexity over a file of 16-bit token ids.\nExample: engine perplexity --tokens eval.u16 --count 16384 --windows 4");
+  CLI::App* ppl = app.add_subcommand("perplexity",
+                                     "Perplexity over a file of 16-bit token ids.\nExample: engine perplexity --tokens "
+                                     "eval.u16 --count 16384 --windows 4");
   common(ppl);
   ppl->add_option("--tokens", tokens_path, "little-endian 16-bit token ids")->required();
   ppl->add_option("--skip", skip, "tokens to skip")->capture_default_str();
   ppl->add_option("--count", count, "tokens per window")->capture_default_str();
   ppl->add_option("--windows", windows, "consecutive windows, each with an empty context")->capture_default_str();
   ppl->add_option("--nll", nll_path, "write the negative log-likelihoods of the last window as float32");
-  CLI::App* fact = app.add_subcommand("facts", "Accuracy on planted facts in held-out text.\nExample: engine facts --tokens eval.u16 --length 8192");
+  CLI::App* fact = app.add_subcommand(
+      "facts", "Accuracy on planted facts in held-out text.\nExample: engine facts --tokens eval.u16 --length 8192");
   common(fact);
   fact->add_option("--tokens", tokens_path, "little-endian 16-bit token ids")->required();
   fact->add_option("--length", length, "tokens per prompt")->capture_default_str();
@@ -170,14 +208,19 @@ int main(int argc, char** argv) {
   bool spaces = false;
   fact->add_flag("--spaces", spaces, "plant facts between spaces instead of line breaks, as some models learned them");
   fact->add_option("--prompts", repeats, "prompts")->capture_default_str();
-  CLI::App* gen = app.add_subcommand("generate", "Continue a prompt.\nExample: engine generate --prompt 'The kernel' --temperature 0.8");
+  CLI::App* gen = app.add_subcommand(
+      "generate", "Continue a prompt.\nExample: engine generate --prompt 'The kernel' --temperature 0.8");
   common(gen);
   gen->add_option("--prompt", prompt, "text to continue")->capture_default_str();
   gen->add_option("--count", generate, "tokens to generate")->capture_default_str();
-  gen->add_option("--temperature", sampling.temperature, "0: greedy")->capture_default_str()->check(CLI::NonNegativeNumber);
+  gen->add_option("--temperature", sampling.temperature, "0: greedy")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   gen->add_option("--top-k", sampling.top_k, "candidates when sampling; 0: all")->capture_default_str();
   gen->add_option("--seed", sampling.seed, "of the sampling")->capture_default_str();
-  CLI::App* show = app.add_subcommand("demo", "Prefill a long prompt with planted facts under every router and compare.\nExample: engine demo --length 8000 --routers dense mean_pool:k=16");
+  CLI::App* show = app.add_subcommand("demo",
+                                      "Prefill a long prompt with planted facts under every router and "
+                                      "compare.\nExample: engine demo --length 8000 --routers dense mean_pool:k=16");
   common(show);
   show->add_option("--length", demo.length, "prompt tokens")->capture_default_str()->check(CLI::Range(256, 1 << 20));
   show->add_option("--facts", demo.facts, "planted facts")->capture_default_str()->check(CLI::Range(1, 16));
@@ -190,7 +233,8 @@ int main(int argc, char** argv) {
   if (spaces) demo.separator = " ";
 
   if (list->parsed()) {
-    for (const auto& [name, factory] : sluice::BuiltinRouters().attention) std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
+    for (const auto& [name, factory] : sluice::BuiltinRouters().attention)
+      std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
     return 0;
   }
   absl::StatusOr<sluice::DType> type = ReadDType(cache);
@@ -200,7 +244,8 @@ int main(int argc, char** argv) {
   if (!model.ok()) return Fail(model.status());
   if (show->parsed()) return Demo(*model, options, demo);
   if (gen->parsed()) {
-    options.max_tokens = std::min(model->shape.context, static_cast<int64_t>(model->tokenizer.Encode(prompt).size()) + generate + 1);
+    options.max_tokens =
+        std::min(model->shape.context, static_cast<int64_t>(model->tokenizer.Encode(prompt).size()) + generate + 1);
     auto e = Engine::Create(*model, options);
     if (!e.ok()) return Fail(e.status());
     std::printf("%s", prompt.c_str());
@@ -225,8 +270,11 @@ int main(int argc, char** argv) {
       if (!p.ok()) return Fail(p.status());
       sum += std::log(*p);
     }
-    std::printf("perplexity %.4f over %lld windows of %lld tokens; density %.4f, %.2f s in the last window (attention %.2f, planning %.2f)\n", std::exp(sum / static_cast<double>(windows)), static_cast<long long>(windows), static_cast<long long>(count),
-                (*e)->counters().density(), (*e)->timing().total_s, (*e)->timing().attend_s, (*e)->timing().plan_s);
+    std::printf(
+        "perplexity %.4f over %lld windows of %lld tokens; density %.4f, %.2f s in the last window (attention %.2f, "
+        "planning %.2f)\n",
+        std::exp(sum / static_cast<double>(windows)), static_cast<long long>(windows), static_cast<long long>(count),
+        (*e)->counters().density(), (*e)->timing().total_s, (*e)->timing().attend_s, (*e)->timing().plan_s);
     if (!nll_path.empty()) {
       std::ofstream f(nll_path, std::ios::binary);
       f.write(reinterpret_cast<const char*>(nll.data()), static_cast<std::streamsize>(nll.size() * sizeof(float)));
@@ -240,13 +288,16 @@ int main(int argc, char** argv) {
   for (int64_t r = 0; r < repeats; ++r) {
     auto tokens = ReadTokens(tokens_path, r * length, length);
     if (!tokens.ok()) return Fail(tokens.status());
-    const engine::FactPrompt p = engine::PlantFacts(model->tokenizer, *tokens, length, facts, static_cast<uint64_t>(r) + 1, demo.separator);
-    auto score = engine::ScoreMarked(**e, p.tokens, p.answer, p.text, Progress(absl::StrCat("prompt ", r + 1, "/", repeats), length));
+    const engine::FactPrompt p =
+        engine::PlantFacts(model->tokenizer, *tokens, length, facts, static_cast<uint64_t>(r) + 1, demo.separator);
+    auto score = engine::ScoreMarked(**e, p.tokens, p.answer, p.text,
+                                     Progress(absl::StrCat("prompt ", r + 1, "/", repeats), length));
     if (!score.ok()) return Fail(score.status());
     right += score->accuracy * static_cast<double>(score->asked);
     asked += static_cast<double>(score->asked);
     density += (*e)->counters().density() / static_cast<double>(repeats);
   }
-  std::printf("fact accuracy %.4f (%.0f of %.0f answer tokens) in %lld prompts of %lld tokens; density %.4f\n", right / asked, right, asked, static_cast<long long>(repeats), static_cast<long long>(length), density);
+  std::printf("fact accuracy %.4f (%.0f of %.0f answer tokens) in %lld prompts of %lld tokens; density %.4f\n",
+              right / asked, right, asked, static_cast<long long>(repeats), static_cast<long long>(length), density);
   return 0;
 }

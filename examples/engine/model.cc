@@ -7,7 +7,8 @@ namespace engine {
 absl::StatusOr<Model> LoadModel(const std::string& path) {
   SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf f, sluice::Gguf::Open(path));
   SLUICE_ASSIGN_OR_RETURN(const std::string arch, f.Text("general.architecture"));
-  if (arch != "llama") return absl::UnimplementedError(absl::StrCat(path, ": architecture '", arch, "'; only 'llama' is supported"));
+  if (arch != "llama")
+    return absl::UnimplementedError(absl::StrCat(path, ": architecture '", arch, "'; only 'llama' is supported"));
   Model m;
   ModelShape& s = m.shape;
   SLUICE_ASSIGN_OR_RETURN(s.layers, f.Int("llama.block_count"));
@@ -24,9 +25,12 @@ absl::StatusOr<Model> LoadModel(const std::string& path) {
   }
   constexpr int64_t kLimit = int64_t{1} << 20;
   for (int64_t n : {s.layers, s.width, s.heads, s.kv_heads, s.ffn, s.context}) {
-    if (n <= 0 || n > 16 * kLimit) return absl::InvalidArgumentError(absl::StrCat(path, ": a shape value of ", n, " is outside [1, 2^24]"));
+    if (n <= 0 || n > 16 * kLimit)
+      return absl::InvalidArgumentError(absl::StrCat(path, ": a shape value of ", n, " is outside [1, 2^24]"));
   }
-  if (s.heads % s.kv_heads != 0 || s.width % s.heads != 0) return absl::InvalidArgumentError(absl::StrCat(path, ": width ", s.width, ", heads ", s.heads, ", KV heads ", s.kv_heads, " do not divide"));
+  if (s.heads % s.kv_heads != 0 || s.width % s.heads != 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": width ", s.width, ", heads ", s.heads, ", KV heads ", s.kv_heads, " do not divide"));
   s.head_dim = s.width / s.heads;
   if (f.Has("llama.attention.key_length")) {
     SLUICE_ASSIGN_OR_RETURN(s.head_dim, f.Int("llama.attention.key_length"));
@@ -42,7 +46,8 @@ absl::StatusOr<Model> LoadModel(const std::string& path) {
   };
   SLUICE_RETURN_IF_ERROR(read(&m.embed, "token_embd.weight", s.width, s.vocab));
   SLUICE_RETURN_IF_ERROR(read(&m.norm, "output_norm.weight", s.width, 0));
-  if (f.tensors().count("output.weight") > 0) SLUICE_RETURN_IF_ERROR(read(&m.output, "output.weight", s.width, s.vocab));
+  if (f.tensors().count("output.weight") > 0)
+    SLUICE_RETURN_IF_ERROR(read(&m.output, "output.weight", s.width, s.vocab));
   for (int64_t i = 0; i < s.layers; ++i) {
     Layer l;
     const std::string p = absl::StrCat("blk.", i, ".");

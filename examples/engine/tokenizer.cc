@@ -45,7 +45,8 @@ Kind KindOf(char ch) {
 
 absl::StatusOr<Tokenizer> Tokenizer::Load(const sluice::Gguf& file) {
   SLUICE_ASSIGN_OR_RETURN(const std::string model, file.Text("tokenizer.ggml.model"));
-  if (model != "gpt2") return absl::UnimplementedError(absl::StrCat("tokenizer '", model, "'; only 'gpt2' (byte-level BPE) is supported"));
+  if (model != "gpt2")
+    return absl::UnimplementedError(absl::StrCat("tokenizer '", model, "'; only 'gpt2' (byte-level BPE) is supported"));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* tokens, file.Texts("tokenizer.ggml.tokens"));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* merges, file.Texts("tokenizer.ggml.merges"));
   Tokenizer t;
@@ -59,15 +60,19 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const sluice::Gguf& file) {
     const std::string& m = (*merges)[r];
     const size_t space = m.find(' ');
     std::string a, b;
-    if (space == std::string::npos || !ToBytes(m.substr(0, space), table, &a) || !ToBytes(m.substr(space + 1), table, &b)) {
+    if (space == std::string::npos || !ToBytes(m.substr(0, space), table, &a) ||
+        !ToBytes(m.substr(space + 1), table, &b)) {
       return absl::InvalidArgumentError(absl::StrCat("merge ", r, " ('", m, "') is not two tokens"));
     }
     const auto ia = t.id_.find(a), ib = t.id_.find(b), ab = t.id_.find(a + b);
-    if (ia == t.id_.end() || ib == t.id_.end() || ab == t.id_.end()) return absl::InvalidArgumentError(absl::StrCat("merge ", r, " ('", m, "') names unknown tokens"));
-    t.merge_.emplace((static_cast<uint64_t>(ia->second) << 32) | static_cast<uint32_t>(ib->second), std::pair<int32_t, int32_t>(static_cast<int32_t>(r), ab->second));
+    if (ia == t.id_.end() || ib == t.id_.end() || ab == t.id_.end())
+      return absl::InvalidArgumentError(absl::StrCat("merge ", r, " ('", m, "') names unknown tokens"));
+    t.merge_.emplace((static_cast<uint64_t>(ia->second) << 32) | static_cast<uint32_t>(ib->second),
+                     std::pair<int32_t, int32_t>(static_cast<int32_t>(r), ab->second));
   }
   for (int b = 0; b < 256; ++b) {
-    if (t.id_.count(std::string(1, static_cast<char>(b))) == 0) return absl::InvalidArgumentError(absl::StrCat("the vocabulary has no token for byte ", b));
+    if (t.id_.count(std::string(1, static_cast<char>(b))) == 0)
+      return absl::InvalidArgumentError(absl::StrCat("the vocabulary has no token for byte ", b));
   }
   if (file.Has("tokenizer.ggml.eos_token_id")) {
     SLUICE_ASSIGN_OR_RETURN(const int64_t eos, file.Int("tokenizer.ggml.eos_token_id"));

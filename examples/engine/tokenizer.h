@@ -21,8 +21,8 @@ class Tokenizer {
 
  private:
   void EncodeWord(const std::string& word, std::vector<int32_t>* out) const;
-  std::vector<std::string> bytes_;                    // id -> raw bytes
-  std::unordered_map<std::string, int32_t> id_;       // raw bytes -> id
+  std::vector<std::string> bytes_;                                   // id -> raw bytes
+  std::unordered_map<std::string, int32_t> id_;                      // raw bytes -> id
   std::unordered_map<uint64_t, std::pair<int32_t, int32_t>> merge_;  // (left, right) -> (rank, result)
   int32_t eos_ = 0;
 };

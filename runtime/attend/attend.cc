@@ -20,10 +20,11 @@ absl::Status Bad(const std::string& what) { return absl::InvalidArgumentError(ab
 }  // namespace
 
 absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions& options) {
-  if (s.max_queries <= 0 || s.max_kv <= 0 || s.heads <= 0 || s.kv_heads <= 0 || s.heads % s.kv_heads != 0 || s.head_dim <= 0 ||
-      s.value_dim <= 0 || s.max_tile <= 0 || s.workers <= 0 || s.max_branches <= 0) {
-    return Bad(absl::StrCat("queries ", s.max_queries, ", keys ", s.max_kv, ", heads ", s.heads, "/", s.kv_heads, ", widths ", s.head_dim,
-                            "/", s.value_dim, ", tile ", s.max_tile, ", branches ", s.max_branches, ", workers ", s.workers,
+  if (s.max_queries <= 0 || s.max_kv <= 0 || s.heads <= 0 || s.kv_heads <= 0 || s.heads % s.kv_heads != 0 ||
+      s.head_dim <= 0 || s.value_dim <= 0 || s.max_tile <= 0 || s.workers <= 0 || s.max_branches <= 0) {
+    return Bad(absl::StrCat("queries ", s.max_queries, ", keys ", s.max_kv, ", heads ", s.heads, "/", s.kv_heads,
+                            ", widths ", s.head_dim, "/", s.value_dim, ", tile ", s.max_tile, ", branches ",
+                            s.max_branches, ", workers ", s.workers,
                             "; all must be positive and heads a multiple of KV heads"));
   }
   if (options.split_keys < 0 || options.split_keys % static_cast<int64_t>(kPanelKeys) != 0) {
@@ -37,7 +38,9 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   a.dv_pad_ = RoundUp(s.value_dim, static_cast<int64_t>(kernels::kValuePad));
   a.words_ = (s.max_kv + 63) / 64;
   a.max_items_ = s.heads * s.max_queries;
-  a.max_splits_ = options.split_keys > 0 ? std::clamp<int64_t>((s.max_kv + options.split_keys - 1) / options.split_keys, 1, kMaxSplits) : 1;
+  a.max_splits_ = options.split_keys > 0
+                      ? std::clamp<int64_t>((s.max_kv + options.split_keys - 1) / options.split_keys, 1, kMaxSplits)
+                      : 1;
   const kernels::AmxAttention* amx = options.amx ? kernels::GetAmxAttention() : nullptr;
   a.amx_ = amx != nullptr;
 
@@ -48,7 +51,8 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   a.at_.split = w.Add<float>(s.heads * a.max_splits_ * (a.dv_pad_ + 2));
   WorkspaceLayout p;
   Offsets& o = a.at_;
-  const size_t rows = static_cast<size_t>(a.rows_), d = static_cast<size_t>(s.head_dim), dv = static_cast<size_t>(a.dv_pad_);
+  const size_t rows = static_cast<size_t>(a.rows_), d = static_cast<size_t>(s.head_dim),
+               dv = static_cast<size_t>(a.dv_pad_);
   o.q = p.Add<float>(a.rows_ * s.head_dim);
   o.o = p.Add<float>(a.rows_ * a.dv_pad_ * s.max_branches);
   o.m = p.Add<float>(a.rows_ * s.max_branches);
@@ -56,7 +60,8 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   o.kt = p.Add<float>(s.head_dim * static_cast<int64_t>(kPanelKeys));
   o.v = p.Add<float>(a.dv_pad_ * static_cast<int64_t>(kPanelKeys));
   o.mask = p.Add<uint64_t>(a.rows_);
-  o.scratch = p.Add<float>(static_cast<int64_t>(std::max(kernels::AttentionScratchFloats(rows), amx != nullptr ? amx->scratch_floats(rows, dv) : 0)));
+  o.scratch = p.Add<float>(static_cast<int64_t>(
+      std::max(kernels::AttentionScratchFloats(rows), amx != nullptr ? amx->scratch_floats(rows, dv) : 0)));
   o.bits = p.Add<uint64_t>(s.max_tile * a.words_);
   o.prob = p.Add<float>(options.probabilities ? a.rows_ * static_cast<int64_t>(kPanelKeys) : 0);
   if (amx != nullptr) {
@@ -73,7 +78,8 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
 // One Run: everything the bodies share, so that they stay small.
 class AttendRun {
  public:
-  AttendRun(const Attend& a, const AttentionPlan& plan, const AttendInputs& in, const RunContext& ctx, const AttendOutputs& out)
+  AttendRun(const Attend& a, const AttentionPlan& plan, const AttendInputs& in, const RunContext& ctx,
+            const AttendOutputs& out)
       : a_(a), plan_(plan), in_(in), ws_(ctx.workspace), ex_(*ctx.executor), out_(out) {
     g_ = plan.heads / plan.kv_heads;
     amx_ = a.amx_ && in.k.dtype == DType::kBF16 && in.v.dtype == DType::kBF16 ? kernels::GetAmxAttention() : nullptr;
@@ -83,47 +89,68 @@ class AttendRun {
     item_rows_heads_ = per_query_head_ ? 1 : g_;
     tiles_per_item_ = 1;
     if (grouped_) {
-      const int64_t want = a.options_.mode == AttendMode::kKvMajor ? a.shape_.max_tile : std::min(a.options_.token_group, a.shape_.max_tile);
+      const int64_t want = a.options_.mode == AttendMode::kKvMajor
+                               ? a.shape_.max_tile
+                               : std::min(a.options_.token_group, a.shape_.max_tile);
       tiles_per_item_ = std::max<int64_t>(1, want / plan.tile);
     }
     items_per_stream_ = (plan.num_tiles() + tiles_per_item_ - 1) / tiles_per_item_;
-    splits_ = plan.q_count == 1 && plan.merge == Merge::kLse && out.probabilities.empty() && out.resume.empty() && !HasStop() ? a.max_splits_ : 1;
+    splits_ =
+        plan.q_count == 1 && plan.merge == Merge::kLse && out.probabilities.empty() && out.resume.empty() && !HasStop()
+            ? a.max_splits_
+            : 1;
   }
 
   absl::Status Check() const {
     const AttendShape& s = a_.shape_;
     const AttentionPlan& p = plan_;
-    if (p.heads != s.heads || p.kv_heads != s.kv_heads || p.q_count > s.max_queries || p.kv_len > s.max_kv || p.tile > s.max_tile) {
-      return Bad(absl::StrCat("the plan has ", p.heads, "/", p.kv_heads, " heads, ", p.q_count, " queries, ", p.kv_len, " keys, tile ", p.tile, "; made for ", s.heads, "/",
-                              s.kv_heads, ", at most ", s.max_queries, ", ", s.max_kv, ", ", s.max_tile));
+    if (p.heads != s.heads || p.kv_heads != s.kv_heads || p.q_count > s.max_queries || p.kv_len > s.max_kv ||
+        p.tile > s.max_tile) {
+      return Bad(absl::StrCat("the plan has ", p.heads, "/", p.kv_heads, " heads, ", p.q_count, " queries, ", p.kv_len,
+                              " keys, tile ", p.tile, "; made for ", s.heads, "/", s.kv_heads, ", at most ",
+                              s.max_queries, ", ", s.max_kv, ", ", s.max_tile));
     }
     if (in_.q.rows != p.q_count || in_.q.heads != s.heads || in_.q.dim != s.head_dim) {
-      return Bad(absl::StrCat("q is [", in_.q.rows, ", ", in_.q.heads, ", ", in_.q.dim, "], wanted [", p.q_count, ", ", s.heads, ", ", s.head_dim, "]"));
+      return Bad(absl::StrCat("q is [", in_.q.rows, ", ", in_.q.heads, ", ", in_.q.dim, "], wanted [", p.q_count, ", ",
+                              s.heads, ", ", s.head_dim, "]"));
     }
-    if (in_.k.rows < p.kv_len || in_.k.heads != s.kv_heads || in_.k.dim != s.head_dim || in_.v.rows < p.kv_len || in_.v.heads != s.kv_heads || in_.v.dim != s.value_dim) {
-      return Bad(absl::StrCat("k is [", in_.k.rows, ", ", in_.k.heads, ", ", in_.k.dim, "] and v [", in_.v.rows, ", ", in_.v.heads, ", ", in_.v.dim, "], wanted at least ", p.kv_len, " rows, ",
-                              s.kv_heads, " heads, widths ", s.head_dim, " and ", s.value_dim));
+    if (in_.k.rows < p.kv_len || in_.k.heads != s.kv_heads || in_.k.dim != s.head_dim || in_.v.rows < p.kv_len ||
+        in_.v.heads != s.kv_heads || in_.v.dim != s.value_dim) {
+      return Bad(absl::StrCat("k is [", in_.k.rows, ", ", in_.k.heads, ", ", in_.k.dim, "] and v [", in_.v.rows, ", ",
+                              in_.v.heads, ", ", in_.v.dim, "], wanted at least ", p.kv_len, " rows, ", s.kv_heads,
+                              " heads, widths ", s.head_dim, " and ", s.value_dim));
     }
-    if (in_.k.dtype == DType::kI8 || in_.v.dtype == DType::kI8) return Bad("int8 keys are for selection only; attend needs f32, bf16 or f16");
-    if (out_.o.rows != p.q_count || out_.o.heads != s.heads || out_.o.dim != s.value_dim) return Bad("o has the wrong shape");
-    if (ws_.bytes < a_.workspace_bytes()) return Bad(absl::StrCat("workspace of ", ws_.bytes, " bytes, needs ", a_.workspace_bytes()));
-    if (ex_.num_workers() > s.workers) return Bad(absl::StrCat("the executor has ", ex_.num_workers(), " workers, made for ", s.workers));
+    if (in_.k.dtype == DType::kI8 || in_.v.dtype == DType::kI8)
+      return Bad("int8 keys are for selection only; attend needs f32, bf16 or f16");
+    if (out_.o.rows != p.q_count || out_.o.heads != s.heads || out_.o.dim != s.value_dim)
+      return Bad("o has the wrong shape");
+    if (ws_.bytes < a_.workspace_bytes())
+      return Bad(absl::StrCat("workspace of ", ws_.bytes, " bytes, needs ", a_.workspace_bytes()));
+    if (ex_.num_workers() > s.workers)
+      return Bad(absl::StrCat("the executor has ", ex_.num_workers(), " workers, made for ", s.workers));
     if (p.branches.empty()) return Bad("the plan has no branches");
-    if (p.merge == Merge::kWeightedSum && (static_cast<int>(p.branches.size()) > s.max_branches || out_.lse != nullptr || !out_.state.empty() || !out_.probabilities.empty())) {
-      return Bad(absl::StrCat("a weighted sum of ", p.branches.size(), " branches; made for ", s.max_branches, ", and it has no lse, state or probabilities"));
+    if (p.merge == Merge::kWeightedSum && (static_cast<int>(p.branches.size()) > s.max_branches ||
+                                           out_.lse != nullptr || !out_.state.empty() || !out_.probabilities.empty())) {
+      return Bad(absl::StrCat("a weighted sum of ", p.branches.size(), " branches; made for ", s.max_branches,
+                              ", and it has no lse, state or probabilities"));
     }
-    if (!out_.probabilities.empty() && (!a_.options_.probabilities || out_.probabilities.rows < p.heads * p.q_count || out_.probabilities.cols < p.kv_len)) {
+    if (!out_.probabilities.empty() && (!a_.options_.probabilities || out_.probabilities.rows < p.heads * p.q_count ||
+                                        out_.probabilities.cols < p.kv_len)) {
       return Bad("probabilities need AttendOptions::probabilities and [heads * queries, keys]");
     }
     if (a_.options_.mode == AttendMode::kKvMajor && !grouped_ && p.q_count > 1) {
-      return absl::UnimplementedError("attend: KV-major runs plans with one branch of exact entries, ascending, without bias, row masks, permutation or stop rule");
+      return absl::UnimplementedError(
+          "attend: KV-major runs plans with one branch of exact entries, ascending, without bias, row masks, "
+          "permutation or stop rule");
     }
     for (const AttentionBranch& b : p.branches) {
-      for (size_t r = 0; r < b.rows.begin.size() && b.encoding != Encoding::kTokens && b.encoding != Encoding::kRankedPrefix; ++r) {
+      for (size_t r = 0;
+           r < b.rows.begin.size() && b.encoding != Encoding::kTokens && b.encoding != Encoding::kRankedPrefix; ++r) {
         for (uint32_t e = 0; e < b.rows.count[r]; ++e) {
           const PlanEntry& x = b.entries[b.rows.begin[r] + e];
           if (x.state == EntryState::kApprox && (x.level == 0 || x.level > in_.tables.size())) {
-            return Bad(absl::StrCat("an entry names summary table ", static_cast<int>(x.level), " of ", in_.tables.size()));
+            return Bad(
+                absl::StrCat("an entry names summary table ", static_cast<int>(x.level), " of ", in_.tables.size()));
           }
         }
       }
@@ -141,7 +168,8 @@ class AttendRun {
         order[i] = static_cast<uint32_t>(i);
         cost[i] = Cost(i);
       }
-      std::sort(order, order + items, [cost](uint32_t x, uint32_t y) { return cost[x] != cost[y] ? cost[x] > cost[y] : x < y; });
+      std::sort(order, order + items,
+                [cost](uint32_t x, uint32_t y) { return cost[x] != cost[y] ? cost[x] > cost[y] : x < y; });
       ex_.ParallelFor(items, 1, [&](int64_t b, int64_t e, int w) {
         for (int64_t i = b; i < e; ++i) Item(order[i], w);
       });
@@ -153,7 +181,8 @@ class AttendRun {
     }
     if (out_.counters != nullptr) {
       for (int w = 0; w < ex_.num_workers(); ++w) out_.counters->Add(*Worker<AttentionCounters>(w, a_.at_.counters));
-      for (int64_t i = 0; i < plan_.q_count; ++i) out_.counters->causal_pairs += plan_.heads * std::min(plan_.kv_len, plan_.q_begin + i + 1);
+      for (int64_t i = 0; i < plan_.q_count; ++i)
+        out_.counters->causal_pairs += plan_.heads * std::min(plan_.kv_len, plan_.q_begin + i + 1);
     }
   }
 
@@ -175,16 +204,21 @@ class AttendRun {
     return false;
   }
   bool Groupable() const {
-    if (plan_.branches.size() != 1 || plan_.merge != Merge::kLse || plan_.q_count <= 1 || !out_.probabilities.empty()) return false;
+    if (plan_.branches.size() != 1 || plan_.merge != Merge::kLse || plan_.q_count <= 1 || !out_.probabilities.empty())
+      return false;
     const AttentionBranch& b = plan_.branches[0];
     const bool tokens = b.encoding == Encoding::kTokens && plan_.tile == 1;
     if (a_.options_.mode != AttendMode::kKvMajor && !(tokens && a_.options_.token_group > 1)) return false;
-    if (b.encoding == Encoding::kRankedPrefix || !b.entry_bias.empty() || !b.row_mask.empty() || !plan_.kperm.empty() || !plan_.key_bias.empty() || b.stop != StopRule::kNone) return false;
-    if (b.encoding == Encoding::kTokens) return b.token_mask != MaskClass::kNone && b.token_mask != MaskClass::kLowerBound;
+    if (b.encoding == Encoding::kRankedPrefix || !b.entry_bias.empty() || !b.row_mask.empty() || !plan_.kperm.empty() ||
+        !plan_.key_bias.empty() || b.stop != StopRule::kNone)
+      return false;
+    if (b.encoding == Encoding::kTokens)
+      return b.token_mask != MaskClass::kNone && b.token_mask != MaskClass::kLowerBound;
     for (size_t r = 0; r < b.rows.begin.size(); ++r) {
       for (uint32_t e = 0; e < b.rows.count[r]; ++e) {
         const PlanEntry& x = b.entries[b.rows.begin[r] + e];
-        if (x.state != EntryState::kExact || x.mask == MaskClass::kPermCausal || x.mask == MaskClass::kNone) return false;
+        if (x.state != EntryState::kExact || x.mask == MaskClass::kPermCausal || x.mask == MaskClass::kNone)
+          return false;
         if (x.mask == MaskClass::kLowerBound && plan_.tile != 1) return false;
       }
     }
@@ -212,7 +246,8 @@ class AttendRun {
           keys += b.rows.count[r] * (b.encoding == Encoding::kTokens ? 1 : b.unit);
           continue;
         }
-        for (uint32_t e = 0; e < b.rows.count[r]; ++e) keys += b.entries[b.rows.begin[r] + e].len * (b.encoding == Encoding::kBlocks ? b.unit : 1);
+        for (uint32_t e = 0; e < b.rows.count[r]; ++e)
+          keys += b.entries[b.rows.begin[r] + e].len * (b.encoding == Encoding::kBlocks ? b.unit : 1);
       }
     }
     return keys * plan_.tile;
@@ -229,7 +264,8 @@ class AttendRun {
       }
     }
     if (amx_ != nullptr) {
-      amx_->pack_queries(q, static_cast<size_t>(r.count()), static_cast<size_t>(in_.q.dim), Worker<uint16_t>(w, a_.at_.aq));
+      amx_->pack_queries(q, static_cast<size_t>(r.count()), static_cast<size_t>(in_.q.dim),
+                         Worker<uint16_t>(w, a_.at_.aq));
     }
   }
   kernels::AttentionPanel RowSide(const Rows& r, int w, int64_t branch) const {
@@ -254,7 +290,8 @@ class AttendRun {
   template <class Visit>
   void EachRow(const Rows& r, Visit&& visit) const {
     for (int64_t h = 0; h < r.heads; ++h) {
-      for (int64_t i = 0; i < r.n; ++i) visit(h * r.n + i, (r.q0 + i) * plan_.heads + r.head0 + h, r.q0 + i, r.head0 + h);
+      for (int64_t i = 0; i < r.n; ++i)
+        visit(h * r.n + i, (r.q0 + i) * plan_.heads + r.head0 + h, r.q0 + i, r.head0 + h);
     }
   }
   void Resume(const Rows& r, const kernels::AttentionPanel& p) const {
@@ -284,8 +321,8 @@ class AttendRun {
   }
 
   // Packs the key side of one panel and folds it into the rows.
-  float Fold(kernels::AttentionPanel& p, const KvView& k, const KvView& v, int64_t kv, const uint32_t* ids, int64_t start, int64_t n,
-             const uint64_t* mask, const float* bias, int w) const {
+  float Fold(kernels::AttentionPanel& p, const KvView& k, const KvView& v, int64_t kv, const uint32_t* ids,
+             int64_t start, int64_t n, const uint64_t* mask, const float* bias, int w) const {
     const kernels::PanelSource ks{k.at(ids != nullptr ? 0 : start, kv), k.dtype, k.row_bytes(), ids};
     const kernels::PanelSource vs{v.at(ids != nullptr ? 0 : start, kv), v.dtype, v.row_bytes(), ids};
     p.n = static_cast<size_t>(n);
@@ -301,7 +338,8 @@ class AttendRun {
     PackFp32(p, ks, vs, v.dim, w);
     return kernels::AttendPanel(p);
   }
-  void PackFp32(kernels::AttentionPanel& p, const kernels::PanelSource& ks, const kernels::PanelSource& vs, int64_t dv, int w) const {
+  void PackFp32(kernels::AttentionPanel& p, const kernels::PanelSource& ks, const kernels::PanelSource& vs, int64_t dv,
+                int w) const {
     float* kt = Worker<float>(w, a_.at_.kt);
     kernels::PackKeyPanel(ks, p.n, p.d, kt);
     p.kt = kt;
@@ -326,18 +364,36 @@ class AttendRun {
     (approx ? c.approx_pairs : c.exact_pairs) += pairs;
     c.computed_pairs += rows * n;
     c.macs += rows * n * (k.dim + v.dim);
-    c.kv_bytes += n * static_cast<int64_t>(static_cast<size_t>(k.dim) * DTypeBytes(k.dtype) + static_cast<size_t>(v.dim) * DTypeBytes(v.dtype));
+    c.kv_bytes += n * static_cast<int64_t>(static_cast<size_t>(k.dim) * DTypeBytes(k.dtype) +
+                                           static_cast<size_t>(v.dim) * DTypeBytes(v.dtype));
   }
 
+  // Asks for the keys and values of a panel ahead of its use.
+  void Prefetch(const attend_internal::Panel& p, int64_t kv) const {
+    constexpr size_t kLine = 64;
+    for (int64_t j = 0; j < p.n; ++j) {
+      const int64_t key = p.ids != nullptr ? p.ids[j] : p.start + j;
+      for (const KvView* view : {&in_.k, &in_.v}) {
+        const std::byte* at = view->at(key, kv);
+        for (size_t b = 0; b < static_cast<size_t>(view->dim) * DTypeBytes(view->dtype); b += kLine) __builtin_prefetch(at + b);
+      }
+    }
+  }
   // Walks one branch of one tile. [first_panel, last_panel): the share of the list a split owns.
-  void Walk(const Rows& r, const AttentionBranch& b, int64_t tile, int64_t stream, kernels::AttentionPanel& p, int w, int64_t first_panel,
-            int64_t last_panel, bool probabilities = false) const {
-    attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, tile), r.kv, plan_.q_begin + r.q0, plan_.q_begin + r.q0 + r.n - 1);
+  void Walk(const Rows& r, const AttentionBranch& b, int64_t tile, int64_t stream, kernels::AttentionPanel& p, int w,
+            int64_t first_panel, int64_t last_panel, bool probabilities = false) const {
+    attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, tile), r.kv, plan_.q_begin + r.q0,
+                                        plan_.q_begin + r.q0 + r.n - 1);
     uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask);
-    attend_internal::Panel panel;
-    for (int64_t index = 0; cursor.Next(panel); ++index) {
+    attend_internal::Panel panels[2];  // one ahead, so that its keys can be fetched while this one is worked on
+    bool more = cursor.Next(panels[0]);
+    for (int64_t index = 0; more; ++index) {
+      const attend_internal::Panel& panel = panels[index & 1];
+      const attend_internal::Panel& next = panels[(index + 1) & 1];
+      more = cursor.Next(panels[(index + 1) & 1]);
       if (index < first_panel) continue;
       if (index >= last_panel) break;
+      if (more && next.table == 0) Prefetch(next, r.kv);
       const KvView& k = panel.table > 0 ? in_.tables[static_cast<size_t>(panel.table - 1)].k : in_.k;
       const KvView& v = panel.table > 0 ? in_.tables[static_cast<size_t>(panel.table - 1)].v : in_.v;
       const uint64_t* mask = nullptr;
@@ -353,7 +409,8 @@ class AttendRun {
         p.n = static_cast<size_t>(panel.n);
         p.mask = mask;
         p.bias = panel.has_bias ? panel.bias : nullptr;
-        const kernels::PanelSource ks{k.at(panel.ids != nullptr ? 0 : panel.start, r.kv), k.dtype, k.row_bytes(), panel.ids};
+        const kernels::PanelSource ks{k.at(panel.ids != nullptr ? 0 : panel.start, r.kv), k.dtype, k.row_bytes(),
+                                      panel.ids};
         kernels::PackKeyPanel(ks, p.n, p.d, Worker<float>(w, a_.at_.kt));
         p.kt = Worker<float>(w, a_.at_.kt);
         if (panel.table > 0) continue;  // summaries have no column of their own
@@ -361,15 +418,19 @@ class AttendRun {
         kernels::PanelProbabilities(p, prob, kPanelKeys);
         EachRow(r, [&](int64_t row, int64_t, int64_t query, int64_t head) {
           float* to = out_.probabilities.row(head * plan_.q_count + query);
-          for (int64_t j = 0; j < panel.n; ++j) to[panel.ids != nullptr ? panel.ids[j] : panel.start + j] = prob[row * static_cast<int64_t>(kPanelKeys) + j];
+          for (int64_t j = 0; j < panel.n; ++j)
+            to[panel.ids != nullptr ? panel.ids[j] : panel.start + j] =
+                prob[row * static_cast<int64_t>(kPanelKeys) + j];
         });
         continue;
       }
-      const float gain = Fold(p, k, v, r.kv, panel.ids, panel.start, panel.n, mask, panel.has_bias ? panel.bias : nullptr, w);
+      const float gain =
+          Fold(p, k, v, r.kv, panel.ids, panel.start, panel.n, mask, panel.has_bias ? panel.bias : nullptr, w);
       Count(p, panel.table > 0, k, v, w);
       if (b.stop == StopRule::kGain && gain < b.stop_tau) {
         AttentionCounters& c = *Worker<AttentionCounters>(w, a_.at_.counters);
-        while (cursor.Next(panel)) ++c.stopped_panels;
+        c.stopped_panels += more;
+        while (more && cursor.Next(panels[0])) ++c.stopped_panels;
         break;
       }
     }
@@ -415,7 +476,9 @@ class AttendRun {
       for (size_t bi = 0; bi < plan_.branches.size(); ++bi) {
         const kernels::AttentionPanel p = RowSide(r, w, static_cast<int64_t>(bi));
         if (!(p.l[row] > 0)) continue;
-        const float weight = plan_.branch_weight[bi * static_cast<size_t>(plan_.q_count * plan_.heads) + static_cast<size_t>(at)] / p.l[row];
+        const float weight =
+            plan_.branch_weight[bi * static_cast<size_t>(plan_.q_count * plan_.heads) + static_cast<size_t>(at)] /
+            p.l[row];
         for (int64_t x = 0; x < dv; ++x) to[x] += weight * p.o[row * a_.dv_pad_ + x];
       }
     });
@@ -440,7 +503,8 @@ class AttendRun {
         const PlanEntry& x = b.entries[b.rows.begin[row] + e];
         int64_t lo = 0, hi = 0;
         EntryKeys(b, x, plan_.kv_len, &lo, &hi);
-        if (x.mask == MaskClass::kLowerBound) lo = std::max(lo, plan_.q_begin + (tile0 + t) * plan_.tile - plan_.window + 1);
+        if (x.mask == MaskClass::kLowerBound)
+          lo = std::max(lo, plan_.q_begin + (tile0 + t) * plan_.tile - plan_.window + 1);
         for (int64_t at = lo; at < hi;) {
           const int64_t end = std::min(hi, (at | 63) + 1);
           const uint64_t ones = end - at == 64 ? ~uint64_t{0} : (uint64_t{1} << (end - at)) - 1;
@@ -466,7 +530,9 @@ class AttendRun {
           m = seen <= 0 ? 0 : seen >= 64 ? m : m & ((uint64_t{1} << seen) - 1);
         } else {
           for (int64_t j = 0; j < n; ++j) {
-            m |= ((own[gather[j] >> 6] >> (gather[j] & 63)) & static_cast<uint64_t>(static_cast<int64_t>(gather[j]) <= query)) << j;
+            m |= ((own[gather[j] >> 6] >> (gather[j] & 63)) &
+                  static_cast<uint64_t>(static_cast<int64_t>(gather[j]) <= query))
+                 << j;
           }
         }
         for (int64_t h = 0; h < r.heads; ++h) masks[h * r.n + i] = m;
@@ -508,7 +574,8 @@ class AttendRun {
     for (const AttentionBranch& b : plan_.branches) {
       Walk(r, b, 0, stream, p, w, split * per - offset, last - offset);
       if (plan_.branches.size() > 1) {
-        attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, 0), r.kv, plan_.q_begin, plan_.q_begin);
+        attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, 0), r.kv, plan_.q_begin,
+                                            plan_.q_begin);
         attend_internal::Panel panel;
         while (cursor.Next(panel)) ++offset;
       }
@@ -553,7 +620,8 @@ class AttendRun {
   int64_t g_ = 1, streams_ = 0, item_rows_heads_ = 1, tiles_per_item_ = 1, items_per_stream_ = 0, splits_ = 1;
 };
 
-absl::Status Attend::Run(const AttentionPlan& plan, const AttendInputs& in, const RunContext& ctx, const AttendOutputs& out) const {
+absl::Status Attend::Run(const AttentionPlan& plan, const AttendInputs& in, const RunContext& ctx,
+                         const AttendOutputs& out) const {
   if (ctx.executor == nullptr) return Bad("no executor");
   if (plan.q_count == 0) return absl::OkStatus();
   if (plan.tile <= 0 || plan.heads <= 0 || plan.kv_heads <= 0) return Bad("the plan has no shape");
@@ -563,7 +631,8 @@ absl::Status Attend::Run(const AttentionPlan& plan, const AttendInputs& in, cons
   return absl::OkStatus();
 }
 
-void MergeAttention(absl::Span<const float* const> o, absl::Span<const float* const> lse, int64_t rows, int64_t dv, float* out, float* out_lse) {
+void MergeAttention(absl::Span<const float* const> o, absl::Span<const float* const> lse, int64_t rows, int64_t dv,
+                    float* out, float* out_lse) {
   for (int64_t r = 0; r < rows; ++r) {
     float m = -HUGE_VALF, l = 0;
     for (const float* e : lse) m = std::max(m, e[r]);

@@ -22,16 +22,16 @@ enum class AttendMode : uint8_t {
 struct AttendShape {
   int64_t max_queries = 0, max_kv = 0;
   int heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
-  int64_t max_tile = 64;   // largest tile of any plan; also the queries of one group
-  int max_branches = 1;    // of plans that merge by weighted sum
+  int64_t max_tile = 64;  // largest tile of any plan; also the queries of one group
+  int max_branches = 1;   // of plans that merge by weighted sum
   int workers = 1;
 };
 struct AttendOptions {
   AttendMode mode = AttendMode::kQueryMajor;
-  bool amx = true;             // use bf16 matrix tiles for bf16 caches where the CPU has them
-  int64_t split_keys = 4096;   // decode: one query's list is cut every so many listed keys and merged in order; 0: never
-  int64_t token_group = 8;     // per-query token lists are executed as the union of this many queries
-  float softcap = 0;           // > 0: logit = cap * tanh(logit / cap)
+  bool amx = true;            // use bf16 matrix tiles for bf16 caches where the CPU has them
+  int64_t split_keys = 4096;  // decode: one query's list is cut every so many listed keys and merged in order; 0: never
+  int64_t token_group = 8;    // per-query token lists are executed as the union of this many queries
+  float softcap = 0;          // > 0: logit = cap * tanh(logit / cap)
   bool probabilities = false;  // allow AttendOutputs::probabilities
 };
 
@@ -64,7 +64,8 @@ class Attend {
   size_t workspace_bytes() const { return layout_.bytes(); }
   const AttendShape& shape() const { return shape_; }
   // Const, allocation-free when it succeeds. O(listed pairs * (head_dim + value_dim)).
-  absl::Status Run(const AttentionPlan& plan, const AttendInputs& in, const RunContext& ctx, const AttendOutputs& out) const;
+  absl::Status Run(const AttentionPlan& plan, const AttendInputs& in, const RunContext& ctx,
+                   const AttendOutputs& out) const;
 
  private:
   friend class AttendRun;
@@ -75,13 +76,13 @@ class Attend {
   bool amx_ = false;
   struct Offsets {
     size_t order = 0, cost = 0, split = 0, worker = 0, worker_stride = 0;
-    size_t q = 0, o = 0, m = 0, l = 0, kt = 0, v = 0, mask = 0, scratch = 0, ids = 0, bias = 0, bits = 0, prob = 0, aq = 0, ak = 0,
-           av = 0, counters = 0, pending_bias = 0;
+    size_t q = 0, o = 0, m = 0, l = 0, kt = 0, v = 0, mask = 0, scratch = 0, ids = 0, bias = 0, bits = 0, prob = 0,
+           aq = 0, ak = 0, av = 0, counters = 0, pending_bias = 0;
   } at_;
 };
 
 // o = sum_i exp(lse_i - lse) o_i over disjoint key sets; parts with lse = -inf weigh 0. Rows of o_i are [rows, dv].
-void MergeAttention(absl::Span<const float* const> o, absl::Span<const float* const> lse, int64_t rows, int64_t dv, float* out,
-                    float* out_lse);
+void MergeAttention(absl::Span<const float* const> o, absl::Span<const float* const> lse, int64_t rows, int64_t dv,
+                    float* out, float* out_lse);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_ATTEND_ATTEND_H_

@@ -34,7 +34,8 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   std::mt19937 g(seed);
   const auto yes = [&](double p) { return std::uniform_real_distribution<>()(g) < p; };
   AttentionPlan& p = t->plan;
-  p.q_begin = a.q_begin(), p.q_count = a.q_count, p.kv_len = a.kv_len, p.heads = static_cast<int32_t>(a.heads), p.kv_heads = static_cast<int32_t>(a.kv_heads);
+  p.q_begin = a.q_begin(), p.q_count = a.q_count, p.kv_len = a.kv_len, p.heads = static_cast<int32_t>(a.heads),
+  p.kv_heads = static_cast<int32_t>(a.kv_heads);
   p.scope = kind.scope, p.tile = kind.tile, p.window = kind.window;
   AttentionBranch& b = t->branches[0];
   b.encoding = kind.encoding;
@@ -53,18 +54,23 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
       const int64_t end = kind.permute ? a.kv_len - 1 : last;
       if (!yes(0.05)) {  // some rows stay empty
         if (kind.encoding == Encoding::kTokens) {
-          for (int64_t k = 0; k <= end; ++k) if (yes(kind.keep)) t->tokens.push_back(static_cast<uint32_t>(k));
+          for (int64_t k = 0; k <= end; ++k)
+            if (yes(kind.keep)) t->tokens.push_back(static_cast<uint32_t>(k));
         } else if (kind.encoding == Encoding::kRankedPrefix) {
           for (int64_t k = 0; k <= end / kind.unit; ++k) t->tokens.push_back(static_cast<uint32_t>(k));
           std::shuffle(t->tokens.begin() + static_cast<int64_t>(before), t->tokens.end(), g);
         } else {
           const int64_t unit = kind.encoding == Encoding::kBlocks ? kind.unit : 1;
           for (int64_t k = 0; k <= end / unit;) {
-            const int64_t len = std::min<int64_t>(1 + static_cast<int64_t>(g() % (kind.encoding == Encoding::kBlocks ? 2 : 40)), end / unit + 1 - k);
+            const int64_t len = std::min<int64_t>(
+                1 + static_cast<int64_t>(g() % (kind.encoding == Encoding::kBlocks ? 2 : 40)), end / unit + 1 - k);
             if (yes(kind.keep)) {
               PlanEntry e;
               e.start = static_cast<uint32_t>(k), e.len = static_cast<uint32_t>(len);
-              e.mask = kind.permute ? MaskClass::kPermCausal : (k + len) * unit - 1 <= first && yes(0.5) && kind.window == 0 ? MaskClass::kFull : kind.window > 0 && yes(0.5) ? MaskClass::kLowerBound : MaskClass::kCausal;
+              e.mask = kind.permute                                                    ? MaskClass::kPermCausal
+                       : (k + len) * unit - 1 <= first && yes(0.5) && kind.window == 0 ? MaskClass::kFull
+                       : kind.window > 0 && yes(0.5)                                   ? MaskClass::kLowerBound
+                                                                                       : MaskClass::kCausal;
               t->entries.push_back(e);
             }
             k += len;
@@ -84,11 +90,15 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   }
   const size_t pool = std::max(t->entries.size(), t->tokens.size());
   std::normal_distribution<float> nd;
-  if (kind.entry_bias) for (size_t i = 0; i < pool; ++i) t->entry_bias.push_back(nd(g));
-  if (kind.key_bias) for (int64_t i = 0; i < a.kv_heads * a.kv_len; ++i) t->key_bias.push_back(nd(g));
-  if (kind.row_mask) for (size_t i = 0; i < pool; ++i) t->row_mask.push_back((static_cast<uint64_t>(g()) << 32) | g());
+  if (kind.entry_bias)
+    for (size_t i = 0; i < pool; ++i) t->entry_bias.push_back(nd(g));
+  if (kind.key_bias)
+    for (int64_t i = 0; i < a.kv_heads * a.kv_len; ++i) t->key_bias.push_back(nd(g));
+  if (kind.row_mask)
+    for (size_t i = 0; i < pool; ++i) t->row_mask.push_back((static_cast<uint64_t>(g()) << 32) | g());
   b.rows = {t->begin, t->count};
-  b.entries = t->entries, b.tokens = t->tokens, b.prefix = t->prefix, b.entry_bias = t->entry_bias, b.row_mask = t->row_mask;
+  b.entries = t->entries, b.tokens = t->tokens, b.prefix = t->prefix, b.entry_bias = t->entry_bias,
+  b.row_mask = t->row_mask;
   p.kperm = t->kperm, p.key_bias = t->key_bias;
   p.branches = t->branches;
   return t;
@@ -99,11 +109,13 @@ struct Result {
   AttentionCounters counters;
   absl::Status status;
 };
-Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions options, int threads = 1, absl::Span<const SummaryTable> tables = {},
-               AttentionState* resume = nullptr, AttentionState* state = nullptr, std::vector<float>* probs = nullptr) {
+Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions options, int threads = 1,
+               absl::Span<const SummaryTable> tables = {}, AttentionState* resume = nullptr,
+               AttentionState* state = nullptr, std::vector<float>* probs = nullptr) {
   Result r;
   AttendShape s;
-  s.max_queries = a.q_count, s.max_kv = a.kv_len, s.heads = static_cast<int>(a.heads), s.kv_heads = static_cast<int>(a.kv_heads), s.head_dim = static_cast<int>(a.d), s.value_dim = static_cast<int>(a.dv);
+  s.max_queries = a.q_count, s.max_kv = a.kv_len, s.heads = static_cast<int>(a.heads),
+  s.kv_heads = static_cast<int>(a.kv_heads), s.head_dim = static_cast<int>(a.d), s.value_dim = static_cast<int>(a.dv);
   s.max_tile = std::max<int64_t>(64, p.tile), s.workers = threads, s.max_branches = static_cast<int>(p.branches.size());
   options.probabilities = probs != nullptr;
   absl::StatusOr<Attend> attend = Attend::Create(s, options);
@@ -137,8 +149,10 @@ void ExpectNear(const Result& r, const ReferenceAttention& want, double tol, con
   EXPECT_LT(worst, tol) << what;
   for (size_t i = 0; i < r.lse.size(); ++i) {
     if (std::isnan(r.lse[i])) continue;
-    if (std::isinf(want.lse[i])) EXPECT_EQ(r.lse[i], -INFINITY) << what;
-    else EXPECT_NEAR(r.lse[i], want.lse[i], 10 * tol) << what;
+    if (std::isinf(want.lse[i]))
+      EXPECT_EQ(r.lse[i], -INFINITY) << what;
+    else
+      EXPECT_NEAR(r.lse[i], want.lse[i], 10 * tol) << what;
   }
   EXPECT_EQ(r.counters.exact_pairs, want.exact_pairs) << what;
 }
@@ -168,11 +182,13 @@ TEST(Attend, EveryEncodingScopeAndMask) {
       auto t = RandomPlan(kind, a, seed++);
       ASSERT_TRUE(ValidateAttentionPlan(t->plan).ok()) << ValidateAttentionPlan(t->plan);
       const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
-      const std::string what = absl::StrCat("encoding ", static_cast<int>(kind.encoding), " scope ", static_cast<int>(kind.scope), " tile ", kind.tile, " kv ", kv, " q ", q);
+      const std::string what = absl::StrCat("encoding ", static_cast<int>(kind.encoding), " scope ",
+                                            static_cast<int>(kind.scope), " tile ", kind.tile, " kv ", kv, " q ", q);
       ExpectNear(RunPlan(t->plan, a, {}), want, 2e-5, what);
       AttendOptions cap;
       cap.softcap = 1.5f;
-      ExpectNear(RunPlan(t->plan, a, cap), AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 1.5), 2e-5, what + " softcap");
+      ExpectNear(RunPlan(t->plan, a, cap), AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 1.5), 2e-5,
+                 what + " softcap");
     }
   }
 }
@@ -206,7 +222,9 @@ TEST(Attend, SameBitsForAnyThreadCount) {
 }
 TEST(Attend, KvMajorAndGroupsAgree) {
   for (ListScope scope : {ListScope::kQueryHead, ListScope::kKvHead, ListScope::kAllHeads}) {
-    for (PlanKind kind : {PlanKind{Encoding::kBlocks, scope, 16, 64}, PlanKind{Encoding::kRuns, scope, 8, 1}, PlanKind{Encoding::kTokens, scope, 1, 1, 0, 0.2}, PlanKind{Encoding::kBlocks, scope, 1, 32, 50}}) {
+    for (PlanKind kind :
+         {PlanKind{Encoding::kBlocks, scope, 16, 64}, PlanKind{Encoding::kRuns, scope, 8, 1},
+          PlanKind{Encoding::kTokens, scope, 1, 1, 0, 0.2}, PlanKind{Encoding::kBlocks, scope, 1, 32, 50}}) {
       AttentionData a = MakeAttentionData(DataKind::kGaussian, 333, 150, 4, 2, 32, 32, 7);
       auto t = RandomPlan(kind, a, 9);
       const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
@@ -252,14 +270,17 @@ TEST(Attend, SplitPlansMergeAndResume) {
   EXPECT_EQ(RunPlan(p, a, {}, 2, {}, &state).o, all.o);
   // Two calls merged by log-sum-exp, with an empty third part.
   const Result part2 = RunPlan(p, a, {});
-  std::vector<float> none(all.o.size(), 0), none_lse(all.lse.size(), -INFINITY), merged(all.o.size()), lse(all.lse.size());
-  MergeAttention({part1.o.data(), none.data(), part2.o.data()}, {part1.lse.data(), none_lse.data(), part2.lse.data()}, 64 * 4, 48, merged.data(), lse.data());
+  std::vector<float> none(all.o.size(), 0), none_lse(all.lse.size(), -INFINITY), merged(all.o.size()),
+      lse(all.lse.size());
+  MergeAttention({part1.o.data(), none.data(), part2.o.data()}, {part1.lse.data(), none_lse.data(), part2.lse.data()},
+                 64 * 4, 48, merged.data(), lse.data());
   for (size_t i = 0; i < merged.size(); ++i) EXPECT_NEAR(merged[i], want.o[i], 2e-5);
   for (size_t i = 0; i < lse.size(); ++i) EXPECT_NEAR(lse[i], want.lse[i], 2e-5);
 }
 TEST(Attend, WeightedSumWithInit) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 70, 4, 2, 32, 32, 13);
-  auto x = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 32, 32, 0, 0.3}, a, 1), y = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 32, 1, 0, 0.3}, a, 2);
+  auto x = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 32, 32, 0, 0.3}, a, 1),
+       y = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 32, 1, 0, 0.3}, a, 2);
   std::vector<AttentionBranch> branches = {x->branches[0], y->branches[0], x->branches[0]};
   branches[1].init_from = -1;
   AttentionPlan p = x->plan;
@@ -295,14 +316,17 @@ TEST(Attend, ApproxEntries) {
     }
   }
   std::vector<uint32_t> tb = {0, 64, 128}, tc = {64, 64, 64};
-  SummaryTable table{{mk.data(), DType::kF32, 3, 2, 32, 64, 32}, {mv.data(), DType::kF32, 3, 2, 32, 64, 32}, log_count, tb, tc};
+  SummaryTable table{
+      {mk.data(), DType::kF32, 3, 2, 32, 64, 32}, {mv.data(), DType::kF32, 3, 2, 32, 64, 32}, log_count, tb, tc};
   auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 64, 1}, a, 1);
   const auto fill = [&](bool approx0, bool approx1) {
     t->entries.clear();
     for (size_t r = 0; r < 2; ++r) {
       t->begin[r] = static_cast<uint32_t>(t->entries.size());
-      t->entries.push_back({0, approx0 ? 1u : 64u, approx0 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull, static_cast<uint8_t>(approx0), 0});
-      t->entries.push_back({approx1 ? 1u : 64u, approx1 ? 1u : 64u, approx1 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull, static_cast<uint8_t>(approx1), 0});
+      t->entries.push_back({0, approx0 ? 1u : 64u, approx0 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull,
+                            static_cast<uint8_t>(approx0), 0});
+      t->entries.push_back({approx1 ? 1u : 64u, approx1 ? 1u : 64u, approx1 ? EntryState::kApprox : EntryState::kExact,
+                            MaskClass::kFull, static_cast<uint8_t>(approx1), 0});
       t->entries.push_back({128, 128, EntryState::kExact, MaskClass::kCausal, 0, 0});
       t->count[r] = 3;
     }
@@ -320,7 +344,7 @@ TEST(Attend, ApproxEntries) {
   const Result rough = RunPlan(t->plan, a, {}, 2, {&table, 1});
   ExpectNear(rough, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 0, {&table, 1}), 2e-5, "approx");
   for (size_t i = 0; i < exact.lse.size(); ++i) EXPECT_LE(rough.lse[i], exact.lse[i] + 1e-5);  // Jensen
-  EXPECT_FALSE(RunPlan(t->plan, a, {}).status.ok());  // the table is missing
+  EXPECT_FALSE(RunPlan(t->plan, a, {}).status.ok());                                           // the table is missing
 }
 TEST(Attend, StopRuleAndProbabilities) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 512, 32, 4, 2, 32, 32, 19);
@@ -363,7 +387,8 @@ TEST(Attend, ErrorsSayWhatWasGiven) {
   AttentionPlan p = t->plan;
   p.heads = 8;
   EXPECT_THAT(std::string(RunPlan(p, a, {}).status.message()), testing::HasSubstr("8/2 heads"));
-  EXPECT_FALSE(Attend::Create({.max_queries = 1, .max_kv = 1, .heads = 3, .kv_heads = 2, .head_dim = 1, .value_dim = 1}).ok());
+  EXPECT_FALSE(
+      Attend::Create({.max_queries = 1, .max_kv = 1, .heads = 3, .kv_heads = 2, .head_dim = 1, .value_dim = 1}).ok());
   AttendOptions kv;
   kv.mode = AttendMode::kKvMajor;
   t->key_bias.assign(128, 0);

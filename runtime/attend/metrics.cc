@@ -29,7 +29,8 @@ void PlanQuality::Add(const PlanQuality& o) {
   block_recall.Add(o.block_recall);
 }
 
-PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k, const KvView& v, float scale, const HeadsView<const float>& o, const QualityOptions& options) {
+PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k, const KvView& v,
+                        float scale, const HeadsView<const float>& o, const QualityOptions& options) {
   PlanQuality out;
   const int64_t g = plan.heads / plan.kv_heads, dv = v.dim;
   std::vector<double> p, dense(static_cast<size_t>(dv)), blocks;

@@ -23,12 +23,12 @@ class RowStat {
 };
 
 struct PlanQuality {
-  RowStat density;      // exact pairs / causal pairs of the row
-  RowStat mass_recall;  // dense probability that the selected keys carry
-  RowStat rel_error;    // |o - o_dense| / |o_dense|
-  RowStat bound_slack;  // |o - o_dense| / ((1 - mass) * 2 max|v|): above 1 + rounding is an executor bug
-  RowStat regret;       // best mass of as many keys taken as whole blocks (last one in part) - achieved mass
-  RowStat block_recall; // share of the oracle's blocks (most mass, as many as were touched) that were touched
+  RowStat density;       // exact pairs / causal pairs of the row
+  RowStat mass_recall;   // dense probability that the selected keys carry
+  RowStat rel_error;     // |o - o_dense| / |o_dense|
+  RowStat bound_slack;   // |o - o_dense| / ((1 - mass) * 2 max|v|): above 1 + rounding is an executor bug
+  RowStat regret;        // best mass of as many keys taken as whole blocks (last one in part) - achieved mass
+  RowStat block_recall;  // share of the oracle's blocks (most mass, as many as were touched) that were touched
   void Add(const PlanQuality& o);
 };
 struct QualityOptions {
@@ -37,7 +37,8 @@ struct QualityOptions {
 };
 // `o` [q_count, heads, dv] is what the executor made of the plan; empty: errors are not measured. Plans of one softmax
 // with exact entries only.
-PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k, const KvView& v, float scale, const HeadsView<const float>& o, const QualityOptions& options = {});
+PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k, const KvView& v,
+                        float scale, const HeadsView<const float>& o, const QualityOptions& options = {});
 
 // |A and B| / |A or B| of ascending lists; 1 when both are empty.
 double IoU(absl::Span<const uint32_t> a, absl::Span<const uint32_t> b);

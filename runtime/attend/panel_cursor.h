@@ -12,20 +12,20 @@ SLUICE_BEGIN_NAMESPACE
 namespace attend_internal {
 struct Panel {
   int64_t start = 0, n = 0;
-  const uint32_t* ids = nullptr;  // original keys; null: [start, start + n)
-  int table = 0;                  // > 0: rows of that summary table
+  const uint32_t* ids = nullptr;        // original keys; null: [start, start + n)
+  int table = 0;                        // > 0: rows of that summary table
   MaskClass mask = MaskClass::kCausal;  // kCausal, kLowerBound or kNone
   bool has_bias = false;
-  float bias[kernels::kPanelKeys];      // log2 units
-  uint64_t rows[kernels::kPanelKeys];   // row masks, when the branch has them
-  uint32_t rank[kernels::kPanelKeys];   // RankedPrefix
+  float bias[kernels::kPanelKeys];     // log2 units
+  uint64_t rows[kernels::kPanelKeys];  // row masks, when the branch has them
+  uint32_t rank[kernels::kPanelKeys];  // RankedPrefix
   uint32_t gather[kernels::kPanelKeys];
 };
 
 class PanelCursor {
  public:
-  PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch, absl::Span<const SummaryTable> tables, int64_t row, int64_t kv,
-              int64_t first_query, int64_t last_query)
+  PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch, absl::Span<const SummaryTable> tables,
+              int64_t row, int64_t kv, int64_t first_query, int64_t last_query)
       : plan_(plan), b_(branch), tables_(tables), kv_(kv), first_(first_query), last_(last_query) {
     at_ = b_.rows.begin[static_cast<size_t>(row)];
     end_ = at_ + b_.rows.count[static_cast<size_t>(row)];
@@ -128,7 +128,8 @@ class PanelCursor {
     uint64_t rows = ~uint64_t{0};
     uint32_t rank = 0;
     bool Extends(const Run& next) const {
-      return hi == next.lo && mask == next.mask && table == next.table && bias == next.bias && rows == next.rows && rank == next.rank;
+      return hi == next.lo && mask == next.mask && table == next.table && bias == next.bias && rows == next.rows &&
+             rank == next.rank;
     }
   };
   static uint64_t Below(int64_t n) { return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
@@ -198,7 +199,9 @@ class PanelCursor {
         return true;
       }
     }
-    r.mask = mask == MaskClass::kNone ? MaskClass::kNone : mask == MaskClass::kLowerBound ? MaskClass::kLowerBound : MaskClass::kCausal;
+    r.mask = mask == MaskClass::kNone         ? MaskClass::kNone
+             : mask == MaskClass::kLowerBound ? MaskClass::kLowerBound
+                                              : MaskClass::kCausal;
     if (plan_.kperm.empty() && r.mask != MaskClass::kNone) {
       r.hi = std::min(r.hi, last_ + 1);
       if (r.mask == MaskClass::kLowerBound) {

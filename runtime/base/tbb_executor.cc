@@ -13,7 +13,9 @@ namespace {
 class TbbExecutor final : public Executor {
  public:
   explicit TbbExecutor(int threads)
-      : threads_(threads), allow_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(std::max(threads, 1))), arena_(threads) {}
+      : threads_(threads),
+        allow_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(std::max(threads, 1))),
+        arena_(threads) {}
   int num_workers() const override { return threads_; }
   void ParallelFor(int64_t n, int64_t grain, Body body) override {
     if (n <= 0) return;
@@ -23,9 +25,13 @@ class TbbExecutor final : public Executor {
     // Workers take chunks in rising order, so callers that sort by falling cost get a balanced tail.
     std::atomic<int64_t> next{0};
     arena_.execute([&] {
-      tbb::parallel_for(0, static_cast<int>(std::min<int64_t>(threads_, chunks)), [&](int worker) {
-        for (int64_t c = next.fetch_add(1); c < chunks; c = next.fetch_add(1)) body(c * grain, std::min(n, (c + 1) * grain), worker);
-      }, tbb::static_partitioner());
+      tbb::parallel_for(
+          0, static_cast<int>(std::min<int64_t>(threads_, chunks)),
+          [&](int worker) {
+            for (int64_t c = next.fetch_add(1); c < chunks; c = next.fetch_add(1))
+              body(c * grain, std::min(n, (c + 1) * grain), worker);
+          },
+          tbb::static_partitioner());
     });
   }
 

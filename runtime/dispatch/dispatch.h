@@ -29,14 +29,15 @@ class Dispatch {
  public:
   // Rows handed to a unit: `in` [n, in_width] -> `out` [n, out_width]; `items` [n] say which they are. A unit is not
   // called when it has no rows.
-  using RunUnit = absl::FunctionRef<absl::Status(int64_t unit, MatrixView<const float> in, const int32_t* items, MatrixView<float> out)>;
+  using RunUnit = absl::FunctionRef<absl::Status(int64_t unit, MatrixView<const float> in, const int32_t* items,
+                                                 MatrixView<float> out)>;
 
   static absl::StatusOr<Dispatch> Create(const DispatchShape& shape);
   size_t workspace_bytes() const { return layout_.bytes(); }
-  // Allocation-free when it succeeds (the unit's own behaviour aside). O(entries * width) besides the units. On an error
-  // of a unit `out` is unspecified.
-  absl::Status Run(const Assignment& a, Combine combine, MatrixView<const float> in, MatrixView<float> out, const RunContext& ctx, RunUnit unit,
-                   DispatchCounters* counters = nullptr) const;
+  // Allocation-free when it succeeds (the unit's own behaviour aside). O(entries * width) besides the units. On an
+  // error of a unit `out` is unspecified.
+  absl::Status Run(const Assignment& a, Combine combine, MatrixView<const float> in, MatrixView<float> out,
+                   const RunContext& ctx, RunUnit unit, DispatchCounters* counters = nullptr) const;
 
  private:
   DispatchShape shape_;

@@ -11,7 +11,8 @@ namespace {
 // Unit u multiplies by u + 1 and adds u.
 absl::Status Affine(int64_t u, MatrixView<const float> in, const int32_t*, MatrixView<float> out) {
   for (int64_t r = 0; r < in.rows; ++r) {
-    for (int64_t c = 0; c < in.cols; ++c) out.row(r)[c] = in.row(r)[c] * static_cast<float>(u + 1) + static_cast<float>(u);
+    for (int64_t c = 0; c < in.cols; ++c)
+      out.row(r)[c] = in.row(r)[c] * static_cast<float>(u + 1) + static_cast<float>(u);
   }
   return absl::OkStatus();
 }
@@ -25,12 +26,14 @@ struct Problem {
       for (int64_t u = 0; u < units && n < per_item; ++u) {
         if (RandomUniform({1, 0, 0, static_cast<uint64_t>(u), static_cast<uint64_t>(i)}) < 0.4) {
           unit.push_back(static_cast<int32_t>(u));
-          weight.push_back(static_cast<float>(RandomNormal({2, 0, 0, static_cast<uint64_t>(u), static_cast<uint64_t>(i)})));
+          weight.push_back(
+              static_cast<float>(RandomNormal({2, 0, 0, static_cast<uint64_t>(u), static_cast<uint64_t>(i)})));
           ++n;
         }
       }
       row.push_back(static_cast<int32_t>(unit.size()));
-      for (int64_t c = 0; c < width; ++c) in.push_back(static_cast<float>(RandomNormal({3, 0, 0, static_cast<uint64_t>(c), static_cast<uint64_t>(i)})));
+      for (int64_t c = 0; c < width; ++c)
+        in.push_back(static_cast<float>(RandomNormal({3, 0, 0, static_cast<uint64_t>(c), static_cast<uint64_t>(i)})));
     }
   }
   Assignment View() {
@@ -48,7 +51,9 @@ TEST(Dispatch, EveryCombineAgreesWithTheReference) {
     AlignedBlock ws(d->workspace_bytes());
     std::vector<float> out(p.in.size(), NAN);
     DispatchCounters counters;
-    const absl::Status s = d->Run(p.View(), combine, {p.in.data(), p.items, p.width, p.width}, {out.data(), p.items, p.width, p.width}, {ws.workspace(), nullptr}, Affine, &counters);
+    const absl::Status s =
+        d->Run(p.View(), combine, {p.in.data(), p.items, p.width, p.width}, {out.data(), p.items, p.width, p.width},
+               {ws.workspace(), nullptr}, Affine, &counters);
     ASSERT_TRUE(s.ok()) << s;
     EXPECT_EQ(counters.executed_rows, static_cast<int64_t>(p.unit.size()));
     for (int64_t i = 0; i < p.items; ++i) {
@@ -71,10 +76,17 @@ TEST(Dispatch, ErrorsReachTheCaller) {
   std::vector<float> out(p.in.size());
   const MatrixView<const float> in{p.in.data(), p.items, p.width, p.width};
   const MatrixView<float> o{out.data(), p.items, p.width, p.width};
-  EXPECT_THAT(std::string(d->Run(p.View(), Combine::kReplace, in, o, {ws.workspace(), nullptr}, Affine).message()), testing::HasSubstr("at most one"));
-  EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr}, [](int64_t, MatrixView<const float>, const int32_t*, MatrixView<float>) { return absl::CancelledError("no"); }).code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(std::string(d->Run(p.View(), Combine::kReplace, in, o, {ws.workspace(), nullptr}, Affine).message()),
+              testing::HasSubstr("at most one"));
+  EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr},
+                   [](int64_t, MatrixView<const float>, const int32_t*, MatrixView<float>) {
+                     return absl::CancelledError("no");
+                   })
+                .code(),
+            absl::StatusCode::kCancelled);
   p.unit[0] = 99;
-  EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr}, Affine).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr}, Affine).code(),
+            absl::StatusCode::kOutOfRange);
   EXPECT_FALSE(Dispatch::Create({0, 1, 1, 1}).ok());
 }
 }  // namespace

@@ -49,11 +49,24 @@ class Reader {
 enum ValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kFloat, kBool, kString, kArray, kU64, kI64, kDouble };
 uint64_t ValueBytes(uint32_t t) {
   switch (t) {
-    case kU8: case kI8: case kBool: return 1;
-    case kU16: case kI16: return 2;
-    case kU32: case kI32: case kFloat: return 4;
-    case kString: case kU64: case kI64: case kDouble: return 8;  // a string is at least its length word
-    default: return 0;
+    case kU8:
+    case kI8:
+    case kBool:
+      return 1;
+    case kU16:
+    case kI16:
+      return 2;
+    case kU32:
+    case kI32:
+    case kFloat:
+      return 4;
+    case kString:
+    case kU64:
+    case kI64:
+    case kDouble:
+      return 8;  // a string is at least its length word
+    default:
+      return 0;
   }
 }
 template <class T>
@@ -61,21 +74,30 @@ absl::Status ReadAs(Reader& r, int64_t* out) {
   T v{};
   SLUICE_RETURN_IF_ERROR(r.Read(&v, "a metadata value"));
   if constexpr (std::is_same_v<T, uint64_t>) {
-    if (v > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return Corrupt(absl::StrCat("the integer ", v, " does not fit 63 bits"));
+    if (v > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
+      return Corrupt(absl::StrCat("the integer ", v, " does not fit 63 bits"));
   }
   *out = static_cast<int64_t>(v);
   return absl::OkStatus();
 }
 absl::Status ReadInt(Reader& r, uint32_t t, int64_t* out) {
   switch (t) {
-    case kU8: return ReadAs<uint8_t>(r, out);
-    case kI8: return ReadAs<int8_t>(r, out);
-    case kU16: return ReadAs<uint16_t>(r, out);
-    case kI16: return ReadAs<int16_t>(r, out);
-    case kU32: return ReadAs<uint32_t>(r, out);
-    case kI32: return ReadAs<int32_t>(r, out);
-    case kU64: return ReadAs<uint64_t>(r, out);
-    default: return ReadAs<int64_t>(r, out);
+    case kU8:
+      return ReadAs<uint8_t>(r, out);
+    case kI8:
+      return ReadAs<int8_t>(r, out);
+    case kU16:
+      return ReadAs<uint16_t>(r, out);
+    case kI16:
+      return ReadAs<int16_t>(r, out);
+    case kU32:
+      return ReadAs<uint32_t>(r, out);
+    case kI32:
+      return ReadAs<int32_t>(r, out);
+    case kU64:
+      return ReadAs<uint64_t>(r, out);
+    default:
+      return ReadAs<int64_t>(r, out);
   }
 }
 absl::Status ReadReal(Reader& r, uint32_t t, double* out) {
@@ -87,13 +109,21 @@ absl::Status ReadReal(Reader& r, uint32_t t, double* out) {
 }
 absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue* out) {
   switch (t) {
-    case kU8: case kI8: case kU16: case kI16: case kU32: case kI32: case kU64: case kI64: {
+    case kU8:
+    case kI8:
+    case kU16:
+    case kI16:
+    case kU32:
+    case kI32:
+    case kU64:
+    case kI64: {
       int64_t v = 0;
       SLUICE_RETURN_IF_ERROR(ReadInt(r, t, &v));
       *out = v;
       return absl::OkStatus();
     }
-    case kFloat: case kDouble: {
+    case kFloat:
+    case kDouble: {
       double v = 0;
       SLUICE_RETURN_IF_ERROR(ReadReal(r, t, &v));
       *out = v;
@@ -117,8 +147,11 @@ absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue*
       SLUICE_RETURN_IF_ERROR(r.Read(&et, "an array header"));
       SLUICE_RETURN_IF_ERROR(r.Read(&n, "an array header"));
       const uint64_t each = ValueBytes(et);
-      if (each == 0) return Corrupt(absl::StrCat("'", key, "' is an array of type ", et, "; known scalar types are 0 to 8 and 10 to 12"));
-      if (n > r.left() / each) return Corrupt(absl::StrCat("'", key, "' claims ", n, " elements, but only ", r.left(), " bytes are left"));
+      if (each == 0)
+        return Corrupt(
+            absl::StrCat("'", key, "' is an array of type ", et, "; known scalar types are 0 to 8 and 10 to 12"));
+      if (n > r.left() / each)
+        return Corrupt(absl::StrCat("'", key, "' claims ", n, " elements, but only ", r.left(), " bytes are left"));
       if (et == kString) {
         std::vector<std::string> v(n);
         for (std::string& s : v) SLUICE_RETURN_IF_ERROR(r.ReadText(&s, "a text in an array"));
@@ -134,7 +167,8 @@ absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue*
       }
       return absl::OkStatus();
     }
-    default: return Corrupt(absl::StrCat("'", key, "' has value type ", t, "; known are 0 to 12"));
+    default:
+      return Corrupt(absl::StrCat("'", key, "' has value type ", t, "; known are 0 to 12"));
   }
 }
 }  // namespace
@@ -143,16 +177,20 @@ const char* GgufTypeName(GgufType t) { return t == GgufType::kF32 ? "F32" : t ==
 
 absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
   Reader r(bytes);
-  char magic[4];
+  char magic[4] = {};
   uint32_t version = 0;
   uint64_t n_tensors = 0, n_values = 0;
   SLUICE_RETURN_IF_ERROR(r.Read(&magic, "the header"));
-  if (std::memcmp(magic, "GGUF", 4) != 0) return absl::InvalidArgumentError("not a GGUF file: it does not start with 'GGUF'");
+  if (std::memcmp(magic, "GGUF", 4) != 0)
+    return absl::InvalidArgumentError("not a GGUF file: it does not start with 'GGUF'");
   SLUICE_RETURN_IF_ERROR(r.Read(&version, "the header"));
-  if (version < 2 || version > 3) return absl::UnimplementedError(absl::StrCat("GGUF version ", version, "; versions 2 and 3 are supported"));
+  if (version < 2 || version > 3)
+    return absl::UnimplementedError(absl::StrCat("GGUF version ", version, "; versions 2 and 3 are supported"));
   SLUICE_RETURN_IF_ERROR(r.Read(&n_tensors, "the header"));
   SLUICE_RETURN_IF_ERROR(r.Read(&n_values, "the header"));
-  if (n_values > r.left() / 13) return Corrupt(absl::StrCat("the header claims ", n_values, " metadata values, but only ", r.left(), " bytes are left"));
+  if (n_values > r.left() / 13)
+    return Corrupt(
+        absl::StrCat("the header claims ", n_values, " metadata values, but only ", r.left(), " bytes are left"));
   Gguf g;
   for (uint64_t i = 0; i < n_values; ++i) {
     std::string key;
@@ -161,15 +199,18 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
     SLUICE_RETURN_IF_ERROR(r.ReadText(&key, "a metadata key"));
     SLUICE_RETURN_IF_ERROR(r.Read(&type, "a metadata type"));
     SLUICE_RETURN_IF_ERROR(ReadValue(r, type, key, &value));
-    if (!g.values_.emplace(key, std::move(value)).second) return Corrupt(absl::StrCat("the key '", key, "' appears twice"));
+    if (!g.values_.emplace(key, std::move(value)).second)
+      return Corrupt(absl::StrCat("the key '", key, "' appears twice"));
   }
   uint64_t alignment = 32;
   if (g.Has("general.alignment")) {
     SLUICE_ASSIGN_OR_RETURN(const int64_t a, g.Int("general.alignment"));
-    if (a <= 0 || a > (1 << 20) || (a & (a - 1)) != 0) return Corrupt(absl::StrCat("general.alignment is ", a, ", must be a power of two up to 2^20"));
+    if (a <= 0 || a > (1 << 20) || (a & (a - 1)) != 0)
+      return Corrupt(absl::StrCat("general.alignment is ", a, ", must be a power of two up to 2^20"));
     alignment = static_cast<uint64_t>(a);
   }
-  if (n_tensors > r.left() / 24) return Corrupt(absl::StrCat("the header claims ", n_tensors, " tensors, but only ", r.left(), " bytes are left"));
+  if (n_tensors > r.left() / 24)
+    return Corrupt(absl::StrCat("the header claims ", n_tensors, " tensors, but only ", r.left(), " bytes are left"));
   std::vector<std::pair<GgufTensor, uint64_t>> found;
   for (uint64_t i = 0; i < n_tensors; ++i) {
     GgufTensor t;
@@ -177,32 +218,43 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
     uint64_t offset = 0;
     SLUICE_RETURN_IF_ERROR(r.ReadText(&t.name, "a tensor name"));
     SLUICE_RETURN_IF_ERROR(r.Read(&dims, "a tensor header"));
-    if (dims == 0 || dims > 4) return Corrupt(absl::StrCat("tensor '", t.name, "' has ", dims, " dimensions, allowed are 1 to 4"));
+    if (dims == 0 || dims > 4)
+      return Corrupt(absl::StrCat("tensor '", t.name, "' has ", dims, " dimensions, allowed are 1 to 4"));
     t.elements = 1;
     for (uint32_t d = 0; d < dims; ++d) {
       uint64_t n = 0;
       SLUICE_RETURN_IF_ERROR(r.Read(&n, "a tensor shape"));
-      if (n == 0 || n > (uint64_t{1} << 40) / t.elements) return Corrupt(absl::StrCat("tensor '", t.name, "' has dimension ", n));
+      if (n == 0 || n > (uint64_t{1} << 40) / t.elements)
+        return Corrupt(absl::StrCat("tensor '", t.name, "' has dimension ", n));
       t.elements *= n;
       t.shape.push_back(n);
     }
     SLUICE_RETURN_IF_ERROR(r.Read(&type, "a tensor header"));
     SLUICE_RETURN_IF_ERROR(r.Read(&offset, "a tensor header"));
-    if (type != 0 && type != 1 && type != 8) return absl::UnimplementedError(absl::StrCat("GGUF: tensor '", t.name, "' has type ", type, "; F32 (0), F16 (1) and Q8_0 (8) are supported"));
+    if (type != 0 && type != 1 && type != 8)
+      return absl::UnimplementedError(
+          absl::StrCat("GGUF: tensor '", t.name, "' has type ", type, "; F32 (0), F16 (1) and Q8_0 (8) are supported"));
     t.type = static_cast<GgufType>(type);
-    if (t.type == GgufType::kQ8_0 && t.shape[0] % kQ8Block != 0) return Corrupt(absl::StrCat("Q8_0 tensor '", t.name, "' has rows of ", t.shape[0], ", not a multiple of 32"));
-    t.bytes = t.type == GgufType::kF32 ? t.elements * 4 : t.type == GgufType::kF16 ? t.elements * 2 : t.elements / kQ8Block * kQ8Bytes;
+    if (t.type == GgufType::kQ8_0 && t.shape[0] % kQ8Block != 0)
+      return Corrupt(absl::StrCat("Q8_0 tensor '", t.name, "' has rows of ", t.shape[0], ", not a multiple of 32"));
+    t.bytes = t.type == GgufType::kF32   ? t.elements * 4
+              : t.type == GgufType::kF16 ? t.elements * 2
+                                         : t.elements / kQ8Block * kQ8Bytes;
     found.emplace_back(std::move(t), offset);
   }
   const uint64_t start = (r.at() + alignment - 1) / alignment * alignment;
   for (auto& [t, offset] : found) {
-    if (offset % alignment != 0) return Corrupt(absl::StrCat("tensor '", t.name, "' starts at offset ", offset, ", not a multiple of ", alignment));
+    if (offset % alignment != 0)
+      return Corrupt(
+          absl::StrCat("tensor '", t.name, "' starts at offset ", offset, ", not a multiple of ", alignment));
     if (start > bytes.size() || offset > bytes.size() - start || t.bytes > bytes.size() - start - offset) {
-      return Corrupt(absl::StrCat("tensor '", t.name, "' needs ", t.bytes, " bytes at offset ", offset, " of the data, but the file has ", bytes.size(), " bytes: it is truncated"));
+      return Corrupt(absl::StrCat("tensor '", t.name, "' needs ", t.bytes, " bytes at offset ", offset,
+                                  " of the data, but the file has ", bytes.size(), " bytes: it is truncated"));
     }
     t.data = bytes.data() + start + offset;
     std::string name = t.name;
-    if (!g.tensors_.emplace(name, std::move(t)).second) return Corrupt(absl::StrCat("the tensor '", name, "' appears twice"));
+    if (!g.tensors_.emplace(name, std::move(t)).second)
+      return Corrupt(absl::StrCat("the tensor '", name, "' appears twice"));
   }
   return g;
 }
@@ -244,7 +296,8 @@ absl::StatusOr<int64_t> Gguf::Int(const std::string& key) const {
 }
 absl::StatusOr<double> Gguf::Real(const std::string& key) const {
   const auto it = values_.find(key);
-  if (it != values_.end() && std::holds_alternative<int64_t>(it->second)) return static_cast<double>(std::get<int64_t>(it->second));
+  if (it != values_.end() && std::holds_alternative<int64_t>(it->second))
+    return static_cast<double>(std::get<int64_t>(it->second));
   SLUICE_ASSIGN_OR_RETURN(const double* v, Value<double>(key, "a number"));
   return *v;
 }
@@ -252,7 +305,9 @@ absl::StatusOr<std::string> Gguf::Text(const std::string& key) const {
   SLUICE_ASSIGN_OR_RETURN(const std::string* v, Value<std::string>(key, "a text"));
   return *v;
 }
-absl::StatusOr<const std::vector<std::string>*> Gguf::Texts(const std::string& key) const { return Value<std::vector<std::string>>(key, "an array of texts"); }
+absl::StatusOr<const std::vector<std::string>*> Gguf::Texts(const std::string& key) const {
+  return Value<std::vector<std::string>>(key, "an array of texts");
+}
 absl::StatusOr<const GgufTensor*> Gguf::Tensor(const std::string& name) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return absl::NotFoundError(absl::StrCat("GGUF: no tensor '", name, "'"));
@@ -261,7 +316,8 @@ absl::StatusOr<const GgufTensor*> Gguf::Tensor(const std::string& name) const {
 absl::StatusOr<std::vector<float>> Gguf::ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const {
   SLUICE_ASSIGN_OR_RETURN(const GgufTensor* t, Tensor(name));
   if (absl::MakeConstSpan(t->shape) != shape) {
-    return absl::InvalidArgumentError(absl::StrCat("GGUF: tensor '", name, "' is [", absl::StrJoin(t->shape, ", "), "], wanted [", absl::StrJoin(shape, ", "), "]"));
+    return absl::InvalidArgumentError(absl::StrCat("GGUF: tensor '", name, "' is [", absl::StrJoin(t->shape, ", "),
+                                                   "], wanted [", absl::StrJoin(shape, ", "), "]"));
   }
   std::vector<float> out(t->elements);
   if (t->type == GgufType::kF32) {
@@ -278,7 +334,8 @@ absl::StatusOr<std::vector<float>> Gguf::ReadF32(const std::string& name, absl::
       uint16_t h;
       std::memcpy(&h, p, 2);
       const float scale = F16ToF32(h);
-      for (uint64_t i = 0; i < kQ8Block; ++i) out[b * kQ8Block + i] = scale * static_cast<float>(static_cast<int8_t>(p[2 + i]));
+      for (uint64_t i = 0; i < kQ8Block; ++i)
+        out[b * kQ8Block + i] = scale * static_cast<float>(static_cast<int8_t>(p[2 + i]));
     }
   }
   return out;

@@ -27,7 +27,8 @@ struct GgufTensor {
   uint64_t elements = 0, bytes = 0;
 };
 // Integers widen to int64 (uint64 beyond its range is an error), floats to double.
-using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>, std::vector<std::string>>;
+using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
+                               std::vector<std::string>>;
 
 class Gguf {
  public:

@@ -46,7 +46,8 @@ TEST(Gguf, ReadsValuesAndQ8) {
   ASSERT_TRUE(t.ok()) << t.status();
   EXPECT_EQ((*t)[0], -4.0f);
   EXPECT_EQ((*t)[31], 3.75f);
-  EXPECT_THAT(std::string(g->ReadF32("t", {1, 32}).status().message()), testing::HasSubstr("is [32, 1], wanted [1, 32]"));
+  EXPECT_THAT(std::string(g->ReadF32("t", {1, 32}).status().message()),
+              testing::HasSubstr("is [32, 1], wanted [1, 32]"));
   EXPECT_FALSE(g->Int("a.real").ok());
   EXPECT_EQ(g->Int("none").status().code(), absl::StatusCode::kNotFound);
 }
@@ -57,15 +58,37 @@ TEST(Gguf, EveryTruncationIsAnError) {
   }
 }
 TEST(Gguf, HostileSizesAndTypes) {
-  EXPECT_THAT(std::string(Writer().Put<uint32_t>(3).Put<uint64_t>(1).Put<uint64_t>(uint64_t{1} << 60).Parse().status().message()), testing::HasSubstr("metadata values"));
-  EXPECT_THAT(std::string(Writer().Put<uint32_t>(3).Put<uint64_t>(uint64_t{1} << 60).Put<uint64_t>(0).Parse().status().message()), testing::HasSubstr("tensors"));
-  EXPECT_EQ(Writer().Put<uint32_t>(9).Put<uint64_t>(0).Put<uint64_t>(0).Parse().status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(
+      std::string(
+          Writer().Put<uint32_t>(3).Put<uint64_t>(1).Put<uint64_t>(uint64_t{1} << 60).Parse().status().message()),
+      testing::HasSubstr("metadata values"));
+  EXPECT_THAT(
+      std::string(
+          Writer().Put<uint32_t>(3).Put<uint64_t>(uint64_t{1} << 60).Put<uint64_t>(0).Parse().status().message()),
+      testing::HasSubstr("tensors"));
+  EXPECT_EQ(Writer().Put<uint32_t>(9).Put<uint64_t>(0).Put<uint64_t>(0).Parse().status().code(),
+            absl::StatusCode::kUnimplemented);
   EXPECT_EQ(Small(2).Parse().status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(Small(8, 3).Parse().status().message()), testing::HasSubstr("not a multiple of 32"));
   EXPECT_THAT(std::string(Small(8, uint64_t{1} << 62).Parse().status().message()), testing::HasSubstr("truncated"));
-  EXPECT_THAT(std::string(Writer().Put<uint32_t>(3).Put<uint64_t>(0).Put<uint64_t>(1).Text("k").Put<uint32_t>(9).Put<uint32_t>(9).Put<uint64_t>(1).Put<uint64_t>(0).Parse().status().message()), testing::HasSubstr("array of type 9"));
+  EXPECT_THAT(std::string(Writer()
+                              .Put<uint32_t>(3)
+                              .Put<uint64_t>(0)
+                              .Put<uint64_t>(1)
+                              .Text("k")
+                              .Put<uint32_t>(9)
+                              .Put<uint32_t>(9)
+                              .Put<uint64_t>(1)
+                              .Put<uint64_t>(0)
+                              .Parse()
+                              .status()
+                              .message()),
+              testing::HasSubstr("array of type 9"));
   std::string not_gguf = "PNG\x01xxxxxxxxxxxxxxxxxxxxxxxxx";
-  EXPECT_THAT(std::string(Gguf::Parse({reinterpret_cast<const std::byte*>(not_gguf.data()), not_gguf.size()}).status().message()), testing::HasSubstr("not a GGUF file"));
+  EXPECT_THAT(
+      std::string(
+          Gguf::Parse({reinterpret_cast<const std::byte*>(not_gguf.data()), not_gguf.size()}).status().message()),
+      testing::HasSubstr("not a GGUF file"));
   EXPECT_EQ(Gguf::Open("/no/such/file").status().code(), absl::StatusCode::kNotFound);
   EXPECT_FALSE(Gguf::Open("/").ok());
 }

@@ -1,5 +1,5 @@
-// Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside both, bf16 beside fp32.
-// Causal, head width 64, 8 query heads, 2 KV heads. Every number is one whole prefill of `tokens`.
+// Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside both, bf16 beside
+// fp32. Causal, head width 64, 8 query heads, 2 KV heads. Every number is one whole prefill of `tokens`.
 #include <benchmark/benchmark.h>
 #include <cblas.h>
 
@@ -38,10 +38,19 @@ Executor& Threads() {
 struct Routed {
   Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}) {
     router = *BuiltinRouters().attention.Create(spec);
-    AttentionShape s{kChunk, tokens, static_cast<int>(kHeads), static_cast<int>(kKvHeads), static_cast<int>(kDim), static_cast<int>(kDim), 0, 0, Threads().num_workers()};
+    AttentionShape s{kChunk,
+                     tokens,
+                     static_cast<int>(kHeads),
+                     static_cast<int>(kKvHeads),
+                     static_cast<int>(kDim),
+                     static_cast<int>(kDim),
+                     0,
+                     0,
+                     Threads().num_workers()};
     plan = *router->MakePlan(s);
     const AttentionPlanInfo& info = plan->info();
-    attend = std::make_unique<Attend>(*Attend::Create({kChunk, tokens, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options));
+    attend = std::make_unique<Attend>(
+        *Attend::Create({kChunk, tokens, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options));
     plan_ws.Resize(info.workspace_bytes);
     attend_ws.Resize(attend->workspace_bytes());
     state.Resize(info.state_bytes);
@@ -75,7 +84,8 @@ struct Routed {
 };
 void Report(benchmark::State& state, const Routed& r) {
   state.counters["density"] = r.counters.density();
-  state.counters["GFLOP/s"] = benchmark::Counter(2e-9 * static_cast<double>(r.counters.macs), benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(2e-9 * static_cast<double>(r.counters.macs), benchmark::Counter::kIsRate);
 }
 void Dense(benchmark::State& state, DType type, bool amx) {
   AttendOptions options;
@@ -88,7 +98,8 @@ void Dense(benchmark::State& state, DType type, bool amx) {
   for (auto _ : state) r.Prefill(Data(state.range(0), type), true, true);
   Report(state, r);
 }
-// Block-sparse at a fixed budget; `part` 0: execution only (plans of the last chunk size are rebuilt outside the clock).
+// Block-sparse at a fixed budget; `part` 0: execution only (plans of the last chunk size are rebuilt outside the
+// clock).
 void Sparse(benchmark::State& state, DType type, const std::string& spec, bool plan_only) {
   Routed r(spec, state.range(0));
   const AttentionData& a = Data(state.range(0), type);
@@ -126,7 +137,8 @@ template <class Gemm>
 void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
   const int64_t tokens = state.range(0), g = kHeads / kKvHeads;
   const AttentionData& a = Data(tokens, DType::kF32);
-  std::vector<float> q(static_cast<size_t>(g * kChunk * kDim)), s(static_cast<size_t>(g * kChunk * tokens)), out(q.size());
+  std::vector<float> q(static_cast<size_t>(g * kChunk * kDim)), s(static_cast<size_t>(g * kChunk * tokens)),
+      out(q.size());
   for (auto _ : state) {
     for (int64_t at = 0; at < tokens; at += kChunk) {
       const int64_t keys = at + kChunk;
@@ -157,13 +169,19 @@ void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
 }
 void OpenBlas(benchmark::State& state) {
   openblas_set_num_threads(Threads().num_workers());
-  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose ? CblasTrans : CblasNoTrans, static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1, a, static_cast<int>(lda), b, static_cast<int>(ldb), 0, c, static_cast<int>(ldc));
+  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                        int64_t ldb, float* c, int64_t ldc) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose ? CblasTrans : CblasNoTrans, static_cast<int>(m),
+                static_cast<int>(n), static_cast<int>(k), 1, a, static_cast<int>(lda), b, static_cast<int>(ldb), 0, c,
+                static_cast<int>(ldc));
   });
 }
 #ifdef SLUICE_HAVE_DNNL
 void OneDnn(benchmark::State& state) {
-  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) { dnnl::sgemm('N', transpose ? 'T' : 'N', m, n, k, 1, a, lda, b, ldb, 0, c, ldc); });
+  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                        int64_t ldb, float* c, int64_t ldc) {
+    dnnl::sgemm('N', transpose ? 'T' : 'N', m, n, k, 1, a, lda, b, ldb, 0, c, ldc);
+  });
 }
 BENCHMARK(OneDnn)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 #endif
@@ -171,11 +189,24 @@ BENCHMARK(OpenBlas)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRe
 BENCHMARK_CAPTURE(Dense, f32, DType::kF32, false)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK_CAPTURE(Dense, f16, DType::kF16, false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK_CAPTURE(Dense, bf16, DType::kBF16, false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(Dense, bf16_amx, DType::kBF16, true)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Dense, bf16_amx, DType::kBF16, true)
+    ->Arg(4096)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 // 16 k tokens, 256 blocks: 13 blocks a row are density 0.10 of the causal pairs.
-BENCHMARK_CAPTURE(Sparse, f32_density_0_10, DType::kF32, "mean_pool:k=13,local=1", false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseManualTime();
-BENCHMARK_CAPTURE(Sparse, bf16_density_0_10, DType::kBF16, "mean_pool:k=13,local=1", false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseManualTime();
-BENCHMARK_CAPTURE(Sparse, f32_planning_mean_pool, DType::kF32, "mean_pool:k=13,local=1", true)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Sparse, f32_density_0_10, DType::kF32, "mean_pool:k=13,local=1", false)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseManualTime();
+BENCHMARK_CAPTURE(Sparse, bf16_density_0_10, DType::kBF16, "mean_pool:k=13,local=1", false)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseManualTime();
+BENCHMARK_CAPTURE(Sparse, f32_planning_mean_pool, DType::kF32, "mean_pool:k=13,local=1", true)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 }  // namespace
 SLUICE_END_NAMESPACE
 BENCHMARK_MAIN();

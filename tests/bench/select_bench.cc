@@ -61,17 +61,24 @@ BENCHMARK(TopK)->Unit(benchmark::kMicrosecond);
 // Index keys with topics that last 128 tokens; a query looks for one topic among those it can see.
 struct Planted {
   explicit Planted(int64_t keys) : n(keys) {
-    const auto normal = [](uint64_t unit, int64_t item) { return static_cast<float>(RandomNormal({9, 0, 0, unit, static_cast<uint64_t>(item)})); };
+    const auto normal = [](uint64_t unit, int64_t item) {
+      return static_cast<float>(RandomNormal({9, 0, 0, unit, static_cast<uint64_t>(item)}));
+    };
     k.resize(static_cast<size_t>(n * kWidth));
     for (int64_t s = 0; s < n; ++s) {
-      for (int64_t x = 0; x < kWidth; ++x) k[static_cast<size_t>(s * kWidth + x)] = 0.4f * normal(1, s * kWidth + x) + normal(2, s / 128 * kWidth + x);
+      for (int64_t x = 0; x < kWidth; ++x)
+        k[static_cast<size_t>(s * kWidth + x)] = 0.4f * normal(1, s * kWidth + x) + normal(2, s / 128 * kWidth + x);
     }
     q.resize(static_cast<size_t>(kQueries * kHeads * kWidth));
     w.resize(static_cast<size_t>(kQueries * kHeads), 1.0f / kHeads);
     for (int64_t i = 0; i < kQueries; ++i) {
       for (int64_t h = 0; h < kHeads; ++h) {  // every index head looks for one topic; 16 topics hold the 2048 best
-        const int64_t topic = static_cast<int64_t>(RandomBits({9, 1, 0, static_cast<uint64_t>(h % 16), static_cast<uint64_t>(i)}) % static_cast<uint64_t>(n / 128));
-        for (int64_t x = 0; x < kWidth; ++x) q[static_cast<size_t>((i * kHeads + h) * kWidth + x)] = 0.2f * normal(3, (i * kHeads + h) * kWidth + x) + normal(2, topic * kWidth + x);
+        const int64_t topic =
+            static_cast<int64_t>(RandomBits({9, 1, 0, static_cast<uint64_t>(h % 16), static_cast<uint64_t>(i)}) %
+                                 static_cast<uint64_t>(n / 128));
+        for (int64_t x = 0; x < kWidth; ++x)
+          q[static_cast<size_t>((i * kHeads + h) * kWidth + x)] =
+              0.2f * normal(3, (i * kHeads + h) * kWidth + x) + normal(2, topic * kWidth + x);
       }
     }
   }
@@ -86,10 +93,13 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
   if (planted == nullptr) planted = std::make_unique<Planted>(n);
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, n, Planted::kQueries, 1, 1, 16, 16, 1);
   AttentionInputs in = a.Inputs();
-  in.index.q = {planted->q.data(), Planted::kQueries, Planted::kHeads, Planted::kWidth, Planted::kHeads * Planted::kWidth, Planted::kWidth};
+  in.index.q = {
+      planted->q.data(), Planted::kQueries, Planted::kHeads, Planted::kWidth, Planted::kHeads * Planted::kWidth,
+      Planted::kWidth};
   in.index.weight = {planted->w.data(), Planted::kQueries, Planted::kHeads, Planted::kHeads};
   in.index.k = {planted->k.data(), n, Planted::kWidth, Planted::kWidth};
-  const AttentionShape s{Planted::kQueries, n, 1, 1, 16, 16, static_cast<int>(Planted::kHeads), static_cast<int>(Planted::kWidth), 1};
+  const AttentionShape s{
+      Planted::kQueries, n, 1, 1, 16, 16, static_cast<int>(Planted::kHeads), static_cast<int>(Planted::kWidth), 1};
   InlineExecutor ex;
   struct One {
     std::unique_ptr<const AttentionRouter> router;
@@ -103,17 +113,22 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
     o->ws.Resize(o->plan->info().workspace_bytes);
     o->state.Resize(o->plan->info().state_bytes);
     o->buffer.Reserve(o->plan->info().max_rows, 0, o->plan->info().token_slots, 0);
-    (void)o->router->Run(*o->plan, in, o->state.data(), {o->ws.workspace(), &ex}, o->buffer);  // summaries of the prefix exist
+    (void)o->router->Run(*o->plan, in, o->state.data(), {o->ws.workspace(), &ex},
+                         o->buffer);  // summaries of the prefix exist
   }
   for (auto _ : state) (void)one.router->Run(*one.plan, in, one.state.data(), {one.ws.workspace(), &ex}, one.buffer);
   double iou = 0;
   const AttentionBranch &x = one.buffer.branch(), &y = other.buffer.branch();
-  for (size_t i = 0; i < Planted::kQueries; ++i) iou += IoU(x.tokens.subspan(x.rows.begin[i], x.rows.count[i]), y.tokens.subspan(y.rows.begin[i], y.rows.count[i]));
+  for (size_t i = 0; i < Planted::kQueries; ++i)
+    iou += IoU(x.tokens.subspan(x.rows.begin[i], x.rows.count[i]), y.tokens.subspan(y.rows.begin[i], y.rows.count[i]));
   state.counters["IoU"] = iou / Planted::kQueries;
   state.counters["queries/s"] = benchmark::Counter(Planted::kQueries, benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK_CAPTURE(Indexer, dsa, "dsa:k=2048", "dsa:k=2048")->Arg(32768)->Arg(131072)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(Indexer, hisa, "hisa:k=2048,m=64,block=128", "dsa:k=2048")->Arg(32768)->Arg(131072)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(Indexer, hisa, "hisa:k=2048,m=64,block=128", "dsa:k=2048")
+    ->Arg(32768)
+    ->Arg(131072)
+    ->Unit(benchmark::kMillisecond);
 }  // namespace
 SLUICE_END_NAMESPACE
 BENCHMARK_MAIN();

@@ -13,9 +13,11 @@ void Torch(benchmark::State& state) {
   at::NoGradGuard no_grad;
   at::manual_seed(1);
   const int64_t tokens = state.range(0), g = kHeads / kKvHeads;
-  const at::Tensor q = at::randn({kKvHeads, g, tokens, kDim}), k = at::randn({kKvHeads, tokens, kDim}), v = at::randn({kKvHeads, tokens, kDim});
+  const at::Tensor q = at::randn({kKvHeads, g, tokens, kDim}), k = at::randn({kKvHeads, tokens, kDim}),
+                   v = at::randn({kKvHeads, tokens, kDim});
   const double scale = 1 / std::sqrt(static_cast<double>(kDim));
-  const at::Tensor future = at::ones({kChunk, kChunk}, at::kBool).triu(1);  // keys after the query, inside the last chunk
+  const at::Tensor future =
+      at::ones({kChunk, kChunk}, at::kBool).triu(1);  // keys after the query, inside the last chunk
   for (auto _ : state) {
     for (int64_t at = 0; at < tokens; at += kChunk) {
       const int64_t keys = at + kChunk;

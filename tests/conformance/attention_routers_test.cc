@@ -52,7 +52,8 @@ AttentionData Data(int64_t kv, int64_t q, uint64_t seed, int64_t heads = 4, int6
 
 TEST_P(AttentionRouters, FullBudgetIsDenseBitForBit) {
   auto dense = BuiltinRouters().attention.Create("dense");
-  for (auto [kv, q, heads, kv_heads, dv] : {std::array<int64_t, 5>{300, 300, 4, 2, 24}, {130, 1, 4, 1, 32}, {1, 1, 2, 2, 16}, {257, 65, 6, 2, 40}}) {
+  for (auto [kv, q, heads, kv_heads, dv] :
+       {std::array<int64_t, 5>{300, 300, 4, 2, 24}, {130, 1, 4, 1, 32}, {1, 1, 2, 2, 16}, {257, 65, 6, 2, 40}}) {
     const AttentionData a = Data(kv, q, 1, heads, kv_heads, dv);
     const RoutedRun full = RunRouter(*Full(), a), want = RunRouter(**dense, a);
     ASSERT_TRUE(full.status.ok()) << full.status;
@@ -100,7 +101,8 @@ TEST_P(AttentionRouters, NeverLooksAhead) {
       EXPECT_EQ(list, before.lists[static_cast<size_t>(i * 4 + h)]) << "query " << i;
     }
     if (i <= t && router->token_causal()) {
-      for (int64_t x = 0; x < 4 * 24; ++x) EXPECT_EQ(after.o[static_cast<size_t>(i * 96 + x)], before.o[static_cast<size_t>(i * 96 + x)]);
+      for (int64_t x = 0; x < 4 * 24; ++x)
+        EXPECT_EQ(after.o[static_cast<size_t>(i * 96 + x)], before.o[static_cast<size_t>(i * 96 + x)]);
     }
   }
 }
@@ -116,7 +118,8 @@ TEST_P(AttentionRouters, SameBitsForAnyThreadCount) {
 TEST_P(AttentionRouters, ExecutorModesAgree) {
   const AttentionData a = Data(300, 300, 5);
   const RoutedRun want = RunRouter(*Small(), a);
-  for (AttendOptions attend : {AttendOptions{.mode = AttendMode::kKvMajor}, AttendOptions{.token_group = 1}, AttendOptions{.token_group = 16}}) {
+  for (AttendOptions attend : {AttendOptions{.mode = AttendMode::kKvMajor}, AttendOptions{.token_group = 1},
+                               AttendOptions{.token_group = 16}}) {
     HarnessOptions o;
     o.attend = attend;
     const RoutedRun r = RunRouter(*Small(), a, o);
@@ -181,7 +184,8 @@ TEST_P(AttentionRouters, RunDoesNotAllocate) {
   ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
   for (int pass = 0; pass < 2; ++pass) {
     const int64_t before = AllocationCount();
-    const bool ok = router->Run(**plan, in, state.data(), {ws.workspace(), &ex}, buffer).ok() && attend->Run(buffer.plan(), ai, {aws.workspace(), &ex}, out).ok();
+    const bool ok = router->Run(**plan, in, state.data(), {ws.workspace(), &ex}, buffer).ok() &&
+                    attend->Run(buffer.plan(), ai, {aws.workspace(), &ex}, out).ok();
     const int64_t allocations = AllocationCount() - before;
     EXPECT_TRUE(ok);
     EXPECT_EQ(allocations, 0);

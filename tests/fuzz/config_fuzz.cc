@@ -25,6 +25,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Config back;
   const std::string printed = "x:" + sluice::PrintConfig(c);
   const auto again = sluice::ParseSpec(printed);
-  if (!again.ok() || !sluice::ReadConfig(again->options, back).ok() || back.k != c.k || back.p != c.p || back.on != c.on) std::abort();
+  if (!again.ok() || !sluice::ReadConfig(again->options, back).ok() || back.k != c.k || back.p != c.p ||
+      back.on != c.on)
+    std::abort();
   return 0;
 }

@@ -53,7 +53,8 @@ TEST(Assignment, ValidatorFindsEveryFault) {
   const auto check = [&] {
     Assignment a;
     a.items = 2, a.units = 3;
-    a.row_ptr = absl::MakeSpan(row), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight), a.dropped = absl::MakeSpan(dropped);
+    a.row_ptr = absl::MakeSpan(row), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight),
+    a.dropped = absl::MakeSpan(dropped);
     return std::string(ValidateAssignment(a).message());
   };
   EXPECT_EQ(check(), "");
@@ -70,7 +71,8 @@ TEST(Assignment, ValidatorFindsEveryFault) {
 }
 TEST(AttentionPlan, ValidatorFindsDuplicatesOrderRangeAndCausality) {
   std::vector<uint32_t> begin = {0}, count = {2}, tokens = {3, 5};
-  std::vector<PlanEntry> entries = {{0, 2, EntryState::kExact, MaskClass::kFull, 0, 0}, {2, 1, EntryState::kExact, MaskClass::kCausal, 0, 0}};
+  std::vector<PlanEntry> entries = {{0, 2, EntryState::kExact, MaskClass::kFull, 0, 0},
+                                    {2, 1, EntryState::kExact, MaskClass::kCausal, 0, 0}};
   AttentionBranch b;
   const auto check = [&](Encoding e) {
     b.encoding = e;

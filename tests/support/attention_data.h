@@ -11,10 +11,10 @@
 
 SLUICE_BEGIN_NAMESPACE
 enum class DataKind {
-  kGaussian,   // no structure: the worst case
-  kNeedles,    // a few keys that late queries look for
-  kSinkRecent, // logit bias on the first keys and a decay with distance
-  kClustered,  // drifting topics: neighbouring keys are alike and queries follow their topic
+  kGaussian,    // no structure: the worst case
+  kNeedles,     // a few keys that late queries look for
+  kSinkRecent,  // logit bias on the first keys and a decay with distance
+  kClustered,   // drifting topics: neighbouring keys are alike and queries follow their topic
 };
 
 struct AttentionData {
@@ -24,8 +24,24 @@ struct AttentionData {
   DType dtype = DType::kF32;
 
   HeadsView<const float> Q() const { return {q.data(), q_count, heads, d, heads * d, d}; }
-  KvView K() const { return {dtype == DType::kF32 ? static_cast<const void*>(k.data()) : kraw.data(), dtype, kv_len, kv_heads, d, kv_heads * d, d}; }
-  KvView V() const { return {dtype == DType::kF32 ? static_cast<const void*>(v.data()) : vraw.data(), dtype, kv_len, kv_heads, dv, kv_heads * dv, dv}; }
+  KvView K() const {
+    return {dtype == DType::kF32 ? static_cast<const void*>(k.data()) : kraw.data(),
+            dtype,
+            kv_len,
+            kv_heads,
+            d,
+            kv_heads * d,
+            d};
+  }
+  KvView V() const {
+    return {dtype == DType::kF32 ? static_cast<const void*>(v.data()) : vraw.data(),
+            dtype,
+            kv_len,
+            kv_heads,
+            dv,
+            kv_heads * dv,
+            dv};
+  }
   int64_t q_begin() const { return kv_len - q_count; }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(d)); }
   AttentionInputs Inputs() const {
@@ -55,10 +71,13 @@ struct AttentionData {
   }
 };
 
-inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_count, int64_t heads, int64_t kv_heads, int64_t d, int64_t dv, uint64_t seed) {
+inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_count, int64_t heads, int64_t kv_heads,
+                                       int64_t d, int64_t dv, uint64_t seed) {
   AttentionData a;
   a.kv_len = kv_len, a.q_count = q_count, a.heads = heads, a.kv_heads = kv_heads, a.d = d, a.dv = dv;
-  const auto normal = [&](uint64_t unit, int64_t item) { return static_cast<float>(RandomNormal({seed, 0, 0, unit, static_cast<uint64_t>(item)})); };
+  const auto normal = [&](uint64_t unit, int64_t item) {
+    return static_cast<float>(RandomNormal({seed, 0, 0, unit, static_cast<uint64_t>(item)}));
+  };
   a.q.resize(static_cast<size_t>(q_count * heads * d));
   a.k.resize(static_cast<size_t>(kv_len * kv_heads * d));
   a.v.resize(static_cast<size_t>(kv_len * kv_heads * dv));
@@ -72,7 +91,9 @@ inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_
     for (int64_t i = 0; i < q_count; ++i) {
       for (int64_t kv = 0; kv < kv_heads; ++kv) {
         const int64_t reach = a.q_begin() + i / 16 * 16 + 1;
-        const int64_t s = static_cast<int64_t>(RandomBits({seed, 1, 0, static_cast<uint64_t>(kv), static_cast<uint64_t>(i / 16)}) % static_cast<uint64_t>(reach));
+        const int64_t s =
+            static_cast<int64_t>(RandomBits({seed, 1, 0, static_cast<uint64_t>(kv), static_cast<uint64_t>(i / 16)}) %
+                                 static_cast<uint64_t>(reach));
         for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
           for (int64_t x = 0; x < d; ++x) query(i, h)[x] += 1.5f * key(s, kv)[x];
         }
@@ -80,14 +101,17 @@ inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_
     }
   } else if (kind == DataKind::kSinkRecent) {
     for (int64_t s = 0; s < kv_len; ++s) {
-      for (int64_t kv = 0; kv < kv_heads; ++kv) key(s, kv)[0] = s < 4 ? 8.0f : 6.0f * std::exp(-static_cast<float>(kv_len - s) / 64.0f);
+      for (int64_t kv = 0; kv < kv_heads; ++kv)
+        key(s, kv)[0] = s < 4 ? 8.0f : 6.0f * std::exp(-static_cast<float>(kv_len - s) / 64.0f);
     }
     for (int64_t i = 0; i < q_count; ++i) {
       for (int64_t h = 0; h < heads; ++h) query(i, h)[0] = 6.0f;
     }
   } else if (kind == DataKind::kClustered) {
     const int64_t length = 128;
-    const auto centre = [&](int64_t topic, int64_t kv, int64_t x) { return 1.5f * normal(4, (topic * kv_heads + kv) * d + x); };
+    const auto centre = [&](int64_t topic, int64_t kv, int64_t x) {
+      return 1.5f * normal(4, (topic * kv_heads + kv) * d + x);
+    };
     for (int64_t s = 0; s < kv_len; ++s) {
       for (int64_t kv = 0; kv < kv_heads; ++kv) {
         for (int64_t x = 0; x < d; ++x) key(s, kv)[x] = 0.5f * key(s, kv)[x] + centre(s / length, kv, x);
@@ -96,7 +120,9 @@ inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_
     for (int64_t i = 0; i < q_count; ++i) {
       const int64_t topics = (a.q_begin() + i) / length + 1;
       for (int64_t h = 0; h < heads; ++h) {
-        const int64_t topic = static_cast<int64_t>(RandomBits({seed, 2, 0, static_cast<uint64_t>(h / g), static_cast<uint64_t>(i / 64)}) % static_cast<uint64_t>(topics));
+        const int64_t topic =
+            static_cast<int64_t>(RandomBits({seed, 2, 0, static_cast<uint64_t>(h / g), static_cast<uint64_t>(i / 64)}) %
+                                 static_cast<uint64_t>(topics));
         for (int64_t x = 0; x < d; ++x) query(i, h)[x] = 0.7f * query(i, h)[x] + centre(topic, h / g, x);
       }
     }
@@ -112,7 +138,10 @@ class AlignedBlock {
     bytes_ = bytes;
     data_.reset(new std::byte[bytes + kWorkspaceAlign]());
   }
-  std::byte* data() const { return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(data_.get()) + kWorkspaceAlign - 1) / kWorkspaceAlign * kWorkspaceAlign); }
+  std::byte* data() const {
+    return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(data_.get()) + kWorkspaceAlign - 1) /
+                                        kWorkspaceAlign * kWorkspaceAlign);
+  }
   size_t bytes() const { return bytes_; }
   void Clear() { std::memset(data(), 0, bytes_); }
   Workspace workspace() const { return {data(), bytes_}; }

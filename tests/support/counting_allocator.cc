@@ -24,7 +24,9 @@ void* operator new[](std::size_t n) { return Allocate(n); }
 void* operator new(std::size_t n, std::align_val_t a) { return AllocateAligned(n, a); }
 void* operator new[](std::size_t n, std::align_val_t a) { return AllocateAligned(n, a); }
 void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return ++allocations, std::malloc(n > 0 ? n : 1); }
-void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return ++allocations, std::malloc(n > 0 ? n : 1); }
+void* operator new[](std::size_t n, const std::nothrow_t&) noexcept {
+  return ++allocations, std::malloc(n > 0 ? n : 1);
+}
 void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
 void operator delete[](void* p, const std::nothrow_t&) noexcept { std::free(p); }
 void operator delete(void* p) noexcept { std::free(p); }

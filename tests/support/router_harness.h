@@ -14,8 +14,8 @@
 
 SLUICE_BEGIN_NAMESPACE
 struct RoutedRun {
-  std::vector<float> o;                       // [q_count, heads, dv]
-  std::vector<std::vector<uint32_t>> lists;   // [q_count * heads]: keys attended, ascending
+  std::vector<float> o;                                             // [q_count, heads, dv]
+  std::vector<std::vector<uint32_t>> lists;                         // [q_count * heads]: keys attended, ascending
   std::vector<std::vector<std::pair<uint32_t, uint32_t>>> entries;  // per chunk and list row: what the plan listed
   AttentionCounters counters;
   PlanQuality quality;
@@ -32,7 +32,9 @@ inline RoutedRun RunRouter(const AttentionRouter& router, const AttentionData& a
   RoutedRun r;
   const int64_t chunk = options.chunk > 0 ? options.chunk : a.q_count;
   AttentionShape s;
-  s.max_queries = chunk, s.max_kv = a.kv_len, s.heads = static_cast<int>(a.heads), s.kv_heads = static_cast<int>(a.kv_heads), s.head_dim = static_cast<int>(a.d), s.value_dim = static_cast<int>(a.dv), s.workers = options.threads;
+  s.max_queries = chunk, s.max_kv = a.kv_len, s.heads = static_cast<int>(a.heads),
+  s.kv_heads = static_cast<int>(a.kv_heads), s.head_dim = static_cast<int>(a.d), s.value_dim = static_cast<int>(a.dv),
+  s.workers = options.threads;
   AttentionInputs whole = a.Inputs();
   if (options.adjust) options.adjust(s, whole);
   auto plan = router.MakePlan(s);
@@ -41,7 +43,8 @@ inline RoutedRun RunRouter(const AttentionRouter& router, const AttentionData& a
     return r;
   }
   const AttentionPlanInfo& info = (*plan)->info();
-  auto attend = Attend::Create({chunk, a.kv_len, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options.attend);
+  auto attend =
+      Attend::Create({chunk, a.kv_len, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options.attend);
   EXPECT_TRUE(attend.ok());
   AlignedBlock plan_ws(info.workspace_bytes), attend_ws(attend->workspace_bytes()), state(info.state_bytes);
   AttentionPlanBuffer buffer;
@@ -76,11 +79,15 @@ inline RoutedRun RunRouter(const AttentionRouter& router, const AttentionData& a
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t h = 0; h < a.heads; ++h) {
         std::vector<uint32_t>& list = r.lists[static_cast<size_t>((at + i) * a.heads + h)];
-        for (const AttentionBranch& b : buffer.plan().branches) ForEachPair(buffer.plan(), b, {}, i, h, [&](int64_t key, int, double) { list.push_back(static_cast<uint32_t>(key)); });
+        for (const AttentionBranch& b : buffer.plan().branches)
+          ForEachPair(buffer.plan(), b, {}, i, h,
+                      [&](int64_t key, int, double) { list.push_back(static_cast<uint32_t>(key)); });
         std::sort(list.begin(), list.end());
       }
     }
-    if (options.quality) r.quality.Add(MeasurePlan(buffer.plan(), in.q, in.k, in.v, in.scale, {out.o.data, n, a.heads, a.dv, a.heads * a.dv, a.dv}));
+    if (options.quality)
+      r.quality.Add(
+          MeasurePlan(buffer.plan(), in.q, in.k, in.v, in.scale, {out.o.data, n, a.heads, a.dv, a.heads * a.dv, a.dv}));
   }
   return r;
 }

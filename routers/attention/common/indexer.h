@@ -15,14 +15,19 @@ class Indexer {
   static int64_t Width(const AttentionShape& s) { return s.index_heads > 0 ? s.index_dim : s.head_dim; }
   // Floats of scratch for scoring up to n keys.
   static int64_t ScratchFloats(const AttentionShape& s, int64_t n) {
-    return static_cast<int64_t>(kernels::IndexScratchFloats(static_cast<size_t>(Heads(s)), static_cast<size_t>(Width(s)))) + Heads(s) * (Width(s) + 1) + n + 64;
+    return static_cast<int64_t>(
+               kernels::IndexScratchFloats(static_cast<size_t>(Heads(s)), static_cast<size_t>(Width(s)))) +
+           Heads(s) * (Width(s) + 1) + n + 64;
   }
   static absl::Status Check(const AttentionShape& s, const AttentionInputs& in) {
     if (s.index_heads == 0) return absl::OkStatus();
     const IndexInputs& x = in.index;
-    if (x.q.rows != in.q.rows || x.q.heads != s.index_heads || x.q.dim != s.index_dim || x.weight.rows != in.q.rows || x.weight.cols != s.index_heads || x.k.rows != in.kv_len() || x.k.cols != s.index_dim) {
-      return absl::InvalidArgumentError(absl::StrCat("index inputs: q [", x.q.rows, ", ", x.q.heads, ", ", x.q.dim, "], weight [", x.weight.rows, ", ", x.weight.cols, "], k [", x.k.rows, ", ", x.k.cols,
-                                                     "]; planned for ", s.index_heads, " heads of width ", s.index_dim, " over ", in.kv_len(), " keys"));
+    if (x.q.rows != in.q.rows || x.q.heads != s.index_heads || x.q.dim != s.index_dim || x.weight.rows != in.q.rows ||
+        x.weight.cols != s.index_heads || x.k.rows != in.kv_len() || x.k.cols != s.index_dim) {
+      return absl::InvalidArgumentError(absl::StrCat("index inputs: q [", x.q.rows, ", ", x.q.heads, ", ", x.q.dim,
+                                                     "], weight [", x.weight.rows, ", ", x.weight.cols, "], k [",
+                                                     x.k.rows, ", ", x.k.cols, "]; planned for ", s.index_heads,
+                                                     " heads of width ", s.index_dim, " over ", in.kv_len(), " keys"));
     }
     return absl::OkStatus();
   }
@@ -30,7 +35,8 @@ class Indexer {
 
   // Index keys of one stream as a one-head view.
   KvView Keys(int64_t stream) const {
-    if (s_.index_heads > 0) return {in_.index.k.data, DType::kF32, in_.index.k.rows, 1, s_.index_dim, in_.index.k.row_stride, s_.index_dim};
+    if (s_.index_heads > 0)
+      return {in_.index.k.data, DType::kF32, in_.index.k.rows, 1, s_.index_dim, in_.index.k.row_stride, s_.index_dim};
     KvView k = in_.k;
     k.data = in_.k.at(0, stream);
     k.heads = 1;
@@ -52,9 +58,12 @@ class Indexer {
       const KvView keys = Keys(stream);
       float* to = stream == 0 ? score : part;
       if (means != nullptr) {
-        kernels::IndexScore(q, weight, static_cast<size_t>(heads), static_cast<size_t>(width), means->At(stream, 0), DType::kF32, static_cast<size_t>(width) * sizeof(float), ids, static_cast<size_t>(n), to, kernel);
+        kernels::IndexScore(q, weight, static_cast<size_t>(heads), static_cast<size_t>(width), means->At(stream, 0),
+                            DType::kF32, static_cast<size_t>(width) * sizeof(float), ids, static_cast<size_t>(n), to,
+                            kernel);
       } else {
-        kernels::IndexScore(q, weight, static_cast<size_t>(heads), static_cast<size_t>(width), keys.data, keys.dtype, keys.row_bytes(), ids, static_cast<size_t>(n), to, kernel);
+        kernels::IndexScore(q, weight, static_cast<size_t>(heads), static_cast<size_t>(width), keys.data, keys.dtype,
+                            keys.row_bytes(), ids, static_cast<size_t>(n), to, kernel);
       }
       if (stream > 0) {
         for (int64_t j = 0; j < n; ++j) score[j] += part[j];

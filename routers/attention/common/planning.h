@@ -61,19 +61,21 @@ struct WorkerScratch {
 
 // How blocks are chosen from scores.
 struct BlockRule {
-  int64_t k = 0;               // blocks kept; 0: use p
-  double p = 0;                // share of the score mass kept (scores must be non-negative)
-  double tau = -1;             // with k = p = 0: keep scores > tau
-  int64_t sink = 1, local = 1; // forced: the first blocks, and the last ones up to the tile's own
-  bool count_forced = true;    // whether forced blocks use up k or p
+  int64_t k = 0;                // blocks kept; 0: use p
+  double p = 0;                 // share of the score mass kept (scores must be non-negative)
+  double tau = -1;              // with k = p = 0: keep scores > tau
+  int64_t sink = 1, local = 1;  // forced: the first blocks, and the last ones up to the tile's own
+  bool count_forced = true;     // whether forced blocks use up k or p
 };
 inline size_t BlockScratchBytes(int64_t blocks) {
-  return std::max(kernels::TopKScratchBytes(static_cast<size_t>(blocks)), kernels::TopPScratchBytes(static_cast<size_t>(blocks))) +
+  return std::max(kernels::TopKScratchBytes(static_cast<size_t>(blocks)),
+                  kernels::TopPScratchBytes(static_cast<size_t>(blocks))) +
          static_cast<size_t>(blocks + 16) * sizeof(uint32_t);
 }
 // Writes the entries of one list row, ascending, and returns how many. `score` [visible] is overwritten; blocks
 // [own, visible) overlap the tile. Ties go to the lowest block; NaN is never selected.
-inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible, int64_t own, void* scratch, PlanEntry* out) {
+inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible, int64_t own, void* scratch,
+                            PlanEntry* out) {
   const auto forced = [&](int64_t b) { return b < rule.sink || b > own - std::max<int64_t>(rule.local, 1); };
   int64_t n_forced = 0;
   double total = 0, forced_mass = 0;
@@ -89,10 +91,13 @@ inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible
   size_t picked = 0;
   if (rule.k > 0) {
     const int64_t k = rule.count_forced ? std::max<int64_t>(0, rule.k - n_forced) : rule.k;
-    picked = kernels::TopK(score, static_cast<size_t>(visible), static_cast<size_t>(std::min(k, visible)), ids, rest).count;
+    picked =
+        kernels::TopK(score, static_cast<size_t>(visible), static_cast<size_t>(std::min(k, visible)), ids, rest).count;
   } else if (rule.p > 0) {
     const double others = total - forced_mass;
-    const double p = !rule.count_forced || rule.p >= 1 ? rule.p : others > 0 ? (rule.p * total - forced_mass) / others : 0;
+    const double p = !rule.count_forced || rule.p >= 1 ? rule.p
+                     : others > 0                      ? (rule.p * total - forced_mass) / others
+                                                       : 0;
     picked = kernels::TopP(score, static_cast<size_t>(visible), static_cast<float>(p), ids, rest);
   } else {
     for (int64_t b = 0; b < visible; ++b) {
@@ -104,7 +109,8 @@ inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible
   for (int64_t b = 0; b < visible; ++b) {
     const bool f = forced(b), p = next < picked && ids[next] == static_cast<uint32_t>(b);
     next += p;
-    if (f || p) out[n++] = {static_cast<uint32_t>(b), 1, EntryState::kExact, MaskClass::kCausal, 0, static_cast<uint8_t>(f)};
+    if (f || p)
+      out[n++] = {static_cast<uint32_t>(b), 1, EntryState::kExact, MaskClass::kCausal, 0, static_cast<uint8_t>(f)};
   }
   return n;
 }
@@ -116,19 +122,26 @@ class BlockMeans {
     return 64 + static_cast<size_t>(heads * ((max_kv + block - 1) / block) * width) * sizeof(float);
   }
   BlockMeans(std::byte* state, int64_t heads, int64_t max_kv, int64_t block, int64_t width)
-      : done_(reinterpret_cast<int64_t*>(state)), mean_(reinterpret_cast<float*>(state + 64)), heads_(heads), blocks_((max_kv + block - 1) / block), block_(block), width_(width) {}
+      : done_(reinterpret_cast<int64_t*>(state)),
+        mean_(reinterpret_cast<float*>(state + 64)),
+        heads_(heads),
+        blocks_((max_kv + block - 1) / block),
+        block_(block),
+        width_(width) {}
   // Brings the means up to `keys`: whole blocks once, the open block anew at every call. `finish`(mean, block) may
   // post-process a block. Returns how many bytes of keys were read.
   template <class Finish>
   void Append(const KvView& keys, Executor& executor, Finish&& finish) {
-    const int64_t total = (keys.rows + block_ - 1) / block_, whole = keys.rows / block_, first = std::min(*done_, whole);
+    const int64_t total = (keys.rows + block_ - 1) / block_, whole = keys.rows / block_,
+                  first = std::min(*done_, whole);
     const int64_t todo = total - first;
     executor.ParallelFor(heads_ * todo, 8, [&](int64_t b, int64_t e, int) {
       for (int64_t i = b; i < e; ++i) {
         const int64_t head = i / todo, blk = first + i % todo;
         const int64_t n = std::min(block_, keys.rows - blk * block_);
         float* mean = At(head, blk);
-        kernels::Pool(kernels::PoolKind::kMean, keys.at(blk * block_, head), keys.dtype, static_cast<size_t>(keys.row_stride), static_cast<size_t>(n), static_cast<size_t>(width_), mean);
+        kernels::Pool(kernels::PoolKind::kMean, keys.at(blk * block_, head), keys.dtype,
+                      static_cast<size_t>(keys.row_stride), static_cast<size_t>(n), static_cast<size_t>(width_), mean);
         finish(mean, blk);
       }
     });

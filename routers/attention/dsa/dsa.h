@@ -1,12 +1,12 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
 #define SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
 // The lightning indexer of DeepSeek sparse attention (DSA; arXiv 2512.02556): every token scores all earlier tokens
-// with a small ReLU indexer and keeps the k best, one list a token, shared by all heads. Scores are fp32 here (upstream:
-// Hadamard-rotated fp8; the rotation changes nothing in fp32). Whoever has no trained indexer gets the substitute of
-// common/indexer.h. O(keys * index_heads * index_dim) a query.
+// with a small ReLU indexer and keeps the k best, one list a token, shared by all heads. Scores are fp32 here
+// (upstream: Hadamard-rotated fp8; the rotation changes nothing in fp32). Whoever has no trained indexer gets the
+// substitute of common/indexer.h. O(keys * index_heads * index_dim) a query.
 #include "sluice/api/attention_router.h"
-#include "sluice/routers/attention/common/planning.h"
 #include "sluice/routers/attention/common/indexer.h"
+#include "sluice/routers/attention/common/planning.h"
 
 SLUICE_BEGIN_NAMESPACE
 class Dsa {
@@ -39,9 +39,11 @@ class Dsa {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, AttentionPlanBuffer& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
+    SLUICE_RETURN_IF_ERROR(
+        out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
     out.branch().token_mask = MaskClass::kFull;
     const attention_common::Indexer indexer(p.shape, in);
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t, int64_t i, int w) {
@@ -54,7 +56,9 @@ class Dsa {
       }
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
       indexer.Score(i, nullptr, keys, nullptr, score, p.scratch.At<float>(ctx.workspace, w, p.index));
-      out.set_count(i, kernels::TopK(score, static_cast<size_t>(keys), static_cast<size_t>(config_.k), list, p.scratch.At<std::byte>(ctx.workspace, w, p.top)).count);
+      out.set_count(i, kernels::TopK(score, static_cast<size_t>(keys), static_cast<size_t>(config_.k), list,
+                                     p.scratch.At<std::byte>(ctx.workspace, w, p.top))
+                           .count);
     });
     return absl::OkStatus();
   }

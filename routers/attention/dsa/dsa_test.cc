@@ -2,9 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "sluice/routers/builtin.h"
 #include "sluice/runtime/kernels/index_score/index_score_reference.h"
 #include "sluice/runtime/kernels/top_k/top_k_reference.h"
-#include "sluice/routers/builtin.h"
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -19,7 +19,8 @@ struct IndexData {
   std::vector<float> q, w, k;
   void Attach(AttentionShape& s, AttentionInputs& in, int64_t heads, int64_t dim) {
     const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t unit) {
-      for (int64_t i = 0; i < n; ++i) x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
+      for (int64_t i = 0; i < n; ++i)
+        x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
     };
     if (q.empty()) fill(q, in.q.rows * heads * dim, 1), fill(w, in.q.rows * heads, 2), fill(k, in.k.rows * dim, 3);
     s.index_heads = static_cast<int>(heads), s.index_dim = static_cast<int>(dim);
@@ -37,8 +38,12 @@ TEST(Dsa, ListIsTheSortedTopKOfTheReference) {
   ASSERT_TRUE(r.status.ok()) << r.status;
   for (int64_t i = 0; i < 40; ++i) {
     std::vector<float> score;
-    for (int64_t s = 0; s <= 260 + i; ++s) score.push_back(static_cast<float>(kernels::IndexScoreReference(&index.q[static_cast<size_t>(i * 128)], &index.w[static_cast<size_t>(i * 8)], 8, 16, &index.k[static_cast<size_t>(s * 16)])));
-    EXPECT_GE(IoU(r.lists[static_cast<size_t>(i * 4)], kernels::TopKReference(score.data(), score.size(), 50)), 0.96);  // rounding may swap the last
+    for (int64_t s = 0; s <= 260 + i; ++s)
+      score.push_back(static_cast<float>(kernels::IndexScoreReference(&index.q[static_cast<size_t>(i * 128)],
+                                                                      &index.w[static_cast<size_t>(i * 8)], 8, 16,
+                                                                      &index.k[static_cast<size_t>(s * 16)])));
+    EXPECT_GE(IoU(r.lists[static_cast<size_t>(i * 4)], kernels::TopKReference(score.data(), score.size(), 50)),
+              0.96);  // rounding may swap the last
     EXPECT_EQ(r.lists[static_cast<size_t>(i * 4)], r.lists[static_cast<size_t>(i * 4 + 3)]);  // shared by all heads
   }
 }

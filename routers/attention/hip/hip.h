@@ -23,7 +23,8 @@ class Hip {
       v("stride_q", stride_q, Range<int64_t>{1, 64}, "every how many queries of a block score");
       v("block_k", block_k, Range<int64_t>{1, 64}, "keys per selected run");
       v("sink", sink, Range<int64_t>{0, 1 << 20}, "first keys always kept");
-      v("window", window, Range<int64_t>{1, int64_t{1} << 31}, "keys before the first query of a block always kept, itself included");
+      v("window", window, Range<int64_t>{1, int64_t{1} << 31},
+        "keys before the first query of a block always kept, itself included");
     }
   };
   struct Plan : AttentionPlanInfo {
@@ -37,7 +38,8 @@ class Hip {
     return c;
   }
   static absl::StatusOr<Hip> Create(const Config& c) {
-    if (c.mask_k % c.block_k != 0) return absl::InvalidArgumentError(absl::StrCat("mask_k=", c.mask_k, " is not a multiple of block_k=", c.block_k));
+    if (c.mask_k % c.block_k != 0)
+      return absl::InvalidArgumentError(absl::StrCat("mask_k=", c.mask_k, " is not a multiple of block_k=", c.block_k));
     return Hip(c);
   }
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
@@ -61,8 +63,10 @@ class Hip {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kQueryHead, config_.block_q), Encoding::kRuns, 1));
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const {
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kQueryHead, config_.block_q),
+                                     Encoding::kRuns, 1));
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t head, int64_t tile, int w) {
       const int64_t row = out.row_of(head, tile);
       out.set_count(row, Row(p, in, ctx, out.plan(), head, tile, w, out.entries(row)));
@@ -76,11 +80,14 @@ class Hip {
   };
   explicit Hip(const Config& c) : config_(c) {}
 
-  int64_t Row(const Plan& p, const AttentionInputs& in, const RunContext& ctx, const AttentionPlan& plan, int64_t head, int64_t tile, int w, PlanEntry* out) const {
+  int64_t Row(const Plan& p, const AttentionInputs& in, const RunContext& ctx, const AttentionPlan& plan, int64_t head,
+              int64_t tile, int w, PlanEntry* out) const {
     const auto q = attention_common::QueriesOf(plan, tile);
     const int64_t kv = head / (p.shape.heads / p.shape.kv_heads), bk = config_.block_k;
     const auto entry = [](int64_t start, int64_t len, bool forced) {
-      return PlanEntry{static_cast<uint32_t>(start), static_cast<uint32_t>(len), EntryState::kExact, MaskClass::kCausal, 0, static_cast<uint8_t>(forced)};
+      return PlanEntry{
+          static_cast<uint32_t>(start), static_cast<uint32_t>(len), EntryState::kExact, MaskClass::kCausal, 0,
+          static_cast<uint8_t>(forced)};
     };
     const int64_t sink = std::min(config_.sink, q.last + 1);
     int64_t n = 0;
@@ -94,7 +101,8 @@ class Hip {
     if (local <= q.last) out[n++] = entry(local, q.last + 1 - local, true);
     return n;
   }
-  int64_t Search(const Plan& p, const AttentionInputs& in, const RunContext& ctx, attention_common::TileQueries q, int64_t head, int64_t kv, int64_t units, int64_t sink, int w, PlanEntry* out, int64_t n) const {
+  int64_t Search(const Plan& p, const AttentionInputs& in, const RunContext& ctx, attention_common::TileQueries q,
+                 int64_t head, int64_t kv, int64_t units, int64_t sink, int w, PlanEntry* out, int64_t n) const {
     const int64_t d = p.shape.head_dim, bk = config_.block_k, G = config_.mask_k / bk;
     const auto at = [&]<class T>(size_t offset, T*) { return p.scratch.At<T>(ctx.workspace, w, offset); };
     float* query = at(p.query, static_cast<float*>(nullptr));
@@ -105,7 +113,8 @@ class Hip {
     Group* children = at(p.children, static_cast<Group*>(nullptr));
     uint32_t* picked = at(p.picked, static_cast<uint32_t*>(nullptr));
     int64_t rows = 0, longest = 0;
-    for (int64_t t = q.first; t <= q.last; t += config_.stride_q) std::memcpy(query + rows++ * d, in.q.at(t - in.q_begin, head), static_cast<size_t>(d) * sizeof(float));
+    for (int64_t t = q.first; t <= q.last; t += config_.stride_q)
+      std::memcpy(query + rows++ * d, in.q.at(t - in.q_begin, head), static_cast<size_t>(d) * sizeof(float));
     for (int64_t i = 0; i < G; ++i) {
       groups[i] = {i * units / G, (i + 1) * units / G - i * units / G};
       longest = std::max(longest, groups[i].len);
@@ -123,12 +132,16 @@ class Hip {
         const int64_t centre = sink + (children[i].start + children[i].len / 2) * bk + bk / 2;
         kernels::ConvertToF32(in.k.at(centre, kv), in.k.dtype, static_cast<size_t>(d), keys + i * d);
       }
-      kernels::GemmNT(query, static_cast<size_t>(d), keys, static_cast<size_t>(d), static_cast<size_t>(rows), static_cast<size_t>(c), static_cast<size_t>(d), score, static_cast<size_t>(c), at(p.gemm, static_cast<float*>(nullptr)));
+      kernels::GemmNT(query, static_cast<size_t>(d), keys, static_cast<size_t>(d), static_cast<size_t>(rows),
+                      static_cast<size_t>(c), static_cast<size_t>(d), score, static_cast<size_t>(c),
+                      at(p.gemm, static_cast<float*>(nullptr)));
       std::memcpy(best, score, static_cast<size_t>(c) * sizeof(float));
       for (int64_t r = 1; r < rows; ++r) {
         for (int64_t i = 0; i < c; ++i) best[i] = std::max(best[i], score[r * c + i]);
       }
-      live = kernels::TopK(best, static_cast<size_t>(c), static_cast<size_t>(G), picked, at(p.top, static_cast<std::byte*>(nullptr))).count;
+      live = kernels::TopK(best, static_cast<size_t>(c), static_cast<size_t>(G), picked,
+                           at(p.top, static_cast<std::byte*>(nullptr)))
+                 .count;
       longest = 0;
       for (int64_t i = 0; i < live; ++i) {
         groups[i] = children[picked[i]];
@@ -137,7 +150,12 @@ class Hip {
     }
     for (int64_t i = 0; i < live; ++i) {
       if (groups[i].len == 0) continue;
-      out[n++] = {static_cast<uint32_t>(sink + groups[i].start * bk), static_cast<uint32_t>(bk), EntryState::kExact, MaskClass::kCausal, 0, 0};
+      out[n++] = {static_cast<uint32_t>(sink + groups[i].start * bk),
+                  static_cast<uint32_t>(bk),
+                  EntryState::kExact,
+                  MaskClass::kCausal,
+                  0,
+                  0};
     }
     return n;
   }

@@ -4,8 +4,8 @@
 // m best (the first and the query's own block are forced and count) keep their tokens, which DSA's scorer then ranks.
 // With m >= the number of blocks the set is DSA's. O((keys / block + m * block) * index_heads * index_dim) a query.
 #include "sluice/api/attention_router.h"
-#include "sluice/routers/attention/common/planning.h"
 #include "sluice/routers/attention/common/indexer.h"
+#include "sluice/routers/attention/common/planning.h"
 
 SLUICE_BEGIN_NAMESPACE
 class Hisa {
@@ -29,7 +29,8 @@ class Hisa {
   static Config FullBudget() { return {int64_t{1} << 31, int64_t{1} << 31, 128}; }
   static absl::StatusOr<Hisa> Create(const Config& c) {
     if ((c.m - 1) * c.block + 1 < c.k) {
-      return absl::InvalidArgumentError(absl::StrCat("m=", c.m, " blocks of ", c.block, " may hold only ", (c.m - 1) * c.block + 1, " visible tokens, fewer than k=", c.k));
+      return absl::InvalidArgumentError(absl::StrCat("m=", c.m, " blocks of ", c.block, " may hold only ",
+                                                     (c.m - 1) * c.block + 1, " visible tokens, fewer than k=", c.k));
     }
     return Hisa(c);
   }
@@ -37,7 +38,8 @@ class Hisa {
     Plan p;
     p.shape = s;
     p.blocks = (s.max_kv + config_.block - 1) / config_.block;
-    p.state_bytes = attention_common::BlockMeans::Bytes(attention_common::Indexer::Streams(s), s.max_kv, config_.block, attention_common::Indexer::Width(s));
+    p.state_bytes = attention_common::BlockMeans::Bytes(attention_common::Indexer::Streams(s), s.max_kv, config_.block,
+                                                        attention_common::Indexer::Width(s));
     p.max_rows = s.max_queries;
     p.token_slots = std::min(config_.k, s.max_kv);
     WorkspaceLayout one, all;
@@ -50,12 +52,15 @@ class Hisa {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx, AttentionPlanBuffer& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
+    SLUICE_RETURN_IF_ERROR(
+        out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
     out.branch().token_mask = MaskClass::kFull;
     const attention_common::Indexer indexer(p.shape, in);
-    const int64_t streams = attention_common::Indexer::Streams(p.shape), width = attention_common::Indexer::Width(p.shape), B = config_.block;
+    const int64_t streams = attention_common::Indexer::Streams(p.shape),
+                  width = attention_common::Indexer::Width(p.shape), B = config_.block;
     // A block's mean over keys later than the query is never read: the own block is forced, earlier blocks are whole.
     const attention_common::BlockMeans means = Summarise(p, in, indexer, streams, width, state, *ctx.executor);
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t, int64_t i, int w) {
@@ -73,19 +78,22 @@ class Hisa {
       uint32_t* picked = p.scratch.At<uint32_t>(ctx.workspace, w, p.picked);
       if (blocks <= config_.m) {
         indexer.Score(i, nullptr, keys, nullptr, score, index);
-        out.set_count(i, kernels::TopK(score, static_cast<size_t>(keys), static_cast<size_t>(config_.k), list, top).count);
+        out.set_count(i,
+                      kernels::TopK(score, static_cast<size_t>(keys), static_cast<size_t>(config_.k), list, top).count);
         return;
       }
       indexer.Score(i, nullptr, blocks, &means, score, index);
       score[0] = score[blocks - 1] = HUGE_VALF;
-      const int64_t kept = kernels::TopK(score, static_cast<size_t>(blocks), static_cast<size_t>(config_.m), picked, top).count;
+      const int64_t kept =
+          kernels::TopK(score, static_cast<size_t>(blocks), static_cast<size_t>(config_.m), picked, top).count;
       int64_t n = 0;
       for (int64_t b = 0; b < kept; ++b) {
         const int64_t start = static_cast<int64_t>(picked[b]) * B, end = std::min(keys, start + B);
         for (int64_t s = start; s < end; ++s) ids[n++] = static_cast<uint32_t>(s);
       }
       indexer.Score(i, ids, n, nullptr, score, index);
-      const int64_t count = kernels::TopK(score, static_cast<size_t>(n), static_cast<size_t>(config_.k), picked, top).count;
+      const int64_t count =
+          kernels::TopK(score, static_cast<size_t>(n), static_cast<size_t>(config_.k), picked, top).count;
       for (int64_t j = 0; j < count; ++j) list[j] = ids[picked[j]];
       out.set_count(i, count);
     });
@@ -94,7 +102,9 @@ class Hisa {
 
  private:
   explicit Hisa(const Config& c) : config_(c) {}
-  attention_common::BlockMeans Summarise(const Plan& p, const AttentionInputs& in, const attention_common::Indexer& indexer, int64_t streams, int64_t width, std::byte* state, Executor& ex) const {
+  attention_common::BlockMeans Summarise(const Plan& p, const AttentionInputs& in,
+                                         const attention_common::Indexer& indexer, int64_t streams, int64_t width,
+                                         std::byte* state, Executor& ex) const {
     attention_common::BlockMeans means(state, streams, p.shape.max_kv, config_.block, width);
     if (p.shape.index_heads > 0) {
       means.Append(indexer.Keys(0), ex);

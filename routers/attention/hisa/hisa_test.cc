@@ -17,7 +17,8 @@ struct IndexData {
   std::vector<float> q, w, k;
   void Attach(AttentionShape& s, AttentionInputs& in, int64_t heads, int64_t dim) {
     const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t unit) {
-      for (int64_t i = 0; i < n; ++i) x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
+      for (int64_t i = 0; i < n; ++i)
+        x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
     };
     if (q.empty()) fill(q, in.q.rows * heads * dim, 1), fill(w, in.q.rows * heads, 2), fill(k, in.k.rows * dim, 3);
     s.index_heads = static_cast<int>(heads), s.index_dim = static_cast<int>(dim);
@@ -55,6 +56,8 @@ TEST(Hisa, PlantedStructureIsFound) {
   const RoutedRun dsa = RunRouter(*Make("dsa:k=128"), a), hisa = RunRouter(*Make("hisa:k=128,m=8,block=128"), a);
   EXPECT_GT(MeanIoU(hisa, dsa), 0.9);
 }
-TEST(Hisa, RejectsABudgetTheBlocksCannotHold) { EXPECT_FALSE(BuiltinRouters().attention.Create("hisa:k=2048,m=16,block=128").ok()); }
+TEST(Hisa, RejectsABudgetTheBlocksCannotHold) {
+  EXPECT_FALSE(BuiltinRouters().attention.Create("hisa:k=2048,m=16,block=128").ok());
+}
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -1,8 +1,8 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_
 #define SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_
-// Block selection by mean-pooled keys: each query scores q . mean(k of block) * scale, a softmax over the visible blocks
-// makes rows comparable, and a block's score is its largest probability over the tile's queries and the group's heads.
-// Training-free; the baseline that learned block routers must beat. Key summaries are appended as keys arrive.
+// Block selection by mean-pooled keys: each query scores q . mean(k of block) * scale, a softmax over the visible
+// blocks makes rows comparable, and a block's score is its largest probability over the tile's queries and the group's
+// heads. Training-free; the baseline that learned block routers must beat. Key summaries are appended as keys arrive.
 // O(queries * blocks * width) per head, 1/block of QK^T.
 #include "sluice/api/attention_router.h"
 #include "sluice/routers/attention/common/planning.h"
@@ -27,8 +27,10 @@ class MeanPool {
       v("p", p, Range<double>{0, 1}, "share of the block probability kept when k = 0");
       v("sink", sink, Range<int64_t>{0, 1 << 20}, "first blocks always kept");
       v("local", local, Range<int64_t>{1, 1 << 20}, "last blocks always kept, own block included");
-      v("force_counts_in_budget", force_counts_in_budget, Range<bool>{false, true}, "whether forced blocks use up k or p");
-      v("pool_queries", pool_queries, Range<bool>{false, true}, "score the mean query of a tile instead of every query");
+      v("force_counts_in_budget", force_counts_in_budget, Range<bool>{false, true},
+        "whether forced blocks use up k or p");
+      v("pool_queries", pool_queries, Range<bool>{false, true},
+        "score the mean query of a tile instead of every query");
     }
   };
   struct Plan : AttentionPlanInfo {
@@ -62,8 +64,10 @@ class MeanPool {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx, AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, kTile), Encoding::kBlocks, config_.block));
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const {
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, kTile),
+                                     Encoding::kBlocks, config_.block));
     attention_common::BlockMeans means(state, p.shape.kv_heads, p.shape.max_kv, config_.block, p.shape.head_dim);
     means.Append(in.k, *ctx.executor);
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
@@ -78,7 +82,9 @@ class MeanPool {
       for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
         // Scaled copies of the queries, or their mean.
         if (config_.pool_queries) {
-          kernels::Pool(kernels::PoolKind::kMean, in.q.at(q.first - in.q_begin, h), DType::kF32, static_cast<size_t>(in.q.row_stride), static_cast<size_t>(q.count()), static_cast<size_t>(d), pooled);
+          kernels::Pool(kernels::PoolKind::kMean, in.q.at(q.first - in.q_begin, h), DType::kF32,
+                        static_cast<size_t>(in.q.row_stride), static_cast<size_t>(q.count()), static_cast<size_t>(d),
+                        pooled);
           for (int64_t x = 0; x < d; ++x) pooled[x] *= in.scale;
         } else {
           for (int64_t i = 0; i < rows; ++i) {
@@ -86,7 +92,8 @@ class MeanPool {
             for (int64_t x = 0; x < d; ++x) pooled[i * d + x] = from[x] * in.scale;
           }
         }
-        kernels::GemmNT(pooled, static_cast<size_t>(d), means.At(kv, 0), static_cast<size_t>(d), static_cast<size_t>(rows), static_cast<size_t>(visible), static_cast<size_t>(d), score,
+        kernels::GemmNT(pooled, static_cast<size_t>(d), means.At(kv, 0), static_cast<size_t>(d),
+                        static_cast<size_t>(rows), static_cast<size_t>(visible), static_cast<size_t>(d), score,
                         static_cast<size_t>(visible), p.scratch.At<float>(ctx.workspace, w, p.gemm));
         for (int64_t i = 0; i < rows; ++i) {
           float* s = score + i * visible;
@@ -95,7 +102,11 @@ class MeanPool {
         }
       }
       const int64_t row = out.row_of(kv, tile);
-      out.set_count(row, attention_common::SelectBlocks(attention_common::BlockRule{config_.k, config_.p, -1, config_.sink, config_.local, config_.force_counts_in_budget}, best, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
+      out.set_count(row,
+                    attention_common::SelectBlocks(
+                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink, config_.local,
+                                                    config_.force_counts_in_budget},
+                        best, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
     });
     return absl::OkStatus();
   }

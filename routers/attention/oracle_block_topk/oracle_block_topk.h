@@ -25,7 +25,8 @@ class OracleBlockTopK {
       v("p", p, Range<double>{0, 1}, "share of the block probability kept when k = 0");
       v("sink", sink, Range<int64_t>{0, 1 << 20}, "first blocks always kept");
       v("local", local, Range<int64_t>{1, 1 << 20}, "last blocks always kept, own block included");
-      v("force_counts_in_budget", force_counts_in_budget, Range<bool>{false, true}, "whether forced blocks use up k or p");
+      v("force_counts_in_budget", force_counts_in_budget, Range<bool>{false, true},
+        "whether forced blocks use up k or p");
     }
   };
   struct Plan : AttentionPlanInfo {
@@ -59,8 +60,10 @@ class OracleBlockTopK {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, kTile), Encoding::kBlocks, config_.block));
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const {
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, kTile),
+                                     Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
       const auto q = attention_common::QueriesOf(out.plan(), tile);
@@ -79,8 +82,10 @@ class OracleBlockTopK {
           }
           for (int64_t at = 0; at < keys; at += kKeys) {
             const int64_t n = std::min(kKeys, keys - at);
-            for (int64_t j = 0; j < n; ++j) kernels::ConvertToF32(in.k.at(at + j, kv), in.k.dtype, static_cast<size_t>(d), packed + j * d);
-            kernels::GemmNT(query, static_cast<size_t>(d), packed, static_cast<size_t>(d), static_cast<size_t>(rows), static_cast<size_t>(n), static_cast<size_t>(d), score + at, static_cast<size_t>(keys),
+            for (int64_t j = 0; j < n; ++j)
+              kernels::ConvertToF32(in.k.at(at + j, kv), in.k.dtype, static_cast<size_t>(d), packed + j * d);
+            kernels::GemmNT(query, static_cast<size_t>(d), packed, static_cast<size_t>(d), static_cast<size_t>(rows),
+                            static_cast<size_t>(n), static_cast<size_t>(d), score + at, static_cast<size_t>(keys),
                             p.scratch.At<float>(ctx.workspace, w, p.gemm));
           }
           for (int64_t i = 0; i < rows; ++i) {
@@ -92,7 +97,11 @@ class OracleBlockTopK {
         }
       }
       const int64_t row = out.row_of(kv, tile);
-      out.set_count(row, attention_common::SelectBlocks(attention_common::BlockRule{config_.k, config_.p, -1, config_.sink, config_.local, config_.force_counts_in_budget}, mass, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
+      out.set_count(row,
+                    attention_common::SelectBlocks(
+                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink, config_.local,
+                                                    config_.force_counts_in_budget},
+                        mass, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
     });
     return absl::OkStatus();
   }

@@ -1,10 +1,10 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_H_
 #define SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_H_
-// The routing shape of SeerAttention (arXiv 2410.13276): queries and keys are pooled before RoPE, one gate vector a block,
-// RoPE at block starts, softmax over key blocks, then an absolute threshold or a target density per row; one list a
-// query head. The gate's linear maps are the identity on the mean-pooled stream: a training-free substitute, to be
-// named as such wherever it is measured.
-// Deviations by choice: the diagonal block is always kept (upstream may drop it), and dense tail rows are a switch.
+// The routing shape of SeerAttention (arXiv 2410.13276): queries and keys are pooled before RoPE, one gate vector a
+// block, RoPE at block starts, softmax over key blocks, then an absolute threshold or a target density per row; one
+// list a query head. The gate's linear maps are the identity on the mean-pooled stream: a training-free substitute, to
+// be named as such wherever it is measured. Deviations by choice: the diagonal block is always kept (upstream may drop
+// it), and dense tail rows are a switch.
 #include "sluice/api/attention_router.h"
 #include "sluice/routers/attention/common/planning.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
@@ -21,8 +21,10 @@ class SeerAttention {
     template <class V>
     void VisitFields(V&& v) {
       v("block", block, Range<int64_t>{16, 64}, "queries and keys per block");
-      v("tau", tau, Range<double>{-1, 1}, "keep blocks with gate probability above this (when density = 0); below 0: all");
-      v("density", density, Range<double>{0, 1}, "target share of causal blocks: a row keeps max(1, floor((1 - sqrt(1 - r)) * blocks))");
+      v("tau", tau, Range<double>{-1, 1},
+        "keep blocks with gate probability above this (when density = 0); below 0: all");
+      v("density", density, Range<double>{0, 1},
+        "target share of causal blocks: a row keeps max(1, floor((1 - sqrt(1 - r)) * blocks))");
       v("dense_tail", dense_tail, Range<int64_t>{0, 1024}, "last query blocks of a call that stay dense (upstream: 2)");
     }
   };
@@ -54,22 +56,29 @@ class SeerAttention {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx, AttentionPlanBuffer& out) const {
-    if (in.q_pre.empty() || in.k_pre.empty()) return absl::FailedPreconditionError("seer_attention pools queries and keys before RoPE: the host must pass q_pre and k_pre");
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kQueryHead, config_.block), Encoding::kBlocks, config_.block));
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const {
+    if (in.q_pre.empty() || in.k_pre.empty())
+      return absl::FailedPreconditionError(
+          "seer_attention pools queries and keys before RoPE: the host must pass q_pre and k_pre");
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kQueryHead, config_.block),
+                                     Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads;
     const size_t d = static_cast<size_t>(p.shape.head_dim);
     attention_common::BlockMeans gates(state, p.shape.kv_heads, p.shape.max_kv, config_.block, p.shape.head_dim);
-    gates.Append(in.k_pre, *ctx.executor, [&](float* gate, int64_t block) { Rotate(gate, d, block * config_.block, in.rope_base); });
+    gates.Append(in.k_pre, *ctx.executor,
+                 [&](float* gate, int64_t block) { Rotate(gate, d, block * config_.block, in.rope_base); });
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t head, int64_t tile, int w) {
       const auto q = attention_common::QueriesOf(out.plan(), tile);
       const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block, kv = head / g;
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
       float* gate = p.scratch.At<float>(ctx.workspace, w, p.gate);
-      kernels::Pool(kernels::PoolKind::kMean, in.q_pre.at(q.first - in.q_begin, head), DType::kF32, static_cast<size_t>(in.q_pre.row_stride), static_cast<size_t>(q.count()), d, gate);
+      kernels::Pool(kernels::PoolKind::kMean, in.q_pre.at(q.first - in.q_begin, head), DType::kF32,
+                    static_cast<size_t>(in.q_pre.row_stride), static_cast<size_t>(q.count()), d, gate);
       Rotate(gate, d, own * config_.block, in.rope_base);
       for (size_t x = 0; x < d; ++x) gate[x] *= in.scale;
-      kernels::GemmNT(gate, d, gates.At(kv, 0), d, 1, static_cast<size_t>(visible), d, score, static_cast<size_t>(visible), p.scratch.At<float>(ctx.workspace, w, p.gemm));
+      kernels::GemmNT(gate, d, gates.At(kv, 0), d, 1, static_cast<size_t>(visible), d, score,
+                      static_cast<size_t>(visible), p.scratch.At<float>(ctx.workspace, w, p.gemm));
       kernels::Softmax(score, static_cast<size_t>(visible));
       attention_common::BlockRule rule{0, 0, config_.tau, 0, 1, false};
       if (config_.density > 0) {
@@ -79,7 +88,9 @@ class SeerAttention {
       }
       if (out.plan().num_tiles() - tile <= config_.dense_tail) rule = {0, 0, -1, 0, 1, false};
       const int64_t row = out.row_of(head, tile);
-      out.set_count(row, attention_common::SelectBlocks(rule, score, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
+      out.set_count(
+          row, attention_common::SelectBlocks(rule, score, visible, own,
+                                              p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
     });
     return absl::OkStatus();
   }
@@ -89,8 +100,10 @@ class SeerAttention {
   static void Rotate(float* x, size_t d, int64_t position, float base) {
     if (base <= 0) return;
     for (size_t i = 0; i < d / 2; ++i) {  // interleaved pairs, as GGUF Llama files store them
-      const double angle = static_cast<double>(position) * std::pow(static_cast<double>(base), -2.0 * static_cast<double>(i) / static_cast<double>(d));
-      const float c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle)), a = x[2 * i], b = x[2 * i + 1];
+      const double angle = static_cast<double>(position) *
+                           std::pow(static_cast<double>(base), -2.0 * static_cast<double>(i) / static_cast<double>(d));
+      const float c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle)), a = x[2 * i],
+                  b = x[2 * i + 1];
       x[2 * i] = a * c - b * s;
       x[2 * i + 1] = a * s + b * c;
     }

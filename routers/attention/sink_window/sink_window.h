@@ -28,7 +28,8 @@ class SinkWindow {
     p.entry_slots = 2;
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&, AttentionPlanBuffer& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
+                   AttentionPlanBuffer& out) const {
     AttentionPlan header = attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, kTile);
     header.window = config_.window;
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
@@ -39,7 +40,13 @@ class SinkWindow {
       const int64_t sink = std::min(config_.sink, q.last + 1);
       if (sink > 0) e[n++] = {0, static_cast<uint32_t>(sink), EntryState::kExact, MaskClass::kCausal, 0, 1};
       const int64_t lo = std::max(sink, q.first - config_.window + 1);
-      if (lo <= q.last) e[n++] = {static_cast<uint32_t>(lo), static_cast<uint32_t>(q.last + 1 - lo), EntryState::kExact, MaskClass::kLowerBound, 0, 1};
+      if (lo <= q.last)
+        e[n++] = {static_cast<uint32_t>(lo),
+                  static_cast<uint32_t>(q.last + 1 - lo),
+                  EntryState::kExact,
+                  MaskClass::kLowerBound,
+                  0,
+                  1};
       out.set_count(out.row_of(0, tile), n);
     }
     return absl::OkStatus();

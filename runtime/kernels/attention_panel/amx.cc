@@ -13,8 +13,8 @@
 
 namespace sluice::kernels {
 namespace {
-constexpr size_t kRows = 32;                 // rows worked on at once: two tiles
-constexpr size_t kTileWords = 16 * 16;       // 32-bit words of a tile
+constexpr size_t kRows = 32;            // rows worked on at once: two tiles
+constexpr size_t kTileWords = 16 * 16;  // 32-bit words of a tile
 constexpr size_t Up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 struct alignas(64) TileConfig {
@@ -26,7 +26,8 @@ struct alignas(64) TileConfig {
 bool CpuHasAmx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tiles = (d >> 24 & 1) && (d >> 22 & 1), avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (b >> 17 & 1);
+  const bool tiles = (d >> 24 & 1) && (d >> 22 & 1),
+             avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (b >> 17 & 1);
   if (!tiles || !avx512 || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -35,8 +36,10 @@ bool CpuHasAmx() {
 size_t PackedKeys(size_t d) { return Up(d, 32) / 32 * 4 * kTileWords * 2; }
 size_t PackedValues(size_t dv) { return 2 * (Up(dv, 16) / 16) * kTileWords * 2; }
 size_t PackedQueries(size_t rows, size_t d) { return Up(rows, kRows) * Up(d, 32); }
-// Logits of two groups of rows, probabilities (bf16) and an output strip of one.
-size_t ScratchFloats(size_t /*rows*/, size_t dv) { return 2 * kRows * kPanelKeys + kRows * kPanelKeys / 2 + kRows * Up(dv, 16); }
+// Logits and probabilities (bf16) of two groups of rows, and an output strip of one.
+size_t ScratchFloats(size_t /*rows*/, size_t dv) {
+  return 2 * kRows * kPanelKeys + kRows * kPanelKeys + kRows * Up(dv, 16);
+}
 
 void PackQueries(const float* q, size_t rows, size_t d, uint16_t* out) {
   const size_t dp = Up(d, 32);
@@ -106,8 +109,10 @@ void PackValuesAmx(const PanelSource& s, size_t n, size_t dv, uint16_t* packed) 
       const size_t cols = dv - g * 16 < 16 ? dv - g * 16 : 16;
       const __mmask16 some = static_cast<__mmask16>((1u << cols) - 1);
       const __m256i a = 2 * p < n ? _mm256_maskz_loadu_epi16(some, Row(s, 2 * p) + g * 32) : _mm256_setzero_si256();
-      const __m256i b = 2 * p + 1 < n ? _mm256_maskz_loadu_epi16(some, Row(s, 2 * p + 1) + g * 32) : _mm256_setzero_si256();
-      _mm512_storeu_si512(at + g * kTileWords, _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
+      const __m256i b =
+          2 * p + 1 < n ? _mm256_maskz_loadu_epi16(some, Row(s, 2 * p + 1) + g * 32) : _mm256_setzero_si256();
+      _mm512_storeu_si512(at + g * kTileWords,
+                          _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
     }
   }
 }
@@ -127,9 +132,11 @@ inline __m512 Exp2(__m512 x) {
 float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v) {
   const size_t dp = Up(p.d, 32), groups = p.dv / 16;
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
+  // Per group of rows: logits and probabilities are kept twice, so that three groups can be in flight.
   float* logits[2] = {p.scratch, p.scratch + kRows * kPanelKeys};
-  uint16_t* prob = reinterpret_cast<uint16_t*>(p.scratch + 2 * kRows * kPanelKeys);
-  float* strip = p.scratch + 2 * kRows * kPanelKeys + kRows * kPanelKeys / 2;
+  float* after = p.scratch + 2 * kRows * kPanelKeys;
+  uint16_t* probs[2] = {reinterpret_cast<uint16_t*>(after), reinterpret_cast<uint16_t*>(after) + kRows * kPanelKeys};
+  float* strip = after + kRows * kPanelKeys;
   const TileConfig config;
   Fence();
   _tile_loadconfig(&config);
@@ -145,77 +152,32 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
     while (r0 < p.rows && !wanted(r0)) r0 += kRows;
     return r0;
   };
-  const auto multiply = [&](size_t r0, float* s) {  // logits: 32 rows by 32 keys at a time
-    for (size_t g = 0; g < 4; g += 2) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (size_t c = 0; c * 32 < p.d; ++c) {
-        _tile_loadd(4, q + r0 * dp + c * 32, static_cast<int>(dp * 2));
-        _tile_loadd(5, q + (r0 + 16) * dp + c * 32, static_cast<int>(dp * 2));
-        _tile_loadd(6, k + (c * 4 + g) * kTileWords * 2, 64);
-        _tile_loadd(7, k + (c * 4 + g + 1) * kTileWords * 2, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      _tile_stored(0, s + g * 16, kPanelKeys * 4);
-      _tile_stored(1, s + g * 16 + 16, kPanelKeys * 4);
-      _tile_stored(2, s + 16 * kPanelKeys + g * 16, kPanelKeys * 4);
-      _tile_stored(3, s + 16 * kPanelKeys + g * 16 + 16, kPanelKeys * 4);
-    }
-  };
-  // The next group's logits are multiplied while this group's softmax runs: the two use different parts of the core.
-  size_t turn = 0, r0 = next_wanted(0);
-  if (r0 < p.rows) multiply(r0, logits[0]);
-  while (r0 < p.rows) {
-    const size_t rows = rows_at(r0), next = next_wanted(r0 + kRows);
-    float* s = logits[turn];
-    turn ^= 1;
-    if (next < p.rows) multiply(next, logits[turn]);
+  // Logits of 32 rows and 32 keys, from key group g.
+  const auto multiply = [&](size_t r0, float* s, size_t g) {
     Fence();
-    for (size_t r = 0; r < kRows; ++r) {
-      float* row = s + r * kPanelKeys;
-      uint16_t* out = prob + r * kPanelKeys;
-      const uint64_t visible = r >= rows ? 0 : p.mask != nullptr ? p.mask[r0 + r] & all : all;
-      if (visible == 0) {
-        std::memset(out, 0, kPanelKeys * sizeof(uint16_t));
-        continue;
-      }
-      if (p.softcap > 0) {
-        for (size_t j = 0; j < kPanelKeys; ++j) row[j] = p.softcap * kLog2E * std::tanh(row[j] * kLn2 / p.softcap);
-      }
-      __m512 x[4];
-      for (int i = 0; i < 4; ++i) {
-        x[i] = _mm512_loadu_ps(row + 16 * i);
-        if (p.bias != nullptr) x[i] = _mm512_add_ps(x[i], _mm512_loadu_ps(p.bias + 16 * i));
-        x[i] = _mm512_mask_blend_ps(static_cast<__mmask16>(visible >> (16 * i)), _mm512_set1_ps(-HUGE_VALF), x[i]);
-      }
-      const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3])));
-      float& m = p.m[r0 + r];
-      float& l = p.l[r0 + r];
-      if (top > m) {
-        if (l != 0) {
-          const float shrink = _mm512_cvtss_f32(Exp2(_mm512_set1_ps(m - top)));
-          l *= shrink;
-          float* o = p.o + (r0 + r) * p.dv;
-          for (size_t i = 0; i < p.dv; i += 16) _mm512_storeu_ps(o + i, _mm512_mul_ps(_mm512_loadu_ps(o + i), _mm512_set1_ps(shrink)));
-        }
-        m = top;
-      }
-      const __m512 vm = _mm512_set1_ps(m);
-      for (int i = 0; i < 4; ++i) x[i] = Exp2(_mm512_sub_ps(x[i], vm));
-      const __m512bh lo = _mm512_cvtne2ps_pbh(x[1], x[0]), hi = _mm512_cvtne2ps_pbh(x[3], x[2]);
-      std::memcpy(out, &lo, sizeof lo);
-      std::memcpy(out + 32, &hi, sizeof hi);
-      const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
-      l += sum;
-      const float row_gain = sum / l;
-      gain = row_gain > gain ? row_gain : gain;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t c = 0; c * 32 < p.d; ++c) {
+      _tile_loadd(4, q + r0 * dp + c * 32, static_cast<int>(dp * 2));
+      _tile_loadd(5, q + (r0 + 16) * dp + c * 32, static_cast<int>(dp * 2));
+      _tile_loadd(6, k + (c * 4 + g) * kTileWords * 2, 64);
+      _tile_loadd(7, k + (c * 4 + g + 1) * kTileWords * 2, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
-    // Output: whole groups of rows accumulate in place, a ragged last group through a strip.
+    _tile_stored(0, s + g * 16, kPanelKeys * 4);
+    _tile_stored(1, s + g * 16 + 16, kPanelKeys * 4);
+    _tile_stored(2, s + 16 * kPanelKeys + g * 16, kPanelKeys * 4);
+    _tile_stored(3, s + 16 * kPanelKeys + g * 16 + 16, kPanelKeys * 4);
+    Fence();
+  };
+  // Output columns of value groups [g0, g1). Whole groups of rows accumulate in place, a ragged one through a strip.
+  const auto accumulate = [&](size_t r0, const uint16_t* prob, size_t g0, size_t g1) {
+    const size_t rows = rows_at(r0);
     const bool whole = rows == kRows;
     float* o = whole ? p.o + r0 * p.dv : strip;
     if (!whole) {
@@ -228,7 +190,7 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
     _tile_loadd(5, prob + 32, kPanelKeys * 2);
     _tile_loadd(6, prob + 16 * kPanelKeys, kPanelKeys * 2);
     _tile_loadd(7, prob + 16 * kPanelKeys + 32, kPanelKeys * 2);
-    for (size_t g = 0; g < groups; ++g) {
+    for (size_t g = g0; g < g1; ++g) {
       _tile_loadd(0, o + g * 16, stride);
       _tile_loadd(1, o + 16 * p.dv + g * 16, stride);
       _tile_loadd(2, v + g * kTileWords * 2, 64);
@@ -242,12 +204,71 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
     }
     Fence();
     if (!whole) std::memcpy(p.o + r0 * p.dv, strip, rows * p.dv * sizeof(float));
+  };
+  const auto softmax = [&](size_t r0, size_t rows, float* s, uint16_t* prob, size_t r) {
+    float* row = s + r * kPanelKeys;
+        uint16_t* out = prob + r * kPanelKeys;
+        const uint64_t visible = r >= rows ? 0 : p.mask != nullptr ? p.mask[r0 + r] & all : all;
+        if (visible == 0) {
+          std::memset(out, 0, kPanelKeys * sizeof(uint16_t));
+          return;
+        }
+        if (p.softcap > 0) {
+          for (size_t j = 0; j < kPanelKeys; ++j) row[j] = p.softcap * kLog2E * std::tanh(row[j] * kLn2 / p.softcap);
+        }
+        __m512 x[4];
+        for (int i = 0; i < 4; ++i) {
+          x[i] = _mm512_loadu_ps(row + 16 * i);
+          if (p.bias != nullptr) x[i] = _mm512_add_ps(x[i], _mm512_loadu_ps(p.bias + 16 * i));
+          x[i] = _mm512_mask_blend_ps(static_cast<__mmask16>(visible >> (16 * i)), _mm512_set1_ps(-HUGE_VALF), x[i]);
+        }
+        const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3])));
+        float& m = p.m[r0 + r];
+        float& l = p.l[r0 + r];
+        if (top > m) {
+          if (l != 0) {
+            const float shrink = _mm512_cvtss_f32(Exp2(_mm512_set1_ps(m - top)));
+            l *= shrink;
+            float* o = p.o + (r0 + r) * p.dv;
+            for (size_t i = 0; i < p.dv; i += 16)
+              _mm512_storeu_ps(o + i, _mm512_mul_ps(_mm512_loadu_ps(o + i), _mm512_set1_ps(shrink)));
+          }
+          m = top;
+        }
+        const __m512 vm = _mm512_set1_ps(m);
+        for (int i = 0; i < 4; ++i) x[i] = Exp2(_mm512_sub_ps(x[i], vm));
+        const __m512bh lo = _mm512_cvtne2ps_pbh(x[1], x[0]), hi = _mm512_cvtne2ps_pbh(x[3], x[2]);
+        std::memcpy(out, &lo, sizeof lo);
+        std::memcpy(out + 32, &hi, sizeof hi);
+        const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
+        l += sum;
+        const float row_gain = sum / l;
+        gain = row_gain > gain ? row_gain : gain;
+  };
+  // Tiles and vectors are different parts of the core, but its window holds only a few rows: so the softmax of one
+  // group is interleaved with the logits of the next and the output of the previous one.
+  size_t turn = 0, r0 = next_wanted(0), previous = p.rows;
+  if (r0 < p.rows) {
+    multiply(r0, logits[0], 0);
+    multiply(r0, logits[0], 2);
+  }
+  for (; r0 < p.rows; turn ^= 1) {
+    const size_t rows = rows_at(r0), next = next_wanted(r0 + kRows);
+    for (size_t quarter = 0; quarter < 4; ++quarter) {
+      if (quarter % 2 == 0 && next < p.rows) multiply(next, logits[turn ^ 1], quarter);
+      if (quarter == 1 && previous < p.rows) accumulate(previous, probs[turn ^ 1], 0, groups / 2);
+      if (quarter == 3 && previous < p.rows) accumulate(previous, probs[turn ^ 1], groups / 2, groups);
+      for (size_t r = quarter * 8; r < quarter * 8 + 8; ++r) softmax(r0, rows, logits[turn], probs[turn], r);
+    }
+    previous = r0;
     r0 = next;
   }
+  if (previous < p.rows) accumulate(previous, probs[turn ^ 1], 0, groups);
   _tile_release();
   return gain;
 }
-constexpr AmxAttention kTable = {PackedKeys, PackedValues, PackedQueries, ScratchFloats, PackQueries, PackKeysAmx, PackValuesAmx, Attend};
+constexpr AmxAttention kTable = {PackedKeys,  PackedValues, PackedQueries, ScratchFloats,
+                                 PackQueries, PackKeysAmx,  PackValuesAmx, Attend};
 }  // namespace
 
 const AmxAttention* GetAmxAttention() {

@@ -15,21 +15,21 @@ inline constexpr size_t kValuePad = 16;
 
 struct AttentionPanel {
   // Key side, shared by all rows.
-  const float* kt = nullptr;     // [d, 64] from PackKeyPanel
-  const float* v = nullptr;      // [n, v_stride]
+  const float* kt = nullptr;  // [d, 64] from PackKeyPanel
+  const float* v = nullptr;   // [n, v_stride]
   size_t v_stride = 0;
-  size_t n = 0;                  // keys in the panel, 1..64
-  const float* bias = nullptr;   // [64] added to the logits (log2 units), optional
+  size_t n = 0;                 // keys in the panel, 1..64
+  const float* bias = nullptr;  // [64] added to the logits (log2 units), optional
   // Row side.
-  const float* q = nullptr;      // [rows, d]
+  const float* q = nullptr;        // [rows, d]
   size_t rows = 0, d = 0, dv = 0;  // dv padded
   const uint64_t* mask = nullptr;  // [rows], bit j: row sees key j; null: every row sees all n
-  float softcap = 0;             // > 0: logit = cap * tanh(logit / cap), natural units
+  float softcap = 0;               // > 0: logit = cap * tanh(logit / cap), natural units
   // Running state: max logit (log2 units, -inf when empty), sum of 2^(s - m), unnormalised output [rows, dv].
   float* m = nullptr;
   float* l = nullptr;
   float* o = nullptr;
-  float* scratch = nullptr;      // AttentionScratchFloats(rows)
+  float* scratch = nullptr;  // AttentionScratchFloats(rows)
 };
 inline constexpr size_t kAttentionRowGroup = 48;
 inline constexpr size_t AttentionScratchFloats(size_t rows) {
@@ -54,8 +54,8 @@ struct AmxAttention {
   size_t (*packed_queries)(size_t rows, size_t d);
   size_t (*scratch_floats)(size_t rows, size_t dv);
   void (*pack_queries)(const float* q, size_t rows, size_t d, uint16_t* out);
-  void (*pack_keys)(const PanelSource&, size_t n, size_t d, uint16_t* out);      // bf16 sources only
-  void (*pack_values)(const PanelSource&, size_t n, size_t dv, uint16_t* out);   // bf16 sources only
+  void (*pack_keys)(const PanelSource&, size_t n, size_t d, uint16_t* out);     // bf16 sources only
+  void (*pack_values)(const PanelSource&, size_t n, size_t dv, uint16_t* out);  // bf16 sources only
   float (*attend)(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v);
 };
 const AmxAttention* GetAmxAttention();

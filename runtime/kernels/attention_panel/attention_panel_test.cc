@@ -43,8 +43,8 @@ double RunProblem(const Problem& p, const AmxAttention* amx, double lse_tol) {
   std::vector<uint32_t> order(p.keys);
   for (size_t i = 0; i < p.keys; ++i) order[i] = static_cast<uint32_t>(p.gathered ? (i * 37) % p.keys : i);
   const size_t dvp = (p.dv + kValuePad - 1) / kValuePad * kValuePad;
-  std::vector<float> qs(q), kt(p.d * kPanelKeys), vp(kPanelKeys * dvp), m(p.rows, -INFINITY), l(p.rows, 0), o(p.rows * dvp, 0),
-      scratch(AttentionScratchFloats(p.rows)), b2(64);
+  std::vector<float> qs(q), kt(p.d * kPanelKeys), vp(kPanelKeys * dvp), m(p.rows, -INFINITY), l(p.rows, 0),
+      o(p.rows * dvp, 0), scratch(AttentionScratchFloats(p.rows)), b2(64);
   for (float& e : qs) e *= scale * kLog2E;
   std::vector<uint16_t> aq, ak, av;
   std::vector<float> ascratch;
@@ -69,8 +69,10 @@ double RunProblem(const Problem& p, const AmxAttention* amx, double lse_tol) {
       PackKeyPanel(ks, n, p.d, kt.data());
       PackValuePanel(vs, n, p.dv, dvp, vp.data());
     }
-    a.kt = kt.data(), a.v = vp.data(), a.v_stride = dvp, a.n = n, a.q = qs.data(), a.rows = p.rows, a.d = p.d, a.dv = dvp;
-    a.softcap = p.softcap, a.m = m.data(), a.l = l.data(), a.o = o.data(), a.scratch = amx ? ascratch.data() : scratch.data();
+    a.kt = kt.data(), a.v = vp.data(), a.v_stride = dvp, a.n = n, a.q = qs.data(), a.rows = p.rows, a.d = p.d,
+    a.dv = dvp;
+    a.softcap = p.softcap, a.m = m.data(), a.l = l.data(), a.o = o.data(),
+    a.scratch = amx ? ascratch.data() : scratch.data();
     if (p.masked) {
       for (size_t r = 0; r < p.rows; ++r) {
         mask[r] = 0;
@@ -114,14 +116,19 @@ double RunProblem(const Problem& p, const AmxAttention* amx, double lse_tol) {
   return worst;
 }
 std::vector<Problem> Problems(DType type) {
-  return {{1, 1, 64, 64, type},      {4, 200, 64, 64, type, 0, true},        {7, 130, 40, 24, type, 0, false, true},
-          {49, 64, 64, 128, type},   {100, 300, 96, 16, type, 0, true, true}, {6, 77, 64, 64, type, 2.0f, true, true, true},
+  return {{1, 1, 64, 64, type},
+          {4, 200, 64, 64, type, 0, true},
+          {7, 130, 40, 24, type, 0, false, true},
+          {49, 64, 64, 128, type},
+          {100, 300, 96, 16, type, 0, true, true},
+          {6, 77, 64, 64, type, 2.0f, true, true, true},
           {256, 65, 64, 64, type, 0, true}};
 }
 TEST(AttentionPanel, AgreesWithTheReference) {
   ForEachTarget([&](const char* target) {
     for (DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
-      for (const Problem& p : Problems(t)) EXPECT_LT(RunProblem(p, nullptr, 1e-5), 1e-5) << target << " " << DTypeName(t) << " rows=" << p.rows;
+      for (const Problem& p : Problems(t))
+        EXPECT_LT(RunProblem(p, nullptr, 1e-5), 1e-5) << target << " " << DTypeName(t) << " rows=" << p.rows;
     }
   });
 }
@@ -133,7 +140,8 @@ TEST(AttentionPanel, AmxAgreesWithTheReference) {
 TEST(AttentionPanel, ProbabilitiesSumToOne) {
   ForEachTarget([&](const char* target) {
     const size_t d = 32, n = 50;
-    std::vector<float> q = Normal(3 * d, 1), k = Normal(n * d, 2), kt(d * 64), v(n * 16, 1.0f), m(3, -INFINITY), l(3, 0), o(48, 0), s(AttentionScratchFloats(3)), prob(3 * n);
+    std::vector<float> q = Normal(3 * d, 1), k = Normal(n * d, 2), kt(d * 64), v(n * 16, 1.0f), m(3, -INFINITY),
+                       l(3, 0), o(48, 0), s(AttentionScratchFloats(3)), prob(3 * n);
     PackKeyPanel({k.data(), DType::kF32, d * 4, nullptr}, n, d, kt.data());
     AttentionPanel a;
     a.kt = kt.data(), a.v = v.data(), a.v_stride = 16, a.n = n, a.q = q.data(), a.rows = 3, a.d = d, a.dv = 16;

@@ -58,10 +58,14 @@ HWY_INLINE hn::Vec<D> LoadF32(D d, const void* p, size_t i) {
 }
 HWY_INLINE float LoadOne(DType type, const void* p, size_t i) {
   switch (type) {
-    case DType::kF32: return static_cast<const float*>(p)[i];
-    case DType::kBF16: return sluice::BF16ToF32(static_cast<const uint16_t*>(p)[i]);
-    case DType::kF16: return sluice::F16ToF32(static_cast<const uint16_t*>(p)[i]);
-    case DType::kI8: return static_cast<float>(static_cast<const int8_t*>(p)[i]);
+    case DType::kF32:
+      return static_cast<const float*>(p)[i];
+    case DType::kBF16:
+      return sluice::BF16ToF32(static_cast<const uint16_t*>(p)[i]);
+    case DType::kF16:
+      return sluice::F16ToF32(static_cast<const uint16_t*>(p)[i]);
+    case DType::kI8:
+      return static_cast<float>(static_cast<const int8_t*>(p)[i]);
   }
   return 0;
 }
@@ -102,12 +106,18 @@ template <int NV, bool kAccumulate>
 HWY_INLINE void MicroRows(size_t mr, const float* HWY_RESTRICT a, size_t lda, const float* HWY_RESTRICT b, size_t ldb,
                           size_t kk, float* HWY_RESTRICT c, size_t ldc) {
   switch (mr) {
-    case 1: return MicroTile<1, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
-    case 2: return MicroTile<2, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
-    case 3: return MicroTile<3, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
-    case 4: return MicroTile<4, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
-    case 5: return MicroTile<5, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
-    default: return MicroTile<6, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
+    case 1:
+      return MicroTile<1, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
+    case 2:
+      return MicroTile<2, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
+    case 3:
+      return MicroTile<3, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
+    case 4:
+      return MicroTile<4, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
+    case 5:
+      return MicroTile<5, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
+    default:
+      return MicroTile<6, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
   }
 }
 // C[rows, cols] (+)= A[rows, kk] * B[kk, cols]; cols is a multiple of 16.
@@ -123,7 +133,8 @@ HWY_NOINLINE void PanelGemm(size_t rows, const float* HWY_RESTRICT a, size_t lda
   size_t j = 0;
   for (; j + kWide * N <= cols; j += kWide * N) {
     for (size_t r = 0; r < rows; r += 6) {
-      MicroRows<kWide, kAccumulate>(HWY_MIN(rows - r, size_t{6}), a + r * lda, lda, b + j, ldb, kk, c + r * ldc + j, ldc);
+      MicroRows<kWide, kAccumulate>(HWY_MIN(rows - r, size_t{6}), a + r * lda, lda, b + j, ldb, kk, c + r * ldc + j,
+                                    ldc);
     }
   }
   for (; j < cols; j += N) {
@@ -177,10 +188,14 @@ HWY_INLINE void PackKeysT(const PanelSource& s, size_t n, size_t d, float* HWY_R
 }
 HWY_INLINE void PackKeys(const PanelSource& s, size_t n, size_t d, float* kt) {
   switch (s.dtype) {
-    case DType::kF32: return PackKeysT<DType::kF32>(s, n, d, kt);
-    case DType::kBF16: return PackKeysT<DType::kBF16>(s, n, d, kt);
-    case DType::kF16: return PackKeysT<DType::kF16>(s, n, d, kt);
-    case DType::kI8: return PackKeysT<DType::kI8>(s, n, d, kt);
+    case DType::kF32:
+      return PackKeysT<DType::kF32>(s, n, d, kt);
+    case DType::kBF16:
+      return PackKeysT<DType::kBF16>(s, n, d, kt);
+    case DType::kF16:
+      return PackKeysT<DType::kF16>(s, n, d, kt);
+    case DType::kI8:
+      return PackKeysT<DType::kI8>(s, n, d, kt);
   }
 }
 
@@ -195,10 +210,14 @@ HWY_INLINE void ToF32T(const void* in, size_t n, float* HWY_RESTRICT out) {
 }
 HWY_INLINE void ToF32(DType type, const void* in, size_t n, float* out) {
   switch (type) {
-    case DType::kF32: return ToF32T<DType::kF32>(in, n, out);
-    case DType::kBF16: return ToF32T<DType::kBF16>(in, n, out);
-    case DType::kF16: return ToF32T<DType::kF16>(in, n, out);
-    case DType::kI8: return ToF32T<DType::kI8>(in, n, out);
+    case DType::kF32:
+      return ToF32T<DType::kF32>(in, n, out);
+    case DType::kBF16:
+      return ToF32T<DType::kBF16>(in, n, out);
+    case DType::kF16:
+      return ToF32T<DType::kF16>(in, n, out);
+    case DType::kI8:
+      return ToF32T<DType::kI8>(in, n, out);
   }
 }
 

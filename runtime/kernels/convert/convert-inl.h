@@ -11,9 +11,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void ConvertToF32(const void* in, DType type, size_t n, float* out) { ToF32(type, in, n, out); }
+HWY_MAYBE_UNUSED static HWY_NOINLINE void ConvertToF32(const void* in, DType type, size_t n, float* out) {
+  ToF32(type, in, n, out);
+}
 
-HWY_MAYBE_UNUSED static HWY_NOINLINE void ConvertFromF32(const float* HWY_RESTRICT in, size_t n, DType type, void* HWY_RESTRICT out) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void ConvertFromF32(const float* HWY_RESTRICT in, size_t n, DType type,
+                                                         void* HWY_RESTRICT out) {
   if (type == DType::kF32) {
     if (n > 0) std::memcpy(out, in, n * sizeof(float));
     return;

@@ -7,8 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/convert/convert_reference.h"
+#include "sluice/runtime/kernels/for_each_target.h"
 
 namespace sluice::kernels {
 namespace {
@@ -24,7 +24,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(Convert, SameBitsAsTheScalarDefinition) {
   std::vector<float> x = Normal(1000, 3);
-  for (float e : {0.0f, -0.0f, kInf, -kInf, kNan, 65504.0f, 65520.0f, 1e-7f, 6e-8f, 1e-40f, 3.4e38f, 1.00048828125f}) x.push_back(e);
+  for (float e : {0.0f, -0.0f, kInf, -kInf, kNan, 65504.0f, 65520.0f, 1e-7f, 6e-8f, 1e-40f, 3.4e38f, 1.00048828125f})
+    x.push_back(e);
   for (size_t i = 0; i < 500; ++i) x.push_back(std::ldexp(x[i], static_cast<int>(i % 60) - 40));
   ForEachTarget([&](const char* target) {
     std::vector<uint16_t> out(x.size());

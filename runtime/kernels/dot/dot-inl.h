@@ -30,10 +30,14 @@ HWY_INLINE float DotT(const float* HWY_RESTRICT a, const void* HWY_RESTRICT b, s
 }
 HWY_MAYBE_UNUSED static HWY_NOINLINE float Dot(const float* a, const void* b, DType type, size_t n) {
   switch (type) {
-    case DType::kF32: return DotT<DType::kF32>(a, b, n);
-    case DType::kBF16: return DotT<DType::kBF16>(a, b, n);
-    case DType::kF16: return DotT<DType::kF16>(a, b, n);
-    case DType::kI8: return DotT<DType::kI8>(a, b, n);
+    case DType::kF32:
+      return DotT<DType::kF32>(a, b, n);
+    case DType::kBF16:
+      return DotT<DType::kBF16>(a, b, n);
+    case DType::kF16:
+      return DotT<DType::kF16>(a, b, n);
+    case DType::kI8:
+      return DotT<DType::kI8>(a, b, n);
   }
   return 0;
 }

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "sluice/runtime/kernels/convert/convert.h"
-#include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/dot/dot_reference.h"
+#include "sluice/runtime/kernels/for_each_target.h"
 
 namespace sluice::kernels {
 namespace {
@@ -32,11 +32,19 @@ TEST(Dot, EveryTypeAndLength) {
         ConvertFromF32(b.data(), n, t, raw.data());
         std::vector<float> back(n);
         ConvertToF32(raw.data(), t, n, back.data());
-        EXPECT_NEAR(Dot(a.data(), raw.data(), t, n), DotReference(a.data(), [&](size_t i) { return back[i]; }, n), 1e-4) << target << " " << n;
+        EXPECT_NEAR(Dot(a.data(), raw.data(), t, n),
+                    DotReference(
+                        a.data(), [&](size_t i) { return back[i]; }, n),
+                    1e-4)
+            << target << " " << n;
       }
       std::vector<int8_t> i8(n + 1);
       for (size_t i = 0; i < n; ++i) i8[i] = static_cast<int8_t>(i * 7 - 50);
-      EXPECT_NEAR(Dot(a.data(), i8.data(), DType::kI8, n), DotReference(a.data(), [&](size_t i) { return double{i8[i] * 1.0}; }, n), 1e-2) << target;
+      EXPECT_NEAR(Dot(a.data(), i8.data(), DType::kI8, n),
+                  DotReference(
+                      a.data(), [&](size_t i) { return double{i8[i] * 1.0}; }, n),
+                  1e-2)
+          << target;
     }
   });
 }

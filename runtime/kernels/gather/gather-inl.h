@@ -11,12 +11,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void GatherRows(const float* in, size_t stride, const int32_t* ids, size_t n, size_t width,
-                                              float* out) {
-  for (size_t j = 0; j < n; ++j) std::memcpy(out + j * width, in + static_cast<size_t>(ids[j]) * stride, width * sizeof(float));
+HWY_MAYBE_UNUSED static HWY_NOINLINE void GatherRows(const float* in, size_t stride, const int32_t* ids, size_t n,
+                                                     size_t width, float* out) {
+  for (size_t j = 0; j < n; ++j)
+    std::memcpy(out + j * width, in + static_cast<size_t>(ids[j]) * stride, width * sizeof(float));
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, size_t n,
-                                                  size_t width, float* out, size_t stride) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void ScatterAddRows(const float* in, const int32_t* ids, const float* weight,
+                                                         size_t n, size_t width, float* out, size_t stride) {
   const DF d;
   const size_t N = hn::Lanes(d);
   for (size_t j = 0; j < n; ++j) {

@@ -30,7 +30,8 @@ TEST(Gather, RoundTripAndRepeats) {
     std::vector<float> out(ids.size() * width), sum(10 * stride, 0.5f);
     GatherRows(x.data(), stride, ids.data(), ids.size(), width, out.data());
     for (size_t j = 0; j < ids.size(); ++j) {
-      for (size_t i = 0; i < width; ++i) EXPECT_EQ(out[j * width + i], x[static_cast<size_t>(ids[j]) * stride + i]) << target;
+      for (size_t i = 0; i < width; ++i)
+        EXPECT_EQ(out[j * width + i], x[static_cast<size_t>(ids[j]) * stride + i]) << target;
     }
     const std::vector<float> w = {1, -2, 0.5f, 0};
     std::vector<double> want(10 * stride, 0.5);

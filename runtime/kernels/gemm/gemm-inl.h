@@ -11,8 +11,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void GemmNT(const float* a, size_t lda, const float* b, size_t ldb, size_t m, size_t n, size_t k, float* c,
-                                              size_t ldc, float* scratch) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void GemmNT(const float* a, size_t lda, const float* b, size_t ldb, size_t m,
+                                                 size_t n, size_t k, float* c, size_t ldc, float* scratch) {
   float* kt = scratch;
   float* edge = scratch + kPanelKeys * k;
   for (size_t j = 0; j < n; j += kPanelKeys) {

@@ -25,7 +25,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(GemmNT, AgreesOnRaggedShapes) {
   ForEachTarget([&](const char* target) {
-    for (auto [m, n, k] : {std::array<size_t, 3>{1, 1, 1}, {6, 64, 64}, {7, 65, 63}, {70, 130, 17}, {0, 5, 4}, {3, 4, 0}}) {
+    for (auto [m, n, k] :
+         {std::array<size_t, 3>{1, 1, 1}, {6, 64, 64}, {7, 65, 63}, {70, 130, 17}, {0, 5, 4}, {3, 4, 0}}) {
       const std::vector<float> a = Normal(m * k + 1, 1), b = Normal(n * k + 1, 2);
       std::vector<float> c(m * n + 1), scratch(GemmScratchFloats(k));
       std::vector<double> want(m * n + 1);

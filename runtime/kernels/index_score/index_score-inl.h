@@ -11,9 +11,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float* weight, size_t heads, size_t dim, const void* keys,
-                                              DType type, size_t row_bytes, const uint32_t* ids, size_t n, float* score,
-                                              float* scratch) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float* weight, size_t heads, size_t dim,
+                                                     const void* keys, DType type, size_t row_bytes,
+                                                     const uint32_t* ids, size_t n, float* score, float* scratch) {
   const DF d;
   const size_t N = hn::Lanes(d);
   float* kt = scratch;

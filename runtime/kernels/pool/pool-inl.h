@@ -29,25 +29,32 @@ HWY_INLINE void PoolT(const void* in, size_t stride, size_t n, size_t dim, float
   }
 }
 template <DType kType>
-HWY_INLINE void PoolKindT(sluice::kernels::PoolKind kind, const void* in, size_t stride, size_t n, size_t dim, float* out) {
+HWY_INLINE void PoolKindT(sluice::kernels::PoolKind kind, const void* in, size_t stride, size_t n, size_t dim,
+                          float* out) {
   using sluice::kernels::PoolKind;
-  if (kind == PoolKind::kMax) return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
-  if (kind == PoolKind::kMin) return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Min(a, b); });
+  if (kind == PoolKind::kMax)
+    return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
+  if (kind == PoolKind::kMin)
+    return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Min(a, b); });
   PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
   const float scale = 1.0f / static_cast<float>(n);
   for (size_t i = 0; i < dim; ++i) out[i] *= scale;
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE void Pool(sluice::kernels::PoolKind kind, const void* in, DType type, size_t stride, size_t n,
-                                        size_t dim, float* out) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void Pool(sluice::kernels::PoolKind kind, const void* in, DType type,
+                                               size_t stride, size_t n, size_t dim, float* out) {
   if (n == 0) {
     for (size_t i = 0; i < dim; ++i) out[i] = 0;
     return;
   }
   switch (type) {
-    case DType::kF32: return PoolKindT<DType::kF32>(kind, in, stride, n, dim, out);
-    case DType::kBF16: return PoolKindT<DType::kBF16>(kind, in, stride, n, dim, out);
-    case DType::kF16: return PoolKindT<DType::kF16>(kind, in, stride, n, dim, out);
-    case DType::kI8: return PoolKindT<DType::kI8>(kind, in, stride, n, dim, out);
+    case DType::kF32:
+      return PoolKindT<DType::kF32>(kind, in, stride, n, dim, out);
+    case DType::kBF16:
+      return PoolKindT<DType::kBF16>(kind, in, stride, n, dim, out);
+    case DType::kF16:
+      return PoolKindT<DType::kF16>(kind, in, stride, n, dim, out);
+    case DType::kI8:
+      return PoolKindT<DType::kI8>(kind, in, stride, n, dim, out);
   }
 }
 }  // namespace HWY_NAMESPACE

@@ -37,7 +37,11 @@ TEST(Pool, EveryKindAndType) {
           for (PoolKind kind : {PoolKind::kMean, PoolKind::kMax, PoolKind::kMin}) {
             Pool(kind, raw.data(), t, stride, n, d, out.data());
             for (size_t i = 0; i < d; ++i) {
-              EXPECT_NEAR(out[i], PoolReference(kind, [&](size_t j, size_t c) { return double{back[j * stride + c]}; }, n, i), 1e-5) << target;
+              EXPECT_NEAR(out[i],
+                          PoolReference(
+                              kind, [&](size_t j, size_t c) { return double{back[j * stride + c]}; }, n, i),
+                          1e-5)
+                  << target;
             }
           }
         }

@@ -5,8 +5,8 @@
 #else
 #define SLUICE_RUNTIME_KERNELS_RMS_NORM_INL_H_
 #endif
-#include "sluice/runtime/kernels/common/panel-inl.h"
 #include <cmath>
+#include "sluice/runtime/kernels/common/panel-inl.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -27,7 +27,8 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void RmsNorm(const float* x, const float* w
   for (; i < n; ++i) sum += x[i] * x[i];
   const float r = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
   const VF vr = hn::Set(d, r);
-  for (i = 0; i + N <= n; i += N) hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), vr), hn::LoadU(d, w + i)), d, out + i);
+  for (i = 0; i + N <= n; i += N)
+    hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), vr), hn::LoadU(d, w + i)), d, out + i);
   for (; i < n; ++i) out[i] = x[i] * r * w[i];
 }
 }  // namespace HWY_NAMESPACE

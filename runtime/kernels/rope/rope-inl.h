@@ -11,15 +11,16 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void RopeRotate(float* HWY_RESTRICT x, size_t dim, const float* HWY_RESTRICT c, const float* HWY_RESTRICT s,
-                                              sluice::kernels::RopeLayout layout) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void RopeRotate(float* HWY_RESTRICT x, size_t dim, const float* HWY_RESTRICT c,
+                                                     const float* HWY_RESTRICT s, sluice::kernels::RopeLayout layout) {
   const size_t half = dim / 2;
   size_t i = 0;
   if (layout == sluice::kernels::RopeLayout::kHalves) {
     const DF d;
     const size_t N = hn::Lanes(d);
     for (; i + N <= half; i += N) {
-      const VF a = hn::LoadU(d, x + i), b = hn::LoadU(d, x + half + i), vc = hn::LoadU(d, c + i), vs = hn::LoadU(d, s + i);
+      const VF a = hn::LoadU(d, x + i), b = hn::LoadU(d, x + half + i), vc = hn::LoadU(d, c + i),
+               vs = hn::LoadU(d, s + i);
       hn::StoreU(hn::NegMulAdd(b, vs, hn::Mul(a, vc)), d, x + i);
       hn::StoreU(hn::MulAdd(a, vs, hn::Mul(b, vc)), d, x + half + i);
     }

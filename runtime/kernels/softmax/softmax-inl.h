@@ -5,8 +5,8 @@
 #else
 #define SLUICE_RUNTIME_KERNELS_SOFTMAX_INL_H_
 #endif
-#include "sluice/runtime/kernels/common/panel-inl.h"
 #include <cmath>
+#include "sluice/runtime/kernels/common/panel-inl.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -32,11 +32,13 @@ HWY_INLINE float SoftmaxT(float* out, const float* x, size_t n) {
   }
   if (bad) {
     const float q = static_cast<float>(NAN);
-    if constexpr (kStore) for (size_t j = 0; j < n; ++j) out[j] = q;
+    if constexpr (kStore)
+      for (size_t j = 0; j < n; ++j) out[j] = q;
     return q;
   }
   if (m == -HUGE_VALF) {
-    if constexpr (kStore) for (size_t j = 0; j < n; ++j) out[j] = 0;
+    if constexpr (kStore)
+      for (size_t j = 0; j < n; ++j) out[j] = 0;
     return m;
   }
   const VF vm = hn::Set(d, m), log2e = hn::Set(d, 1.44269504f);

@@ -11,7 +11,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE size_t ThresholdCompress(const float* HWY_RESTRICT x, size_t n, float tau, uint32_t* HWY_RESTRICT index) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE size_t ThresholdCompress(const float* HWY_RESTRICT x, size_t n, float tau,
+                                                              uint32_t* HWY_RESTRICT index) {
   const DF d;
   const size_t N = hn::Lanes(d);
   const VF t = hn::Set(d, tau);
@@ -21,7 +22,8 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE size_t ThresholdCompress(const float* HWY_R
     hn::StoreMaskBits(d, hn::Ge(hn::LoadU(d, x + i), t), bytes);
     uint64_t bits;
     std::memcpy(&bits, bytes, 8);
-    for (; bits != 0; bits &= bits - 1) index[count++] = static_cast<uint32_t>(i + hwy::Num0BitsBelowLS1Bit_Nonzero64(bits));
+    for (; bits != 0; bits &= bits - 1)
+      index[count++] = static_cast<uint32_t>(i + hwy::Num0BitsBelowLS1Bit_Nonzero64(bits));
   }
   for (; i < n; ++i) {
     if (x[i] >= tau) index[count++] = static_cast<uint32_t>(i);

@@ -5,9 +5,9 @@
 #else
 #define SLUICE_RUNTIME_KERNELS_TOP_K_INL_H_
 #endif
-#include "sluice/runtime/kernels/common/panel-inl.h"
 #include <cmath>
 #include <cstring>
+#include "sluice/runtime/kernels/common/panel-inl.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -20,7 +20,8 @@ HWY_INLINE uint32_t KeyOf(float x) {
   return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
 }
 // Keys of selectable scores x[ids[i]].
-HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT ids, size_t n, uint32_t* HWY_RESTRICT keys) {
+HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT ids, size_t n,
+                       uint32_t* HWY_RESTRICT keys) {
   const DF d;
   const hn::RebindToUnsigned<DF> du;
   const hn::RebindToSigned<DF> di;
@@ -77,7 +78,8 @@ HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, size_t n, size_t k, u
 }
 // Indices of x >= tau (kAll: of x > -inf), and the number of NaN.
 template <bool kAll>
-HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, uint32_t* HWY_RESTRICT ids, uint32_t* nans) {
+HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, uint32_t* HWY_RESTRICT ids,
+                            uint32_t* nans) {
   const DF d;
   const hn::RebindToUnsigned<DF> du;
   const size_t N = hn::Lanes(d);
@@ -114,7 +116,7 @@ HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, ui
   return count;
 }
 HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float* HWY_RESTRICT x, size_t n, size_t k,
-                                                             uint32_t* HWY_RESTRICT index, void* scratch) {
+                                                                     uint32_t* HWY_RESTRICT index, void* scratch) {
   uint32_t* bins = static_cast<uint32_t*>(scratch);
   uint32_t* keys = bins + 1024;
   uint32_t* ids = keys + n + 64;

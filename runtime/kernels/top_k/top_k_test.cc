@@ -28,9 +28,9 @@ TEST(TopK, SameSetAsASort) {
       for (int kind = 0; kind < 6; ++kind) {
         std::vector<float> x = Normal(n, static_cast<unsigned>(kind));
         for (size_t i = 0; i < n; ++i) {
-          if (kind == 1) x[i] = std::round(x[i]);               // many ties, both zeros
-          if (kind == 2) x[i] = 1.0f;                           // all equal
-          if (kind == 3) x[i] = static_cast<float>(i);          // sorted
+          if (kind == 1) x[i] = std::round(x[i]);       // many ties, both zeros
+          if (kind == 2) x[i] = 1.0f;                   // all equal
+          if (kind == 3) x[i] = static_cast<float>(i);  // sorted
           if (kind == 4 && i % 3 == 0) x[i] = i % 2 ? kNan : -kInf;
           if (kind == 5) x[i] = i % 128 == 0 ? 1e30f : x[i] * 1e-30f;  // the strided sample sees only outliers
         }

@@ -5,9 +5,9 @@
 #else
 #define SLUICE_RUNTIME_KERNELS_TOP_P_INL_H_
 #endif
-#include "sluice/runtime/kernels/common/panel-inl.h"
 #include <algorithm>
 #include <functional>
+#include "sluice/runtime/kernels/common/panel-inl.h"
 #include "sluice/runtime/kernels/top_p/top_p.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -54,7 +54,8 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE size_t TopP(const float* x, size_t n, float
   for (size_t i = 0; i < n; ++i) {
     if (!(x[i] > 0)) continue;
     const size_t b = sluice::F32ToBits(x[i]) >> 20;
-    const uint64_t key = (static_cast<uint64_t>(sluice::F32ToBits(x[i])) << 32) | (0xFFFFFFFFu - static_cast<uint32_t>(i));
+    const uint64_t key =
+        (static_cast<uint64_t>(sluice::F32ToBits(x[i])) << 32) | (0xFFFFFFFFu - static_cast<uint32_t>(i));
     if (b > bin || (b == bin && key >= last)) index[count++] = static_cast<uint32_t>(i);
   }
   return count;

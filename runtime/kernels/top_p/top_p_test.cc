@@ -28,7 +28,12 @@ TEST(TopP, SameSetAsASort) {
       for (int kind = 0; kind < 3; ++kind) {
         std::vector<float> x = Normal(n, 12);
         for (size_t i = 0; i < n; ++i) {
-          x[i] = kind == 0 ? std::exp(2 * x[i]) : kind == 1 ? 1.0f : (i % 4 == 0 ? kNan : i % 4 == 1 ? -1.0f : i % 4 == 2 ? 0.0f : 0.25f);
+          x[i] = kind == 0   ? std::exp(2 * x[i])
+                 : kind == 1 ? 1.0f
+                             : (i % 4 == 0   ? kNan
+                                : i % 4 == 1 ? -1.0f
+                                : i % 4 == 2 ? 0.0f
+                                             : 0.25f);
         }
         for (float p : {-1.0f, 0.0f, 0.1f, 0.51f, 0.9f, 1.0f, 2.0f}) {
           std::vector<uint32_t> out(n);
