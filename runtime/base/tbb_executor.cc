@@ -23,16 +23,20 @@ class TbbExecutor final : public Executor {
     const int64_t chunks = (n + grain - 1) / grain;
     if (threads_ == 1 || chunks == 1) return body(0, n, 0);
     // Workers take chunks in rising order, so callers that sort by falling cost get a balanced tail.
-    std::atomic<int64_t> next{0};
+    // The atomics also order the caller's memory against the workers', whatever the library does inside.
+    std::atomic<int64_t> next{0}, done{0};
+    next.store(0, std::memory_order_release);
     arena_.execute([&] {
       tbb::parallel_for(
           0, static_cast<int>(std::min<int64_t>(threads_, chunks)),
           [&](int worker) {
             for (int64_t c = next.fetch_add(1); c < chunks; c = next.fetch_add(1))
               body(c * grain, std::min(n, (c + 1) * grain), worker);
+            done.fetch_add(1, std::memory_order_acq_rel);
           },
           tbb::static_partitioner());
     });
+    (void)done.load(std::memory_order_acquire);
   }
 
  private:

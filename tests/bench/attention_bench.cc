@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 #include <cblas.h>
 
+#include <cstdlib>
 #include <map>
 
 #include "sluice/routers/builtin.h"
@@ -31,7 +32,8 @@ const AttentionData& Data(int64_t tokens, DType type) {
   return it->second;
 }
 Executor& Threads() {
-  static std::unique_ptr<Executor> ex = MakeTbbExecutor();
+  const char* n = std::getenv("SLUICE_BENCH_THREADS");  // default: one per CPU
+  static std::unique_ptr<Executor> ex = MakeTbbExecutor(n != nullptr ? std::atoi(n) : 0);
   return *ex;
 }
 
