@@ -178,7 +178,7 @@ int main(int argc, char** argv) {
   EngineOptions options;
   DemoOptions demo;
   engine::Sampling sampling;
-  int64_t skip = 0, count = 2048, windows = 1, length = 4096, facts = 8, repeats = 4, generate = 64;
+  int64_t skip = 0, count = 2048, windows = 1, length = 4096, facts = 4, repeats = 4, generate = 64;
   const auto common = [&](CLI::App* sub) {
     sub->add_option("--model", model_path, "GGUF file (Llama architecture; F32, F16 or Q8_0)")->capture_default_str();
     sub->add_option("--router", options.router, "attention router, name:key=value,...  ('engine routers' lists them)")
