@@ -117,16 +117,38 @@ void PackValuesAmx(const PanelSource& s, size_t n, size_t dv, uint16_t* packed) 
   }
 }
 
+// 2^x for x <= 0, relative error 3e-6: well below the rounding of a bf16 probability. What lies under 2^-126 becomes a
+// denormal, which the conversion to bf16 turns into 0.
 inline __m512 Exp2(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));  // 2^-200 is 0 in fp32
-  const __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(1.3398874e-3f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6184373e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5503324e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022648e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314720e-1f));
+  x = _mm512_max_ps(_mm512_set1_ps(-126.5f), x);  // in this order a NaN stays
+  const __m512 magic = _mm512_set1_ps(0x1.8p23f), n = _mm512_add_ps(x, magic),
+               f = _mm512_sub_ps(x, _mm512_sub_ps(n, magic));
+  __m512 p = _mm512_set1_ps(9.582850e-3f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.590643e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4024099e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9312419e-1f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+}
+struct Max {
+  __m512 operator()(__m512 a, __m512 b) const { return _mm512_max_ps(a, b); }
+};
+struct Add {
+  __m512 operator()(__m512 a, __m512 b) const { return _mm512_add_ps(a, b); }
+};
+// Reduces 16 vectors at once: lane i of the result is the reduction of v[i]. Four shuffles a row fewer than one by one.
+template <class Op>
+inline __m512 Reduce16(const __m512 v[16], Op op) {
+  __m512 a[8], b[4];
+  for (int i = 0; i < 8; ++i)
+    a[i] = op(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = op(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  const __m512 c = op(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xDD));
+  const __m512 d = op(_mm512_shuffle_f32x4(b[2], b[3], 0x88), _mm512_shuffle_f32x4(b[2], b[3], 0xDD));
+  return op(_mm512_shuffle_f32x4(c, d, 0x88), _mm512_shuffle_f32x4(c, d, 0xDD));
 }
 
 float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v) {
@@ -140,7 +162,6 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
   const TileConfig config;
   Fence();
   _tile_loadconfig(&config);
-  float gain = 0;
   const auto rows_at = [&](size_t r0) { return p.rows - r0 < kRows ? p.rows - r0 : kRows; };
   const auto wanted = [&](size_t r0) {
     if (p.mask == nullptr) return true;
@@ -205,45 +226,75 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
     Fence();
     if (!whole) std::memcpy(p.o + r0 * p.dv, strip, rows * p.dv * sizeof(float));
   };
-  const auto softmax = [&](size_t r0, size_t rows, float* s, uint16_t* prob, size_t r) {
-    float* row = s + r * kPanelKeys;
-        uint16_t* out = prob + r * kPanelKeys;
-        const uint64_t visible = r >= rows ? 0 : p.mask != nullptr ? p.mask[r0 + r] & all : all;
-        if (visible == 0) {
-          std::memset(out, 0, kPanelKeys * sizeof(uint16_t));
-          return;
-        }
-        if (p.softcap > 0) {
-          for (size_t j = 0; j < kPanelKeys; ++j) row[j] = p.softcap * kLog2E * std::tanh(row[j] * kLn2 / p.softcap);
-        }
-        __m512 x[4];
-        for (int i = 0; i < 4; ++i) {
-          x[i] = _mm512_loadu_ps(row + 16 * i);
-          if (p.bias != nullptr) x[i] = _mm512_add_ps(x[i], _mm512_loadu_ps(p.bias + 16 * i));
-          x[i] = _mm512_mask_blend_ps(static_cast<__mmask16>(visible >> (16 * i)), _mm512_set1_ps(-HUGE_VALF), x[i]);
-        }
-        const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3])));
-        float& m = p.m[r0 + r];
-        float& l = p.l[r0 + r];
-        if (top > m) {
-          if (l != 0) {
-            const float shrink = _mm512_cvtss_f32(Exp2(_mm512_set1_ps(m - top)));
-            l *= shrink;
-            float* o = p.o + (r0 + r) * p.dv;
-            for (size_t i = 0; i < p.dv; i += 16)
-              _mm512_storeu_ps(o + i, _mm512_mul_ps(_mm512_loadu_ps(o + i), _mm512_set1_ps(shrink)));
-          }
-          m = top;
-        }
-        const __m512 vm = _mm512_set1_ps(m);
-        for (int i = 0; i < 4; ++i) x[i] = Exp2(_mm512_sub_ps(x[i], vm));
-        const __m512bh lo = _mm512_cvtne2ps_pbh(x[1], x[0]), hi = _mm512_cvtne2ps_pbh(x[3], x[2]);
-        std::memcpy(out, &lo, sizeof lo);
-        std::memcpy(out + 32, &hi, sizeof hi);
-        const float sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
-        l += sum;
-        const float row_gain = sum / l;
-        gain = row_gain > gain ? row_gain : gain;
+  // What only some calls have: softcap, bias and mask, applied to a row of logits in place.
+  const bool plain = p.softcap <= 0 && p.bias == nullptr && p.mask == nullptr && p.n == kPanelKeys;
+  const auto adjust = [&](float* row, uint64_t visible) {
+    if (p.softcap > 0) {
+      for (size_t j = 0; j < kPanelKeys; ++j) row[j] = p.softcap * kLog2E * std::tanh(row[j] * kLn2 / p.softcap);
+    }
+    for (size_t i = 0; i < kPanelKeys; i += 16) {
+      __m512 x = _mm512_loadu_ps(row + i);
+      if (p.bias != nullptr) x = _mm512_add_ps(x, _mm512_loadu_ps(p.bias + i));
+      x = _mm512_mask_blend_ps(static_cast<__mmask16>(visible >> i), _mm512_set1_ps(-HUGE_VALF), x);
+      _mm512_storeu_ps(row + i, x);
+    }
+  };
+  // Sixteen rows at once: their maxima and their sums each come out as one vector.
+  struct Half {
+    __m512 top, sums[16];
+    alignas(64) float shift[16];  // the running maximum, 0 where nothing has been seen
+  } half;
+  const auto live = [&](size_t first) {
+    return static_cast<__mmask16>(p.rows <= first ? 0 : p.rows - first >= 16 ? 0xFFFF : (1u << (p.rows - first)) - 1);
+  };
+  const auto find_tops = [&](size_t first, float* s) {
+    if (!plain) {
+      for (size_t r = 0; r < 16 && first + r < p.rows; ++r)
+        adjust(s + r * kPanelKeys, p.mask != nullptr ? p.mask[first + r] & all : all);
+    }
+    __m512 v[16];
+    for (int r = 0; r < 16; ++r) {
+      const float* x = s + static_cast<size_t>(r) * kPanelKeys;
+      v[r] = _mm512_max_ps(_mm512_max_ps(_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)),
+                           _mm512_max_ps(_mm512_loadu_ps(x + 32), _mm512_loadu_ps(x + 48)));
+    }
+    half.top = Reduce16(v, Max());
+    const __mmask16 rows = live(first);
+    const __m512 low = _mm512_set1_ps(-HUGE_VALF), old = _mm512_mask_loadu_ps(low, rows, p.m + first);
+    const __m512 m = _mm512_max_ps(old, half.top);
+    const __mmask16 raised = _mm512_mask_cmp_ps_mask(rows, half.top, old, _CMP_GT_OQ);
+    if (raised != 0) {
+      const __m512 l = _mm512_maskz_loadu_ps(raised, p.l + first);
+      alignas(64) float shrink[16];
+      _mm512_store_ps(shrink, Exp2(_mm512_sub_ps(old, m)));
+      _mm512_mask_storeu_ps(p.l + first, raised, _mm512_mul_ps(l, _mm512_load_ps(shrink)));
+      _mm512_mask_storeu_ps(p.m + first, raised, m);
+      for (unsigned left = _mm512_mask_cmp_ps_mask(raised, l, _mm512_setzero_ps(), _CMP_NEQ_UQ); left != 0;
+           left &= left - 1) {
+        const size_t r = static_cast<size_t>(__builtin_ctz(left));
+        float* o = p.o + (first + r) * p.dv;
+        for (size_t i = 0; i < p.dv; i += 16)
+          _mm512_storeu_ps(o + i, _mm512_mul_ps(_mm512_loadu_ps(o + i), _mm512_set1_ps(shrink[r])));
+      }
+    }
+    _mm512_store_ps(half.shift, _mm512_mask_blend_ps(_mm512_cmp_ps_mask(m, low, _CMP_EQ_OQ), m, _mm512_setzero_ps()));
+  };
+  const auto exponentiate = [&](const float* s, uint16_t* prob, size_t r) {
+    const __m512 shift = _mm512_set1_ps(half.shift[r]);
+    __m512 x[4];
+    for (size_t i = 0; i < 4; ++i) x[i] = Exp2(_mm512_sub_ps(_mm512_loadu_ps(s + r * kPanelKeys + 16 * i), shift));
+    const __m512bh lo = _mm512_cvtne2ps_pbh(x[1], x[0]), hi = _mm512_cvtne2ps_pbh(x[3], x[2]);
+    std::memcpy(prob + r * kPanelKeys, &lo, sizeof lo);
+    std::memcpy(prob + r * kPanelKeys + 32, &hi, sizeof hi);
+    half.sums[r] = _mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3]));
+  };
+  __m512 gains = _mm512_setzero_ps();
+  const auto add_sums = [&](size_t first) {
+    const __mmask16 seen =
+        _mm512_mask_cmp_ps_mask(live(first), half.top, _mm512_set1_ps(-HUGE_VALF), _CMP_NEQ_UQ);  // true for a NaN
+    const __m512 sum = Reduce16(half.sums, Add()), l = _mm512_add_ps(_mm512_maskz_loadu_ps(seen, p.l + first), sum);
+    _mm512_mask_storeu_ps(p.l + first, seen, l);
+    gains = _mm512_mask_max_ps(gains, seen, gains, _mm512_div_ps(sum, l));
   };
   // Tiles and vectors are different parts of the core, but its window holds only a few rows: so the softmax of one
   // group is interleaved with the logits of the next and the output of the previous one.
@@ -253,17 +304,22 @@ float Attend(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, cons
     multiply(r0, logits[0], 2);
   }
   for (; r0 < p.rows; turn ^= 1) {
-    const size_t rows = rows_at(r0), next = next_wanted(r0 + kRows);
-    for (size_t quarter = 0; quarter < 4; ++quarter) {
-      if (quarter % 2 == 0 && next < p.rows) multiply(next, logits[turn ^ 1], quarter);
-      if (quarter == 1 && previous < p.rows) accumulate(previous, probs[turn ^ 1], 0, groups / 2);
-      if (quarter == 3 && previous < p.rows) accumulate(previous, probs[turn ^ 1], groups / 2, groups);
-      for (size_t r = quarter * 8; r < quarter * 8 + 8; ++r) softmax(r0, rows, logits[turn], probs[turn], r);
+    const size_t next = next_wanted(r0 + kRows);
+    for (size_t h = 0; h < 2; ++h) {
+      float* s = logits[turn] + h * 16 * kPanelKeys;
+      uint16_t* prob = probs[turn] + h * 16 * kPanelKeys;
+      find_tops(r0 + h * 16, s);
+      if (next < p.rows) multiply(next, logits[turn ^ 1], h * 2);
+      for (size_t r = 0; r < 8; ++r) exponentiate(s, prob, r);
+      if (previous < p.rows) accumulate(previous, probs[turn ^ 1], h * groups / 2, (h + 1) * groups / 2);
+      for (size_t r = 8; r < 16; ++r) exponentiate(s, prob, r);
+      add_sums(r0 + h * 16);
     }
     previous = r0;
     r0 = next;
   }
   if (previous < p.rows) accumulate(previous, probs[turn ^ 1], 0, groups);
+  const float gain = _mm512_reduce_max_ps(gains);
   _tile_release();
   return gain;
 }
