@@ -42,6 +42,7 @@ struct AttentionInputs {
   KvView k;                      // [kv_len, kv_heads, d], after RoPE
   KvView v;                      // [kv_len, kv_heads, dv]; only oracles and value-aware routers read it
   int64_t q_begin = 0;           // absolute position of q row 0
+  int64_t prompt_end = 0;        // one past the last token of the prompt being fed; 0: unknown
   float scale = 1;               // logit scale, usually d^-1/2
   HeadsView<const float> q_pre;  // before RoPE; optional
   KvView k_pre;                  // [kv_len, kv_heads, d] before RoPE; optional
@@ -51,15 +52,15 @@ struct AttentionInputs {
 };
 
 template <class R>
-concept AttentionRouterModel = std::default_initializable<typename R::Config> &&
-    std::derived_from<typename R::Plan, AttentionPlanInfo> &&
-    requires(const R& r, const typename R::Config& c, const typename R::Plan& p, const AttentionShape& s,
-             const AttentionInputs& in, std::byte* state, const RunContext& ctx, AttentionPlanBuffer& out) {
+concept AttentionRouterModel =
+    (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config>&& std::derived_from<
+        typename R::Plan, AttentionPlanInfo>&& requires(const R& r, const typename R::Plan& p, const AttentionShape& s,
+                                                        const AttentionInputs& in, std::byte* state,
+                                                        const RunContext& ctx, AttentionPlanBuffer& out) {
   { R::kName } -> std::convertible_to<absl::string_view>;
   { R::kExactAtFullBudget } -> std::convertible_to<bool>;
   { R::kTokenCausal } -> std::convertible_to<bool>;
   { R::FullBudget() } -> std::same_as<typename R::Config>;
-  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
   { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
   { r.Run(p, in, state, ctx, out) } -> std::same_as<absl::Status>;
 };

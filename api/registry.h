@@ -10,6 +10,7 @@
 #include "sluice/api/config.h"
 #include "sluice/api/router.h"
 #include "sluice/api/version.h"
+#include "sluice/api/weight_source.h"
 
 SLUICE_BEGIN_NAMESPACE
 // Makes one method from text. `Base` is Router or AttentionRouter.
@@ -20,7 +21,9 @@ class Factory {
   virtual absl::string_view name() const = 0;
   virtual std::string Describe() const = 0;    // config help, one line a key
   virtual std::string FullBudget() const = 0;  // config text at which nothing is skipped; "" when there is none
-  virtual absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue>) const = 0;
+  virtual bool learned() const = 0;            // needs trained weights
+  virtual absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue>,
+                                                             const WeightSource* weights) const = 0;
 };
 
 template <class Base, template <class> class Bridge, class R>
@@ -32,11 +35,19 @@ class FactoryOf final : public Factory<Base> {
     if constexpr (requires { R::FullBudget(); }) return PrintConfig(R::FullBudget());
     return "";
   }
-  absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue> kvs) const override {
+  bool learned() const override { return LearnedModel<R>; }
+  absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue> kvs,
+                                                     const WeightSource* weights) const override {
     typename R::Config config;
     SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
-    SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
-    return std::make_unique<const Bridge<R>>(std::move(r));
+    if constexpr (LearnedModel<R>) {
+      if (weights == nullptr) return absl::FailedPreconditionError("needs trained weights and got none");
+      SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, *weights));
+      return std::make_unique<const Bridge<R>>(std::move(r));
+    } else {
+      SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
+      return std::make_unique<const Bridge<R>>(std::move(r));
+    }
   }
 };
 
@@ -49,8 +60,9 @@ class FactoryMap {
       return absl::AlreadyExistsError(absl::StrCat("'", key, "' is registered twice"));
     return absl::OkStatus();
   }
-  // From "name:key=value,...".
-  absl::StatusOr<std::unique_ptr<const Base>> Create(absl::string_view spec_text) const {
+  // From "name:key=value,...". `weights`: for learned methods, read during the call only.
+  absl::StatusOr<std::unique_ptr<const Base>> Create(absl::string_view spec_text,
+                                                     const WeightSource* weights = nullptr) const {
     SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(spec_text));
     auto it = map_.find(std::string(spec.name));
     if (it == map_.end()) {
@@ -58,7 +70,7 @@ class FactoryMap {
       for (const auto& [name, factory] : map_) absl::StrAppend(&known, known.empty() ? "" : ", ", name);
       return absl::NotFoundError(absl::StrCat("no method '", spec.name, "'; known: ", known));
     }
-    absl::StatusOr<std::unique_ptr<const Base>> made = it->second->Create(spec.options);
+    absl::StatusOr<std::unique_ptr<const Base>> made = it->second->Create(spec.options, weights);
     if (!made.ok()) return absl::Status(made.status().code(), absl::StrCat(spec.name, ": ", made.status().message()));
     return made;
   }

@@ -17,6 +17,7 @@
 #include "sluice/api/executor.h"
 #include "sluice/api/tensor_view.h"
 #include "sluice/api/version.h"
+#include "sluice/api/weight_source.h"
 #include "sluice/api/workspace.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -44,14 +45,23 @@ struct RouteInputs {
   MatrixView<const float> features;  // [items, width], for routers that score
 };
 
+// Methods are made from their config alone, learned ones from config and weights.
 template <class R>
-concept RouterModel = std::default_initializable<typename R::Config> &&
-    std::derived_from<typename R::Plan, RoutePlanInfo> &&
-    requires(const R& r, const typename R::Config& c, const typename R::Plan& p, const RouteShape& s,
-             const RouteInputs& in, const RunContext& ctx, Assignment& out) {
+concept LearnedModel = requires(const typename R::Config& c, const WeightSource& w) {
+  { R::Create(c, w) } -> std::same_as<absl::StatusOr<R>>;
+};
+template <class R>
+concept MadeFromConfig = requires(const typename R::Config& c) {
+  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
+};
+
+template <class R>
+concept RouterModel =
+    (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config>&& std::derived_from<
+        typename R::Plan, RoutePlanInfo>&& requires(const R& r, const typename R::Plan& p, const RouteShape& s,
+                                                    const RouteInputs& in, const RunContext& ctx, Assignment& out) {
   { R::kName } -> std::convertible_to<absl::string_view>;
   { R::kDomain } -> std::convertible_to<Domain>;
-  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
   { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
   { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
 };

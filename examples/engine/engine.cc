@@ -8,7 +8,9 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/routers/attention/sink_window/sink_window.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/routers/layer/flux_attention/flux_attention.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/kernels/convert/convert.h"
@@ -54,6 +56,8 @@ struct Engine::Impl {
     std::vector<std::byte> k, v;
     std::vector<float> k_pre;
     Block state;
+    int64_t rows = 0;     // keys held
+    int64_t missing = 0;  // keys evicted between the sinks and the window
   };
   struct Routing {  // a router planned for prompt chunks and for single tokens
     std::unique_ptr<const sluice::AttentionRouter> router;
@@ -62,13 +66,16 @@ struct Engine::Impl {
     size_t state_bytes = 0;
   };
   std::unique_ptr<sluice::Executor> executor;
-  Routing dense, routed;
+  Routing dense, routed, sparse, sparse_decode;
+  std::vector<sluice::FluxAttention> flux;  // one a layer
+  int64_t sink = 0, window = 0;             // what a sparse layer's decode sees
   std::unique_ptr<sluice::Attend> attend;
   Block plan_ws, attend_ws;
   std::vector<Cache> cache;
   bool keep_pre = false;
   int64_t capacity = 0;
-  std::vector<float> x, h, qkv, q_pre, o, ff, act, logits, cos, sin;
+  std::vector<float> x, h, qkv, q_pre, o, ff, act, logits, cos, sin, route;
+  std::vector<double> pool;
 };
 
 Engine::Engine(const Model& model, const EngineOptions& options) : model_(model), options_(options) {}
@@ -91,8 +98,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
   shape.head_dim = shape.value_dim = static_cast<int>(m.head_dim);
   shape.workers = s.executor->num_workers();
   size_t workspace = 0;
-  for (auto [routing, spec] :
-       {std::pair<Impl::Routing*, std::string>{&s.dense, "dense"}, {&s.routed, options.router}}) {
+  struct Wanted {
+    Impl::Routing* routing;
+    std::string spec;
+  };
+  std::vector<Wanted> wanted = {{&s.dense, "dense"}, {&s.routed, options.router}};
+  const LayerRouting& lr = options.layers;
+  if (lr.on()) {
+    wanted.push_back({&s.sparse, lr.sparse});
+    wanted.push_back({&s.sparse_decode, lr.sparse_decode});
+    SLUICE_RETURN_IF_ERROR(e->PrepareLayerRouting());
+  }
+  for (const auto& [routing, spec] : wanted) {
     SLUICE_ASSIGN_OR_RETURN(routing->router, sluice::BuiltinRouters().attention.Create(spec));
     SLUICE_ASSIGN_OR_RETURN(routing->plan, routing->router->MakePlan(shape));
     const sluice::AttentionPlanInfo& info = routing->plan->info();
@@ -100,7 +117,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
     routing->state_bytes = info.state_bytes;
     workspace = std::max(workspace, info.workspace_bytes);
   }
-  s.keep_pre = s.routed.router->needs_pre_rope();
+  s.keep_pre = s.routed.router->needs_pre_rope() || (lr.on() && s.sparse.router->needs_pre_rope());
+  if (lr.evict && s.keep_pre)
+    return absl::InvalidArgumentError("evicting keys needs routers that do not summarise keys before RoPE");
   SLUICE_ASSIGN_OR_RETURN(sluice::Attend attend,
                           sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads,
                                                   shape.head_dim, shape.value_dim, 64, 1, shape.workers}));
@@ -110,14 +129,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
   const size_t kv = static_cast<size_t>(s.capacity * m.kv_heads * m.head_dim);
   s.cache.resize(static_cast<size_t>(m.layers));
   for (Impl::Cache& c : s.cache) {
-    c.k.resize(kv * sluice::DTypeBytes(options.cache));
-    c.v.resize(kv * sluice::DTypeBytes(options.cache));
     if (s.keep_pre) c.k_pre.resize(kv);
-    c.state.Resize(s.routed.state_bytes);
+    c.state.Resize(std::max(s.routed.state_bytes, s.sparse.state_bytes));
   }
+  e->modes_.assign(static_cast<size_t>(m.layers), LayerMode::kUndecided);
+  e->layer_logits_.assign(static_cast<size_t>(m.layers) * 2, 0);
+  e->layer_counters_.resize(static_cast<size_t>(m.layers));
   const size_t n = static_cast<size_t>(shape.max_queries), qw = static_cast<size_t>(m.heads * m.head_dim),
                kw = static_cast<size_t>(m.kv_heads * m.head_dim);
-  s.x.resize(n * static_cast<size_t>(m.width));
   s.h.resize(n * static_cast<size_t>(m.width));
   s.qkv.resize(n * (qw + 2 * kw));
   if (s.keep_pre) s.q_pre.resize(n * qw);
@@ -140,7 +159,12 @@ void Engine::Reset() {
   timing_ = {};
   counters_ = {};
   quality_ = {};
-  for (Impl::Cache& c : impl_->cache) std::memset(c.state.data(), 0, c.state.bytes());
+  std::fill(modes_.begin(), modes_.end(), LayerMode::kUndecided);
+  std::fill(layer_counters_.begin(), layer_counters_.end(), sluice::AttentionCounters{});
+  for (Impl::Cache& c : impl_->cache) {
+    c.rows = c.missing = 0;
+    std::memset(c.state.data(), 0, c.state.bytes());
+  }
 }
 
 absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
@@ -153,105 +177,221 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
     if (t < 0 || t >= model_.shape.vocab)
       return absl::InvalidArgumentError(absl::StrCat("token ", t, " is outside [0, ", model_.shape.vocab, ")"));
   }
-  const auto begin = Clock::now();
-  for (int64_t at = 0; at < n; at += options_.chunk) {
-    SLUICE_RETURN_IF_ERROR(Pass(tokens.data() + at, std::min(options_.chunk, n - at), from, visit));
-    if (progress) progress(std::min(n, at + options_.chunk));
+  if (n == 0) return absl::OkStatus();
+  const auto start = Clock::now();
+  const int64_t width = model_.shape.width, layers = model_.shape.layers;
+  Impl& s = *impl_;
+  if (s.x.size() < static_cast<size_t>(n * width)) s.x.resize(static_cast<size_t>(n * width));
+  for (int64_t i = 0; i < n; ++i)
+    std::memcpy(&s.x[static_cast<size_t>(i * width)],
+                &model_.embed[static_cast<size_t>(tokens[static_cast<size_t>(i)] * width)],
+                static_cast<size_t>(width) * sizeof(float));
+  // Layer by layer, each over all chunks: a layer router sees the end of the prompt before the layer's attention runs.
+  const bool decide = options_.layers.on() && length_ == 0;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    if (decide) SLUICE_RETURN_IF_ERROR(Decide(layer, n));
+    Impl::Cache& cache = s.cache[static_cast<size_t>(layer)];
+    if (length_ == 0) {
+      cache.k.resize(static_cast<size_t>(s.capacity) * CacheRowBytes());
+      cache.v.resize(cache.k.size());
+    }
+    for (int64_t at = 0; at < n; at += options_.chunk) {
+      const int64_t count = std::min(options_.chunk, n - at);
+      SLUICE_RETURN_IF_ERROR(RunLayer(layer, &s.x[static_cast<size_t>(at * width)], length_ + at, count, length_ + n));
+      if (options_.layers.evict && length_ > 0) Evict(layer);
+      if (progress) progress((layer * n + at + count) / layers);
+    }
+    if (options_.layers.evict) Evict(layer);
+    if (options_.layers.evict) Evict(layer);
   }
-  timing_.total_s += Seconds(begin);
+  length_ += n;
+  for (int64_t at = std::max<int64_t>(0, from - (length_ - n)); visit && at < n; at += options_.chunk) {
+    const int64_t count = std::min(options_.chunk, n - at);
+    for (int64_t i = 0; i < count; ++i)
+      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>((at + i) * width)], model_.norm.data(),
+                               static_cast<size_t>(width), model_.shape.eps, &s.h[static_cast<size_t>(i * width)]);
+    MatMul(s.h.data(), model_.head(), count, width, model_.shape.vocab, s.logits.data());
+    for (int64_t i = 0; i < count; ++i)
+      visit(length_ - n + at + i, &s.logits[static_cast<size_t>(i * model_.shape.vocab)]);
+  }
+  timing_.total_s += Seconds(start);
   return absl::OkStatus();
 }
 
-absl::Status Engine::Pass(const int32_t* tokens, int64_t n, int64_t from,
-                          const std::function<void(int64_t, const float*)>& visit) {
+absl::Status Engine::PrepareLayerRouting() {
+  const LayerRouting& lr = options_.layers;
+  Impl& s = *impl_;
+  const int64_t layers = model_.shape.layers;
+  if (!lr.fixed.empty() && static_cast<int64_t>(lr.fixed.size()) != layers)
+    return absl::InvalidArgumentError(absl::StrCat(lr.fixed.size(), " fixed layer modes for ", layers, " layers"));
+  for (int64_t layer = 0; lr.fixed.empty() && layer < layers; ++layer) {
+    SLUICE_ASSIGN_OR_RETURN(sluice::FluxAttention r, sluice::FluxAttention::Create({layer}, *lr.weights));
+    if (r.dim() != model_.shape.head_dim)
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer routers for head width ", r.dim(), ", the model has ", model_.shape.head_dim));
+    s.flux.push_back(std::move(r));
+  }
+  SLUICE_ASSIGN_OR_RETURN(const sluice::Spec spec, sluice::ParseSpec(lr.sparse_decode));
+  sluice::SinkWindow::Config decode;
+  if (spec.name != sluice::SinkWindow::kName)
+    return absl::InvalidArgumentError(absl::StrCat("sparse layers decode with sink_window, not '", spec.name, "'"));
+  SLUICE_RETURN_IF_ERROR(sluice::ReadConfig(spec.options, decode));
+  if (decode.last_dense > 0) return absl::InvalidArgumentError("last_dense is for prompts, not for decode");
+  s.sink = decode.sink, s.window = decode.window;
+  return absl::OkStatus();
+}
+
+// The layer's mode, from the queries of the prompt's first and last tokens.
+absl::Status Engine::Decide(int64_t layer, int64_t prompt) {
+  Impl& s = *impl_;
+  const auto mark = Clock::now();
+  LayerMode& mode = modes_[static_cast<size_t>(layer)];
+  if (!options_.layers.fixed.empty()) {
+    mode = options_.layers.fixed[static_cast<size_t>(layer)];
+    return absl::OkStatus();
+  }
+  const ModelShape& m = model_.shape;
+  const sluice::FluxAttention& router = s.flux[static_cast<size_t>(layer)];
+  s.pool.resize(static_cast<size_t>(2 * m.head_dim));
+  s.route.resize(static_cast<size_t>(m.head_dim) + router.scratch_floats());
+  sluice::PrefixSuffixPool pool(prompt, router.pool(), m.head_dim, s.pool.data());
+  const Layer& w = model_.layers[static_cast<size_t>(layer)];
+  const int64_t qw = m.heads * m.head_dim;
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at += options_.chunk) {
+      const int64_t n = std::min(options_.chunk, end - at);
+      for (int64_t i = 0; i < n; ++i)
+        sluice::kernels::RmsNorm(&s.x[static_cast<size_t>((at + i) * m.width)], w.attn_norm.data(),
+                                 static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
+      MatMul(s.h.data(), w.qkv, n, m.width, qw, s.o.data());  // the query rows stand first
+      pool.Add({s.o.data(), n, m.heads, m.head_dim, qw, m.head_dim}, at);
+    }
+  };
+  const int64_t head = std::min(router.pool(), prompt), tail = std::max(head, prompt - router.pool());
+  add(0, head);
+  add(tail, prompt);
+  pool.Finish(m.heads, s.route.data());
+  float* logits = &layer_logits_[static_cast<size_t>(2 * layer)];
+  router.Logits(s.route.data(), s.route.data() + m.head_dim, logits);
+  mode = sluice::FluxAttention::Decide(logits) == sluice::FluxAttention::kFull ? LayerMode::kFull : LayerMode::kSparse;
+  ++router_calls_;
+  timing_.route_s += Seconds(mark);
+  return absl::OkStatus();
+}
+
+size_t Engine::CacheRowBytes() const {
+  return static_cast<size_t>(model_.shape.kv_heads * model_.shape.head_dim) * sluice::DTypeBytes(options_.cache);
+}
+int64_t Engine::cache_rows(int64_t layer) const { return impl_->cache[static_cast<size_t>(layer)].rows; }
+
+// Drops what a sparse layer's decode will never see, and after a prompt the memory too. It waits until a whole window
+// can go, so that moving the rest costs about one row a token.
+void Engine::Evict(int64_t layer) {
+  Impl::Cache& c = impl_->cache[static_cast<size_t>(layer)];
+  const Impl& s = *impl_;
+  if (modes_[static_cast<size_t>(layer)] != LayerMode::kSparse || c.rows < s.sink + 2 * s.window) return;
+  const size_t row = CacheRowBytes(), sink = static_cast<size_t>(s.sink) * row,
+               window = static_cast<size_t>(s.window) * row,
+               room = sink + 2 * window + static_cast<size_t>(options_.chunk) * row;
+  for (std::vector<std::byte>* x : {&c.k, &c.v}) {
+    const std::byte* kept = x->data() + static_cast<size_t>(c.rows) * row - window;
+    if (x->size() <= room) {
+      std::memmove(x->data() + sink, kept, window);
+    } else {
+      std::vector<std::byte> small(room);
+      std::memcpy(small.data(), x->data(), sink);
+      std::memcpy(small.data() + sink, kept, window);
+      x->swap(small);
+    }
+  }
+  c.missing += c.rows - s.window - s.sink;
+  c.rows = s.sink + s.window;
+}
+
+// Tokens [begin, begin + n) of a feed that ends at `end`, through one layer.
+absl::Status Engine::RunLayer(int64_t li, float* x, int64_t begin, int64_t n, int64_t end) {
   Impl& s = *impl_;
   const ModelShape& m = model_.shape;
   const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d, row = qw + 2 * kw;
-  const size_t cache_row = static_cast<size_t>(kw) * sluice::DTypeBytes(options_.cache);
+  const size_t cache_row = CacheRowBytes();
+  const Layer& layer = model_.layers[static_cast<size_t>(li)];
+  Impl::Cache& cache = s.cache[static_cast<size_t>(li)];
   for (int64_t i = 0; i < n; ++i)
-    std::memcpy(&s.x[static_cast<size_t>(i * m.width)], &model_.embed[static_cast<size_t>(tokens[i] * m.width)],
-                static_cast<size_t>(m.width) * sizeof(float));
-  for (int64_t li = 0; li < m.layers; ++li) {
-    const Layer& layer = model_.layers[static_cast<size_t>(li)];
-    Impl::Cache& cache = s.cache[static_cast<size_t>(li)];
-    for (int64_t i = 0; i < n; ++i)
-      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], layer.attn_norm.data(),
-                               static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
-    MatMul(s.h.data(), layer.qkv, n, m.width, row, s.qkv.data());
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t p = length_ + i;
-      float* q = &s.qkv[static_cast<size_t>(i * row)];
-      float* k = q + qw;
-      if (s.keep_pre) {
-        std::memcpy(&s.q_pre[static_cast<size_t>(i * qw)], q, static_cast<size_t>(qw) * sizeof(float));
-        std::memcpy(&cache.k_pre[static_cast<size_t>(p * kw)], k, static_cast<size_t>(kw) * sizeof(float));
-      }
-      const float* c = &s.cos[static_cast<size_t>(p * d / 2)];
-      const float* sn = &s.sin[static_cast<size_t>(p * d / 2)];
-      for (int64_t h = 0; h < m.heads + m.kv_heads; ++h)
-        sluice::kernels::RopeRotate(q + h * d, static_cast<size_t>(d), c, sn,
-                                    sluice::kernels::RopeLayout::kInterleaved);
-      sluice::kernels::ConvertFromF32(k, static_cast<size_t>(kw), options_.cache,
-                                      cache.k.data() + static_cast<size_t>(p) * cache_row);
-      sluice::kernels::ConvertFromF32(k + kw, static_cast<size_t>(kw), options_.cache,
-                                      cache.v.data() + static_cast<size_t>(p) * cache_row);
-    }
-    // Sluice: plan, then run.
-    Impl::Routing& routing = li < options_.dense_layers ? s.dense : s.routed;
-    sluice::AttentionInputs in;
-    in.q = {s.qkv.data(), n, m.heads, d, row, d};
-    in.k = {cache.k.data(), options_.cache, length_ + n, m.kv_heads, d, kw, d};
-    in.v = {cache.v.data(), options_.cache, length_ + n, m.kv_heads, d, kw, d};
-    in.q_begin = length_;
-    in.scale = 1.0f / std::sqrt(static_cast<float>(d));
-    in.rope_base = m.rope_base;
+    sluice::kernels::RmsNorm(x + i * m.width, layer.attn_norm.data(), static_cast<size_t>(m.width), m.eps,
+                             &s.h[static_cast<size_t>(i * m.width)]);
+  MatMul(s.h.data(), layer.qkv, n, m.width, row, s.qkv.data());
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t p = begin + i, slot = p - cache.missing;
+    float* q = &s.qkv[static_cast<size_t>(i * row)];
+    float* k = q + qw;
     if (s.keep_pre) {
-      in.q_pre = {s.q_pre.data(), n, m.heads, d, qw, d};
-      in.k_pre = {cache.k_pre.data(), DType::kF32, length_ + n, m.kv_heads, d, kw, d};
+      std::memcpy(&s.q_pre[static_cast<size_t>(i * qw)], q, static_cast<size_t>(qw) * sizeof(float));
+      std::memcpy(&cache.k_pre[static_cast<size_t>(slot * kw)], k, static_cast<size_t>(kw) * sizeof(float));
     }
-    auto mark = Clock::now();
-    SLUICE_RETURN_IF_ERROR(routing.router->Run(*routing.plan, in, cache.state.data(),
-                                               {{s.plan_ws.data(), s.plan_ws.bytes()}, s.executor.get()},
-                                               routing.buffer));
-    timing_.plan_s += Seconds(mark);
-    sluice::AttendInputs ai;
-    ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
-    sluice::AttendOutputs ao;
-    ao.o = {s.o.data(), n, m.heads, d, qw, d};
-    ao.counters = &counters_;
+    const float* c = &s.cos[static_cast<size_t>(p * d / 2)];
+    const float* sn = &s.sin[static_cast<size_t>(p * d / 2)];
+    for (int64_t h = 0; h < m.heads + m.kv_heads; ++h)
+      sluice::kernels::RopeRotate(q + h * d, static_cast<size_t>(d), c, sn, sluice::kernels::RopeLayout::kInterleaved);
+    sluice::kernels::ConvertFromF32(k, static_cast<size_t>(kw), options_.cache,
+                                    cache.k.data() + static_cast<size_t>(slot) * cache_row);
+    sluice::kernels::ConvertFromF32(k + kw, static_cast<size_t>(kw), options_.cache,
+                                    cache.v.data() + static_cast<size_t>(slot) * cache_row);
+  }
+  // Sluice: plan, then run.
+  const bool sparse = modes_[static_cast<size_t>(li)] == LayerMode::kSparse;
+  Impl::Routing& routing = sparse                       ? (begin == 0 || n > 1 ? s.sparse : s.sparse_decode)
+                           : li < options_.dense_layers ? s.dense
+                                                        : s.routed;
+  const int64_t slots = begin + n - cache.missing;
+  cache.rows = slots;
+  sluice::AttentionInputs in;
+  in.q = {s.qkv.data(), n, m.heads, d, row, d};
+  in.k = {cache.k.data(), options_.cache, slots, m.kv_heads, d, kw, d};
+  in.v = {cache.v.data(), options_.cache, slots, m.kv_heads, d, kw, d};
+  in.q_begin = begin - cache.missing;
+  in.prompt_end = end - cache.missing;
+  in.scale = 1.0f / std::sqrt(static_cast<float>(d));
+  in.rope_base = m.rope_base;
+  if (s.keep_pre) {
+    in.q_pre = {s.q_pre.data(), n, m.heads, d, qw, d};
+    in.k_pre = {cache.k_pre.data(), DType::kF32, slots, m.kv_heads, d, kw, d};
+  }
+  auto mark = Clock::now();
+  SLUICE_RETURN_IF_ERROR(routing.router->Run(*routing.plan, in, cache.state.data(),
+                                             {{s.plan_ws.data(), s.plan_ws.bytes()}, s.executor.get()},
+                                             routing.buffer));
+  timing_.plan_s += Seconds(mark);
+  sluice::AttendInputs ai;
+  ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
+  sluice::AttendOutputs ao;
+  ao.o = {s.o.data(), n, m.heads, d, qw, d};
+  sluice::AttentionCounters counted;
+  ao.counters = &counted;
+  mark = Clock::now();
+  SLUICE_RETURN_IF_ERROR(
+      s.attend->Run(routing.buffer.plan(), ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
+  timing_.attend_s += Seconds(mark);
+  counters_.Add(counted);
+  layer_counters_[static_cast<size_t>(li)].Add(counted);
+  if (options_.quality_stride > 0 && n > 1) {
     mark = Clock::now();
-    SLUICE_RETURN_IF_ERROR(
-        s.attend->Run(routing.buffer.plan(), ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
-    timing_.attend_s += Seconds(mark);
-    if (options_.quality_stride > 0 && n > 1) {
-      mark = Clock::now();
-      quality_.Add(
-          sluice::MeasurePlan(routing.buffer.plan(), in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
-      timing_.total_s -= Seconds(mark);
+    quality_.Add(
+        sluice::MeasurePlan(routing.buffer.plan(), in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
+    timing_.total_s -= Seconds(mark);
+  }
+  MatMul(s.o.data(), layer.attn_out, n, qw, m.width, x, true);
+  for (int64_t i = 0; i < n; ++i)
+    sluice::kernels::RmsNorm(x + i * m.width, layer.ffn_norm.data(), static_cast<size_t>(m.width), m.eps,
+                             &s.h[static_cast<size_t>(i * m.width)]);
+  MatMul(s.h.data(), layer.gate_up, n, m.width, 2 * m.ffn, s.ff.data());
+  s.executor->ParallelFor(n, 16, [&](int64_t b, int64_t e, int) {
+    for (int64_t i = b; i < e; ++i) {
+      const float* gate = &s.ff[static_cast<size_t>(i * 2 * m.ffn)];
+      float* act = &s.act[static_cast<size_t>(i * m.ffn)];
+      for (int64_t j = 0; j < m.ffn; ++j) act[j] = gate[j] / (1.0f + std::exp(-gate[j])) * gate[m.ffn + j];
     }
-    MatMul(s.o.data(), layer.attn_out, n, qw, m.width, s.x.data(), true);
-    for (int64_t i = 0; i < n; ++i)
-      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], layer.ffn_norm.data(),
-                               static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
-    MatMul(s.h.data(), layer.gate_up, n, m.width, 2 * m.ffn, s.ff.data());
-    s.executor->ParallelFor(n, 16, [&](int64_t b, int64_t e, int) {
-      for (int64_t i = b; i < e; ++i) {
-        const float* gate = &s.ff[static_cast<size_t>(i * 2 * m.ffn)];
-        float* act = &s.act[static_cast<size_t>(i * m.ffn)];
-        for (int64_t j = 0; j < m.ffn; ++j) act[j] = gate[j] / (1.0f + std::exp(-gate[j])) * gate[m.ffn + j];
-      }
-    });
-    MatMul(s.act.data(), layer.down, n, m.ffn, m.width, s.x.data(), true);
-  }
-  if (visit && length_ + n > from) {
-    const int64_t first = std::max<int64_t>(0, from - length_);
-    for (int64_t i = first; i < n; ++i)
-      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>(i * m.width)], model_.norm.data(), static_cast<size_t>(m.width),
-                               m.eps, &s.h[static_cast<size_t>(i * m.width)]);
-    MatMul(&s.h[static_cast<size_t>(first * m.width)], model_.head(), n - first, m.width, m.vocab, s.logits.data());
-    for (int64_t i = first; i < n; ++i) visit(length_ + i, &s.logits[static_cast<size_t>((i - first) * m.vocab)]);
-  }
-  length_ += n;
+  });
+  MatMul(s.act.data(), layer.down, n, m.ffn, m.width, x, true);
   return absl::OkStatus();
 }
 

@@ -13,8 +13,20 @@
 #include "sluice/runtime/attend/metrics.h"
 
 namespace engine {
+// Full or sparse attention of a layer, as Flux Attention numbers them.
+enum class LayerMode : uint8_t { kSparse = 0, kFull = 1, kUndecided = 255 };
+// Layer routing: every layer of a prompt runs `router` (full) or `sparse`, chosen once at prefill by a trained router.
+struct LayerRouting {
+  const sluice::WeightSource* weights = nullptr;                 // trained layer routers; must outlive Create only
+  std::vector<LayerMode> fixed;                                  // or these modes, one a layer
+  std::string sparse = "sink_window:sink=64,window=256";         // prefill of a sparse layer
+  std::string sparse_decode = "sink_window:sink=64,window=256";  // and its decode: sink_window only
+  bool evict = false;                                            // sparse layers keep only what their decode can see
+  bool on() const { return weights != nullptr || !fixed.empty(); }
+};
 struct EngineOptions {
   std::string router = "dense";
+  LayerRouting layers;
   sluice::DType cache = sluice::DType::kF32;
   int64_t chunk = 512;         // prompt tokens per pass
   int64_t max_tokens = 0;      // 0: the model's context
@@ -23,7 +35,7 @@ struct EngineOptions {
   int64_t quality_stride = 0;  // > 0: measure density and mass recall of every so many queries (slow)
 };
 struct Timing {
-  double total_s = 0, plan_s = 0, attend_s = 0;  // without the time that quality measuring takes
+  double total_s = 0, plan_s = 0, attend_s = 0, route_s = 0;  // without the time that quality measuring takes
 };
 
 class Engine {
@@ -41,12 +53,23 @@ class Engine {
   const sluice::AttentionCounters& counters() const { return counters_; }
   const sluice::PlanQuality& quality() const { return quality_; }
   const Model& model() const { return model_; }
+  // What was decided for this sequence, and the logits (sparse, full) of every layer; undecided before the prefill.
+  const std::vector<LayerMode>& modes() const { return modes_; }
+  const std::vector<float>& layer_logits() const { return layer_logits_; }
+  const sluice::AttentionCounters& layer_counters(int64_t layer) const {
+    return layer_counters_[static_cast<size_t>(layer)];
+  }
+  int64_t router_calls() const { return router_calls_; }
+  int64_t cache_rows(int64_t layer) const;  // keys kept now
 
  private:
   struct Impl;
   Engine(const Model& model, const EngineOptions& options);
-  absl::Status Pass(const int32_t* tokens, int64_t n, int64_t from,
-                    const std::function<void(int64_t, const float*)>& visit);
+  absl::Status PrepareLayerRouting();
+  absl::Status Decide(int64_t layer, int64_t prompt);
+  absl::Status RunLayer(int64_t layer, float* x, int64_t begin, int64_t n, int64_t end);
+  void Evict(int64_t layer);
+  size_t CacheRowBytes() const;
 
   const Model& model_;
   EngineOptions options_;
@@ -55,6 +78,10 @@ class Engine {
   Timing timing_;
   sluice::AttentionCounters counters_;
   sluice::PlanQuality quality_;
+  std::vector<LayerMode> modes_;
+  std::vector<float> layer_logits_;
+  std::vector<sluice::AttentionCounters> layer_counters_;
+  int64_t router_calls_ = 0;
 };
 
 // exp of the mean negative log-likelihood of tokens 1.. given those before. Fills `nll` when not null.

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "sluice/api/version.h"
+#include "sluice/api/weight_source.h"
 
 SLUICE_BEGIN_NAMESPACE
 enum class GgufType : uint32_t { kF32 = 0, kF16 = 1, kQ8_0 = 8 };
@@ -30,7 +31,7 @@ struct GgufTensor {
 using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
                                std::vector<std::string>>;
 
-class Gguf {
+class Gguf final : public WeightSource {
  public:
   // Maps the file; the object keeps the mapping.
   static absl::StatusOr<Gguf> Open(const std::string& path);
@@ -38,13 +39,12 @@ class Gguf {
   static absl::StatusOr<Gguf> Parse(absl::Span<const std::byte> bytes);
 
   bool Has(const std::string& key) const { return values_.count(key) > 0; }
-  absl::StatusOr<int64_t> Int(const std::string& key) const;
-  absl::StatusOr<double> Real(const std::string& key) const;  // accepts integers
-  absl::StatusOr<std::string> Text(const std::string& key) const;
+  absl::StatusOr<int64_t> Int(const std::string& key) const override;
+  absl::StatusOr<double> Real(const std::string& key) const override;
+  absl::StatusOr<std::string> Text(const std::string& key) const override;
   absl::StatusOr<const std::vector<std::string>*> Texts(const std::string& key) const;
   absl::StatusOr<const GgufTensor*> Tensor(const std::string& name) const;
-  // All elements as float; the tensor must have exactly this shape (fastest dimension first).
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const;
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override;
   const std::map<std::string, GgufValue>& values() const { return values_; }
   const std::map<std::string, GgufTensor>& tensors() const { return tensors_; }
 

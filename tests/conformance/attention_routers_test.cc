@@ -209,7 +209,7 @@ TEST_P(AttentionRouters, ErrorsAreClear) {
 TEST_P(AttentionRouters, ConfigPrintsAndReadsBack) {
   for (const auto& [name, factory] : BuiltinRouters().attention) {
     if (name != GetParam()) continue;
-    EXPECT_TRUE(factory->Create(ParseSpec("x:" + factory->FullBudget())->options).ok());
+    EXPECT_TRUE(factory->Create(ParseSpec("x:" + factory->FullBudget())->options, nullptr).ok());
     EXPECT_FALSE(factory->Describe().empty());
   }
 }

@@ -13,6 +13,7 @@ import json
 import lzma
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -21,8 +22,9 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-import facts
-import gguf_writer
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "common"))
+import facts  # noqa: E402
+import gguf_writer  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 P.add_argument("--corpus", required=True)

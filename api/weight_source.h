@@ -1,0 +1,24 @@
+#ifndef SLUICE_API_WEIGHT_SOURCE_H_
+#define SLUICE_API_WEIGHT_SOURCE_H_
+// Where a learned router finds its trained weights. The GGUF reader is one; a host may bring its own.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual absl::StatusOr<int64_t> Int(const std::string& key) const = 0;
+  virtual absl::StatusOr<double> Real(const std::string& key) const = 0;  // accepts integers
+  virtual absl::StatusOr<std::string> Text(const std::string& key) const = 0;
+  // All elements as float; the tensor must have exactly this shape (fastest dimension first) and be finite.
+  virtual absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                                     absl::Span<const uint64_t> shape) const = 0;
+};
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_API_WEIGHT_SOURCE_H_

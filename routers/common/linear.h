@@ -1,0 +1,38 @@
+#ifndef SLUICE_ROUTERS_COMMON_LINEAR_H_
+#define SLUICE_ROUTERS_COMMON_LINEAR_H_
+// Small dense layers of learned routers and forecasters.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "sluice/api/check.h"
+#include "sluice/api/weight_source.h"
+#include "sluice/runtime/kernels/dot/dot.h"
+
+SLUICE_BEGIN_NAMESPACE
+// y = W x + b, W [out, in] row-major.
+struct Linear {
+  int64_t in = 0, out = 0;
+  std::vector<float> weight, bias;
+
+  // Reads `name`.weight and `name`.bias.
+  static absl::StatusOr<Linear> Read(const WeightSource& source, const std::string& name, int64_t in, int64_t out) {
+    Linear l{in, out, {}, {}};
+    const uint64_t shape[] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
+    SLUICE_ASSIGN_OR_RETURN(l.weight, source.ReadF32(name + ".weight", shape));
+    SLUICE_ASSIGN_OR_RETURN(l.bias, source.ReadF32(name + ".bias", absl::MakeConstSpan(shape).subspan(1)));
+    return l;
+  }
+  // One row. Its bits do not depend on other rows of a batch. O(in out).
+  void Apply(const float* x, float* y) const {
+    for (int64_t o = 0; o < out; ++o)
+      y[o] = kernels::Dot(x, weight.data() + o * in, DType::kF32, static_cast<size_t>(in)) +
+             bias[static_cast<size_t>(o)];
+  }
+};
+inline float SiLU(float x) { return x / (1.0f + std::exp(-x)); }
+inline void SiLU(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = SiLU(x[i]);
+}
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_COMMON_LINEAR_H_
