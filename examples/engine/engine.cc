@@ -13,6 +13,7 @@
 #include "sluice/routers/layer/flux_attention/flux_attention.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 #include "sluice/runtime/kernels/convert/convert.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
 #include "sluice/runtime/kernels/rope/rope.h"
@@ -285,27 +286,31 @@ size_t Engine::CacheRowBytes() const {
 int64_t Engine::cache_rows(int64_t layer) const { return impl_->cache[static_cast<size_t>(layer)].rows; }
 
 // Drops what a sparse layer's decode will never see, and after a prompt the memory too. It waits until a whole window
-// can go, so that moving the rest costs about one row a token.
+// can go, so that moving the rest costs about one row a token. Whole panels go and one key stays between sinks and
+// window: then the executor cuts the same panels as without eviction, and the output keeps its bits.
 void Engine::Evict(int64_t layer) {
   Impl::Cache& c = impl_->cache[static_cast<size_t>(layer)];
   const Impl& s = *impl_;
-  if (modes_[static_cast<size_t>(layer)] != LayerMode::kSparse || c.rows < s.sink + 2 * s.window) return;
+  if (modes_[static_cast<size_t>(layer)] != LayerMode::kSparse) return;
+  constexpr int64_t kPanel = static_cast<int64_t>(sluice::kernels::kPanelKeys);
+  const int64_t gone = (c.rows - s.sink - s.window - 1) / kPanel * kPanel;
+  if (gone <= 0 || (gone < s.window && c.missing > 0)) return;
   const size_t row = CacheRowBytes(), sink = static_cast<size_t>(s.sink) * row,
-               window = static_cast<size_t>(s.window) * row,
-               room = sink + 2 * window + static_cast<size_t>(options_.chunk) * row;
+               kept = static_cast<size_t>(c.rows - s.sink - gone) * row,
+               room = sink + static_cast<size_t>(2 * s.window + 2 * kPanel + options_.chunk) * row;
   for (std::vector<std::byte>* x : {&c.k, &c.v}) {
-    const std::byte* kept = x->data() + static_cast<size_t>(c.rows) * row - window;
+    const std::byte* from = x->data() + sink + static_cast<size_t>(gone) * row;
     if (x->size() <= room) {
-      std::memmove(x->data() + sink, kept, window);
+      std::memmove(x->data() + sink, from, kept);
     } else {
       std::vector<std::byte> small(room);
       std::memcpy(small.data(), x->data(), sink);
-      std::memcpy(small.data() + sink, kept, window);
+      std::memcpy(small.data() + sink, from, kept);
       x->swap(small);
     }
   }
-  c.missing += c.rows - s.window - s.sink;
-  c.rows = s.sink + s.window;
+  c.missing += gone;
+  c.rows -= gone;
 }
 
 // Tokens [begin, begin + n) of a feed that ends at `end`, through one layer.
