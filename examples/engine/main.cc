@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "sluice/examples/engine/engine.h"
+#include "sluice/examples/engine/evaluate.h"
 #include "sluice/examples/engine/report.h"
 #include "sluice/routers/builtin.h"
 
@@ -229,6 +230,23 @@ int main(int argc, char** argv) {
   show->add_option("--routers", demo.routers, "router specs; the first is the baseline (default: a list of all)");
   show->add_option("--report", demo.report, "HTML report to write")->capture_default_str();
   CLI::App* list = app.add_subcommand("routers", "List the attention routers and their settings.");
+  CLI::App* evaluate = app.add_subcommand("evaluate",
+                                          "Trained quality of a learned method, over its training seeds.\nExample: "
+                                          "engine evaluate flux_attention --prompts 12");
+  std::string method;
+  engine::EvaluateOptions eval;
+  eval.folder = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
+  evaluate->add_option("method", method, "learned method")->required()->check(CLI::IsMember({"flux_attention"}));
+  evaluate->add_option("--prompts", eval.prompts, "prompts a task")->capture_default_str()->check(CLI::Range(1, 1000));
+  evaluate->add_option("--length", eval.length, "tokens of a prompt")->capture_default_str();
+  evaluate->add_option("--speed-length", eval.speed_length, "tokens of a timed prompt; 0: no timing")
+      ->capture_default_str();
+  evaluate->add_option("--repeats", eval.repeats, "timed repetitions")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  evaluate->add_option("--threads", eval.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
+  evaluate->add_option("--weights", eval.folder, "folder of the trained weights and held-out tokens")
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   if (spaces) demo.separator = " ";
 
@@ -242,6 +260,10 @@ int main(int argc, char** argv) {
   options.cache = *type;
   absl::StatusOr<engine::Model> model = engine::LoadModel(model_path);
   if (!model.ok()) return Fail(model.status());
+  if (evaluate->parsed()) {
+    const absl::Status done = engine::EvaluateFluxAttention(*model, eval);
+    return done.ok() ? 0 : Fail(done);
+  }
   if (show->parsed()) return Demo(*model, options, demo);
   if (gen->parsed()) {
     options.max_tokens =

@@ -1,0 +1,21 @@
+#ifndef SLUICE_EXAMPLES_ENGINE_EVALUATE_H_
+#define SLUICE_EXAMPLES_ENGINE_EVALUATE_H_
+// Trained quality of the learned methods on the bundled model: each prints a table with mean and spread over the
+// training seeds, beside dense and beside a random choice at the same rate.
+#include <string>
+
+#include "absl/status/status.h"
+#include "sluice/examples/engine/model.h"
+
+namespace engine {
+struct EvaluateOptions {
+  int64_t prompts = 12;          // per task and length
+  int64_t length = 4096;         // tokens of a quality prompt
+  int64_t speed_length = 16000;  // tokens of a timed prompt; 0: no timing
+  int64_t repeats = 7;           // timed repetitions; medians are printed
+  int threads = 0;
+  std::string folder;  // where the trained weights and held-out tokens are
+};
+absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& options);
+}  // namespace engine
+#endif  // SLUICE_EXAMPLES_ENGINE_EVALUATE_H_
