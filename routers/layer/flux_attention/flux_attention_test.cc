@@ -3,53 +3,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
-
 #include "sluice/routers/builtin.h"
 #include "sluice/routers/layer/flux_attention/flux_attention_reference.h"
-#include "sluice/runtime/base/counter_rng.h"
+#include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-// Seeded weights of any shape asked for.
-class RandomWeights final : public WeightSource {
- public:
-  explicit RandomWeights(int64_t dim, int64_t layers = 2) : ints_{{"dim", dim}, {"layers", layers}, {"pool", 10}} {}
-  absl::StatusOr<int64_t> Int(const std::string& key) const override {
-    const auto it = ints_.find(key.substr(key.rfind('.') + 1));
-    if (it == ints_.end()) return absl::NotFoundError(key);
-    return it->second;
-  }
-  absl::StatusOr<double> Real(const std::string& key) const override { return absl::NotFoundError(key); }
-  absl::StatusOr<std::string> Text(const std::string& key) const override { return absl::NotFoundError(key); }
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
-                                             absl::Span<const uint64_t> shape) const override {
-    if (name == missing) return absl::NotFoundError(absl::StrCat("no tensor '", name, "'"));
-    uint64_t n = 1, seed = 7;
-    for (uint64_t s : shape) n *= s;
-    for (char c : name) seed = seed * 131 + static_cast<unsigned char>(c);
-    std::vector<float> x(n);
-    for (uint64_t i = 0; i < n; ++i)
-      x[i] = 0.2f * static_cast<float>(RandomUniform({seed, 0, 0, 0, i}) - 0.5);
-    return x;
-  }
-  std::string missing;
-
- private:
-  std::map<std::string, int64_t> ints_;
-};
-std::vector<float> Features(int64_t rows, int64_t dim, uint64_t seed) {
-  std::vector<float> x(static_cast<size_t>(rows * dim));
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(4 * RandomUniform({seed, 0, 0, 0, i}) - 2);
-  return x;
-}
+RandomWeights Weights(int64_t dim) { return RandomWeights({{"dim", dim}, {"layers", 2}, {"pool", 10}}); }
 
 TEST(FluxAttention, LogitsMatchTheReference) {
-  const RandomWeights w(32);
+  const RandomWeights w = Weights(32);
   for (int64_t layer : {0, 1}) {
     auto r = FluxAttention::Create({layer}, w);
     ASSERT_TRUE(r.ok()) << r.status();
-    const std::vector<float> x = Features(20, 32, 5);
+    const std::vector<float> x = RandomFeatures(20, 32, 5);
     std::vector<float> scratch(r->scratch_floats());
     for (int64_t i = 0; i < 20; ++i) {
       float got[2];
@@ -63,7 +30,7 @@ TEST(FluxAttention, LogitsMatchTheReference) {
 TEST(FluxAttention, PoolMatchesTheReferenceInAnyChunks) {
   constexpr int64_t kHeads = 3, kDim = 8;
   for (int64_t n : {1, 2, 9, 10, 19, 20, 21, 127, 128, 129}) {
-    const std::vector<float> x = Features(n, kHeads * kDim, static_cast<uint64_t>(n));
+    const std::vector<float> x = RandomFeatures(n, kHeads * kDim, static_cast<uint64_t>(n));
     const auto rows = [&](int64_t begin, int64_t count) {
       return HeadsView<const float>{x.data() + begin * kHeads * kDim, count, kHeads, kDim, kHeads * kDim, kDim};
     };
@@ -86,17 +53,16 @@ TEST(FluxAttention, PoolMatchesTheReferenceInAnyChunks) {
   EXPECT_EQ(none[0], 0.0f);
 }
 TEST(FluxAttention, DecisionsAreSoloDecisions) {
-  const RandomWeights w(16);
+  const RandomWeights w = Weights(16);
   auto made = BuiltinRouters().routers.Create("flux_attention:layer=1", &w);
   ASSERT_TRUE(made.ok()) << made.status();
   constexpr int64_t kItems = 64;
   auto plan = (*made)->MakePlan({kItems, 2, 16, 1});
   ASSERT_TRUE(plan.ok()) << plan.status();
-  const std::vector<float> x = Features(kItems, 16, 3);
-  std::vector<std::byte> memory((*plan)->info().workspace_bytes + kWorkspaceAlign);
+  const std::vector<float> x = RandomFeatures(kItems, 16, 3);
+  AlignedBytes memory((*plan)->info().workspace_bytes);
   RunContext ctx;
-  ctx.workspace = {memory.data() + (kWorkspaceAlign - reinterpret_cast<uintptr_t>(memory.data()) % kWorkspaceAlign),
-                   (*plan)->info().workspace_bytes};
+  ctx.workspace = {memory.data(), (*plan)->info().workspace_bytes};
   const auto run = [&](const float* from, int64_t items) {
     std::vector<int32_t> ptr(static_cast<size_t>(items) + 1), unit(static_cast<size_t>(items));
     std::vector<float> weight(static_cast<size_t>(items));
@@ -109,7 +75,8 @@ TEST(FluxAttention, DecisionsAreSoloDecisions) {
     return unit;
   };
   const std::vector<int32_t> all = run(x.data(), kItems);
-  for (int64_t i = 0; i < kItems; ++i) EXPECT_EQ(run(&x[static_cast<size_t>(i * 16)], 1)[0], all[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < kItems; ++i)
+    EXPECT_EQ(run(&x[static_cast<size_t>(i * 16)], 1)[0], all[static_cast<size_t>(i)]);
   EXPECT_TRUE(run(x.data(), 0).empty());
   RouteInputs wide;
   wide.features = {x.data(), 4, 8, 8};
@@ -124,14 +91,16 @@ TEST(FluxAttention, TiesAndNaN) {
   EXPECT_EQ(FluxAttention::Decide(odd2), FluxAttention::kFull);
 }
 TEST(FluxAttention, ErrorsSayWhatIsWrong) {
-  RandomWeights w(16);
+  RandomWeights w = Weights(16);
   const auto message = [](const auto& made) { return std::string(made.status().message()); };
   EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention")), testing::HasSubstr("needs trained weights"));
   EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention:layer=2", &w)), testing::HasSubstr("2 layers"));
-  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention:layers=2", &w)), testing::HasSubstr("unknown key"));
+  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention:layers=2", &w)),
+              testing::HasSubstr("unknown key"));
+  const RandomWeights empty = Weights(0);
   w.missing = "blk.0.flux.head1.bias";
   EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", &w)), testing::HasSubstr("head1.bias"));
-  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", std::make_unique<RandomWeights>(0).get())),
+  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", &empty)),
               testing::HasSubstr("must be positive"));
 }
 }  // namespace

@@ -1,0 +1,153 @@
+#ifndef SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_H_
+#define SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_H_
+// Execute or approximate, per token and per residual unit: "Informed Routing" with the Lightweight Feature Forecaster
+// (arXiv 2510.13831). Weights without a forecaster (rank 0) are the execute-or-skip baseline in the style of SkipGPT.
+#include <algorithm>
+#include <vector>
+
+#include "sluice/api/router.h"
+#include "sluice/routers/common/linear.h"
+#include "sluice/runtime/kernels/gemm/gemm.h"
+
+SLUICE_BEGIN_NAMESPACE
+// f(h) = W2 phi(W1 h + b1) + b2, phi SiLU or none: what a unit would have added to the residual stream.
+struct FeatureForecaster {
+  Linear down, up;
+  bool silu = true;
+  bool present() const { return down.out > 0; }
+  // y [n, dim] from h [n, dim]; scratch: scratch_floats(n). A forecaster of rank 0 gives 0. O(n dim rank).
+  void Apply(const float* h, int64_t n, float* y, float* scratch) const;
+  size_t scratch_floats(int64_t n) const {
+    return static_cast<size_t>(n * down.out) +
+           kernels::GemmScratchFloats(static_cast<size_t>(std::max(down.in, down.out)));
+  }
+};
+
+namespace informed_internal {
+// Rows times a Linear, with the bias. Every output is one dot product: its bits do not depend on the other rows.
+inline void ApplyRows(const Linear& l, const float* x, int64_t n, float* y, float* scratch) {
+  const size_t in = static_cast<size_t>(l.in), out = static_cast<size_t>(l.out);
+  kernels::GemmNT(x, in, l.weight.data(), in, static_cast<size_t>(n), out, in, y, out, scratch);
+  for (int64_t i = 0; i < n; ++i) {
+    for (size_t o = 0; o < out; ++o) y[static_cast<size_t>(i) * out + o] += l.bias[o];
+  }
+}
+}  // namespace informed_internal
+
+inline void FeatureForecaster::Apply(const float* h, int64_t n, float* y, float* scratch) const {
+  if (!present()) {
+    std::fill(y, y + n * up.out, 0.0f);
+    return;
+  }
+  float* hidden = scratch;
+  float* gemm = scratch + n * down.out;
+  informed_internal::ApplyRows(down, h, n, hidden, gemm);
+  if (silu) SiLU(hidden, n * down.out);
+  informed_internal::ApplyRows(up, hidden, n, y, gemm);
+}
+
+// Items are tokens, features [items, dim] their normalised input of the unit, units {0: execute, 1: approximate}.
+// A tie executes; a logit that is not a number executes.
+class InformedRouting {
+ public:
+  static constexpr absl::string_view kName = "informed_routing";
+  static constexpr Domain kDomain = Domain::kToken;
+  enum Unit : int32_t { kExecute = 0, kApproximate = 1 };
+  struct Config {
+    int64_t layer = 0, unit = 0;
+    template <class V>
+    void VisitFields(V&& v) {
+      v("layer", layer, Range<int64_t>{0, 1 << 16}, "decoder layer");
+      v("unit", unit, Range<int64_t>{0, 1}, "0: attention, 1: FFN");
+    }
+  };
+  struct Plan : RoutePlanInfo {
+    size_t hidden = 0, logits = 0, gemm = 0;
+  };
+
+  static absl::StatusOr<InformedRouting> Create(const Config& c, const WeightSource& w) {
+    InformedRouting r;
+    SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("sluice.informed.layers"));
+    SLUICE_ASSIGN_OR_RETURN(r.dim_, w.Int("sluice.informed.dim"));
+    SLUICE_ASSIGN_OR_RETURN(const int64_t hidden, w.Int("sluice.informed.hidden"));
+    SLUICE_ASSIGN_OR_RETURN(const int64_t rank, w.Int("sluice.informed.rank"));
+    SLUICE_ASSIGN_OR_RETURN(const int64_t silu, w.Int("sluice.informed.silu"));
+    constexpr int64_t kMost = 1 << 16;
+    if (c.layer >= layers)
+      return absl::OutOfRangeError(absl::StrCat("layer=", c.layer, ", but the weights have ", layers, " layers"));
+    if (r.dim_ <= 0 || hidden <= 0 || rank < 0 || r.dim_ > kMost || hidden > kMost || rank > kMost)
+      return absl::InvalidArgumentError(absl::StrCat("sluice.informed.dim ", r.dim_, ", hidden ", hidden, ", rank ",
+                                                     rank, "; allowed 1 to ", kMost, ", and 0 for the rank"));
+    const std::string at = absl::StrCat("blk.", c.layer, ".informed.", c.unit == 0 ? "attn." : "ffn.");
+    SLUICE_ASSIGN_OR_RETURN(r.first_, Linear::Read(w, at + "router0", r.dim_, hidden));
+    SLUICE_ASSIGN_OR_RETURN(r.second_, Linear::Read(w, at + "router1", hidden, 2));
+    r.forecaster_.silu = silu != 0;
+    r.forecaster_.down.in = r.forecaster_.up.out = r.dim_;
+    if (rank > 0) {
+      SLUICE_ASSIGN_OR_RETURN(r.forecaster_.down, Linear::Read(w, at + "down", r.dim_, rank));
+      SLUICE_ASSIGN_OR_RETURN(r.forecaster_.up, Linear::Read(w, at + "up", rank, r.dim_));
+    }
+    return r;
+  }
+  int64_t dim() const { return dim_; }
+  const FeatureForecaster& forecaster() const { return forecaster_; }
+  // Multiply-adds of router and forecaster a token.
+  int64_t router_macs() const { return dim_ * first_.out + 2 * first_.out; }
+  int64_t forecast_macs() const { return 2 * dim_ * forecaster_.down.out; }
+
+  static Unit Decide(const float* logits) { return logits[kApproximate] > logits[kExecute] ? kApproximate : kExecute; }
+
+  absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
+    if (s.items < 0 || s.units != 2 || s.width != dim_)
+      return absl::InvalidArgumentError(absl::StrCat("shape: ", s.items, " items, ", s.units, " units, width ", s.width,
+                                                     "; wanted 2 units and width ", dim_));
+    Plan p;
+    p.shape = s;
+    WorkspaceLayout w;
+    p.hidden = w.Add<float>(s.items * first_.out);
+    p.logits = w.Add<float>(s.items * 2);
+    p.gemm =
+        w.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(std::max(dim_, first_.out)))));
+    p.workspace_bytes = w.bytes();
+    p.max_entries = s.items;
+    return p;
+  }
+  // Logits [items, 2] of (execute, approximate). O(items dim hidden).
+  void Logits(const Plan& p, const MatrixView<const float>& features, const RunContext& ctx, float* logits) const {
+    float* hidden = ctx.workspace.At<float>(p.hidden);
+    float* gemm = ctx.workspace.At<float>(p.gemm);
+    informed_internal::ApplyRows(first_, features.data, features.rows, hidden, gemm);
+    for (int64_t i = 0; i < features.rows * first_.out; ++i) hidden[i] = hidden[i] < 0 ? 0.0f : hidden[i];
+    informed_internal::ApplyRows(second_, hidden, features.rows, logits, gemm);
+  }
+  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
+    const int64_t items = in.features.rows;
+    if (items > p.shape.items || in.features.cols != dim_ || in.features.row_stride != dim_)
+      return absl::InvalidArgumentError(absl::StrCat("features [", items, ", ", in.features.cols, "] of row stride ",
+                                                     in.features.row_stride, ", planned for at most [", p.shape.items,
+                                                     ", ", dim_, "], packed"));
+    if (ctx.workspace.bytes < p.workspace_bytes)
+      return absl::InvalidArgumentError(
+          absl::StrCat("workspace of ", ctx.workspace.bytes, " bytes, planned ", p.workspace_bytes));
+    if (out.row_ptr.size() < static_cast<size_t>(items) + 1 || out.unit.size() < static_cast<size_t>(items) ||
+        out.weight.size() < static_cast<size_t>(items))
+      return absl::InvalidArgumentError(absl::StrCat("the assignment has no room for ", items, " items"));
+    float* logits = ctx.workspace.At<float>(p.logits);
+    Logits(p, in.features, ctx, logits);
+    out.items = items, out.units = 2, out.num_dropped = 0;
+    out.row_ptr[0] = 0;
+    for (int64_t i = 0; i < items; ++i) {
+      out.unit[static_cast<size_t>(i)] = Decide(logits + 2 * i);
+      out.weight[static_cast<size_t>(i)] = 1;
+      out.row_ptr[static_cast<size_t>(i) + 1] = static_cast<int32_t>(i) + 1;
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  int64_t dim_ = 0;
+  Linear first_, second_;
+  FeatureForecaster forecaster_;
+};
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_H_

@@ -1,0 +1,39 @@
+#ifndef SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_REFERENCE_H_
+#define SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_REFERENCE_H_
+// Plain double-precision loops: the specification of the router and the forecaster.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "sluice/api/weight_source.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
+inline std::vector<double> Affine(const WeightSource& w, const std::string& name, const std::vector<double>& x,
+                                  size_t out) {
+  const uint64_t shape[] = {x.size(), out};
+  const std::vector<float> weight = *w.ReadF32(name + ".weight", shape);
+  const std::vector<float> bias = *w.ReadF32(name + ".bias", absl::MakeConstSpan(shape).subspan(1));
+  std::vector<double> y(out);
+  for (size_t o = 0; o < out; ++o) {
+    y[o] = static_cast<double>(bias[o]);
+    for (size_t i = 0; i < x.size(); ++i) y[o] += static_cast<double>(weight[o * x.size() + i]) * x[i];
+  }
+  return y;
+}
+// `at` is "blk.L.informed.attn." or "blk.L.informed.ffn.".
+inline std::vector<double> InformedLogits(const WeightSource& w, const std::string& at, const std::vector<double>& h,
+                                          size_t hidden) {
+  std::vector<double> x = Affine(w, at + "router0", h, hidden);
+  for (double& v : x) v = std::max(v, 0.0);
+  return Affine(w, at + "router1", x, 2);
+}
+inline std::vector<double> Forecast(const WeightSource& w, const std::string& at, const std::vector<double>& h,
+                                    size_t rank, bool silu) {
+  std::vector<double> x = Affine(w, at + "down", h, rank);
+  for (double& v : x) v = silu ? v / (1.0 + std::exp(-v)) : v;
+  return Affine(w, at + "up", x, h.size());
+}
+}  // namespace reference
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_REFERENCE_H_

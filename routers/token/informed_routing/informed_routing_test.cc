@@ -1,0 +1,101 @@
+#include "sluice/routers/token/informed_routing/informed_routing.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "sluice/routers/builtin.h"
+#include "sluice/routers/token/informed_routing/informed_routing_reference.h"
+#include "sluice/tests/support/random_weights.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+RandomWeights Weights(int64_t rank = 8, int64_t silu = 1) {
+  return RandomWeights({{"dim", 32}, {"layers", 2}, {"hidden", 12}, {"rank", rank}, {"silu", silu}});
+}
+struct Ran {
+  std::vector<int32_t> unit;
+  std::vector<float> logits;
+};
+Ran Route(const InformedRouting& r, const std::vector<float>& x) {
+  const int64_t n = static_cast<int64_t>(x.size()) / r.dim();
+  auto plan = r.MakePlan({n, 2, r.dim(), 1});
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  AlignedBytes memory(plan->workspace_bytes);
+  RunContext ctx;
+  ctx.workspace = {memory.data(), plan->workspace_bytes};
+  Ran out{std::vector<int32_t>(static_cast<size_t>(n)), std::vector<float>(static_cast<size_t>(2 * n))};
+  std::vector<int32_t> ptr(static_cast<size_t>(n) + 1);
+  std::vector<float> weight(static_cast<size_t>(n));
+  Assignment a;
+  a.row_ptr = absl::MakeSpan(ptr), a.unit = absl::MakeSpan(out.unit), a.weight = absl::MakeSpan(weight);
+  RouteInputs in;
+  in.features = {x.data(), n, r.dim(), r.dim()};
+  EXPECT_TRUE(r.Run(*plan, in, ctx, a).ok());
+  EXPECT_TRUE(ValidateAssignment(a).ok());
+  r.Logits(*plan, in.features, ctx, out.logits.data());
+  return out;
+}
+
+TEST(InformedRouting, LogitsAndForecastsMatchTheReference) {
+  for (int64_t silu : {0, 1}) {
+    const RandomWeights w = Weights(8, silu);
+    for (int64_t unit : {0, 1}) {
+      auto r = InformedRouting::Create({1, unit}, w);
+      ASSERT_TRUE(r.ok()) << r.status();
+      const std::string at = unit == 0 ? "blk.1.informed.attn." : "blk.1.informed.ffn.";
+      const std::vector<float> x = RandomFeatures(70, 32, 5);
+      const Ran got = Route(*r, x);
+      std::vector<float> forecast(x.size()), scratch(r->forecaster().scratch_floats(70));
+      r->forecaster().Apply(x.data(), 70, forecast.data(), scratch.data());
+      for (size_t i = 0; i < 70; ++i) {
+        const std::vector<double> h(x.begin() + static_cast<long>(i * 32), x.begin() + static_cast<long>(i * 32 + 32));
+        const std::vector<double> want = reference::InformedLogits(w, at, h, 12);
+        EXPECT_NEAR(got.logits[2 * i], want[0], 1e-5);
+        EXPECT_NEAR(got.logits[2 * i + 1], want[1], 1e-5);
+        EXPECT_EQ(got.unit[i], want[1] > want[0] ? 1 : 0);
+        const std::vector<double> f = reference::Forecast(w, at, h, 8, silu != 0);
+        for (size_t j = 0; j < 32; ++j) EXPECT_NEAR(forecast[i * 32 + j], f[j], 1e-5);
+      }
+    }
+  }
+}
+TEST(InformedRouting, DecisionsDoNotDependOnNeighbours) {
+  auto r = InformedRouting::Create({0, 0}, Weights());
+  ASSERT_TRUE(r.ok());
+  const std::vector<float> x = RandomFeatures(65, 32, 9);
+  const Ran all = Route(*r, x);
+  for (size_t i = 0; i < 65; ++i) {
+    const Ran one = Route(*r, {x.begin() + static_cast<long>(i * 32), x.begin() + static_cast<long>(i * 32 + 32)});
+    EXPECT_EQ(one.unit[0], all.unit[i]);
+  }
+  EXPECT_TRUE(Route(*r, {}).unit.empty());
+}
+TEST(InformedRouting, RankZeroForecastsNothing) {
+  auto r = InformedRouting::Create({0, 1}, Weights(0));
+  ASSERT_TRUE(r.ok()) << r.status();
+  EXPECT_FALSE(r->forecaster().present());
+  EXPECT_EQ(r->forecast_macs(), 0);
+  std::vector<float> y(64, 3.0f), x(64, 1.0f), scratch(r->forecaster().scratch_floats(2));
+  r->forecaster().Apply(x.data(), 2, y.data(), scratch.data());
+  EXPECT_THAT(y, testing::Each(0.0f));
+}
+TEST(InformedRouting, TiesAndNaNExecute) {
+  const float tie[] = {1, 1}, skip[] = {1, 2}, odd[] = {0, NAN};
+  EXPECT_EQ(InformedRouting::Decide(tie), InformedRouting::kExecute);
+  EXPECT_EQ(InformedRouting::Decide(skip), InformedRouting::kApproximate);
+  EXPECT_EQ(InformedRouting::Decide(odd), InformedRouting::kExecute);
+}
+TEST(InformedRouting, ErrorsSayWhatIsWrong) {
+  RandomWeights w = Weights();
+  const auto message = [](const auto& made) { return std::string(made.status().message()); };
+  const auto& routers = BuiltinRouters().routers;
+  EXPECT_THAT(message(routers.Create("informed_routing:layer=0")), testing::HasSubstr("needs trained weights"));
+  EXPECT_THAT(message(routers.Create("informed_routing:layer=2", &w)), testing::HasSubstr("2 layers"));
+  EXPECT_THAT(message(routers.Create("informed_routing:unit=2", &w)), testing::HasSubstr("outside [0, 1]"));
+  const RandomWeights hostile({{"dim", 1 << 20}, {"layers", 2}, {"hidden", 12}, {"rank", 0}, {"silu", 1}});
+  EXPECT_THAT(message(routers.Create("informed_routing", &hostile)), testing::HasSubstr("allowed 1 to 65536"));
+  w.missing = "blk.0.informed.attn.up.weight";
+  EXPECT_THAT(message(routers.Create("informed_routing", &w)), testing::HasSubstr("attn.up.weight"));
+}
+}  // namespace
+SLUICE_END_NAMESPACE
