@@ -81,7 +81,7 @@ struct AttentionBranch {
 struct AttentionPlan {
   int64_t q_begin = 0;  // absolute position of the first query
   int64_t q_count = 0;
-  int64_t kv_len = 0;  // keys visible to the plan; tail queries sit at q_begin + i
+  int64_t kv_len = 0;  // keys visible to the plan
   int32_t heads = 0, kv_heads = 0;
   ListScope scope = ListScope::kKvHead;
   int64_t tile = 64;   // queries per list row, at most 64 when row_mask is used
@@ -91,7 +91,11 @@ struct AttentionPlan {
   absl::Span<const float> branch_weight;  // kWeightedSum: [branches, q_count, heads]
   absl::Span<const uint32_t> kperm;       // optional: logical -> original key; lists are logical
   absl::Span<const float> key_bias;       // optional: [kv_heads, kv_len], by original key
+  // Optional [q_count], strictly ascending: where each query stands, for hosts that compute only some tokens. Empty:
+  // query i stands at q_begin + i.
+  absl::Span<const int32_t> q_positions;
 
+  int64_t position(int64_t i) const { return q_positions.empty() ? q_begin + i : q_positions[static_cast<size_t>(i)]; }
   int64_t num_tiles() const { return tile > 0 ? (q_count + tile - 1) / tile : 0; }
   int64_t num_lists() const {
     return scope == ListScope::kQueryHead ? heads : scope == ListScope::kKvHead ? kv_heads : 1;
@@ -205,6 +209,13 @@ inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<con
     return absl::InvalidArgumentError(absl::StrCat("attention plan: ", parts...));
   };
   if (p.q_count < 0 || p.kv_len < 0 || p.q_begin < 0) return bad("negative size");
+  if (!p.q_positions.empty()) {
+    if (p.q_positions.size() != static_cast<size_t>(p.q_count)) return bad("q_positions must be [q_count]");
+    for (size_t i = 0; i < p.q_positions.size(); ++i) {
+      if (p.q_positions[i] < (i == 0 ? 0 : p.q_positions[i - 1] + 1) || p.q_positions[i] >= p.kv_len)
+        return bad("q_positions must ascend strictly within the keys");
+    }
+  }
   if (p.kv_len > std::numeric_limits<uint32_t>::max()) return bad("kv_len ", p.kv_len, " does not fit 32 bits");
   if (p.heads <= 0 || p.kv_heads <= 0 || p.heads % p.kv_heads != 0) {
     return bad(p.heads, " query heads and ", p.kv_heads, " KV heads: the first must be a multiple of the second");
@@ -252,8 +263,8 @@ inline absl::Status ValidateAttentionPlan(const AttentionPlan& p, absl::Span<con
       const size_t begin = b.rows.begin[static_cast<size_t>(r)], count = b.rows.count[static_cast<size_t>(r)];
       if (begin + count > pool) return bad("branch ", bi, " row ", r, " reaches entry ", begin + count, " of ", pool);
       const int64_t tile = r % p.num_tiles();
-      const int64_t first_q = p.q_begin + tile * p.tile;
-      const int64_t last_q = std::min(p.q_begin + p.q_count, first_q + p.tile) - 1;
+      const int64_t first_q = p.position(tile * p.tile);
+      const int64_t last_q = p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1);
       if (b.encoding == Encoding::kRankedPrefix) {
         std::vector<uint32_t> ids(b.tokens.begin() + static_cast<int64_t>(begin),
                                   b.tokens.begin() + static_cast<int64_t>(begin + count));

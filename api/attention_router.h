@@ -38,16 +38,17 @@ struct IndexInputs {
 };
 
 struct AttentionInputs {
-  HeadsView<const float> q;      // [T, heads, d], after RoPE
-  KvView k;                      // [kv_len, kv_heads, d], after RoPE
-  KvView v;                      // [kv_len, kv_heads, dv]; only oracles and value-aware routers read it
-  int64_t q_begin = 0;           // absolute position of q row 0
-  int64_t prompt_end = 0;        // one past the last token of the prompt being fed; 0: unknown
-  float scale = 1;               // logit scale, usually d^-1/2
-  HeadsView<const float> q_pre;  // before RoPE; optional
-  KvView k_pre;                  // [kv_len, kv_heads, d] before RoPE; optional
-  float rope_base = 0;           // 0: the model has no RoPE
-  IndexInputs index;             // optional
+  HeadsView<const float> q;               // [T, heads, d], after RoPE
+  KvView k;                               // [kv_len, kv_heads, d], after RoPE
+  KvView v;                               // [kv_len, kv_heads, dv]; only oracles and value-aware routers read it
+  int64_t q_begin = 0;                    // absolute position of q row 0
+  absl::Span<const int32_t> q_positions;  // optional [q.rows]: see AttentionPlan
+  int64_t prompt_end = 0;                 // one past the last token of the prompt being fed; 0: unknown
+  float scale = 1;                        // logit scale, usually d^-1/2
+  HeadsView<const float> q_pre;           // before RoPE; optional
+  KvView k_pre;                           // [kv_len, kv_heads, d] before RoPE; optional
+  float rope_base = 0;                    // 0: the model has no RoPE
+  IndexInputs index;                      // optional
   int64_t kv_len() const { return k.rows; }
 };
 
@@ -65,6 +66,7 @@ concept AttentionRouterModel =
   { r.Run(p, in, state, ctx, out) } -> std::same_as<absl::Status>;
 };
 // kTokenCausal: the list of query t never depends on anything after t (else only the attended pairs are causal).
+// kScatteredQueries (optional): takes AttentionInputs::q_positions.
 // FullBudget(): the config at which the plan covers every causal pair; the conformance kit runs it against dense.
 
 // What a host holds. `state` is caller-owned memory of info().state_bytes per (layer, sequence); all zero bytes mean
@@ -97,7 +99,12 @@ inline absl::Status CheckAttentionInputs(const AttentionShape& s, const Attentio
     return bad(in.q.heads, " query and ", in.k.heads, " KV heads, planned for ", s.heads, " and ", s.kv_heads);
   if (in.q.dim != s.head_dim || in.k.dim != s.head_dim)
     return bad("head width ", in.q.dim, " and ", in.k.dim, ", planned for ", s.head_dim);
-  if (in.q_begin < 0 || in.q_begin + in.q.rows > in.kv_len())
+  if (!in.q_positions.empty()) {
+    if (in.q_positions.size() != static_cast<size_t>(in.q.rows))
+      return bad(in.q_positions.size(), " positions for ", in.q.rows, " queries");
+    if (in.q_positions.front() < 0 || in.q_positions.back() >= in.kv_len())
+      return bad("positions [", in.q_positions.front(), ", ", in.q_positions.back(), "] of ", in.kv_len(), " keys");
+  } else if (in.q_begin < 0 || in.q_begin + in.q.rows > in.kv_len())
     return bad("queries [", in.q_begin, ", ", in.q_begin + in.q.rows, ") of ", in.kv_len(), " keys");
   return absl::OkStatus();
 }
@@ -131,6 +138,10 @@ class AttentionRouterOf final : public AttentionRouter {
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
                    AttentionPlanBuffer& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(p.info().shape, in));
+    if constexpr (!requires { R::kScatteredQueries; }) {
+      if (!in.q_positions.empty())
+        return absl::InvalidArgumentError(absl::StrCat(R::kName, " plans contiguous queries only, and got positions"));
+    }
     return r_.Run(static_cast<const PlanOf&>(p).plan, in, state, ctx, out);
   }
 

@@ -182,7 +182,7 @@ class AttendRun {
     if (out_.counters != nullptr) {
       for (int w = 0; w < ex_.num_workers(); ++w) out_.counters->Add(*Worker<AttentionCounters>(w, a_.at_.counters));
       for (int64_t i = 0; i < plan_.q_count; ++i)
-        out_.counters->causal_pairs += plan_.heads * std::min(plan_.kv_len, plan_.q_begin + i + 1);
+        out_.counters->causal_pairs += plan_.heads * std::min(plan_.kv_len, plan_.position(i) + 1);
     }
   }
 
@@ -375,15 +375,15 @@ class AttendRun {
       const int64_t key = p.ids != nullptr ? p.ids[j] : p.start + j;
       for (const KvView* view : {&in_.k, &in_.v}) {
         const std::byte* at = view->at(key, kv);
-        for (size_t b = 0; b < static_cast<size_t>(view->dim) * DTypeBytes(view->dtype); b += kLine) __builtin_prefetch(at + b);
+        for (size_t b = 0; b < static_cast<size_t>(view->dim) * DTypeBytes(view->dtype); b += kLine)
+          __builtin_prefetch(at + b);
       }
     }
   }
   // Walks one branch of one tile. [first_panel, last_panel): the share of the list a split owns.
   void Walk(const Rows& r, const AttentionBranch& b, int64_t tile, int64_t stream, kernels::AttentionPanel& p, int w,
             int64_t first_panel, int64_t last_panel, bool probabilities = false) const {
-    attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, tile), r.kv, plan_.q_begin + r.q0,
-                                        plan_.q_begin + r.q0 + r.n - 1);
+    attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, tile), r.kv, r.q0, r.n);
     uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask);
     attend_internal::Panel panels[2];  // one ahead, so that its keys can be fetched while this one is worked on
     bool more = cursor.Next(panels[0]);
@@ -504,7 +504,7 @@ class AttendRun {
         int64_t lo = 0, hi = 0;
         EntryKeys(b, x, plan_.kv_len, &lo, &hi);
         if (x.mask == MaskClass::kLowerBound)
-          lo = std::max(lo, plan_.q_begin + (tile0 + t) * plan_.tile - plan_.window + 1);
+          lo = std::max(lo, plan_.position((tile0 + t) * plan_.tile) - plan_.window + 1);
         for (int64_t at = lo; at < hi;) {
           const int64_t end = std::min(hi, (at | 63) + 1);
           const uint64_t ones = end - at == 64 ? ~uint64_t{0} : (uint64_t{1} << (end - at)) - 1;
@@ -521,7 +521,7 @@ class AttendRun {
     const auto tile_of = [&](int64_t i) { return i / plan_.tile; };
     const auto fold = [&](const uint32_t* gather, int64_t start, int64_t n) {
       for (int64_t i = 0; i < r.n; ++i) {
-        const int64_t query = plan_.q_begin + r.q0 + i;
+        const int64_t query = plan_.position(r.q0 + i);
         const uint64_t* own = bits + tile_of(i) * words;
         uint64_t m = 0;
         if (gather == nullptr) {
@@ -574,8 +574,7 @@ class AttendRun {
     for (const AttentionBranch& b : plan_.branches) {
       Walk(r, b, 0, stream, p, w, split * per - offset, last - offset);
       if (plan_.branches.size() > 1) {
-        attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, 0), r.kv, plan_.q_begin,
-                                            plan_.q_begin);
+        attend_internal::PanelCursor cursor(plan_, b, in_.tables, PlanRow(stream, 0), r.kv, 0, 1);
         attend_internal::Panel panel;
         while (cursor.Next(panel)) ++offset;
       }

@@ -17,7 +17,7 @@ struct ReferenceAttention {
 template <class Visit>
 void ForEachPair(const AttentionPlan& p, const AttentionBranch& b, absl::Span<const SummaryTable> tables, int64_t i,
                  int64_t h, Visit&& visit) {
-  const int64_t g = p.heads / p.kv_heads, kv = h / g, tile = i / p.tile, t = p.q_begin + i;
+  const int64_t g = p.heads / p.kv_heads, kv = h / g, tile = i / p.tile, t = p.position(i);
   const int64_t list = b.encoding == Encoding::kRankedPrefix || p.scope == ListScope::kKvHead ? kv
                        : p.scope == ListScope::kQueryHead                                     ? h
                                                                                               : 0;

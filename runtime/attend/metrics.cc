@@ -45,7 +45,7 @@ PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>&
       v_max = std::max(v_max, std::sqrt(n));
     }
     for (int64_t i = 0; i < plan.q_count; i += options.query_stride) {
-      const int64_t keys = std::min(plan.kv_len, plan.q_begin + i + 1);
+      const int64_t keys = std::min(plan.kv_len, plan.position(i) + 1);
       p.assign(static_cast<size_t>(keys), 0);
       double m = -std::numeric_limits<double>::infinity(), l = 0;
       for (int64_t s = 0; s < keys; ++s) {

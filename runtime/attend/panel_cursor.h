@@ -25,8 +25,14 @@ struct Panel {
 class PanelCursor {
  public:
   PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch, absl::Span<const SummaryTable> tables,
-              int64_t row, int64_t kv, int64_t first_query, int64_t last_query)
-      : plan_(plan), b_(branch), tables_(tables), kv_(kv), first_(first_query), last_(last_query) {
+              int64_t row, int64_t kv, int64_t q0, int64_t queries)
+      : plan_(plan),
+        b_(branch),
+        tables_(tables),
+        kv_(kv),
+        q0_(q0),
+        first_(plan.position(q0)),
+        last_(plan.position(q0 + queries - 1)) {
     at_ = b_.rows.begin[static_cast<size_t>(row)];
     end_ = at_ + b_.rows.count[static_cast<size_t>(row)];
     tile_ = row % plan.num_tiles();
@@ -92,7 +98,8 @@ class PanelCursor {
     const uint64_t all = p.n == kPanel ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
     uint64_t m = all;
     if (p.table == 0 && p.mask != MaskClass::kNone) {
-      const int64_t query = first_ + i, floor = p.mask == MaskClass::kLowerBound ? query - plan_.window : -1;
+      const int64_t query = plan_.position(q0_ + i),
+                    floor = p.mask == MaskClass::kLowerBound ? query - plan_.window : -1;
       if (p.ids == nullptr) {
         m &= Below(query - p.start + 1) & ~Below(floor - p.start + 1);
       } else {
@@ -235,7 +242,7 @@ class PanelCursor {
   const AttentionPlan& plan_;
   const AttentionBranch& b_;
   absl::Span<const SummaryTable> tables_;
-  int64_t kv_, first_, last_, tile_ = 0, at_ = 0, end_ = 0, first_entry_ = -1;
+  int64_t kv_, q0_, first_, last_, tile_ = 0, at_ = 0, end_ = 0, first_entry_ = -1;
   Run run_, next_, held_run_;
   bool have_next_ = false, held_ = false;
   int64_t hold_lo_ = 0, hold_hi_ = 0;

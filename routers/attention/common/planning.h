@@ -17,6 +17,7 @@ namespace attention_common {
 inline AttentionPlan PlanHeader(const AttentionShape& s, const AttentionInputs& in, ListScope scope, int64_t tile) {
   AttentionPlan p;
   p.q_begin = in.q_begin;
+  p.q_positions = in.q_positions;
   p.q_count = in.q.rows;
   p.kv_len = in.kv_len();
   p.heads = s.heads;
@@ -33,8 +34,7 @@ struct TileQueries {
   int64_t count() const { return last - first + 1; }
 };
 inline TileQueries QueriesOf(const AttentionPlan& p, int64_t tile) {
-  const int64_t first = p.q_begin + tile * p.tile;
-  return {first, std::min(p.q_begin + p.q_count, first + p.tile) - 1};
+  return {p.position(tile * p.tile), p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1)};
 }
 
 // Calls body(list, tile, worker) for every list row.

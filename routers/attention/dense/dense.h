@@ -8,7 +8,7 @@ SLUICE_BEGIN_NAMESPACE
 class Dense {
  public:
   static constexpr absl::string_view kName = "dense";
-  static constexpr bool kExactAtFullBudget = true, kTokenCausal = true;
+  static constexpr bool kExactAtFullBudget = true, kTokenCausal = true, kScatteredQueries = true;
   struct Config {
     int64_t tile = 64;
     template <class V>

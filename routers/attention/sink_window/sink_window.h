@@ -10,7 +10,7 @@ SLUICE_BEGIN_NAMESPACE
 class SinkWindow {
  public:
   static constexpr absl::string_view kName = "sink_window";
-  static constexpr bool kExactAtFullBudget = true, kTokenCausal = true;
+  static constexpr bool kExactAtFullBudget = true, kTokenCausal = true, kScatteredQueries = true;
   struct Config {
     int64_t sink = 64, window = 1024, last_dense = 0;
     template <class V>
