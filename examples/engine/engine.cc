@@ -11,8 +11,10 @@
 #include "sluice/routers/attention/sink_window/sink_window.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/routers/layer/flux_attention/flux_attention.h"
+#include "sluice/routers/token/informed_routing/informed_routing.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/dispatch/dispatch.h"
 #include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 #include "sluice/runtime/kernels/convert/convert.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
@@ -27,19 +29,6 @@ using sluice::DType;
 using Clock = std::chrono::steady_clock;
 double Seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
-// y [n, out] = x [n, in] W^T (+ y when accumulate).
-void MatMul(const float* x, const std::vector<float>& w, int64_t n, int64_t in, int64_t out, float* y,
-            bool accumulate = false) {
-  const float beta = accumulate ? 1.0f : 0.0f;
-  if (n == 1) {
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, static_cast<int>(out), static_cast<int>(in), 1, w.data(),
-                static_cast<int>(in), x, 1, beta, y, 1);
-  } else {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(n), static_cast<int>(out),
-                static_cast<int>(in), 1, x, static_cast<int>(in), w.data(), static_cast<int>(in), beta, y,
-                static_cast<int>(out));
-  }
-}
 struct Block {  // 64-byte aligned bytes, zeroed
   std::vector<std::byte> storage;
   void Resize(size_t n) { storage.assign(n + sluice::kWorkspaceAlign, std::byte{0}); }
@@ -57,8 +46,9 @@ struct Engine::Impl {
     std::vector<std::byte> k, v;
     std::vector<float> k_pre;
     Block state;
-    int64_t rows = 0;     // keys held
-    int64_t missing = 0;  // keys evicted between the sinks and the window
+    std::vector<float> hidden;  // 0, or -inf for a key that later tokens must not see
+    int64_t rows = 0;           // keys held
+    int64_t missing = 0;        // keys evicted between the sinks and the window
   };
   struct Routing {  // a router planned for prompt chunks and for single tokens
     std::unique_ptr<const sluice::AttentionRouter> router;
@@ -77,7 +67,29 @@ struct Engine::Impl {
   int64_t capacity = 0;
   std::vector<float> x, h, qkv, q_pre, o, ff, act, logits, cos, sin, route;
   std::vector<double> pool;
+  std::vector<sluice::InformedRouting> informed;  // attention and FFN of every layer
+  sluice::InformedRouting::Plan informed_plan;
+  std::unique_ptr<sluice::Dispatch> dispatch;
+  Block route_ws, dispatch_ws;
+  sluice::Assignment assignment;
+  std::vector<int32_t> row_ptr, unit, positions;
+  std::vector<float> weight, mixed, key_bias;
 };
+
+// y [n, out] = x [n, in] W^T (+ y when accumulate).
+void Engine::MatMul(const float* x, const float* w, int64_t n, int64_t in, int64_t out, float* y, bool accumulate) {
+  const float beta = accumulate ? 1.0f : 0.0f;
+  linear_.macs += n * in * out;
+  linear_.weight_bytes += in * out * static_cast<int64_t>(sizeof(float));
+  if (n == 1) {
+    cblas_sgemv(CblasRowMajor, CblasNoTrans, static_cast<int>(out), static_cast<int>(in), 1, w, static_cast<int>(in), x,
+                1, beta, y, 1);
+  } else {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(n), static_cast<int>(out),
+                static_cast<int>(in), 1, x, static_cast<int>(in), w, static_cast<int>(in), beta, y,
+                static_cast<int>(out));
+  }
+}
 
 Engine::Engine(const Model& model, const EngineOptions& options) : model_(model), options_(options) {}
 Engine::~Engine() = default;
@@ -133,6 +145,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
     if (s.keep_pre) c.k_pre.resize(kv);
     c.state.Resize(std::max(s.routed.state_bytes, s.sparse.state_bytes));
   }
+  e->token_counters_.resize(static_cast<size_t>(m.layers) * 2);
+  if (options.tokens.gate != TokenRouting::Gate::kOff) SLUICE_RETURN_IF_ERROR(e->PrepareTokenRouting());
   e->modes_.assign(static_cast<size_t>(m.layers), LayerMode::kUndecided);
   e->layer_logits_.assign(static_cast<size_t>(m.layers) * 2, 0);
   e->layer_counters_.resize(static_cast<size_t>(m.layers));
@@ -160,10 +174,13 @@ void Engine::Reset() {
   timing_ = {};
   counters_ = {};
   quality_ = {};
+  linear_ = {};
+  std::fill(token_counters_.begin(), token_counters_.end(), TokenCounters{});
   std::fill(modes_.begin(), modes_.end(), LayerMode::kUndecided);
   std::fill(layer_counters_.begin(), layer_counters_.end(), sluice::AttentionCounters{});
   for (Impl::Cache& c : impl_->cache) {
     c.rows = c.missing = 0;
+    c.hidden.clear();
     std::memset(c.state.data(), 0, c.state.bytes());
   }
 }
@@ -211,7 +228,7 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
     for (int64_t i = 0; i < count; ++i)
       sluice::kernels::RmsNorm(&s.x[static_cast<size_t>((at + i) * width)], model_.norm.data(),
                                static_cast<size_t>(width), model_.shape.eps, &s.h[static_cast<size_t>(i * width)]);
-    MatMul(s.h.data(), model_.head(), count, width, model_.shape.vocab, s.logits.data());
+    MatMul(s.h.data(), model_.head().data(), count, width, model_.shape.vocab, s.logits.data());
     for (int64_t i = 0; i < count; ++i)
       visit(length_ - n + at + i, &s.logits[static_cast<size_t>(i * model_.shape.vocab)]);
   }
@@ -264,7 +281,7 @@ absl::Status Engine::Decide(int64_t layer, int64_t prompt) {
       for (int64_t i = 0; i < n; ++i)
         sluice::kernels::RmsNorm(&s.x[static_cast<size_t>((at + i) * m.width)], w.attn_norm.data(),
                                  static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
-      MatMul(s.h.data(), w.qkv, n, m.width, qw, s.o.data());  // the query rows stand first
+      MatMul(s.h.data(), w.qkv.data(), n, m.width, qw, s.o.data());  // the query rows stand first
       pool.Add({s.o.data(), n, m.heads, m.head_dim, qw, m.head_dim}, at);
     }
   };
@@ -313,82 +330,153 @@ void Engine::Evict(int64_t layer) {
   c.rows -= gone;
 }
 
-// Tokens [begin, begin + n) of a feed that ends at `end`, through one layer.
-absl::Status Engine::RunLayer(int64_t li, float* x, int64_t begin, int64_t n, int64_t end) {
+// s.h = normalised x.
+void Engine::Norm(const std::vector<float>& weight, const float* x, int64_t n) {
+  const size_t width = static_cast<size_t>(model_.shape.width);
+  for (int64_t i = 0; i < n; ++i)
+    sluice::kernels::RmsNorm(x + static_cast<size_t>(i) * width, weight.data(), width, model_.shape.eps,
+                             &impl_->h[static_cast<size_t>(i) * width]);
+}
+void Engine::Rotate(float* x, int64_t heads, int64_t position) const {
+  const int64_t d = model_.shape.head_dim;
+  const size_t at = static_cast<size_t>(position * d / 2);
+  for (int64_t h = 0; h < heads; ++h)
+    sluice::kernels::RopeRotate(x + h * d, static_cast<size_t>(d), &impl_->cos[at], &impl_->sin[at],
+                                sluice::kernels::RopeLayout::kInterleaved);
+}
+// Rotated keys and values of tokens [begin, begin + n) go to the cache.
+void Engine::AppendKeys(int64_t layer, const float* k, const float* v, int64_t stride, int64_t begin, int64_t n) {
+  Impl::Cache& cache = impl_->cache[static_cast<size_t>(layer)];
+  const size_t kw = static_cast<size_t>(model_.shape.kv_heads * model_.shape.head_dim), row = CacheRowBytes();
+  for (int64_t i = 0; i < n; ++i) {
+    const size_t slot = static_cast<size_t>(begin + i - cache.missing);
+    sluice::kernels::ConvertFromF32(k + i * stride, kw, options_.cache, cache.k.data() + slot * row);
+    sluice::kernels::ConvertFromF32(v + i * stride, kw, options_.cache, cache.v.data() + slot * row);
+  }
+  cache.rows = begin + n - cache.missing;
+}
+
+// Plans and runs attention of some queries of tokens [begin, begin + n) into s.o. Empty positions: all of them.
+absl::Status Engine::Attention(int64_t li, const float* q, int64_t q_stride, int64_t queries,
+                               absl::Span<const int32_t> positions, int64_t begin, int64_t n, int64_t end) {
   Impl& s = *impl_;
   const ModelShape& m = model_.shape;
-  const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d, row = qw + 2 * kw;
-  const size_t cache_row = CacheRowBytes();
-  const Layer& layer = model_.layers[static_cast<size_t>(li)];
+  const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d;
   Impl::Cache& cache = s.cache[static_cast<size_t>(li)];
-  for (int64_t i = 0; i < n; ++i)
-    sluice::kernels::RmsNorm(x + i * m.width, layer.attn_norm.data(), static_cast<size_t>(m.width), m.eps,
-                             &s.h[static_cast<size_t>(i * m.width)]);
-  MatMul(s.h.data(), layer.qkv, n, m.width, row, s.qkv.data());
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t p = begin + i, slot = p - cache.missing;
-    float* q = &s.qkv[static_cast<size_t>(i * row)];
-    float* k = q + qw;
-    if (s.keep_pre) {
-      std::memcpy(&s.q_pre[static_cast<size_t>(i * qw)], q, static_cast<size_t>(qw) * sizeof(float));
-      std::memcpy(&cache.k_pre[static_cast<size_t>(slot * kw)], k, static_cast<size_t>(kw) * sizeof(float));
-    }
-    const float* c = &s.cos[static_cast<size_t>(p * d / 2)];
-    const float* sn = &s.sin[static_cast<size_t>(p * d / 2)];
-    for (int64_t h = 0; h < m.heads + m.kv_heads; ++h)
-      sluice::kernels::RopeRotate(q + h * d, static_cast<size_t>(d), c, sn, sluice::kernels::RopeLayout::kInterleaved);
-    sluice::kernels::ConvertFromF32(k, static_cast<size_t>(kw), options_.cache,
-                                    cache.k.data() + static_cast<size_t>(slot) * cache_row);
-    sluice::kernels::ConvertFromF32(k + kw, static_cast<size_t>(kw), options_.cache,
-                                    cache.v.data() + static_cast<size_t>(slot) * cache_row);
-  }
-  // Sluice: plan, then run.
   const bool sparse = modes_[static_cast<size_t>(li)] == LayerMode::kSparse;
-  Impl::Routing& routing = sparse                       ? (begin == 0 || n > 1 ? s.sparse : s.sparse_decode)
+  Impl::Routing& routing = sparse                       ? (length_ == 0 ? s.sparse : s.sparse_decode)
                            : li < options_.dense_layers ? s.dense
                                                         : s.routed;
-  const int64_t slots = begin + n - cache.missing;
-  cache.rows = slots;
   sluice::AttentionInputs in;
-  in.q = {s.qkv.data(), n, m.heads, d, row, d};
-  in.k = {cache.k.data(), options_.cache, slots, m.kv_heads, d, kw, d};
-  in.v = {cache.v.data(), options_.cache, slots, m.kv_heads, d, kw, d};
+  in.q = {q, queries, m.heads, d, q_stride, d};
+  in.k = {cache.k.data(), options_.cache, cache.rows, m.kv_heads, d, kw, d};
+  in.v = {cache.v.data(), options_.cache, cache.rows, m.kv_heads, d, kw, d};
   in.q_begin = begin - cache.missing;
+  in.q_positions = positions;
   in.prompt_end = end - cache.missing;
   in.scale = 1.0f / std::sqrt(static_cast<float>(d));
   in.rope_base = m.rope_base;
   if (s.keep_pre) {
     in.q_pre = {s.q_pre.data(), n, m.heads, d, qw, d};
-    in.k_pre = {cache.k_pre.data(), DType::kF32, slots, m.kv_heads, d, kw, d};
+    in.k_pre = {cache.k_pre.data(), DType::kF32, cache.rows, m.kv_heads, d, kw, d};
   }
   auto mark = Clock::now();
   SLUICE_RETURN_IF_ERROR(routing.router->Run(*routing.plan, in, cache.state.data(),
                                              {{s.plan_ws.data(), s.plan_ws.bytes()}, s.executor.get()},
                                              routing.buffer));
   timing_.plan_s += Seconds(mark);
+  sluice::AttentionPlan plan = routing.buffer.plan();
+  if (options_.tokens.mask_approximated) {
+    s.key_bias.clear();
+    for (int64_t h = 0; h < m.kv_heads; ++h)
+      s.key_bias.insert(s.key_bias.end(), cache.hidden.begin(), cache.hidden.begin() + cache.rows);
+    plan.key_bias = s.key_bias;
+  }
   sluice::AttendInputs ai;
   ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
   sluice::AttendOutputs ao;
-  ao.o = {s.o.data(), n, m.heads, d, qw, d};
+  ao.o = {s.o.data(), queries, m.heads, d, qw, d};
   sluice::AttentionCounters counted;
   ao.counters = &counted;
   mark = Clock::now();
-  SLUICE_RETURN_IF_ERROR(
-      s.attend->Run(routing.buffer.plan(), ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
+  SLUICE_RETURN_IF_ERROR(s.attend->Run(plan, ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
   timing_.attend_s += Seconds(mark);
   counters_.Add(counted);
   layer_counters_[static_cast<size_t>(li)].Add(counted);
   if (options_.quality_stride > 0 && n > 1) {
     mark = Clock::now();
-    quality_.Add(
-        sluice::MeasurePlan(routing.buffer.plan(), in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
+    quality_.Add(sluice::MeasurePlan(plan, in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
     timing_.total_s -= Seconds(mark);
   }
-  MatMul(s.o.data(), layer.attn_out, n, qw, m.width, x, true);
-  for (int64_t i = 0; i < n; ++i)
-    sluice::kernels::RmsNorm(x + i * m.width, layer.ffn_norm.data(), static_cast<size_t>(m.width), m.eps,
-                             &s.h[static_cast<size_t>(i * m.width)]);
-  MatMul(s.h.data(), layer.gate_up, n, m.width, 2 * m.ffn, s.ff.data());
+  return absl::OkStatus();
+}
+
+// x += execute(h) for the rows that execute, the forecast for the others: gather, compute, scatter.
+template <class Execute>
+absl::Status Engine::RunTokens(int64_t layer, int64_t unit, float* x, int64_t n, const Execute& execute) {
+  Impl& s = *impl_;
+  const int64_t width = model_.shape.width;
+  const sluice::InformedRouting& r = s.informed[static_cast<size_t>(2 * layer + unit)];
+  SLUICE_RETURN_IF_ERROR(s.dispatch->Run(
+      s.assignment, sluice::Combine::kWeightedSum, {s.h.data(), n, width, width}, {s.mixed.data(), n, width, width},
+      {{s.dispatch_ws.data(), s.dispatch_ws.bytes()}, s.executor.get()},
+      [&](int64_t u, sluice::MatrixView<const float> in, const int32_t* items, sluice::MatrixView<float> out) {
+        if (u == sluice::InformedRouting::kExecute) return absl::Status(execute(in, items, out.data));
+        r.forecaster().Apply(in.data, in.rows, out.data, s.route.data());
+        linear_.macs += in.rows * r.forecast_macs();
+        linear_.weight_bytes += r.forecast_macs() * static_cast<int64_t>(sizeof(float));
+        return absl::OkStatus();
+      }));
+  for (int64_t i = 0; i < n * width; ++i) x[i] += s.mixed[static_cast<size_t>(i)];
+  return absl::OkStatus();
+}
+
+absl::Status Engine::RunAttention(int64_t li, float* x, int64_t begin, int64_t n, int64_t end) {
+  Impl& s = *impl_;
+  const ModelShape& m = model_.shape;
+  const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d, row = qw + 2 * kw;
+  const Layer& layer = model_.layers[static_cast<size_t>(li)];
+  Impl::Cache& cache = s.cache[static_cast<size_t>(li)];
+  SLUICE_ASSIGN_OR_RETURN(const bool approximate, RouteTokens(li, 0, begin, n));
+  if (!approximate) {
+    MatMul(s.h.data(), layer.qkv.data(), n, m.width, row, s.qkv.data());
+    for (int64_t i = 0; i < n; ++i) {
+      float* q = &s.qkv[static_cast<size_t>(i * row)];
+      if (s.keep_pre) {
+        std::memcpy(&s.q_pre[static_cast<size_t>(i * qw)], q, static_cast<size_t>(qw) * sizeof(float));
+        std::memcpy(&cache.k_pre[static_cast<size_t>((begin + i - cache.missing) * kw)], q + qw,
+                    static_cast<size_t>(kw) * sizeof(float));
+      }
+      Rotate(q, m.heads + m.kv_heads, begin + i);
+    }
+    AppendKeys(li, s.qkv.data() + qw, s.qkv.data() + qw + kw, row, begin, n);
+    SLUICE_RETURN_IF_ERROR(Attention(li, s.qkv.data(), row, n, {}, begin, n, end));
+    MatMul(s.o.data(), layer.attn_out.data(), n, qw, m.width, x, true);
+    return absl::OkStatus();
+  }
+  // Keys and values of every token; queries, attention and output projection of the executed ones.
+  MatMul(s.h.data(), layer.qkv.data() + qw * m.width, n, m.width, 2 * kw, s.qkv.data());
+  for (int64_t i = 0; i < n; ++i) Rotate(&s.qkv[static_cast<size_t>(i * 2 * kw)], m.kv_heads, begin + i);
+  AppendKeys(li, s.qkv.data(), s.qkv.data() + kw, 2 * kw, begin, n);
+  return RunTokens(li, 0, x, n, [&](sluice::MatrixView<const float> h, const int32_t* items, float* y) {
+    MatMul(h.data, layer.qkv.data(), h.rows, m.width, qw, s.qkv.data());
+    s.positions.resize(static_cast<size_t>(h.rows));
+    for (int64_t i = 0; i < h.rows; ++i) {
+      Rotate(&s.qkv[static_cast<size_t>(i * qw)], m.heads, begin + items[i]);
+      s.positions[static_cast<size_t>(i)] = static_cast<int32_t>(begin + items[i] - cache.missing);
+    }
+    SLUICE_RETURN_IF_ERROR(Attention(li, s.qkv.data(), qw, h.rows, s.positions, begin, n, end));
+    MatMul(s.o.data(), layer.attn_out.data(), h.rows, qw, m.width, y);
+    return absl::OkStatus();
+  });
+}
+
+// y (+)= FFN(h).
+void Engine::Ffn(int64_t li, const float* h, int64_t n, float* y, bool accumulate) {
+  Impl& s = *impl_;
+  const ModelShape& m = model_.shape;
+  const Layer& layer = model_.layers[static_cast<size_t>(li)];
+  MatMul(h, layer.gate_up.data(), n, m.width, 2 * m.ffn, s.ff.data());
   s.executor->ParallelFor(n, 16, [&](int64_t b, int64_t e, int) {
     for (int64_t i = b; i < e; ++i) {
       const float* gate = &s.ff[static_cast<size_t>(i * 2 * m.ffn)];
@@ -396,8 +484,107 @@ absl::Status Engine::RunLayer(int64_t li, float* x, int64_t begin, int64_t n, in
       for (int64_t j = 0; j < m.ffn; ++j) act[j] = gate[j] / (1.0f + std::exp(-gate[j])) * gate[m.ffn + j];
     }
   });
-  MatMul(s.act.data(), layer.down, n, m.ffn, m.width, x, true);
+  MatMul(s.act.data(), layer.down.data(), n, m.ffn, m.width, y, accumulate);
+}
+absl::Status Engine::RunFfn(int64_t li, float* x, int64_t begin, int64_t n) {
+  SLUICE_ASSIGN_OR_RETURN(const bool approximate, RouteTokens(li, 1, begin, n));
+  if (!approximate) {
+    Ffn(li, impl_->h.data(), n, x, true);
+    return absl::OkStatus();
+  }
+  return RunTokens(li, 1, x, n, [&](sluice::MatrixView<const float> h, const int32_t*, float* y) {
+    Ffn(li, h.data, h.rows, y, false);
+    return absl::OkStatus();
+  });
+}
+
+absl::Status Engine::PrepareTokenRouting() {
+  const TokenRouting& t = options_.tokens;
+  Impl& s = *impl_;
+  if (t.weights == nullptr) return absl::InvalidArgumentError("token routing needs weights: they hold the forecasters");
+  if (!t.rates.empty() && static_cast<int64_t>(t.rates.size()) != 2 * model_.shape.layers)
+    return absl::InvalidArgumentError(
+        absl::StrCat(t.rates.size(), " token rates, wanted one a unit: ", 2 * model_.shape.layers));
+  const int64_t n = std::min(options_.chunk, s.capacity);
+  size_t workspace = 0, scratch = 0;
+  for (int64_t layer = 0; layer < model_.shape.layers; ++layer) {
+    for (int64_t unit : {0, 1}) {
+      SLUICE_ASSIGN_OR_RETURN(sluice::InformedRouting r, sluice::InformedRouting::Create({layer, unit}, *t.weights));
+      if (r.dim() != model_.shape.width)
+        return absl::InvalidArgumentError(
+            absl::StrCat("token routers for width ", r.dim(), ", the model has ", model_.shape.width));
+      SLUICE_ASSIGN_OR_RETURN(s.informed_plan, r.MakePlan({n, 2, r.dim(), 1}));
+      workspace = std::max(workspace, s.informed_plan.workspace_bytes);
+      scratch = std::max(scratch, r.forecaster().scratch_floats(n));
+      s.informed.push_back(std::move(r));
+    }
+  }
+  SLUICE_ASSIGN_OR_RETURN(sluice::Dispatch dispatch,
+                          sluice::Dispatch::Create({n, model_.shape.width, model_.shape.width, n}));
+  s.dispatch = std::make_unique<sluice::Dispatch>(std::move(dispatch));
+  s.route_ws.Resize(workspace);
+  s.dispatch_ws.Resize(s.dispatch->workspace_bytes());
+  s.route.resize(std::max(s.route.size(), scratch));
+  s.mixed.resize(static_cast<size_t>(n * model_.shape.width));
+  s.row_ptr.resize(static_cast<size_t>(n) + 1);
+  s.unit.resize(static_cast<size_t>(n));
+  s.weight.resize(static_cast<size_t>(n));
   return absl::OkStatus();
+}
+
+// Decides what s.h [n, width] of a unit may skip; false when every token executes.
+absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t begin, int64_t n) {
+  using Gate = TokenRouting::Gate;
+  const TokenRouting& t = options_.tokens;
+  if (t.gate == Gate::kOff) return false;
+  Impl& s = *impl_;
+  const auto mark = Clock::now();
+  const size_t at = static_cast<size_t>(2 * layer + unit);
+  s.assignment.items = n, s.assignment.units = 2;
+  s.assignment.row_ptr = absl::MakeSpan(s.row_ptr), s.assignment.unit = absl::MakeSpan(s.unit);
+  s.assignment.weight = absl::MakeSpan(s.weight);
+  if (t.gate == Gate::kLearned) {
+    sluice::RouteInputs in;
+    in.features = {s.h.data(), n, model_.shape.width, model_.shape.width};
+    SLUICE_RETURN_IF_ERROR(s.informed[at].Run(
+        s.informed_plan, in, {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()}, s.assignment));
+    linear_.macs += n * s.informed[at].router_macs();
+    linear_.weight_bytes += s.informed[at].router_macs() * static_cast<int64_t>(sizeof(float));
+  }
+  const double rate = t.rates.empty() ? t.rate : t.rates[at];
+  int64_t approximated = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int32_t& u = s.unit[static_cast<size_t>(i)];
+    if (t.gate != Gate::kLearned) {
+      const sluice::RngKey key = {t.seed, 0, static_cast<uint64_t>(layer), static_cast<uint64_t>(unit),
+                                  static_cast<uint64_t>(begin + i)};
+      u = t.gate == Gate::kApproximate || (t.gate == Gate::kRandom && sluice::RandomUniform(key) < rate);
+      s.row_ptr[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+      s.weight[static_cast<size_t>(i)] = 1;
+    }
+    if (t.pin_first && begin + i == 0) u = sluice::InformedRouting::kExecute;
+    approximated += u;
+  }
+  s.row_ptr[static_cast<size_t>(n)] = static_cast<int32_t>(n);
+  s.assignment.row_ptr = s.assignment.row_ptr.first(static_cast<size_t>(n) + 1);
+  if (t.mask_approximated && unit == 0) {
+    std::vector<float>& hidden = s.cache[static_cast<size_t>(layer)].hidden;
+    hidden.resize(static_cast<size_t>(begin + n));
+    for (int64_t i = 0; i < n; ++i)
+      hidden[static_cast<size_t>(begin + i)] = s.unit[static_cast<size_t>(i)] != 0 ? -HUGE_VALF : 0.0f;
+  }
+  token_counters_[at].executed += n - approximated;
+  token_counters_[at].approximated += approximated;
+  timing_.route_s += Seconds(mark);
+  return approximated > 0;
+}
+// Tokens [begin, begin + n) of a feed that ends at `end`, through one layer.
+absl::Status Engine::RunLayer(int64_t li, float* x, int64_t begin, int64_t n, int64_t end) {
+  const Layer& layer = model_.layers[static_cast<size_t>(li)];
+  Norm(layer.attn_norm, x, n);
+  SLUICE_RETURN_IF_ERROR(RunAttention(li, x, begin, n, end));
+  Norm(layer.ffn_norm, x, n);
+  return RunFfn(li, x, begin, n);
 }
 
 namespace {

@@ -24,9 +24,22 @@ struct LayerRouting {
   bool evict = false;                                            // sparse layers keep only what their decode can see
   bool on() const { return weights != nullptr || !fixed.empty(); }
 };
+// Token routing: per token, attention and FFN of every layer are executed or approximated by a forecaster (Informed
+// Routing). Keys and values are computed for every token. Attention routers must take scattered queries.
+struct TokenRouting {
+  enum class Gate : uint8_t { kOff, kLearned, kExecute, kApproximate, kRandom };
+  Gate gate = Gate::kOff;
+  const sluice::WeightSource* weights = nullptr;  // must outlive Create only
+  double rate = 0;                                // kRandom: share approximated
+  std::vector<double> rates;                      // kRandom: or one a unit, [layers * 2]
+  uint64_t seed = 1;
+  bool pin_first = true;           // the first token, the attention sink, always executes
+  bool mask_approximated = false;  // later tokens do not see keys of tokens whose attention was approximated
+};
 struct EngineOptions {
   std::string router = "dense";
   LayerRouting layers;
+  TokenRouting tokens;
   sluice::DType cache = sluice::DType::kF32;
   int64_t chunk = 512;         // prompt tokens per pass
   int64_t max_tokens = 0;      // 0: the model's context
@@ -36,6 +49,18 @@ struct EngineOptions {
 };
 struct Timing {
   double total_s = 0, plan_s = 0, attend_s = 0, route_s = 0;  // without the time that quality measuring takes
+};
+
+// Measured in the matrix products of the layers (embedding and output head not counted).
+struct LinearCounters {
+  int64_t macs = 0, weight_bytes = 0;
+};
+struct TokenCounters {
+  int64_t executed = 0, approximated = 0;  // rows of a unit
+  double sparsity() const {
+    const int64_t all = executed + approximated;
+    return all > 0 ? static_cast<double>(approximated) / static_cast<double>(all) : 0;
+  }
 };
 
 class Engine {
@@ -60,6 +85,11 @@ class Engine {
     return layer_counters_[static_cast<size_t>(layer)];
   }
   int64_t router_calls() const { return router_calls_; }
+  const LinearCounters& linear() const { return linear_; }
+  // unit 0: attention, 1: FFN.
+  const TokenCounters& token_counters(int64_t layer, int64_t unit) const {
+    return token_counters_[static_cast<size_t>(2 * layer + unit)];
+  }
   int64_t cache_rows(int64_t layer) const;  // keys kept now
 
  private:
@@ -67,7 +97,20 @@ class Engine {
   Engine(const Model& model, const EngineOptions& options);
   absl::Status PrepareLayerRouting();
   absl::Status Decide(int64_t layer, int64_t prompt);
+  absl::Status PrepareTokenRouting();
   absl::Status RunLayer(int64_t layer, float* x, int64_t begin, int64_t n, int64_t end);
+  absl::StatusOr<bool> RouteTokens(int64_t layer, int64_t unit, int64_t begin, int64_t n);
+  template <class Execute>
+  absl::Status RunTokens(int64_t layer, int64_t unit, float* x, int64_t n, const Execute& execute);
+  absl::Status RunAttention(int64_t layer, float* x, int64_t begin, int64_t n, int64_t end);
+  absl::Status RunFfn(int64_t layer, float* x, int64_t begin, int64_t n);
+  void Norm(const std::vector<float>& weight, const float* x, int64_t n);
+  void AppendKeys(int64_t layer, const float* k, const float* v, int64_t stride, int64_t begin, int64_t n);
+  void Rotate(float* x, int64_t heads, int64_t position) const;
+  absl::Status Attention(int64_t layer, const float* q, int64_t q_stride, int64_t queries,
+                         absl::Span<const int32_t> positions, int64_t begin, int64_t n, int64_t end);
+  void Ffn(int64_t layer, const float* h, int64_t n, float* y, bool accumulate);
+  void MatMul(const float* x, const float* w, int64_t n, int64_t in, int64_t out, float* y, bool accumulate = false);
   void Evict(int64_t layer);
   size_t CacheRowBytes() const;
 
@@ -82,6 +125,8 @@ class Engine {
   std::vector<float> layer_logits_;
   std::vector<sluice::AttentionCounters> layer_counters_;
   int64_t router_calls_ = 0;
+  LinearCounters linear_;
+  std::vector<TokenCounters> token_counters_;
 };
 
 // exp of the mean negative log-likelihood of tokens 1.. given those before. Fills `nll` when not null.
