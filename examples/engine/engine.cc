@@ -136,7 +136,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
   SLUICE_ASSIGN_OR_RETURN(sluice::Attend attend,
                           sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads,
                                                   shape.head_dim, shape.value_dim, 64, 1, shape.workers}));
-  s.attend = std::make_unique<sluice::Attend>(std::move(attend));
+  s.attend = std::make_unique<sluice::Attend>(attend);
   s.plan_ws.Resize(workspace);
   s.attend_ws.Resize(s.attend->workspace_bytes());
   const size_t kv = static_cast<size_t>(s.capacity * m.kv_heads * m.head_dim);
@@ -521,7 +521,7 @@ absl::Status Engine::PrepareTokenRouting() {
   }
   SLUICE_ASSIGN_OR_RETURN(sluice::Dispatch dispatch,
                           sluice::Dispatch::Create({n, model_.shape.width, model_.shape.width, n}));
-  s.dispatch = std::make_unique<sluice::Dispatch>(std::move(dispatch));
+  s.dispatch = std::make_unique<sluice::Dispatch>(dispatch);
   s.route_ws.Resize(workspace);
   s.dispatch_ws.Resize(s.dispatch->workspace_bytes());
   s.route.resize(std::max(s.route.size(), scratch));

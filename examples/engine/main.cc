@@ -13,6 +13,7 @@
 #include "sluice/examples/engine/evaluate.h"
 #include "sluice/examples/engine/report.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/runtime/weights/gguf.h"
 
 namespace {
 using engine::Engine;
@@ -72,6 +73,9 @@ absl::StatusOr<sluice::DType> ReadDType(const std::string& s) {
   return absl::InvalidArgumentError(absl::StrCat("cache type '", s, "'; allowed: f32, bf16, f16"));
 }
 
+const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
+const char kFlux[] = "flux_attention";
+
 struct DemoOptions {
   int64_t length = 16000, facts = 16;
   std::string separator = "\n";
@@ -93,7 +97,8 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   const engine::FactPrompt prompt =
       engine::PlantFacts(model.tokenizer, ids, demo.length, demo.facts, 7, demo.separator);
   const int64_t n = static_cast<int64_t>(prompt.tokens.size());
-  if (demo.routers.empty()) {
+  const bool all = demo.routers.empty();
+  if (all) {
     demo.routers = {"dense",
                     "sink_window:window=512",
                     "sink_window:window=2048",
@@ -108,6 +113,10 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
                     "hisa:k=512,m=16",
                     "oracle_block_topk:k=16"};
   }
+  // Trained layer routers of the bundled model: each layer runs dense or streaming attention.
+  absl::StatusOr<sluice::Gguf> flux = sluice::Gguf::Open(kModels + "/flux_attention-s1.gguf");
+  if (flux.ok() && all && *flux->Int("sluice.flux.layers") == model.shape.layers)
+    demo.routers.insert(demo.routers.begin() + 1, kFlux);
   options.max_tokens = n + 64;
   options.quality_stride = 509;
   std::printf("%lld tokens of %s with %lld planted facts; %s cache, %lld layers\n\n", static_cast<long long>(n),
@@ -118,7 +127,12 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   std::vector<engine::ReportRow> rows;
   std::string spoken;
   for (const std::string& spec : demo.routers) {
-    options.router = spec;
+    options.router = spec == kFlux ? "dense" : spec;
+    options.layers = {};
+    if (spec == kFlux) {
+      if (!flux.ok()) return Fail(flux.status());
+      options.layers.weights = &*flux;
+    }
     auto e = Engine::Create(model, options);
     if (!e.ok()) return Fail(e.status());
     auto score = engine::ScoreMarked(**e, prompt.tokens, prompt.answer, prompt.text, Progress(spec, n));
@@ -155,7 +169,7 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   std::printf(
       "\nSpeed is prefill time against dense, planning and everything else included. mass is the dense probability "
       "that the\nattended keys carry (every 509th query). seer_attention, dsa and hisa run their training-free "
-      "substitutes.\n");
+      "substitutes; flux_attention chooses dense or sink_window per layer with its trained routers.\n");
   std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n%s", prompt.facts[0].first.c_str(),
               prompt.facts[0].second.c_str(), spoken.c_str());
   if (absl::Status s =
@@ -174,8 +188,7 @@ int main(int argc, char** argv) {
   CLI::App app(
       "A small Llama host on top of Sluice.\nExample: engine generate --prompt 'The kernel' --router mean_pool:k=16");
   app.require_subcommand(1);
-  std::string model_path = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf",
-              cache = "f32", tokens_path, nll_path, prompt = "The";
+  std::string model_path = kModels + "/sluice-mini-q8_0.gguf", cache = "f32", tokens_path, nll_path, prompt = "The";
   EngineOptions options;
   DemoOptions demo;
   engine::Sampling sampling;
@@ -227,7 +240,8 @@ int main(int argc, char** argv) {
   show->add_option("--facts", demo.facts, "planted facts")->capture_default_str()->check(CLI::Range(1, 16));
   show->add_flag("--spaces", spaces, "plant facts between spaces instead of line breaks, as some models learned them");
   show->add_option("--text", demo.text, "text file to use instead of this project's own text");
-  show->add_option("--routers", demo.routers, "router specs; the first is the baseline (default: a list of all)");
+  show->add_option("--routers", demo.routers,
+                   "router specs, or flux_attention; the first is the baseline (default: a list of all)");
   show->add_option("--report", demo.report, "HTML report to write")->capture_default_str();
   CLI::App* list = app.add_subcommand("routers", "List the attention routers and their settings.");
   CLI::App* evaluate = app.add_subcommand("evaluate",
@@ -235,7 +249,7 @@ int main(int argc, char** argv) {
                                           "engine evaluate flux_attention --prompts 12");
   std::string method;
   engine::EvaluateOptions eval;
-  eval.folder = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
+  eval.folder = kModels;
   evaluate->add_option("method", method, "learned method")->required()->check(CLI::IsMember({"flux_attention"}));
   evaluate->add_option("--prompts", eval.prompts, "prompts a task")->capture_default_str()->check(CLI::Range(1, 1000));
   evaluate->add_option("--length", eval.length, "tokens of a prompt")->capture_default_str();
