@@ -20,13 +20,14 @@ struct TestPlan {
   std::vector<PlanEntry> entries;
   std::vector<float> entry_bias, key_bias, weights;
   std::vector<uint64_t> row_mask;
+  std::vector<int32_t> positions;
 };
 struct PlanKind {
   Encoding encoding = Encoding::kBlocks;
   ListScope scope = ListScope::kKvHead;
   int64_t tile = 64, unit = 16, window = 0;
   double keep = 0.5;
-  bool entry_bias = false, key_bias = false, row_mask = false, permute = false;
+  bool entry_bias = false, key_bias = false, row_mask = false, permute = false, scattered = false;
 };
 
 std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& a, unsigned seed) {
@@ -37,6 +38,12 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   p.q_begin = a.q_begin(), p.q_count = a.q_count, p.kv_len = a.kv_len, p.heads = static_cast<int32_t>(a.heads),
   p.kv_heads = static_cast<int32_t>(a.kv_heads);
   p.scope = kind.scope, p.tile = kind.tile, p.window = kind.window;
+  if (kind.scattered) {  // any ascending places, so that neighbours in a tile may stand far apart
+    for (int64_t i = 0; i < a.kv_len; ++i) t->positions.push_back(static_cast<int32_t>(i));
+    while (static_cast<int64_t>(t->positions.size()) > p.q_count)
+      t->positions.erase(t->positions.begin() + static_cast<int64_t>(g() % t->positions.size()));
+    p.q_positions = t->positions;
+  }
   AttentionBranch& b = t->branches[0];
   b.encoding = kind.encoding;
   b.unit = kind.unit;
@@ -47,7 +54,7 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   const int64_t lists = kind.encoding == Encoding::kRankedPrefix ? a.kv_heads : p.num_lists();
   for (int64_t l = 0; l < lists; ++l) {
     for (int64_t tile = 0; tile < p.num_tiles(); ++tile) {
-      const int64_t first = p.q_begin + tile * p.tile, last = std::min(p.q_begin + p.q_count, first + p.tile) - 1;
+      const int64_t first = p.position(tile * p.tile), last = p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1);
       const bool token = kind.encoding == Encoding::kTokens || kind.encoding == Encoding::kRankedPrefix;
       t->begin.push_back(static_cast<uint32_t>(token ? t->tokens.size() : t->entries.size()));
       const size_t before = token ? t->tokens.size() : t->entries.size();
@@ -238,6 +245,32 @@ TEST(Attend, KvMajorAndGroupsAgree) {
       }
     }
   }
+}
+TEST(Attend, ScatteredQueriesSeeTheirOwnPast) {
+  for (PlanKind kind :
+       {PlanKind{Encoding::kBlocks, ListScope::kKvHead, 64, 64, 0, 1.0},
+        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 16, 32}, PlanKind{Encoding::kRuns, ListScope::kAllHeads, 8, 1},
+        PlanKind{Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2},
+        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 32, 32, 50}}) {
+    kind.scattered = true;
+    for (int64_t queries : {1, 2, 65, 150}) {
+      AttentionData a = MakeAttentionData(DataKind::kGaussian, 333, queries, 4, 2, 32, 32, 7);
+      auto t = RandomPlan(kind, a, 9);
+      ASSERT_TRUE(ValidateAttentionPlan(t->plan).ok()) << ValidateAttentionPlan(t->plan);
+      const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
+      ExpectNear(RunPlan(t->plan, a, {}, 2), want, 2e-5, "query-major");
+      AttendOptions kv;
+      kv.mode = AttendMode::kKvMajor;
+      if (kind.tile < 64) ExpectNear(RunPlan(t->plan, a, kv, 2), want, 2e-5, absl::StrCat("KV-major ", queries));
+    }
+  }
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 100, 10, 4, 2, 32, 32, 7);
+  auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 8, 1}, a, 9);
+  std::vector<int32_t> bad = {0, 1, 2, 3, 3, 5, 6, 7, 8, 9};
+  t->plan.q_positions = bad;
+  EXPECT_FALSE(ValidateAttentionPlan(t->plan).ok());
+  bad[4] = 4, bad[9] = 100;
+  EXPECT_FALSE(ValidateAttentionPlan(t->plan).ok());
 }
 TEST(Attend, SplitPlansMergeAndResume) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 64, 4, 2, 32, 48, 11);
