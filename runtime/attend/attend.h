@@ -72,7 +72,7 @@ class Attend {
   AttendShape shape_;
   AttendOptions options_;
   WorkspaceLayout layout_;
-  int64_t group_ = 1, rows_ = 0, dv_pad_ = 0, words_ = 0, max_splits_ = 1, max_items_ = 0;
+  int64_t rows_ = 0, dv_pad_ = 0, words_ = 0, max_splits_ = 1, max_items_ = 0;
   bool amx_ = false;
   struct Offsets {
     size_t order = 0, cost = 0, split = 0, worker = 0, worker_stride = 0;

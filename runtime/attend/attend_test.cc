@@ -251,7 +251,7 @@ TEST(Attend, ScatteredQueriesSeeTheirOwnPast) {
        {PlanKind{Encoding::kBlocks, ListScope::kKvHead, 64, 64, 0, 1.0},
         PlanKind{Encoding::kBlocks, ListScope::kKvHead, 16, 32}, PlanKind{Encoding::kRuns, ListScope::kAllHeads, 8, 1},
         PlanKind{Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2},
-        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 32, 32, 50}}) {
+        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 1, 32, 50}}) {
     kind.scattered = true;
     for (int64_t queries : {1, 2, 65, 150}) {
       AttentionData a = MakeAttentionData(DataKind::kGaussian, 333, queries, 4, 2, 32, 32, 7);

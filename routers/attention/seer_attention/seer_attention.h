@@ -82,7 +82,8 @@ class SeerAttention {
       kernels::Softmax(score, static_cast<size_t>(visible));
       attention_common::BlockRule rule{0, 0, config_.tau, 0, 1, false};
       if (config_.density > 0) {
-        const double total = static_cast<double>((in.kv_len() + config_.block - 1) / config_.block);
+        const int64_t blocks = (in.kv_len() + config_.block - 1) / config_.block;
+        const double total = static_cast<double>(blocks);
         rule.k = std::max<int64_t>(1, static_cast<int64_t>((1 - std::sqrt(1 - config_.density)) * total));
         rule.count_forced = true;
       }
