@@ -26,8 +26,8 @@ struct Linear {
   // One row. Its bits do not depend on other rows of a batch. O(in out).
   void Apply(const float* x, float* y) const {
     for (int64_t o = 0; o < out; ++o)
-      y[o] = kernels::Dot(x, weight.data() + o * in, DType::kF32, static_cast<size_t>(in)) +
-             bias[static_cast<size_t>(o)];
+      y[o] =
+          kernels::Dot(x, weight.data() + o * in, DType::kF32, static_cast<size_t>(in)) + bias[static_cast<size_t>(o)];
   }
 };
 inline float SiLU(float x) { return x / (1.0f + std::exp(-x)); }
