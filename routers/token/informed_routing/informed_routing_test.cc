@@ -5,6 +5,7 @@
 
 #include "sluice/routers/builtin.h"
 #include "sluice/routers/token/informed_routing/informed_routing_reference.h"
+#include "sluice/routers/token/informed_routing/ridge_fit.h"
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -84,6 +85,83 @@ TEST(InformedRouting, TiesAndNaNExecute) {
   EXPECT_EQ(InformedRouting::Decide(tie), InformedRouting::kExecute);
   EXPECT_EQ(InformedRouting::Decide(skip), InformedRouting::kApproximate);
   EXPECT_EQ(InformedRouting::Decide(odd), InformedRouting::kExecute);
+}
+// Mean square error of a forecaster over the rows of a linear map of rank 6 plus noise.
+struct FitData {
+  static constexpr int64_t kDim = 24, kRows = 600;
+  std::vector<float> x = RandomFeatures(kRows, kDim, 1), y;
+  explicit FitData(double noise) : y(x.size()) {
+    const std::vector<float> a = RandomFeatures(6, kDim, 2), b = RandomFeatures(kDim, 6, 3);
+    for (size_t t = 0; t < kRows; ++t) {
+      for (size_t o = 0; o < kDim; ++o) {
+        double sum = 0.5;
+        for (size_t r = 0; r < 6; ++r) {
+          double inner = 0;
+          for (size_t i = 0; i < kDim; ++i) inner += static_cast<double>(a[r * kDim + i] * x[t * kDim + i]);
+          sum += inner * static_cast<double>(b[o * 6 + r]);
+        }
+        y[t * kDim + o] = static_cast<float>(sum + noise * RandomNormal({5, 0, 0, t, o}));
+      }
+    }
+  }
+  RidgeFit Fit() const {
+    RidgeFit fit(kDim);
+    for (size_t t = 0; t < kRows; ++t) fit.Add(&x[t * kDim], &y[t * kDim]);
+    return fit;
+  }
+  double Error(const FeatureForecaster& f) const {
+    std::vector<float> got(y.size()), scratch(f.scratch_floats(kRows));
+    f.Apply(x.data(), kRows, got.data(), scratch.data());
+    double e = 0;
+    for (size_t i = 0; i < y.size(); ++i)
+      e += (static_cast<double>(got[i]) - static_cast<double>(y[i])) *
+           (static_cast<double>(got[i]) - static_cast<double>(y[i]));
+    return e / static_cast<double>(y.size());
+  }
+};
+TEST(RidgeFit, FindsALowRankMapAndDegradesInOrder) {
+  const FitData exact(0);
+  EXPECT_LT(exact.Error(*exact.Fit().Solve(6, 1e-9)), 1e-6);
+  double last = 0;
+  for (int64_t rank : {24, 6, 5, 3, 1}) {
+    const double e = exact.Error(*exact.Fit().Solve(rank, 1e-9));
+    EXPECT_GE(e, last - 1e-6) << rank;
+    last = e;
+  }
+}
+TEST(RidgeFit, FullRankAgreesWithGradientDescent) {
+  const FitData data(0.5);
+  const double closed = data.Error(*data.Fit().Solve(FitData::kDim, 1e-6));
+  // Plain gradient descent on the same least squares.
+  constexpr size_t d = FitData::kDim;
+  std::vector<double> w(d * d), bias(d);
+  double error = 0;
+  for (int step = 0; step < 400; ++step) {
+    std::vector<double> gw(d * d), gb(d);
+    error = 0;
+    for (size_t t = 0; t < FitData::kRows; ++t) {
+      for (size_t o = 0; o < d; ++o) {
+        double e = bias[o] - static_cast<double>(data.y[t * d + o]);
+        for (size_t i = 0; i < d; ++i) e += w[o * d + i] * static_cast<double>(data.x[t * d + i]);
+        for (size_t i = 0; i < d; ++i) gw[o * d + i] += e * static_cast<double>(data.x[t * d + i]) / FitData::kRows;
+        gb[o] += e / FitData::kRows;
+        error += e * e / static_cast<double>(FitData::kRows * d);
+      }
+    }
+    for (size_t i = 0; i < w.size(); ++i) w[i] -= 0.4 * gw[i];
+    for (size_t i = 0; i < d; ++i) bias[i] -= 0.4 * gb[i];
+  }
+  EXPECT_NEAR(error / closed, 1.0, 0.05);
+}
+TEST(RidgeFit, ErrorsAndRankZero) {
+  const FitData data(0);
+  EXPECT_FALSE(RidgeFit(4).Solve(2).ok());
+  EXPECT_FALSE(data.Fit().Solve(25).ok());
+  RidgeFit flat(2);
+  const float h[] = {1, 1}, u[] = {2, 3};
+  for (int i = 0; i < 5; ++i) flat.Add(h, u);
+  EXPECT_THAT(std::string(flat.Solve(1, 0).status().message()), testing::HasSubstr("use ridge > 0"));
+  EXPECT_FALSE(data.Fit().Solve(0)->present());
 }
 TEST(InformedRouting, ErrorsSayWhatIsWrong) {
   RandomWeights w = Weights();
