@@ -24,5 +24,26 @@ TEST(SinkWindow, ListsAreExactlySinkAndWindow) {
     EXPECT_EQ(r.lists[static_cast<size_t>(i * 2)], want);
   }
 }
+TEST(SinkWindow, AWindowOfOneReturnsTheValueAndTheFirstQueryAlwaysDoes) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 70, 70, 4, 2, 32, 32, 3);
+  const RoutedRun own = RunRouter(*Make("sink_window:sink=0,window=1"), a);
+  const RoutedRun wide = RunRouter(*Make("sink_window:sink=8,window=16"), a);
+  for (int64_t t = 0; t < 70; ++t) {
+    for (int64_t h = 0; h < 4; ++h) {
+      for (int64_t i = 0; i < 32; ++i) {
+        const size_t at = static_cast<size_t>((t * 4 + h) * 32 + i);
+        ASSERT_EQ(own.o[at], a.V().Get(t, h / 2, i));
+        if (t == 0) ASSERT_EQ(wide.o[at], a.V().Get(0, h / 2, i));
+      }
+    }
+  }
+}
+TEST(SinkWindow, DecodeSeesTheLastKeysAndLastDenseSeesAll) {
+  const AttentionData one = MakeAttentionData(DataKind::kGaussian, 500, 1, 2, 1, 32, 32, 3);
+  const RoutedRun r = RunRouter(*Make("sink_window:sink=2,window=3"), one);
+  EXPECT_EQ(r.lists[0], (std::vector<uint32_t>{0, 1, 497, 498, 499}));
+  // Without a prompt's end nobody knows which queries are the last.
+  EXPECT_EQ(RunRouter(*Make("sink_window:sink=2,window=3,last_dense=64"), one).lists[0], r.lists[0]);
+}
 }  // namespace
 SLUICE_END_NAMESPACE
