@@ -45,5 +45,15 @@ TEST(SinkWindow, DecodeSeesTheLastKeysAndLastDenseSeesAll) {
   // Without a prompt's end nobody knows which queries are the last.
   EXPECT_EQ(RunRouter(*Make("sink_window:sink=2,window=3,last_dense=64"), one).lists[0], r.lists[0]);
 }
+TEST(SinkWindow, DecodeReadsTheSameBytesAtAnyLength) {
+  int64_t least = int64_t{1} << 40, most = 0;
+  for (int64_t length : {4096, 5000, 16384, 40001, 65536}) {
+    const AttentionData a = MakeAttentionData(DataKind::kGaussian, length, 1, 2, 1, 32, 32, 3);
+    const int64_t bytes = RunRouter(*Make("sink_window:sink=64,window=256"), a).counters.kv_bytes;
+    least = std::min(least, bytes), most = std::max(most, bytes);
+  }
+  EXPECT_GT(least, 0);
+  EXPECT_LE(most - least, 64 * 2 * 32 * 4);  // one block of keys and values
+}
 }  // namespace
 SLUICE_END_NAMESPACE
