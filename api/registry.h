@@ -21,7 +21,6 @@ class Factory {
   virtual absl::string_view name() const = 0;
   virtual std::string Describe() const = 0;    // config help, one line a key
   virtual std::string FullBudget() const = 0;  // config text at which nothing is skipped; "" when there is none
-  virtual bool learned() const = 0;            // needs trained weights
   virtual absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue>,
                                                              const WeightSource* weights) const = 0;
 };
@@ -35,7 +34,6 @@ class FactoryOf final : public Factory<Base> {
     if constexpr (requires { R::FullBudget(); }) return PrintConfig(R::FullBudget());
     return "";
   }
-  bool learned() const override { return LearnedModel<R>; }
   absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue> kvs,
                                                      const WeightSource* weights) const override {
     typename R::Config config;

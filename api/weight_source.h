@@ -14,9 +14,7 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
   virtual absl::StatusOr<int64_t> Int(const std::string& key) const = 0;
-  virtual absl::StatusOr<double> Real(const std::string& key) const = 0;  // accepts integers
-  virtual absl::StatusOr<std::string> Text(const std::string& key) const = 0;
-  // All elements as float; the tensor must have exactly this shape (fastest dimension first) and be finite.
+  // All elements as float; the tensor must have exactly this shape (fastest dimension first).
   virtual absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
                                                      absl::Span<const uint64_t> shape) const = 0;
 };

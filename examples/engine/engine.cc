@@ -219,15 +219,12 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
       if (options_.layers.evict && length_ > 0) Evict(layer);
       if (progress) progress((layer * n + at + count) / layers);
     }
-    if (options_.layers.evict) Evict(layer);
-    if (options_.layers.evict) Evict(layer);
+    if (options_.layers.evict && length_ == 0) Evict(layer);
   }
   length_ += n;
   for (int64_t at = std::max<int64_t>(0, from - (length_ - n)); visit && at < n; at += options_.chunk) {
     const int64_t count = std::min(options_.chunk, n - at);
-    for (int64_t i = 0; i < count; ++i)
-      sluice::kernels::RmsNorm(&s.x[static_cast<size_t>((at + i) * width)], model_.norm.data(),
-                               static_cast<size_t>(width), model_.shape.eps, &s.h[static_cast<size_t>(i * width)]);
+    Norm(model_.norm, &s.x[static_cast<size_t>(at * width)], count);
     MatMul(s.h.data(), model_.head().data(), count, width, model_.shape.vocab, s.logits.data());
     for (int64_t i = 0; i < count; ++i)
       visit(length_ - n + at + i, &s.logits[static_cast<size_t>(i * model_.shape.vocab)]);
@@ -278,9 +275,7 @@ absl::Status Engine::Decide(int64_t layer, int64_t prompt) {
   const auto add = [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; at += options_.chunk) {
       const int64_t n = std::min(options_.chunk, end - at);
-      for (int64_t i = 0; i < n; ++i)
-        sluice::kernels::RmsNorm(&s.x[static_cast<size_t>((at + i) * m.width)], w.attn_norm.data(),
-                                 static_cast<size_t>(m.width), m.eps, &s.h[static_cast<size_t>(i * m.width)]);
+      Norm(w.attn_norm, &s.x[static_cast<size_t>(at * m.width)], n);
       MatMul(s.h.data(), w.qkv.data(), n, m.width, qw, s.o.data());  // the query rows stand first
       pool.Add({s.o.data(), n, m.heads, m.head_dim, qw, m.head_dim}, at);
     }
@@ -506,25 +501,23 @@ absl::Status Engine::PrepareTokenRouting() {
     return absl::InvalidArgumentError(
         absl::StrCat(t.rates.size(), " token rates, wanted one a unit: ", 2 * model_.shape.layers));
   const int64_t n = std::min(options_.chunk, s.capacity);
-  size_t workspace = 0, scratch = 0;
   for (int64_t layer = 0; layer < model_.shape.layers; ++layer) {
     for (int64_t unit : {0, 1}) {
       SLUICE_ASSIGN_OR_RETURN(sluice::InformedRouting r, sluice::InformedRouting::Create({layer, unit}, *t.weights));
       if (r.dim() != model_.shape.width)
         return absl::InvalidArgumentError(
             absl::StrCat("token routers for width ", r.dim(), ", the model has ", model_.shape.width));
-      SLUICE_ASSIGN_OR_RETURN(s.informed_plan, r.MakePlan({n, 2, r.dim(), 1}));
-      workspace = std::max(workspace, s.informed_plan.workspace_bytes);
-      scratch = std::max(scratch, r.forecaster().scratch_floats(n));
       s.informed.push_back(std::move(r));
     }
   }
   SLUICE_ASSIGN_OR_RETURN(sluice::Dispatch dispatch,
                           sluice::Dispatch::Create({n, model_.shape.width, model_.shape.width, n}));
   s.dispatch = std::make_unique<sluice::Dispatch>(dispatch);
-  s.route_ws.Resize(workspace);
+  // One file, one shape: the plan of one router serves all.
+  SLUICE_ASSIGN_OR_RETURN(s.informed_plan, s.informed[0].MakePlan({n, 2, model_.shape.width, 1}));
+  s.route_ws.Resize(s.informed_plan.workspace_bytes);
   s.dispatch_ws.Resize(s.dispatch->workspace_bytes());
-  s.route.resize(std::max(s.route.size(), scratch));
+  s.route.resize(std::max(s.route.size(), s.informed[0].forecaster().scratch_floats(n)));
   s.mixed.resize(static_cast<size_t>(n * model_.shape.width));
   s.row_ptr.resize(static_cast<size_t>(n) + 1);
   s.unit.resize(static_cast<size_t>(n));

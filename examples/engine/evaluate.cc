@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -34,19 +31,6 @@ double Median(std::vector<double> x) {
 double Omega(const Modes& modes) {
   return static_cast<double>(std::count(modes.begin(), modes.end(), LayerMode::kSparse)) /
          static_cast<double>(modes.size());
-}
-absl::StatusOr<std::vector<int32_t>> HeldOut(const std::string& folder) {
-  const std::string path = folder + "/sluice-mini-eval.u16";
-  std::ifstream f(path, std::ios::binary);
-  if (!f) return absl::NotFoundError(absl::StrCat("cannot open ", path));
-  const std::vector<char> raw((std::istreambuf_iterator<char>(f)), {});
-  std::vector<int32_t> out(raw.size() / 2);
-  for (size_t i = 0; i < out.size(); ++i) {
-    uint16_t t;
-    std::memcpy(&t, &raw[2 * i], 2);
-    out[i] = t;
-  }
-  return out;
 }
 
 // One prompt of each task over the same text: facts asked about at the end; the same without questions; and plain text.
@@ -129,7 +113,7 @@ double Flipped(const TaskResult& r, size_t* free_layers) {
 }  // namespace
 
 absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& o) {
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, HeldOut(o.folder));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
   if (o.length < 256 || 2 * o.length >= static_cast<int64_t>(held.size()) ||
       o.speed_length >= static_cast<int64_t>(held.size()))
     return absl::InvalidArgumentError(absl::StrCat("prompts of ", o.length, " and ", o.speed_length,

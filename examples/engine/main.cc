@@ -32,17 +32,6 @@ std::function<void(int64_t)> Progress(const std::string& what, int64_t total) {
                    done >= total ? "\r\033[K" : "");
   };
 }
-absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count) {
-  std::ifstream f(path, std::ios::binary);
-  if (!f) return absl::NotFoundError(absl::StrCat("cannot open ", path));
-  std::vector<uint16_t> raw;
-  uint16_t t = 0;
-  while (f.read(reinterpret_cast<char*>(&t), 2)) raw.push_back(t);
-  if (skip + count > static_cast<int64_t>(raw.size()))
-    return absl::OutOfRangeError(
-        absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [", skip, ", ", skip + count, ")"));
-  return std::vector<int32_t>(raw.begin() + skip, raw.begin() + skip + count);
-}
 // The project's own documentation and headers, as one text.
 std::string ProjectText(const std::string& root) {
   std::string text;
@@ -300,7 +289,7 @@ int main(int argc, char** argv) {
     double sum = 0;
     std::vector<float> nll;
     for (int64_t w = 0; w < windows; ++w) {
-      auto tokens = ReadTokens(tokens_path, skip + w * count, count);
+      auto tokens = engine::ReadTokens(tokens_path, skip + w * count, count);
       if (!tokens.ok()) return Fail(tokens.status());
       auto p = engine::Perplexity(**e, *tokens, &nll, Progress(absl::StrCat("window ", w + 1, "/", windows), count));
       if (!p.ok()) return Fail(p.status());
@@ -322,7 +311,7 @@ int main(int argc, char** argv) {
   if (!e.ok()) return Fail(e.status());
   double right = 0, asked = 0, density = 0;
   for (int64_t r = 0; r < repeats; ++r) {
-    auto tokens = ReadTokens(tokens_path, r * length, length);
+    auto tokens = engine::ReadTokens(tokens_path, r * length, length);
     if (!tokens.ok()) return Fail(tokens.status());
     const engine::FactPrompt p =
         engine::PlantFacts(model->tokenizer, *tokens, length, facts, static_cast<uint64_t>(r) + 1, demo.separator);

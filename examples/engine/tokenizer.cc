@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cctype>
+#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
@@ -134,5 +135,17 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
     if (id >= 0 && static_cast<size_t>(id) < bytes_.size()) out += bytes_[static_cast<size_t>(id)];
   }
   return out;
+}
+absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count) {
+  std::ifstream f(path, std::ios::binary);
+  if (!f) return absl::NotFoundError(absl::StrCat("cannot open ", path));
+  std::vector<uint16_t> raw;
+  uint16_t t = 0;
+  while (f.read(reinterpret_cast<char*>(&t), 2)) raw.push_back(t);
+  if (count < 0) count = static_cast<int64_t>(raw.size()) - skip;
+  if (count < 0 || skip + count > static_cast<int64_t>(raw.size()))
+    return absl::OutOfRangeError(
+        absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [", skip, ", ", skip + count, ")"));
+  return std::vector<int32_t>(raw.begin() + skip, raw.begin() + skip + count);
 }
 }  // namespace engine

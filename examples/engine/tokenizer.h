@@ -26,5 +26,7 @@ class Tokenizer {
   std::unordered_map<uint64_t, std::pair<int32_t, int32_t>> merge_;  // (left, right) -> (rank, result)
   int32_t eos_ = 0;
 };
+// Token ids [skip, skip + count) of a file of little-endian 16-bit ids; a negative count: all that follow.
+absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count);
 }  // namespace engine
 #endif  // SLUICE_EXAMPLES_ENGINE_TOKENIZER_H_

@@ -8,6 +8,7 @@
 #include "sluice/api/check.h"
 #include "sluice/api/weight_source.h"
 #include "sluice/runtime/kernels/dot/dot.h"
+#include "sluice/runtime/kernels/gemm/gemm.h"
 
 SLUICE_BEGIN_NAMESPACE
 // y = W x + b, W [out, in] row-major.
@@ -28,6 +29,15 @@ struct Linear {
     for (int64_t o = 0; o < out; ++o)
       y[o] =
           kernels::Dot(x, weight.data() + o * in, DType::kF32, static_cast<size_t>(in)) + bias[static_cast<size_t>(o)];
+  }
+  // x [n, in] -> y [n, out]; scratch: kernels::GemmScratchFloats(in). Every output is one dot product: its bits do not
+  // depend on the other rows.
+  void ApplyRows(const float* x, int64_t n, float* y, float* scratch) const {
+    const size_t i = static_cast<size_t>(in), o = static_cast<size_t>(out);
+    kernels::GemmNT(x, i, weight.data(), i, static_cast<size_t>(n), o, i, y, o, scratch);
+    for (int64_t r = 0; r < n; ++r) {
+      for (size_t c = 0; c < o; ++c) y[static_cast<size_t>(r) * o + c] += bias[c];
+    }
   }
 };
 inline float SiLU(float x) { return x / (1.0f + std::exp(-x)); }

@@ -40,8 +40,8 @@ class Gguf final : public WeightSource {
 
   bool Has(const std::string& key) const { return values_.count(key) > 0; }
   absl::StatusOr<int64_t> Int(const std::string& key) const override;
-  absl::StatusOr<double> Real(const std::string& key) const override;
-  absl::StatusOr<std::string> Text(const std::string& key) const override;
+  absl::StatusOr<double> Real(const std::string& key) const;  // accepts integers
+  absl::StatusOr<std::string> Text(const std::string& key) const;
   absl::StatusOr<const std::vector<std::string>*> Texts(const std::string& key) const;
   absl::StatusOr<const GgufTensor*> Tensor(const std::string& name) const;
   absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override;

@@ -20,8 +20,6 @@ class RandomWeights final : public WeightSource {
     if (it == ints_.end()) return absl::NotFoundError(absl::StrCat("no key '", key, "'"));
     return it->second;
   }
-  absl::StatusOr<double> Real(const std::string& key) const override { return absl::NotFoundError(key); }
-  absl::StatusOr<std::string> Text(const std::string& key) const override { return absl::NotFoundError(key); }
   absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override {
     if (name == missing) return absl::NotFoundError(absl::StrCat("no tensor '", name, "'"));
     uint64_t n = 1, seed = 7;

@@ -7,6 +7,7 @@
 
 #include "sluice/api/router.h"
 #include "sluice/routers/common/linear.h"
+#include "sluice/routers/common/one_unit.h"
 
 SLUICE_BEGIN_NAMESPACE
 // The feature: mean over heads and over the first and last `pool` tokens of the queries BEFORE RoPE. Queries arrive in
@@ -19,7 +20,6 @@ class PrefixSuffixPool {
       : prompt_(prompt), pool_(std::min(pool, prompt)), dim_(dim), sums_(sums) {
     std::fill(sums, sums + 2 * dim, 0.0);
   }
-  bool Wants(int64_t position) const { return position < pool_ || position >= prompt_ - pool_; }
   // q [rows, heads, dim]; row 0 stands at `begin`. Rows that the pool does not want are not read.
   void Add(const HeadsView<const float>& q, int64_t begin) {
     for (int64_t i = 0; i < q.rows; ++i) {
@@ -101,9 +101,7 @@ class FluxAttention {
   }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    if (s.items < 0 || s.units != 2 || s.width != dim_)
-      return absl::InvalidArgumentError(absl::StrCat("shape: ", s.items, " items, ", s.units, " units, width ", s.width,
-                                                     "; wanted 2 units and width ", dim_));
+    SLUICE_RETURN_IF_ERROR(one_unit::CheckShape(s, dim_));
     Plan p;
     p.shape = s;
     p.workspace_bytes = scratch_floats() * sizeof(float);
@@ -111,26 +109,13 @@ class FluxAttention {
     return p;
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
-    const int64_t items = in.features.rows;
-    if (items > p.shape.items || in.features.cols != dim_)
-      return absl::InvalidArgumentError(absl::StrCat("features [", items, ", ", in.features.cols,
-                                                     "], planned for at most [", p.shape.items, ", ", dim_, "]"));
-    if (out.row_ptr.size() < static_cast<size_t>(items) + 1 || out.unit.size() < static_cast<size_t>(items) ||
-        out.weight.size() < static_cast<size_t>(items))
-      return absl::InvalidArgumentError(absl::StrCat("the assignment has no room for ", items, " items"));
-    if (ctx.workspace.bytes < p.workspace_bytes)
-      return absl::InvalidArgumentError(
-          absl::StrCat("workspace of ", ctx.workspace.bytes, " bytes, planned ", p.workspace_bytes));
+    SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
     float* scratch = ctx.workspace.At<float>(0);
-    out.items = items, out.units = 2, out.num_dropped = 0;
-    out.row_ptr[0] = 0;
-    for (int64_t i = 0; i < items; ++i) {
+    one_unit::Assign(in.features.rows, out, [&](int64_t i) {
       float logits[2];
       Logits(in.features.row(i), scratch, logits);
-      out.unit[i] = Decide(logits);
-      out.weight[i] = 1;
-      out.row_ptr[i + 1] = static_cast<int32_t>(i) + 1;
-    }
+      return Decide(logits);
+    });
     return absl::OkStatus();
   }
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "sluice/api/tensor_view.h"
-#include "sluice/api/weight_source.h"
+#include "sluice/routers/common/linear_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace reference {
@@ -30,17 +30,8 @@ inline std::vector<double> PrefixSuffixPool(const HeadsView<const float>& q, int
 inline std::vector<double> FluxLogits(const WeightSource& w, int64_t layer, std::vector<double> x) {
   const size_t d = x.size();
   const auto apply = [&](const std::string& name, size_t out, bool silu) {
-    const std::string at = "blk." + std::to_string(layer) + ".flux." + name;
-    const uint64_t shape[] = {x.size(), out};
-    const std::vector<float> weight = *w.ReadF32(at + ".weight", shape);
-    const std::vector<float> bias = *w.ReadF32(at + ".bias", absl::MakeConstSpan(shape).subspan(1));
-    std::vector<double> y(out);
-    for (size_t o = 0; o < out; ++o) {
-      y[o] = static_cast<double>(bias[o]);
-      for (size_t i = 0; i < x.size(); ++i) y[o] += static_cast<double>(weight[o * x.size() + i]) * x[i];
-      if (silu) y[o] /= 1.0 + std::exp(-y[o]);
-    }
-    x = y;
+    x = Affine(w, "blk." + std::to_string(layer) + ".flux." + name, x, out);
+    for (double& v : x) v = silu ? v / (1.0 + std::exp(-v)) : v;
   };
   apply("enc0", 8 * d, true);
   apply("enc1", 2 * d, false);

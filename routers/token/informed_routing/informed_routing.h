@@ -7,7 +7,7 @@
 
 #include "sluice/api/router.h"
 #include "sluice/routers/common/linear.h"
-#include "sluice/runtime/kernels/gemm/gemm.h"
+#include "sluice/routers/common/one_unit.h"
 
 SLUICE_BEGIN_NAMESPACE
 // f(h) = W2 phi(W1 h + b1) + b2, phi SiLU or none: what a unit would have added to the residual stream.
@@ -16,35 +16,22 @@ struct FeatureForecaster {
   bool silu = true;
   bool present() const { return down.out > 0; }
   // y [n, dim] from h [n, dim]; scratch: scratch_floats(n). A forecaster of rank 0 gives 0. O(n dim rank).
-  void Apply(const float* h, int64_t n, float* y, float* scratch) const;
+  void Apply(const float* h, int64_t n, float* y, float* scratch) const {
+    if (!present()) {
+      std::fill(y, y + n * up.out, 0.0f);
+      return;
+    }
+    float* hidden = scratch;
+    float* gemm = scratch + n * down.out;
+    down.ApplyRows(h, n, hidden, gemm);
+    if (silu) SiLU(hidden, n * down.out);
+    up.ApplyRows(hidden, n, y, gemm);
+  }
   size_t scratch_floats(int64_t n) const {
     return static_cast<size_t>(n * down.out) +
            kernels::GemmScratchFloats(static_cast<size_t>(std::max(down.in, down.out)));
   }
 };
-
-namespace informed_internal {
-// Rows times a Linear, with the bias. Every output is one dot product: its bits do not depend on the other rows.
-inline void ApplyRows(const Linear& l, const float* x, int64_t n, float* y, float* scratch) {
-  const size_t in = static_cast<size_t>(l.in), out = static_cast<size_t>(l.out);
-  kernels::GemmNT(x, in, l.weight.data(), in, static_cast<size_t>(n), out, in, y, out, scratch);
-  for (int64_t i = 0; i < n; ++i) {
-    for (size_t o = 0; o < out; ++o) y[static_cast<size_t>(i) * out + o] += l.bias[o];
-  }
-}
-}  // namespace informed_internal
-
-inline void FeatureForecaster::Apply(const float* h, int64_t n, float* y, float* scratch) const {
-  if (!present()) {
-    std::fill(y, y + n * up.out, 0.0f);
-    return;
-  }
-  float* hidden = scratch;
-  float* gemm = scratch + n * down.out;
-  informed_internal::ApplyRows(down, h, n, hidden, gemm);
-  if (silu) SiLU(hidden, n * down.out);
-  informed_internal::ApplyRows(up, hidden, n, y, gemm);
-}
 
 // Items are tokens, features [items, dim] their normalised input of the unit, units {0: execute, 1: approximate}.
 // A tie executes; a logit that is not a number executes.
@@ -98,9 +85,7 @@ class InformedRouting {
   static Unit Decide(const float* logits) { return logits[kApproximate] > logits[kExecute] ? kApproximate : kExecute; }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    if (s.items < 0 || s.units != 2 || s.width != dim_)
-      return absl::InvalidArgumentError(absl::StrCat("shape: ", s.items, " items, ", s.units, " units, width ", s.width,
-                                                     "; wanted 2 units and width ", dim_));
+    SLUICE_RETURN_IF_ERROR(one_unit::CheckShape(s, dim_));
     Plan p;
     p.shape = s;
     WorkspaceLayout w;
@@ -116,31 +101,18 @@ class InformedRouting {
   void Logits(const Plan& p, const MatrixView<const float>& features, const RunContext& ctx, float* logits) const {
     float* hidden = ctx.workspace.At<float>(p.hidden);
     float* gemm = ctx.workspace.At<float>(p.gemm);
-    informed_internal::ApplyRows(first_, features.data, features.rows, hidden, gemm);
+    first_.ApplyRows(features.data, features.rows, hidden, gemm);
     for (int64_t i = 0; i < features.rows * first_.out; ++i) hidden[i] = hidden[i] < 0 ? 0.0f : hidden[i];
-    informed_internal::ApplyRows(second_, hidden, features.rows, logits, gemm);
+    second_.ApplyRows(hidden, features.rows, logits, gemm);
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
-    const int64_t items = in.features.rows;
-    if (items > p.shape.items || in.features.cols != dim_ || in.features.row_stride != dim_)
-      return absl::InvalidArgumentError(absl::StrCat("features [", items, ", ", in.features.cols, "] of row stride ",
-                                                     in.features.row_stride, ", planned for at most [", p.shape.items,
-                                                     ", ", dim_, "], packed"));
-    if (ctx.workspace.bytes < p.workspace_bytes)
+    SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
+    if (in.features.row_stride != dim_)
       return absl::InvalidArgumentError(
-          absl::StrCat("workspace of ", ctx.workspace.bytes, " bytes, planned ", p.workspace_bytes));
-    if (out.row_ptr.size() < static_cast<size_t>(items) + 1 || out.unit.size() < static_cast<size_t>(items) ||
-        out.weight.size() < static_cast<size_t>(items))
-      return absl::InvalidArgumentError(absl::StrCat("the assignment has no room for ", items, " items"));
+          absl::StrCat("features of row stride ", in.features.row_stride, ", wanted packed rows of ", dim_));
     float* logits = ctx.workspace.At<float>(p.logits);
     Logits(p, in.features, ctx, logits);
-    out.items = items, out.units = 2, out.num_dropped = 0;
-    out.row_ptr[0] = 0;
-    for (int64_t i = 0; i < items; ++i) {
-      out.unit[static_cast<size_t>(i)] = Decide(logits + 2 * i);
-      out.weight[static_cast<size_t>(i)] = 1;
-      out.row_ptr[static_cast<size_t>(i) + 1] = static_cast<int32_t>(i) + 1;
-    }
+    one_unit::Assign(in.features.rows, out, [&](int64_t i) { return Decide(logits + 2 * i); });
     return absl::OkStatus();
   }
 

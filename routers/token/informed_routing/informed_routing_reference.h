@@ -5,22 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "sluice/api/weight_source.h"
+#include "sluice/routers/common/linear_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace reference {
-inline std::vector<double> Affine(const WeightSource& w, const std::string& name, const std::vector<double>& x,
-                                  size_t out) {
-  const uint64_t shape[] = {x.size(), out};
-  const std::vector<float> weight = *w.ReadF32(name + ".weight", shape);
-  const std::vector<float> bias = *w.ReadF32(name + ".bias", absl::MakeConstSpan(shape).subspan(1));
-  std::vector<double> y(out);
-  for (size_t o = 0; o < out; ++o) {
-    y[o] = static_cast<double>(bias[o]);
-    for (size_t i = 0; i < x.size(); ++i) y[o] += static_cast<double>(weight[o * x.size() + i]) * x[i];
-  }
-  return y;
-}
 // `at` is "blk.L.informed.attn." or "blk.L.informed.ffn.".
 inline std::vector<double> InformedLogits(const WeightSource& w, const std::string& at, const std::vector<double>& h,
                                           size_t hidden) {

@@ -62,8 +62,6 @@ class RidgeFit {
     f.silu = false;
     f.down = {dim_, rank, std::vector<float>(At(rank * dim_)), std::vector<float>(At(rank))};
     f.up = {rank, dim_, std::vector<float>(At(dim_ * rank)), std::vector<float>(At(dim_))};
-    std::vector<double> offset(At(dim_));
-    for (int64_t o = 0; o < dim_; ++o) offset[At(o)] = y_[At(o)] / n;
     for (int64_t r = 0; r < rank; ++r) {
       double mean = 0;
       for (int64_t i = 0; i < dim_; ++i) {
@@ -75,7 +73,7 @@ class RidgeFit {
       f.down.bias[At(r)] = static_cast<float>(-mean);  // centred inside, so that no large terms cancel outside
       for (int64_t o = 0; o < dim_; ++o) f.up.weight[At(o * rank + r)] = static_cast<float>(v[At(o * rank + r)]);
     }
-    for (int64_t o = 0; o < dim_; ++o) f.up.bias[At(o)] = static_cast<float>(offset[At(o)]);
+    for (int64_t o = 0; o < dim_; ++o) f.up.bias[At(o)] = static_cast<float>(y_[At(o)] / n);
     return f;
   }
 
