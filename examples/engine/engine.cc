@@ -503,7 +503,8 @@ absl::Status Engine::PrepareTokenRouting() {
   const int64_t n = std::min(options_.chunk, s.capacity);
   for (int64_t layer = 0; layer < model_.shape.layers; ++layer) {
     for (int64_t unit : {0, 1}) {
-      SLUICE_ASSIGN_OR_RETURN(sluice::InformedRouting r, sluice::InformedRouting::Create({layer, unit}, *t.weights));
+      SLUICE_ASSIGN_OR_RETURN(sluice::InformedRouting r,
+                              sluice::InformedRouting::Create({layer, unit, t.offset}, *t.weights));
       if (r.dim() != model_.shape.width)
         return absl::InvalidArgumentError(
             absl::StrCat("token routers for width ", r.dim(), ", the model has ", model_.shape.width));
@@ -574,10 +575,17 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
 // Tokens [begin, begin + n) of a feed that ends at `end`, through one layer.
 absl::Status Engine::RunLayer(int64_t li, float* x, int64_t begin, int64_t n, int64_t end) {
   const Layer& layer = model_.layers[static_cast<size_t>(li)];
-  Norm(layer.attn_norm, x, n);
-  SLUICE_RETURN_IF_ERROR(RunAttention(li, x, begin, n, end));
-  Norm(layer.ffn_norm, x, n);
-  return RunFfn(li, x, begin, n);
+  std::vector<float> h, before;
+  for (int64_t unit : {0, 1}) {
+    Norm(unit == 0 ? layer.attn_norm : layer.ffn_norm, x, n);
+    const int64_t floats = options_.observe ? n * model_.shape.width : 0;
+    h.assign(impl_->h.begin(), impl_->h.begin() + floats), before.assign(x, x + floats);
+    SLUICE_RETURN_IF_ERROR(unit == 0 ? RunAttention(li, x, begin, n, end) : RunFfn(li, x, begin, n));
+    if (!options_.observe) continue;
+    for (int64_t i = 0; i < floats; ++i) before[static_cast<size_t>(i)] = x[i] - before[static_cast<size_t>(i)];
+    options_.observe(li, unit, n, h.data(), before.data());
+  }
+  return absl::OkStatus();
 }
 
 namespace {

@@ -30,6 +30,7 @@ struct TokenRouting {
   enum class Gate : uint8_t { kOff, kLearned, kExecute, kApproximate, kRandom };
   Gate gate = Gate::kOff;
   const sluice::WeightSource* weights = nullptr;  // must outlive Create only
+  double offset = 0;                              // kLearned: added to every logit of executing
   double rate = 0;                                // kRandom: share approximated
   std::vector<double> rates;                      // kRandom: or one a unit, [layers * 2]
   uint64_t seed = 1;
@@ -41,10 +42,12 @@ struct EngineOptions {
   LayerRouting layers;
   TokenRouting tokens;
   sluice::DType cache = sluice::DType::kF32;
-  int64_t chunk = 512;         // prompt tokens per pass
-  int64_t max_tokens = 0;      // 0: the model's context
-  int64_t dense_layers = 0;    // first layers that stay dense
-  int threads = 0;             // 0: one per CPU
+  int64_t chunk = 512;       // prompt tokens per pass
+  int64_t max_tokens = 0;    // 0: the model's context
+  int64_t dense_layers = 0;  // first layers that stay dense
+  int threads = 0;           // 0: one per CPU
+  // Sees what every residual unit (0: attention, 1: FFN) was given (normalised) and added, both [n, width], packed.
+  std::function<void(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u)> observe;
   int64_t quality_stride = 0;  // > 0: measure density and mass recall of every so many queries (slow)
 };
 struct Timing {

@@ -5,12 +5,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "sluice/examples/engine/calibrate.h"
 #include "sluice/examples/engine/engine.h"
-#include "sluice/examples/engine/evaluate.h"
+#include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/report.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -63,7 +65,20 @@ absl::StatusOr<sluice::DType> ReadDType(const std::string& s) {
 }
 
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
-const char kFlux[] = "flux_attention";
+
+// Methods whose trained weights of the bundled model stand in for a router spec.
+struct Learned {
+  const char *name, *file, *layers_key;
+  void (*use)(const sluice::Gguf& weights, EngineOptions& o);
+};
+constexpr Learned kLearned[] = {
+    {"flux_attention", "/flux_attention-s1.gguf", "sluice.flux.layers",
+     [](const sluice::Gguf& w, EngineOptions& o) { o.layers.weights = &w; }},
+    {"informed_routing", "/informed_routing-lff25-s1.gguf", "sluice.informed.layers",
+     [](const sluice::Gguf& w, EngineOptions& o) {
+       o.tokens.weights = &w, o.tokens.gate = engine::TokenRouting::Gate::kLearned;
+     }},
+};
 
 struct DemoOptions {
   int64_t length = 16000, facts = 16;
@@ -102,10 +117,13 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
                     "hisa:k=512,m=16",
                     "oracle_block_topk:k=16"};
   }
-  // Trained layer routers of the bundled model: each layer runs dense or streaming attention.
-  absl::StatusOr<sluice::Gguf> flux = sluice::Gguf::Open(kModels + "/flux_attention-s1.gguf");
-  if (flux.ok() && all && *flux->Int("sluice.flux.layers") == model.shape.layers)
-    demo.routers.insert(demo.routers.begin() + 1, kFlux);
+  std::map<std::string, sluice::Gguf> trained;
+  for (const Learned& l : kLearned) {
+    absl::StatusOr<sluice::Gguf> w = sluice::Gguf::Open(kModels + l.file);
+    if (!w.ok() || *w->Int(l.layers_key) != model.shape.layers) continue;  // another model: nothing trained for it
+    trained.emplace(l.name, *std::move(w));
+    if (all) demo.routers.insert(demo.routers.begin() + static_cast<int64_t>(trained.size()), l.name);
+  }
   options.max_tokens = n + 64;
   options.quality_stride = 509;
   std::printf("%lld tokens of %s with %lld planted facts; %s cache, %lld layers\n\n", static_cast<long long>(n),
@@ -116,11 +134,10 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   std::vector<engine::ReportRow> rows;
   std::string spoken;
   for (const std::string& spec : demo.routers) {
-    options.router = spec == kFlux ? "dense" : spec;
-    options.layers = {};
-    if (spec == kFlux) {
-      if (!flux.ok()) return Fail(flux.status());
-      options.layers.weights = &*flux;
+    options.router = trained.count(spec) > 0 ? "dense" : spec;
+    options.layers = {}, options.tokens = {};
+    for (const Learned& l : kLearned) {
+      if (spec == l.name && trained.count(spec) > 0) l.use(trained.at(spec), options);
     }
     auto e = Engine::Create(model, options);
     if (!e.ok()) return Fail(e.status());
@@ -158,7 +175,8 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   std::printf(
       "\nSpeed is prefill time against dense, planning and everything else included. mass is the dense probability "
       "that the\nattended keys carry (every 509th query). seer_attention, dsa and hisa run their training-free "
-      "substitutes; flux_attention chooses dense or sink_window per layer with its trained routers.\n");
+      "substitutes; the trained flux_attention\nchooses dense or sink_window per layer, "
+      "informed_routing a forecast instead of attention or FFN per token.\n");
   std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n%s", prompt.facts[0].first.c_str(),
               prompt.facts[0].second.c_str(), spoken.c_str());
   if (absl::Status s =
@@ -229,8 +247,9 @@ int main(int argc, char** argv) {
   show->add_option("--facts", demo.facts, "planted facts")->capture_default_str()->check(CLI::Range(1, 16));
   show->add_flag("--spaces", spaces, "plant facts between spaces instead of line breaks, as some models learned them");
   show->add_option("--text", demo.text, "text file to use instead of this project's own text");
-  show->add_option("--routers", demo.routers,
-                   "router specs, or flux_attention; the first is the baseline (default: a list of all)");
+  show->add_option(
+      "--routers", demo.routers,
+      "router specs, flux_attention or informed_routing; the first is the baseline (default: a list of all)");
   show->add_option("--report", demo.report, "HTML report to write")->capture_default_str();
   CLI::App* list = app.add_subcommand("routers", "List the attention routers and their settings.");
   CLI::App* evaluate = app.add_subcommand("evaluate",
@@ -239,7 +258,9 @@ int main(int argc, char** argv) {
   std::string method;
   engine::EvaluateOptions eval;
   eval.folder = kModels;
-  evaluate->add_option("method", method, "learned method")->required()->check(CLI::IsMember({"flux_attention"}));
+  evaluate->add_option("method", method, "learned method")
+      ->required()
+      ->check(CLI::IsMember({"flux_attention", "informed_routing"}));
   evaluate->add_option("--prompts", eval.prompts, "prompts a task")->capture_default_str()->check(CLI::Range(1, 1000));
   evaluate->add_option("--length", eval.length, "tokens of a prompt")->capture_default_str();
   evaluate->add_option("--speed-length", eval.speed_length, "tokens of a timed prompt; 0: no timing")
@@ -250,6 +271,22 @@ int main(int argc, char** argv) {
   evaluate->add_option("--threads", eval.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
   evaluate->add_option("--weights", eval.folder, "folder of the trained weights and held-out tokens")
       ->capture_default_str();
+  CLI::App* calibrate = app.add_subcommand(
+      "calibrate",
+      "Fit Informed Routing's forecasters and routers in closed form, without training.\nExample: engine calibrate "
+      "--tokens eval.u16 --count 16384 --sparsity 0.25 --out informed.gguf");
+  engine::CalibrateOptions fit;
+  std::string out_path = "informed_routing.gguf";
+  calibrate->add_option("--model", model_path, "GGUF file")->capture_default_str();
+  calibrate->add_option("--tokens", tokens_path, "little-endian 16-bit token ids")->required();
+  calibrate->add_option("--skip", skip, "tokens to skip")->capture_default_str();
+  calibrate->add_option("--count", count, "tokens to fit on")->capture_default_str();
+  calibrate->add_option("--window", fit.window, "tokens a sequence")->capture_default_str();
+  calibrate->add_option("--rank", fit.rank, "of the forecasters; 0: skip")->capture_default_str();
+  calibrate->add_option("--ridge", fit.ridge, "regularisation")->capture_default_str();
+  calibrate->add_option("--sparsity", fit.sparsity, "rows approximated, over all units")->capture_default_str();
+  calibrate->add_option("--threads", fit.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
+  calibrate->add_option("--out", out_path, "GGUF file to write")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   if (spaces) demo.separator = " ";
 
@@ -264,8 +301,22 @@ int main(int argc, char** argv) {
   absl::StatusOr<engine::Model> model = engine::LoadModel(model_path);
   if (!model.ok()) return Fail(model.status());
   if (evaluate->parsed()) {
-    const absl::Status done = engine::EvaluateFluxAttention(*model, eval);
+    const absl::Status done = method == "flux_attention" ? engine::EvaluateFluxAttention(*model, eval)
+                                                         : engine::EvaluateInformedRouting(*model, eval);
     return done.ok() ? 0 : Fail(done);
+  }
+  if (calibrate->parsed()) {
+    auto tokens = engine::ReadTokens(tokens_path, skip, count);
+    if (!tokens.ok()) return Fail(tokens.status());
+    auto bytes = engine::CalibrateInformedRouting(
+        *model, *tokens, fit, [](const std::string& what) { std::fprintf(stderr, "\r%-60s", what.c_str()); });
+    if (!bytes.ok()) return Fail(bytes.status());
+    std::ofstream f(out_path, std::ios::binary);
+    f.write(bytes->data(), static_cast<std::streamsize>(bytes->size()));
+    f.close();
+    if (!f) return Fail(absl::UnavailableError(absl::StrCat("cannot write '", out_path, "'")));
+    std::printf("\nwrote %s (%zu bytes)\n", out_path.c_str(), bytes->size());
+    return 0;
   }
   if (show->parsed()) return Demo(*model, options, demo);
   if (gen->parsed()) {

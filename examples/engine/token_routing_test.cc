@@ -4,8 +4,12 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
+#include "sluice/examples/engine/calibrate.h"
 #include "sluice/examples/engine/engine.h"
+#include "sluice/routers/token/informed_routing/informed_routing.h"
 #include "sluice/routers/token/informed_routing/informed_routing_reference.h"
+#include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/random_weights.h"
 
 namespace engine {
@@ -170,6 +174,74 @@ TEST(TokenRouting, DecodeDoesNotTouchTheWeightsOfSkippedUnits) {
   const int64_t keys = 6 * 384 * 2 * 128 * 4, forecasts = 12 * 2 * 384 * 16 * 4;
   EXPECT_EQ(e->linear().weight_bytes - before, keys + forecasts + head);
   EXPECT_GT(dense->linear().weight_bytes - dense_before, 5 * (keys + forecasts));
+}
+// The trainer's stored vectors: 4 tokens of every unit, and the loss of a prompt of 256 tokens.
+TEST(TokenRouting, ReproducesTheTrainer) {
+  for (const char* kind : {"lff25", "lff40", "skip25", "skip40"}) {
+    for (int seed = 1; seed <= 3; ++seed) {
+      const std::string name = absl::StrCat("informed_routing-", kind, "-s", seed, ".gguf");
+      auto w = sluice::Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/" + name);
+      ASSERT_TRUE(w.ok()) << w.status();
+      const std::vector<float> features = *w->ReadF32("golden.features", {384, 48}),
+                               logits = *w->ReadF32("golden.logits", {2, 48}),
+                               forecasts = *w->ReadF32("golden.forecasts", {384, 48});
+      int64_t approximated = 0;
+      for (int64_t u = 0; u < 12; ++u) {
+        auto r = sluice::InformedRouting::Create({u / 2, u % 2, 0}, *w);
+        ASSERT_TRUE(r.ok()) << r.status();
+        auto plan = r->MakePlan({4, 2, 384, 1});
+        sluice::AlignedBytes memory(plan->workspace_bytes);
+        float got[8];
+        std::vector<float> y(4 * 384), scratch(r->forecaster().scratch_floats(4));
+        const float* h = &features[static_cast<size_t>(u) * 4 * 384];
+        r->Logits(*plan, {h, 4, 384, 384}, {{memory.data(), plan->workspace_bytes}, nullptr}, got);
+        r->forecaster().Apply(h, 4, y.data(), scratch.data());
+        for (size_t i = 0; i < 4; ++i) {
+          const float* want = &logits[(static_cast<size_t>(u) * 4 + i) * 2];
+          for (size_t j = 0; j < 2; ++j) ASSERT_NEAR(got[2 * i + j], want[j], 1e-4) << name;
+          ASSERT_EQ(sluice::InformedRouting::Decide(got + 2 * i), sluice::InformedRouting::Decide(want)) << name;
+          approximated += sluice::InformedRouting::Decide(want);
+        }
+        for (size_t i = 0; i < y.size(); ++i)
+          ASSERT_NEAR(y[i], forecasts[static_cast<size_t>(u) * 4 * 384 + i], 1e-4) << name;
+      }
+      EXPECT_GT(approximated, 0);
+
+      EngineOptions o = Options(Gate::kLearned);
+      o.tokens.weights = &*w;
+      const auto e = Make(o);
+      const std::vector<float> ids = *w->ReadF32("golden.prompt", {256});
+      const std::vector<int32_t> prompt(ids.begin(), ids.end());
+      auto perplexity = Perplexity(*e, prompt);
+      ASSERT_TRUE(perplexity.ok()) << perplexity.status();
+      EXPECT_NEAR(std::log(*perplexity), (*w->ReadF32("golden.nll", {1}))[0], 2e-3) << name;
+    }
+  }
+}
+TEST(TokenRouting, AClosedFormFitMeetsItsBudgetAndBeatsChance) {
+  auto all = ReadTokens(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-eval.u16", 0, 2048);
+  ASSERT_TRUE(all.ok());
+  CalibrateOptions c;
+  c.rank = 16, c.window = 1024;
+  auto bytes = CalibrateInformedRouting(Mini(), {all->begin() + 1024, all->end()}, c);
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  auto w = sluice::Gguf::Parse({reinterpret_cast<const std::byte*>(bytes->data()), bytes->size()});
+  ASSERT_TRUE(w.ok()) << w.status();
+  EngineOptions o = Options(Gate::kLearned), coin = Options(Gate::kRandom);
+  o.tokens.weights = coin.tokens.weights = &*w;
+  const auto e = Make(o);
+  const std::vector<int32_t> text(all->begin(), all->begin() + 1024);
+  const double learned = *Perplexity(*e, text);
+  for (int64_t u = 0; u < 12; ++u) coin.tokens.rates.push_back(e->token_counters(u / 2, u % 2).sparsity());
+  double sparsity = 0;
+  for (double r : coin.tokens.rates) sparsity += r / 12;
+  EXPECT_NEAR(sparsity, 0.25, 0.08);
+  EXPECT_LT(learned, *Perplexity(*Make(coin), text));
+  c.sparsity = 1;
+  EXPECT_THAT(std::string(CalibrateInformedRouting(Mini(), *all, c).status().message()),
+              testing::HasSubstr("outside (0, 1)"));
+  EXPECT_THAT(std::string(CalibrateInformedRouting(Mini(), {1, 2, 3}, {}).status().message()),
+              testing::HasSubstr("more than the width, 384"));
 }
 TEST(TokenRouting, BadOptionsAreExplained) {
   const auto message = [](const EngineOptions& o) {

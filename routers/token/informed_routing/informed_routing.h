@@ -42,10 +42,12 @@ class InformedRouting {
   enum Unit : int32_t { kExecute = 0, kApproximate = 1 };
   struct Config {
     int64_t layer = 0, unit = 0;
+    double offset = 0;
     template <class V>
     void VisitFields(V&& v) {
       v("layer", layer, Range<int64_t>{0, 1 << 16}, "decoder layer");
       v("unit", unit, Range<int64_t>{0, 1}, "0: attention, 1: FFN");
+      v("offset", offset, Range<double>{-1e6, 1e6}, "added to the logit of executing, to serve another budget");
     }
   };
   struct Plan : RoutePlanInfo {
@@ -68,6 +70,8 @@ class InformedRouting {
     const std::string at = absl::StrCat("blk.", c.layer, ".informed.", c.unit == 0 ? "attn." : "ffn.");
     SLUICE_ASSIGN_OR_RETURN(r.first_, Linear::Read(w, at + "router0", r.dim_, hidden));
     SLUICE_ASSIGN_OR_RETURN(r.second_, Linear::Read(w, at + "router1", hidden, 2));
+    // The bias of the execute logit takes the offset, so that serving costs nothing more.
+    r.second_.bias[kExecute] += static_cast<float>(c.offset);
     r.forecaster_.silu = silu != 0;
     r.forecaster_.down.in = r.forecaster_.up.out = r.dim_;
     if (rank > 0) {

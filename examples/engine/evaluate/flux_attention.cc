@@ -1,5 +1,3 @@
-#include "sluice/examples/engine/evaluate.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -7,27 +5,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/examples/engine/engine.h"
+#include "sluice/examples/engine/evaluate/evaluate.h"
+#include "sluice/examples/engine/evaluate/statistics.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace engine {
 namespace {
-constexpr int kSeeds = 3, kRandom = 5;
+constexpr int kRandom = 5;
 using Modes = std::vector<LayerMode>;
 
-void Note(const std::string& what) { std::fprintf(stderr, "\r%-70s", what.c_str()); }
-double Mean(const std::vector<double>& x) {
-  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(std::max<size_t>(1, x.size()));
-}
-double Spread(const std::vector<double>& x) {  // largest distance from the mean
-  double d = 0;
-  for (double v : x) d = std::max(d, std::abs(v - Mean(x)));
-  return d;
-}
-double Median(std::vector<double> x) {
-  std::sort(x.begin(), x.end());
-  return x[x.size() / 2];
-}
 double Omega(const Modes& modes) {
   return static_cast<double>(std::count(modes.begin(), modes.end(), LayerMode::kSparse)) /
          static_cast<double>(modes.size());
@@ -125,7 +112,7 @@ absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& o)
               layers, static_cast<long long>(o.prompts), static_cast<long long>(o.length));
   std::printf("%-22s %10s %10s %10s %10s %8s\n", "layers", "sparse:ret", "sparse:hol", "facts", "ppl", "flips");
   const auto row = [](const std::string& name, const TaskResult& r, const std::string& flips) {
-    std::fprintf(stderr, "\r%70s\r", "");
+    ClearNote();
     std::printf("%-22s %10.3f %10.3f %10.4f %10.3f %8s\n", name.c_str(), r.omega_retrieval, r.omega_holistic,
                 r.accuracy, r.perplexity, flips.c_str());
     std::fflush(stdout);
@@ -161,20 +148,19 @@ absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& o)
     random_acc.push_back(r.accuracy);
   }
   const double lost = dense.accuracy - Mean(acc), random_lost = dense.accuracy - Mean(random_acc);
-  const auto verdict = [](bool met) { return met ? "met" : "MISSED"; };
   std::printf(
       "\nlearned, mean +- spread over %d seeds: sparse layers %.3f +- %.3f (retrieval), %.3f +- %.3f (holistic); facts "
       "%.4f "
       "+- %.4f; perplexity %.3f +- %.3f\n",
       kSeeds, Mean(ret), Spread(ret), Mean(hol), Spread(hol), Mean(acc), Spread(acc), Mean(ppl), Spread(ppl));
   std::printf("B2 sparse layers within 0.10 of 0.45 and 1.00, apart by 0.25: %s\n",
-              verdict(std::abs(Mean(ret) - 0.45) <= 0.10 && std::abs(Mean(hol) - 1.0) <= 0.10 &&
+              Verdict(std::abs(Mean(ret) - 0.45) <= 0.10 && std::abs(Mean(hol) - 1.0) <= 0.10 &&
                       Mean(hol) - Mean(ret) >= 0.25));
   std::printf("B3 facts at least 97 %% of dense (%.1f %%), random subsets lose 3x the points (%.1f against %.1f): %s\n",
               100 * Mean(acc) / dense.accuracy, 100 * random_lost, 100 * lost,
-              verdict(Mean(acc) >= 0.97 * dense.accuracy && random_lost >= 3 * std::max(lost, 0.0) && random_lost > 0));
+              Verdict(Mean(acc) >= 0.97 * dense.accuracy && random_lost >= 3 * std::max(lost, 0.0) && random_lost > 0));
   std::printf("B4 questions in the last 100 tokens flip 20 %% of the layers that vary (%.0f %% +- %.0f): %s\n",
-              100 * Mean(flips), 100 * Spread(flips), verdict(Mean(flips) >= 0.2));
+              100 * Mean(flips), 100 * Spread(flips), Verdict(Mean(flips) >= 0.2));
   if (o.speed_length == 0) return absl::OkStatus();
 
   // Speed, on text without questions and on a retrieval prompt; dense and routed alternate.
@@ -215,11 +201,11 @@ absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& o)
       for (int k = 0; k < 32; ++k) SLUICE_RETURN_IF_ERROR(b->Feed({100 + k}, 1 << 30));
       decode.push_back((b->timing().total_s - before) * 1e3 / 32);
     }
-    std::fprintf(stderr, "\r%70s\r", "");
+    ClearNote();
     std::printf("%-12s %8.3f %10.3f %10.3f %9.2fx %12.3f %9.2f%% %10.2f\n", name, omega, Median(dense_s),
                 Median(routed_s), Median(speed), Median(share), 100 * Median(router), Median(decode));
     std::printf("B5 router at most 1 %% of prefill, speed at least 0.8 of the ceiling: %s\n",
-                verdict(Median(router) <= 0.01 && Median(share) >= 0.8));
+                Verdict(Median(router) <= 0.01 && Median(share) >= 0.8));
   }
   return absl::OkStatus();
 }

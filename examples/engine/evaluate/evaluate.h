@@ -1,5 +1,5 @@
-#ifndef SLUICE_EXAMPLES_ENGINE_EVALUATE_H_
-#define SLUICE_EXAMPLES_ENGINE_EVALUATE_H_
+#ifndef SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_
+#define SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_
 // Trained quality of the learned methods on the bundled model: each prints a table with mean and spread over the
 // training seeds, beside dense and beside a random choice at the same rate.
 #include <string>
@@ -17,5 +17,6 @@ struct EvaluateOptions {
   std::string folder;  // where the trained weights and held-out tokens are
 };
 absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& options);
+absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& options);
 }  // namespace engine
-#endif  // SLUICE_EXAMPLES_ENGINE_EVALUATE_H_
+#endif  // SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_
