@@ -40,8 +40,8 @@ absl::StatusOr<std::string> CalibrateInformedRouting(const Model& model, const s
     return absl::InvalidArgumentError(
         absl::StrCat(tokens.size(), " tokens to calibrate on; the fit needs more than the width, ", width));
   if (!(o.sparsity > 0 && o.sparsity < 1) || o.window < 1)
-    return absl::InvalidArgumentError(absl::StrCat("sparsity ", o.sparsity, " is outside (0, 1), or window ", o.window,
-                                                   " is not positive"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("sparsity ", o.sparsity, " is outside (0, 1), or window ", o.window, " is not positive"));
   const size_t units = static_cast<size_t>(2 * model.shape.layers);
   const auto say = [&](const std::string& what) {
     if (progress) progress(what);
@@ -63,22 +63,20 @@ absl::StatusOr<std::string> CalibrateInformedRouting(const Model& model, const s
     }
     return out;
   };
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<FeatureForecaster> forecasters,
-                          fit("forecasters", o.rank, [](size_t, const float*, const float* u, std::vector<float>&) {
-                            return u;
-                          }));
-  std::vector<float> scratch(forecasters[0].scratch_floats(1)), forecast(static_cast<size_t>(width));
   SLUICE_ASSIGN_OR_RETURN(
-      const std::vector<FeatureForecaster> errors,
-      fit("errors", 1, [&](size_t unit, const float* h, const float* u, std::vector<float>& y) {
-        forecasters[unit].Apply(h, 1, forecast.data(), scratch.data());
-        double error = 1e-12;
-        for (size_t i = 0; i < forecast.size(); ++i)
-          error += (static_cast<double>(forecast[i]) - static_cast<double>(u[i])) *
-                   (static_cast<double>(forecast[i]) - static_cast<double>(u[i]));
-        y[0] = static_cast<float>(std::log(error));
-        return y.data();
-      }));
+      const std::vector<FeatureForecaster> forecasters,
+      fit("forecasters", o.rank, [](size_t, const float*, const float* u, std::vector<float>&) { return u; }));
+  std::vector<float> scratch(forecasters[0].scratch_floats(1)), forecast(static_cast<size_t>(width));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<FeatureForecaster> errors,
+                          fit("errors", 1, [&](size_t unit, const float* h, const float* u, std::vector<float>& y) {
+                            forecasters[unit].Apply(h, 1, forecast.data(), scratch.data());
+                            double error = 1e-12;
+                            for (size_t i = 0; i < forecast.size(); ++i)
+                              error += (static_cast<double>(forecast[i]) - static_cast<double>(u[i])) *
+                                       (static_cast<double>(forecast[i]) - static_cast<double>(u[i]));
+                            y[0] = static_cast<float>(std::log(error));
+                            return y.data();
+                          }));
 
   say("finding the threshold");
   std::vector<float> predicted;

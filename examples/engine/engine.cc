@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/pruners/token/ftp/ftp.h"
 #include "sluice/routers/attention/sink_window/sink_window.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/routers/layer/flux_attention/flux_attention.h"
@@ -74,6 +75,12 @@ struct Engine::Impl {
   sluice::Assignment assignment;
   std::vector<int32_t> row_ptr, unit, positions;
   std::vector<float> weight, mixed, key_bias;
+  // Pruning: a pruner a block, the score of every token, and the tokens that the running block computes.
+  std::vector<std::unique_ptr<const sluice::Router>> pruners;
+  std::vector<std::unique_ptr<const sluice::Router::Plan>> prune_plans;
+  sluice::ftp::ReceivedAttention received;
+  std::vector<float> score, block_score, factors, tail_q, compact;
+  std::vector<int32_t> order, kept;
 };
 
 // y [n, out] = x [n, in] W^T (+ y when accumulate).
@@ -147,6 +154,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
   }
   e->token_counters_.resize(static_cast<size_t>(m.layers) * 2);
   if (options.tokens.gate != TokenRouting::Gate::kOff) SLUICE_RETURN_IF_ERROR(e->PrepareTokenRouting());
+  e->block_counters_.resize(static_cast<size_t>(m.layers));
+  if (options.pruning.on()) SLUICE_RETURN_IF_ERROR(e->PreparePruning());
   e->modes_.assign(static_cast<size_t>(m.layers), LayerMode::kUndecided);
   e->layer_logits_.assign(static_cast<size_t>(m.layers) * 2, 0);
   e->layer_counters_.resize(static_cast<size_t>(m.layers));
@@ -176,6 +185,7 @@ void Engine::Reset() {
   quality_ = {};
   linear_ = {};
   std::fill(token_counters_.begin(), token_counters_.end(), TokenCounters{});
+  std::fill(block_counters_.begin(), block_counters_.end(), TokenCounters{});
   std::fill(modes_.begin(), modes_.end(), LayerMode::kUndecided);
   std::fill(layer_counters_.begin(), layer_counters_.end(), sluice::AttentionCounters{});
   for (Impl::Cache& c : impl_->cache) {
@@ -213,6 +223,11 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
       cache.k.resize(static_cast<size_t>(s.capacity) * CacheRowBytes());
       cache.v.resize(cache.k.size());
     }
+    if (options_.pruning.on()) {
+      SLUICE_RETURN_IF_ERROR(RunPruned(layer, n));
+      if (progress) progress((layer + 1) * n / layers);
+      continue;
+    }
     for (int64_t at = 0; at < n; at += options_.chunk) {
       const int64_t count = std::min(options_.chunk, n - at);
       SLUICE_RETURN_IF_ERROR(RunLayer(layer, &s.x[static_cast<size_t>(at * width)], length_ + at, count, length_ + n));
@@ -222,6 +237,7 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
     if (options_.layers.evict && length_ == 0) Evict(layer);
   }
   length_ += n;
+  const LinearCounters counted = linear_;
   for (int64_t at = std::max<int64_t>(0, from - (length_ - n)); visit && at < n; at += options_.chunk) {
     const int64_t count = std::min(options_.chunk, n - at);
     Norm(model_.norm, &s.x[static_cast<size_t>(at * width)], count);
@@ -229,6 +245,7 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
     for (int64_t i = 0; i < count; ++i)
       visit(length_ - n + at + i, &s.logits[static_cast<size_t>(i * model_.shape.vocab)]);
   }
+  linear_ = counted;
   timing_.total_s += Seconds(start);
   return absl::OkStatus();
 }
@@ -332,8 +349,10 @@ void Engine::Norm(const std::vector<float>& weight, const float* x, int64_t n) {
     sluice::kernels::RmsNorm(x + static_cast<size_t>(i) * width, weight.data(), width, model_.shape.eps,
                              &impl_->h[static_cast<size_t>(i) * width]);
 }
-void Engine::Rotate(float* x, int64_t heads, int64_t position) const {
+// `place`: of the token in the sequence, or among those that a pruned block computes.
+void Engine::Rotate(float* x, int64_t heads, int64_t place) const {
   const int64_t d = model_.shape.head_dim;
+  const int64_t position = impl_->kept.empty() ? place : impl_->kept[static_cast<size_t>(place)];
   const size_t at = static_cast<size_t>(position * d / 2);
   for (int64_t h = 0; h < heads; ++h)
     sluice::kernels::RopeRotate(x + h * d, static_cast<size_t>(d), &impl_->cos[at], &impl_->sin[at],
@@ -445,6 +464,12 @@ absl::Status Engine::RunAttention(int64_t li, float* x, int64_t begin, int64_t n
       Rotate(q, m.heads + m.kv_heads, begin + i);
     }
     AppendKeys(li, s.qkv.data() + qw, s.qkv.data() + qw + kw, row, begin, n);
+    if (options_.pruning.on()) {  // the last queries vote on what the next blocks compute
+      const int64_t keep = options_.pruning.causal ? n : std::min(n, sluice::ftp::kScoreQueries);
+      for (int64_t i = n - keep; i < n; ++i)
+        s.tail_q.insert(s.tail_q.end(), &s.qkv[static_cast<size_t>(i * row)],
+                        &s.qkv[static_cast<size_t>(i * row)] + qw);
+    }
     SLUICE_RETURN_IF_ERROR(Attention(li, s.qkv.data(), row, n, {}, begin, n, end));
     MatMul(s.o.data(), layer.attn_out.data(), n, qw, m.width, x, true);
     return absl::OkStatus();
@@ -572,6 +597,145 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
   timing_.route_s += Seconds(mark);
   return approximated > 0;
 }
+absl::Status Engine::PreparePruning() {
+  using By = TokenPruning::By;
+  const TokenPruning& p = options_.pruning;
+  Impl& s = *impl_;
+  if (options_.layers.on() || options_.tokens.gate != TokenRouting::Gate::kOff || s.keep_pre)
+    return absl::InvalidArgumentError(
+        "token pruning runs without layer routing, token routing and routers that summarise keys before RoPE");
+  if (static_cast<int64_t>(p.sparsity.size()) != model_.shape.layers)
+    return absl::InvalidArgumentError(
+        absl::StrCat(p.sparsity.size(), " block sparsities, wanted one a block: ", model_.shape.layers));
+  for (double x : p.sparsity) {
+    if (!(x >= 0 && x <= 1)) return absl::InvalidArgumentError(absl::StrCat("sparsity ", x, " is outside [0, 1]"));
+  }
+  if (p.by == By::kLearned && p.weights == nullptr)
+    return absl::InvalidArgumentError("learned token pruning needs weights");
+  size_t workspace = 0;
+  for (double x : p.sparsity) {
+    std::unique_ptr<const sluice::Router> made;
+    if (p.by == By::kLearned) {
+      SLUICE_ASSIGN_OR_RETURN(sluice::Ftp r, sluice::Ftp::Create({x, p.topk ? 1 : 0}, *p.weights));
+      made = std::make_unique<const sluice::RouterOf<sluice::Ftp>>(std::move(r));
+    } else {
+      SLUICE_ASSIGN_OR_RETURN(sluice::FtpStatic r, sluice::FtpStatic::Create({x}));
+      made = std::make_unique<const sluice::RouterOf<sluice::FtpStatic>>(std::move(r));
+    }
+    SLUICE_ASSIGN_OR_RETURN(auto plan, made->MakePlan({s.capacity, 2, sluice::ftp::kFactors, 1}));
+    workspace = std::max(workspace, plan->info().workspace_bytes);
+    s.pruners.push_back(std::move(made));
+    s.prune_plans.push_back(std::move(plan));
+  }
+  s.route_ws.Resize(workspace);
+  const size_t n = static_cast<size_t>(s.capacity);
+  s.score.resize(n), s.order.resize(n), s.unit.resize(n), s.weight.resize(n), s.row_ptr.resize(n + 1);
+  s.factors.resize(n * static_cast<size_t>(sluice::ftp::kFactors));
+  return absl::OkStatus();
+}
+
+// s.kept = the tokens among the n fed that this block computes.
+absl::Status Engine::ChooseTokens(int64_t layer, int64_t n) {
+  using By = TokenPruning::By;
+  const TokenPruning& p = options_.pruning;
+  Impl& s = *impl_;
+  const size_t at = static_cast<size_t>(layer);
+  const int64_t all = length_ + n;
+  s.kept.clear();
+  const auto keep = [&](int64_t t) { s.kept.push_back(static_cast<int32_t>(t)); };
+  // The first block fills the score table; after the prompt only single tokens skip, and only whole blocks.
+  const bool decoding = length_ > 0;
+  if (layer == 0 || p.sparsity[at] == 0 || (decoding && (n > 1 || p.sparsity[at] <= p.decode))) {
+    for (int64_t t = length_; t < all; ++t) keep(t);
+    return absl::OkStatus();
+  }
+  const auto mark = Clock::now();
+  if (p.by == By::kLearned)
+    sluice::ftp::Factors({s.score.data(), static_cast<size_t>(all)}, p.sparsity[at], p.causal, absl::MakeSpan(s.order),
+                         s.factors.data());
+  s.assignment.row_ptr = absl::MakeSpan(s.row_ptr), s.assignment.unit = absl::MakeSpan(s.unit);
+  s.assignment.weight = absl::MakeSpan(s.weight);
+  sluice::RouteInputs in;
+  in.features = {s.factors.data(), all, sluice::ftp::kFactors, sluice::ftp::kFactors};
+  const sluice::RunContext ctx = {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()};
+  if (p.by == By::kRandom) {
+    for (int64_t i = 0; i < all; ++i) s.order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+    sluice::ftp::AssignTop(
+        all, sluice::ftp::Kept(p.sparsity[at], all), absl::MakeSpan(s.order), s.assignment, [&](int64_t i) {
+          return sluice::RandomUniform({p.seed, 0, static_cast<uint64_t>(layer), 0, static_cast<uint64_t>(i)});
+        });
+  } else if (decoding && p.by == By::kStatic) {
+    s.unit[static_cast<size_t>(length_)] = sluice::ftp::kSkip;  // the schedule alone decides
+  } else {
+    SLUICE_RETURN_IF_ERROR(s.pruners[at]->Run(*s.prune_plans[at], in, ctx, s.assignment));
+  }
+  for (int64_t t = length_; t < all; ++t) {
+    if (s.unit[static_cast<size_t>(t)] == sluice::ftp::kCompute) keep(t);
+  }
+  timing_.route_s += Seconds(mark);
+  return absl::OkStatus();
+}
+
+// The attention that the block's keys received becomes the score of the tokens it computed; others keep theirs.
+void Engine::ScoreTokens(int64_t layer) {
+  Impl& s = *impl_;
+  const ModelShape& m = model_.shape;
+  const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d;
+  const auto mark = Clock::now();
+  const Impl::Cache& cache = s.cache[static_cast<size_t>(layer)];
+  const int64_t had = static_cast<int64_t>(s.tail_q.size()) / qw,
+                votes = options_.pruning.causal ? had : std::min(had, sluice::ftp::kScoreQueries);
+  s.block_score.resize(static_cast<size_t>(cache.rows));
+  s.received.Run({s.tail_q.data() + (had - votes) * qw, votes, m.heads, d, qw, d},
+                 {cache.k.data(), options_.cache, cache.rows, m.kv_heads, d, kw, d},
+                 1.0f / std::sqrt(static_cast<float>(d)), options_.pruning.causal, s.block_score.data());
+  // The newest keys of the cache are those of s.kept.
+  const int64_t kept = static_cast<int64_t>(s.kept.size()), from = options_.pruning.causal ? 0 : cache.rows - kept;
+  for (int64_t i = 0; i < kept; ++i)
+    s.score[static_cast<size_t>(s.kept[static_cast<size_t>(i)])] = s.block_score[static_cast<size_t>(from + i)];
+  timing_.route_s += Seconds(mark);
+}
+
+// The n tokens fed, through one block: choose, gather, compute among the chosen, scatter.
+absl::Status Engine::RunPruned(int64_t layer, int64_t n) {
+  Impl& s = *impl_;
+  const int64_t width = model_.shape.width;
+  SLUICE_RETURN_IF_ERROR(ChooseTokens(layer, n));
+  const int64_t kept = static_cast<int64_t>(s.kept.size());
+  TokenCounters& counted = block_counters_[static_cast<size_t>(layer)];
+  counted.executed += kept, counted.approximated += n - kept;
+  Impl::Cache& cache = s.cache[static_cast<size_t>(layer)];
+  const bool decoding = length_ > 0;
+  if (kept > 0) {
+    float* x = s.x.data();
+    if (kept < n) {
+      s.compact.resize(static_cast<size_t>(kept * width));
+      for (int64_t i = 0; i < kept; ++i)
+        std::memcpy(&s.compact[static_cast<size_t>(i * width)],
+                    &s.x[static_cast<size_t>((s.kept[static_cast<size_t>(i)] - length_) * width)],
+                    static_cast<size_t>(width) * sizeof(float));
+      x = s.compact.data();
+    }
+    s.tail_q.clear();
+    // Prompts run in the coordinates of the kept tokens; later tokens stand behind the keys that are missing.
+    std::vector<int32_t> positions;
+    if (decoding) positions.swap(s.kept);
+    for (int64_t at = 0; at < kept; at += options_.chunk) {
+      const int64_t count = std::min(options_.chunk, kept - at);
+      SLUICE_RETURN_IF_ERROR(
+          RunLayer(layer, x + at * width, length_ + at, count, decoding ? length_ + n : length_ + kept));
+    }
+    if (decoding) positions.swap(s.kept);
+    for (int64_t i = 0; kept < n && i < kept; ++i)
+      std::memcpy(&s.x[static_cast<size_t>((s.kept[static_cast<size_t>(i)] - length_) * width)],
+                  &s.compact[static_cast<size_t>(i * width)], static_cast<size_t>(width) * sizeof(float));
+    if (layer + 1 < model_.shape.layers && options_.pruning.by == TokenPruning::By::kLearned) ScoreTokens(layer);
+  }
+  cache.missing = length_ + n - cache.rows;
+  s.kept.clear();
+  return absl::OkStatus();
+}
+
 // Tokens [begin, begin + n) of a feed that ends at `end`, through one layer.
 absl::Status Engine::RunLayer(int64_t li, float* x, int64_t begin, int64_t n, int64_t end) {
   const Layer& layer = model_.layers[static_cast<size_t>(li)];

@@ -37,10 +37,25 @@ struct TokenRouting {
   bool pin_first = true;           // the first token, the attention sink, always executes
   bool mask_approximated = false;  // later tokens do not see keys of tokens whose attention was approximated
 };
+// Which tokens of a prompt a block computes at all: FTP (pruners/token/ftp). The first block is dense and fills the
+// score table; the caches of the others hold only the tokens they computed, at their absolute positions.
+struct TokenPruning {
+  enum class By : uint8_t { kOff, kLearned, kStatic, kRandom };
+  By by = By::kOff;
+  const sluice::WeightSource* weights = nullptr;  // kLearned; must outlive Create only
+  std::vector<double> sparsity;                   // of every block
+  bool topk = false;                              // kLearned: exactly the schedule, not what the router says
+  bool causal = false;  // scores by each token's own query, ranks among earlier tokens: for teacher forcing
+  // Single tokens after the prompt skip the blocks with sparsity above this; 1: none. kLearned: if the router agrees.
+  double decode = 1;
+  uint64_t seed = 1;
+  bool on() const { return by != By::kOff; }
+};
 struct EngineOptions {
   std::string router = "dense";
   LayerRouting layers;
   TokenRouting tokens;
+  TokenPruning pruning;
   sluice::DType cache = sluice::DType::kF32;
   int64_t chunk = 512;       // prompt tokens per pass
   int64_t max_tokens = 0;    // 0: the model's context
@@ -94,6 +109,8 @@ class Engine {
     return token_counters_[static_cast<size_t>(2 * layer + unit)];
   }
   int64_t cache_rows(int64_t layer) const;  // keys kept now
+  // Tokens that a block computed of those it was given; equal without pruning.
+  const TokenCounters& block_counters(int64_t layer) const { return block_counters_[static_cast<size_t>(layer)]; }
 
  private:
   struct Impl;
@@ -101,6 +118,10 @@ class Engine {
   absl::Status PrepareLayerRouting();
   absl::Status Decide(int64_t layer, int64_t prompt);
   absl::Status PrepareTokenRouting();
+  absl::Status PreparePruning();
+  absl::Status ChooseTokens(int64_t layer, int64_t n);
+  absl::Status RunPruned(int64_t layer, int64_t n);
+  void ScoreTokens(int64_t layer);
   absl::Status RunLayer(int64_t layer, float* x, int64_t begin, int64_t n, int64_t end);
   absl::StatusOr<bool> RouteTokens(int64_t layer, int64_t unit, int64_t begin, int64_t n);
   template <class Execute>
@@ -129,7 +150,7 @@ class Engine {
   std::vector<sluice::AttentionCounters> layer_counters_;
   int64_t router_calls_ = 0;
   LinearCounters linear_;
-  std::vector<TokenCounters> token_counters_;
+  std::vector<TokenCounters> token_counters_, block_counters_;
 };
 
 // exp of the mean negative log-likelihood of tokens 1.. given those before. Fills `nll` when not null.

@@ -13,6 +13,7 @@
 #include "sluice/examples/engine/calibrate.h"
 #include "sluice/examples/engine/engine.h"
 #include "sluice/examples/engine/evaluate/evaluate.h"
+#include "sluice/examples/engine/evaluate/pruning_task.h"
 #include "sluice/examples/engine/report.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -287,6 +288,24 @@ int main(int argc, char** argv) {
   calibrate->add_option("--sparsity", fit.sparsity, "rows approximated, over all units")->capture_default_str();
   calibrate->add_option("--threads", fit.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
   calibrate->add_option("--out", out_path, "GGUF file to write")->capture_default_str();
+  CLI::App* search = app.add_subcommand(
+      "search",
+      "Search the sparsity of every block for FTP by a genetic algorithm; prints the schedule.\nExample: engine search "
+      "--sparsity 0.3 --prompts 4");
+  engine::SearchOptions plan;
+  std::string router_path;
+  search->add_option("--model", model_path, "GGUF file")->capture_default_str();
+  search->add_option("--tokens", tokens_path,
+                     "little-endian 16-bit token ids; the second half is used (default: bundled)");
+  search->add_option("--sparsity", plan.sparsity, "mean over the blocks")->capture_default_str();
+  search->add_option("--prompts", plan.prompts, "prompts of each of two tasks")->capture_default_str();
+  search->add_option("--length", plan.length, "tokens of a prompt")->capture_default_str();
+  search->add_option("--population", plan.population, "schedules a generation")->capture_default_str();
+  search->add_option("--generations", plan.generations, "generations")->capture_default_str();
+  search->add_option("--seed", plan.seed, "of the search")->capture_default_str();
+  search->add_option("--weights", router_path, "GGUF of a trained router (default: the static router)");
+  search->add_option("--start", plan.start, "schedule to start from")->delimiter(',');
+  search->add_option("--threads", plan.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
   CLI11_PARSE(app, argc, argv);
   if (spaces) demo.separator = " ";
 
@@ -304,6 +323,21 @@ int main(int argc, char** argv) {
     const absl::Status done = method == "flux_attention" ? engine::EvaluateFluxAttention(*model, eval)
                                                          : engine::EvaluateInformedRouting(*model, eval);
     return done.ok() ? 0 : Fail(done);
+  }
+  if (search->parsed()) {
+    auto held = engine::ReadTokens(tokens_path.empty() ? kModels + "/sluice-mini-eval.u16" : tokens_path, 0, -1);
+    if (!held.ok()) return Fail(held.status());
+    absl::StatusOr<sluice::Gguf> weights;
+    if (!router_path.empty()) {
+      weights = sluice::Gguf::Open(router_path);
+      if (!weights.ok()) return Fail(weights.status());
+      plan.weights = &*weights;
+    }
+    auto best = engine::SearchSchedule(*model, *held, plan);
+    if (!best.ok()) return Fail(best.status());
+    for (size_t i = 0; i < best->size(); ++i) std::printf("%s%.4f", i == 0 ? "" : ",", (*best)[i]);
+    std::printf("\n");
+    return 0;
   }
   if (calibrate->parsed()) {
     auto tokens = engine::ReadTokens(tokens_path, skip, count);

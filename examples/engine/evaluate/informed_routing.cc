@@ -92,7 +92,8 @@ class FitProbe {
     for (int64_t i = 0; i < n; ++i) {
       double error = 0;
       for (int64_t j = 0; j < d; ++j) {
-        const double v = static_cast<double>(u[i * d + j]), e = static_cast<double>(y[static_cast<size_t>(i * d + j)]) - v;
+        const double v = static_cast<double>(u[i * d + j]),
+                     e = static_cast<double>(y[static_cast<size_t>(i * d + j)]) - v;
         error += e * e;
         s.sum[static_cast<size_t>(j)] += v, s.square += v * v;
       }
@@ -152,7 +153,8 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
       static_cast<long long>(2 * model.shape.layers), static_cast<long long>(kRank), static_cast<long long>(count),
       static_cast<long long>(kWindow), dense.perplexity, "gate", "sparsity", "perplexity", "over dense");
   const auto row = [&](const std::string& name, const Result& r) {
-    std::printf("%-26s %9.3f %10.3f %+12.3f\n", name.c_str(), r.sparsity, r.perplexity, r.perplexity - dense.perplexity);
+    std::printf("%-26s %9.3f %10.3f %+12.3f\n", name.c_str(), r.sparsity, r.perplexity,
+                r.perplexity - dense.perplexity);
     std::fflush(stdout);
     return r.perplexity - dense.perplexity;
   };
@@ -163,8 +165,9 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
   for (int64_t at = 0; at + kWindow <= static_cast<int64_t>(rest.size()) && sample.windows.size() < 4; at += kWindow)
     sample.windows.emplace_back(rest.begin() + at, rest.begin() + at + kWindow);
   if (sample.windows.empty())
-    return absl::InvalidArgumentError(absl::StrCat("--prompts ", o.prompts, " leaves no held-out text to calibrate on; ",
-                                                   "allowed at most ", held.size() / kWindow - 1));
+    return absl::InvalidArgumentError(absl::StrCat("--prompts ", o.prompts,
+                                                   " leaves no held-out text to calibrate on; ", "allowed at most ",
+                                                   held.size() / kWindow - 1));
   std::map<int, std::vector<double>> lff, skip, random, sparsity;
   std::vector<sluice::Gguf> files;  // forecasters at 0.25
   for (int percent : kPercents) {
@@ -242,10 +245,11 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
   }
   std::printf("B3 Spearman of preference and forecast quality at least 0.3 (%zu of %zu units): %s\n", known, units,
               Verdict(known == units));
-  std::printf("B4 R^2 at least 0.3 on half of the attention units (%zu of %zu), above the FFNs' in the median (%.2f, "
-              "%.2f): %s\n",
-              explained, attention.size(), Median(attention), Median(ffn),
-              Verdict(2 * explained >= attention.size() && Median(attention) > Median(ffn)));
+  std::printf(
+      "B4 R^2 at least 0.3 on half of the attention units (%zu of %zu), above the FFNs' in the median (%.2f, "
+      "%.2f): %s\n",
+      explained, attention.size(), Median(attention), Median(ffn),
+      Verdict(2 * explained >= attention.size() && Median(attention) > Median(ffn)));
   return absl::OkStatus();
 }
 }  // namespace engine

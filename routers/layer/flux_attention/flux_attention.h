@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "sluice/api/one_unit.h"
 #include "sluice/api/router.h"
-#include "sluice/routers/common/linear.h"
-#include "sluice/routers/common/one_unit.h"
+#include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
 // The feature: mean over heads and over the first and last `pool` tokens of the queries BEFORE RoPE. Queries arrive in

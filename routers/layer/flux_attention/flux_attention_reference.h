@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "sluice/api/tensor_view.h"
-#include "sluice/routers/common/linear_reference.h"
+#include "sluice/runtime/kernels/linear_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace reference {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "sluice/api/one_unit.h"
 #include "sluice/api/router.h"
-#include "sluice/routers/common/linear.h"
-#include "sluice/routers/common/one_unit.h"
+#include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
 // f(h) = W2 phi(W1 h + b1) + b2, phi SiLU or none: what a unit would have added to the residual stream.

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "sluice/routers/common/linear_reference.h"
+#include "sluice/runtime/kernels/linear_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace reference {

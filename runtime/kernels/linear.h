@@ -1,5 +1,5 @@
-#ifndef SLUICE_ROUTERS_COMMON_LINEAR_H_
-#define SLUICE_ROUTERS_COMMON_LINEAR_H_
+#ifndef SLUICE_RUNTIME_KERNELS_LINEAR_H_
+#define SLUICE_RUNTIME_KERNELS_LINEAR_H_
 // Small dense layers of learned routers and forecasters.
 #include <cmath>
 #include <string>
@@ -45,4 +45,4 @@ inline void SiLU(float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = SiLU(x[i]);
 }
 SLUICE_END_NAMESPACE
-#endif  // SLUICE_ROUTERS_COMMON_LINEAR_H_
+#endif  // SLUICE_RUNTIME_KERNELS_LINEAR_H_

@@ -1,5 +1,5 @@
-#ifndef SLUICE_ROUTERS_COMMON_LINEAR_REFERENCE_H_
-#define SLUICE_ROUTERS_COMMON_LINEAR_REFERENCE_H_
+#ifndef SLUICE_RUNTIME_KERNELS_LINEAR_REFERENCE_H_
+#define SLUICE_RUNTIME_KERNELS_LINEAR_REFERENCE_H_
 #include <string>
 #include <vector>
 
@@ -22,4 +22,4 @@ inline std::vector<double> Affine(const WeightSource& w, const std::string& name
 }
 }  // namespace reference
 SLUICE_END_NAMESPACE
-#endif  // SLUICE_ROUTERS_COMMON_LINEAR_REFERENCE_H_
+#endif  // SLUICE_RUNTIME_KERNELS_LINEAR_REFERENCE_H_

@@ -1,5 +1,5 @@
-#ifndef SLUICE_ROUTERS_COMMON_ONE_UNIT_H_
-#define SLUICE_ROUTERS_COMMON_ONE_UNIT_H_
+#ifndef SLUICE_API_ONE_UNIT_H_
+#define SLUICE_API_ONE_UNIT_H_
 // What routers share that give every item exactly one of two units, from features of a fixed width.
 #include "sluice/api/router.h"
 
@@ -40,4 +40,4 @@ void Assign(int64_t items, Assignment& out, const UnitOf& unit_of) {
 }
 }  // namespace one_unit
 SLUICE_END_NAMESPACE
-#endif  // SLUICE_ROUTERS_COMMON_ONE_UNIT_H_
+#endif  // SLUICE_API_ONE_UNIT_H_
