@@ -261,7 +261,7 @@ int main(int argc, char** argv) {
   eval.folder = kModels;
   evaluate->add_option("method", method, "learned method")
       ->required()
-      ->check(CLI::IsMember({"flux_attention", "informed_routing"}));
+      ->check(CLI::IsMember({"flux_attention", "informed_routing", "ftp"}));
   evaluate->add_option("--prompts", eval.prompts, "prompts a task")->capture_default_str()->check(CLI::Range(1, 1000));
   evaluate->add_option("--length", eval.length, "tokens of a prompt")->capture_default_str();
   evaluate->add_option("--speed-length", eval.speed_length, "tokens of a timed prompt; 0: no timing")
@@ -320,8 +320,9 @@ int main(int argc, char** argv) {
   absl::StatusOr<engine::Model> model = engine::LoadModel(model_path);
   if (!model.ok()) return Fail(model.status());
   if (evaluate->parsed()) {
-    const absl::Status done = method == "flux_attention" ? engine::EvaluateFluxAttention(*model, eval)
-                                                         : engine::EvaluateInformedRouting(*model, eval);
+    const absl::Status done = method == "flux_attention"     ? engine::EvaluateFluxAttention(*model, eval)
+                              : method == "informed_routing" ? engine::EvaluateInformedRouting(*model, eval)
+                                                             : engine::EvaluateFtp(*model, eval);
     return done.ok() ? 0 : Fail(done);
   }
   if (search->parsed()) {

@@ -6,6 +6,8 @@
 
 #include "sluice/examples/engine/engine.h"
 #include "sluice/pruners/token/ftp/ftp.h"
+#include "absl/strings/str_cat.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/random_weights.h"
 
@@ -220,6 +222,51 @@ TEST(TokenPruning, CausalDecisionsDoNotSeeWhatFollows) {
     const size_t prefix = 150 * static_cast<size_t>(Mini().shape.vocab);
     if (causal) ExpectNear({x.begin(), x.begin() + static_cast<int64_t>(prefix)}, {y.begin(), y.begin() + static_cast<int64_t>(prefix)}, 2e-3f);
     EXPECT_GT(a->block_counters(3).executed, 0);
+  }
+}
+TEST(TokenPruning, ReproducesTheTrainer) {
+  for (const char* kind : {"full", "nopos", "causal"}) {
+    for (int seed = 1; seed <= 3; ++seed) {
+      const std::string name = absl::StrCat("/ftp-", kind, "30-s", seed, ".gguf");
+      auto w = sluice::Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models" + name);
+      ASSERT_TRUE(w.ok()) << w.status();
+      const uint64_t rows = (*w->Tensor("golden.logits"))->elements / 2;
+      const std::vector<float> factors = *w->ReadF32("golden.factors", {4, rows}),
+                               logits = *w->ReadF32("golden.logits", {2, rows}),
+                               kept = *w->ReadF32("golden.kept", {5}), schedule = *w->ReadF32("ftp.schedule", {6}),
+                               ids = *w->ReadF32("golden.ids", {(*w->Tensor("golden.ids"))->elements});
+      auto r = sluice::Ftp::Create({}, *w);
+      ASSERT_TRUE(r.ok()) << r.status();
+      const int64_t n = static_cast<int64_t>(rows);
+      auto plan = r->MakePlan({n, 2, 4, 1});
+      sluice::AlignedBytes memory(plan->workspace_bytes);
+      std::vector<float> got(2 * rows);
+      r->Logits(*plan, {factors.data(), n, 4, 4}, {{memory.data(), plan->workspace_bytes}, nullptr}, got.data());
+      for (size_t i = 0; i < rows; ++i) {
+        // Margins of a sharp router reach tens: 1e-4 of the value.
+        for (size_t j = 2 * i; j < 2 * i + 2; ++j)
+          ASSERT_NEAR(got[j], logits[j], 1e-4 * std::max(1.0f, std::abs(logits[j]))) << name;
+        ASSERT_EQ(sluice::Ftp::Decide(&got[2 * i]), sluice::Ftp::Decide(&logits[2 * i])) << name;
+      }
+      // The whole pruned model: how many tokens every block computes, and the loss of what follows the prompt.
+      EngineOptions o = Options(By::kLearned, {schedule.begin(), schedule.end()});
+      o.max_tokens = 2048, o.pruning.weights = &*w, o.pruning.causal = *w->Int("sluice.ftp.causal") != 0;
+      const auto e = Make(o);
+      const int64_t prompt = static_cast<int64_t>(ids.size()) - *w->Int("sluice.ftp.follow");
+      double nll = 0;
+      const size_t vocab = static_cast<size_t>(e->model().shape.vocab);
+      const auto see = [&](int64_t at, const float* x) {
+        if (at + 1 < static_cast<int64_t>(ids.size()))
+          nll += static_cast<double>(sluice::kernels::LogSumExp(x, vocab) -
+                                     x[static_cast<size_t>(ids[static_cast<size_t>(at + 1)])]);
+      };
+      ASSERT_TRUE(e->Feed({ids.begin(), ids.begin() + prompt}, prompt - 1, see).ok());
+      for (int64_t l = 1; l < 6; ++l)
+        EXPECT_NEAR(static_cast<double>(e->block_counters(l).executed), kept[static_cast<size_t>(l - 1)], 3) << name << l;
+      ASSERT_TRUE(e->Feed({ids.begin() + prompt, ids.end()}, prompt, see).ok());
+      const double follow = static_cast<double>(static_cast<int64_t>(ids.size()) - prompt);
+      EXPECT_NEAR(nll / follow, (*w->ReadF32("golden.nll", {1}))[0], 1e-2) << name;
+    }
   }
 }
 TEST(TokenPruning, CountersFallWithTheSparsity) {

@@ -18,5 +18,6 @@ struct EvaluateOptions {
 };
 absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& options);
 absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& options);
+absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& options);
 }  // namespace engine
 #endif  // SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_
