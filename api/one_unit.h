@@ -1,14 +1,14 @@
 #ifndef SLUICE_API_ONE_UNIT_H_
 #define SLUICE_API_ONE_UNIT_H_
-// What routers share that give every item exactly one of two units, from features of a fixed width.
+// What routers share that give every item exactly one unit, from features of a fixed width.
 #include "sluice/api/router.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace one_unit {
-inline absl::Status CheckShape(const RouteShape& s, int64_t width) {
-  if (s.items < 0 || s.units != 2 || s.width != width)
+inline absl::Status CheckShape(const RouteShape& s, int64_t width, int64_t units = 2) {
+  if (s.items < 0 || s.units != units || s.width != width)
     return absl::InvalidArgumentError(absl::StrCat("shape: ", s.items, " items, ", s.units, " units, width ", s.width,
-                                                   "; wanted 2 units and width ", width));
+                                                   "; wanted ", units, " units and width ", width));
   return absl::OkStatus();
 }
 inline absl::Status CheckRun(const RoutePlanInfo& p, const RouteInputs& in, const RunContext& ctx,

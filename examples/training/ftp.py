@@ -31,7 +31,7 @@ P.add_argument("--seeds", type=int, nargs="+", default=[1])
 P.add_argument("--variants", nargs="+", default=["full", "nopos", "causal"], choices=["full", "nopos", "causal"],
                help="nopos: without the position factor, an ablation; causal: scores by each token's own query")
 P.add_argument("--hidden", type=int, default=64)
-P.add_argument("--steps", type=int, default=600)
+P.add_argument("--steps", type=int, default=800)
 P.add_argument("--rows", type=int, default=8)
 P.add_argument("--length", type=int, default=1152)
 P.add_argument("--follow", type=int, default=128, help="tokens after the prompt")
@@ -40,6 +40,7 @@ P.add_argument("--sparsity-weight", type=float, default=4.0, help="published: 1"
 P.add_argument("--sparsity-loss", choices=["symmetric", "one_sided"], default="symmetric", help="published: one_sided")
 P.add_argument("--margin", type=float, default=0.01, help="what the symmetric loss aims at beyond the schedule")
 P.add_argument("--guide", type=float, default=0.5, help="share of the steps over which the guide loss fades")
+P.add_argument("--answers", type=float, default=0.5, help="share of the distillation loss that the answers to planted facts get")
 P.add_argument("--queries", type=int, default=64, help="computed queries that vote on the scores")
 P.add_argument("--megabytes", type=int, default=12)
 A = P.parse_args()
@@ -138,9 +139,26 @@ def pruned(model, ids, prompt, router, variant, noise=None, temper=1.0, dtype=to
 
 
 def batch(tasks, rng, rows, split="train"):
-    out = [tasks.plain(rng, A.length, split) if rng.random() < 0.5 else
-           tasks.planted(rng, A.length, split, asked=int(rng.integers(1, 5)))[0] for _ in range(rows)]
-    return torch.from_numpy(np.stack(out)).to(DEV)
+    """-> (ids, kind: 0 padding, 1 text, 2 the answer to a question about a planted fact), [rows, length]. A prompt with
+    questions ends with the first of them; those that follow run dense."""
+    out = []
+    for _ in range(rows):
+        if rng.random() < 0.5:
+            out.append((tasks.plain(rng, A.length, split), np.ones(A.length, np.int64)))
+            continue
+        ids, answer, _ = tasks.planted(rng, A.length, split, asked=int(rng.integers(1, 5)))
+        cut = max(0, int(np.argmax(answer)) - (A.length - A.follow))
+        pad = np.zeros(cut, np.int64)
+        out.append((np.concatenate([ids[cut:], pad]), np.concatenate([1 + answer[cut:].astype(np.int64), pad])))
+    return tuple(torch.from_numpy(np.stack(x)).to(DEV) for x in zip(*out))
+
+
+def distil(model, ids, kind, x, prompt):
+    """KL from the dense model on what follows the prompt: the mean over answers, and over all other tokens."""
+    teacher = after(model, dense(model, ids), prompt).log_softmax(-1)
+    kl = F.kl_div(after(model, x, prompt).log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1)
+    part = lambda k: (kl * (kind[:, prompt:] == k)).sum() / (kind[:, prompt:] == k).sum().clamp(min=1)  # noqa: E731
+    return A.answers * part(2) + (1 - A.answers) * part(1)
 
 
 @torch.no_grad()
@@ -165,11 +183,9 @@ def train(model, tasks, seed, variant):
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, A.steps)
     curve = []
     for step in range(A.steps):
-        ids = batch(tasks, rng, A.rows)
+        ids, kind = batch(tasks, rng, A.rows)
         x, log = pruned(model, ids, prompt, router, variant, noise, 1 - step / A.steps)
-        teacher = after(model, dense(model, ids), prompt).log_softmax(-1)
-        kl = F.kl_div(after(model, x, prompt).log_softmax(-1).flatten(0, 1), teacher.flatten(0, 1), log_target=True,
-                      reduction="batchmean")
+        kl = distil(model, ids, kind, x, prompt)
         off, guide, share = 0, 0, []
         for _, _, skip, p, layer in log:
             skipped = skip.mean()
@@ -193,11 +209,9 @@ def train(model, tasks, seed, variant):
 def evaluate(model, tasks, router, variant):
     rng, prompt, kls, share = np.random.default_rng(7), A.length - A.follow, [], []
     for _ in range(6):
-        ids = batch(tasks, rng, 8, "held")
+        ids, kind = batch(tasks, rng, 8, "held")
         x, log = pruned(model, ids, prompt, router, variant)
-        teacher = after(model, dense(model, ids), prompt).log_softmax(-1)
-        kls.append(F.kl_div(after(model, x, prompt).log_softmax(-1).flatten(0, 1), teacher.flatten(0, 1), log_target=True,
-                            reduction="batchmean").item())
+        kls.append(distil(model, ids, kind, x, prompt).item())
         share.append([skip.mean().item() for _, _, skip, _, _ in log])
     return float(np.mean(kls)), [round(float(s), 3) for s in np.mean(share, 0)]
 
@@ -208,7 +222,7 @@ def export(model, tasks, router, variant, seed, path):
     if variant == "nopos":
         router.a.weight[:, 0] = 0  # whoever serves it gives the position all the same
     rng = np.random.default_rng(seed + 3000)
-    ids, prompt = batch(tasks, rng, 1, "held"), A.length - A.follow
+    ids, prompt = torch.from_numpy(tasks.plain(rng, A.length, "held"))[None].to(DEV), A.length - A.follow
     x, log = pruned(model, ids, prompt, router, variant, dtype=torch.float32)
     loss = F.cross_entropy(after(model, x, prompt)[0], ids[0, prompt:]).item()
     kept = np.array([round((1 - skip.item()) * prompt) for _, _, skip, _, _ in log], np.float32)
@@ -242,7 +256,7 @@ def main():
             report["runs"][variant] = {"kl": kl, "sparsity": share, "curve": curve}
             print(seed, variant, "kl", round(kl, 4), "sparsity", share, f"{time.time() - began:.0f} s", curve[0], flush=True)
             export(model, tasks, router, variant, seed, os.path.join(A.out, f"ftp-{variant}{percent}-s{seed}.gguf"))
-        with open(os.path.join(A.out, f"ftp-s{seed}.json"), "w") as f:
+        with open(os.path.join(A.out, f"ftp-{'-'.join(A.variants)}-s{seed}.json"), "w") as f:
             json.dump(report, f, indent=1)
 
 

@@ -83,7 +83,9 @@ TEST(Ftp, RouterAgreesWithTheReference) {
   for (size_t t = 1; t < n; ++t) {
     const auto want = reference::FtpLogits(Weights(), {f.begin() + 4 * static_cast<int64_t>(t),
                                                        f.begin() + 4 * static_cast<int64_t>(t) + 4}, 64);
-    if (std::abs(want[0] - want[1]) > 1e-5) EXPECT_EQ(unit[t], want[1] > want[0] ? ftp::kSkip : ftp::kCompute);
+    if (std::abs(want[0] - want[1]) > 1e-5) {
+      EXPECT_EQ(unit[t], want[1] > want[0] ? ftp::kSkip : ftp::kCompute);
+    }
   }
 }
 TEST(Ftp, TopKKeepsExactlyTheBudget) {

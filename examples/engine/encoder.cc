@@ -1,0 +1,382 @@
+#include "sluice/examples/engine/encoder.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/runtime/attend/attend.h"
+#include "sluice/runtime/kernels/gelu/gelu.h"
+#include "sluice/runtime/kernels/gemm/gemm.h"
+#include "sluice/runtime/kernels/layer_norm/layer_norm.h"
+#include "sluice/runtime/weights/gguf_writer.h"
+
+namespace engine {
+namespace {
+constexpr int64_t kTile = 64;
+
+size_t Size(int64_t n) { return static_cast<size_t>(n); }
+// Layers that a file converts; none when it has no such key.
+absl::StatusOr<std::vector<int64_t>> ConvertedLayers(const sluice::Gguf& f, int64_t layers) {
+  const auto it = f.values().find("sluice.shrp.layers");
+  if (it == f.values().end()) return std::vector<int64_t>{};
+  const auto* list = std::get_if<std::vector<int64_t>>(&it->second);
+  if (list == nullptr) return absl::InvalidArgumentError("sluice.shrp.layers is not a list of integers");
+  for (int64_t l : *list) {
+    if (l < 0 || l >= layers)
+      return absl::OutOfRangeError(absl::StrCat("sluice.shrp.layers names layer ", l, " of ", layers));
+  }
+  return *list;
+}
+absl::StatusOr<std::vector<float>> Read(const sluice::Gguf& f, const std::string& name, int64_t in, int64_t out = 0) {
+  const uint64_t shape[2] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
+  return f.ReadF32(name, absl::MakeConstSpan(shape, out > 0 ? 2 : 1));
+}
+absl::Status ReadNorm(const sluice::Gguf& f, const std::string& name, int64_t width, Norm& n) {
+  SLUICE_ASSIGN_OR_RETURN(n.weight, Read(f, name + ".weight", width));
+  SLUICE_ASSIGN_OR_RETURN(n.bias, Read(f, name + ".bias", width));
+  return absl::OkStatus();
+}
+absl::Status ReadAffine(const sluice::Gguf& f, const std::string& name, int64_t in, int64_t out, std::vector<float>& w,
+                        std::vector<float>& b) {
+  SLUICE_ASSIGN_OR_RETURN(w, Read(f, name + ".weight", in, out));
+  SLUICE_ASSIGN_OR_RETURN(b, Read(f, name + ".bias", out));
+  return absl::OkStatus();
+}
+}  // namespace
+
+// What one worker needs for one sequence.
+struct Encoder::Scratch {
+  explicit Scratch(const EncoderShape& m)
+      : x(Size(m.context * m.width)),
+        y(x.size()),
+        qkv(3 * x.size()),
+        o(x.size()),
+        hidden(Size(m.context * std::max(m.ffn, m.width))),
+        gemm(sluice::kernels::GemmScratchFloats(Size(std::max(m.width, m.ffn)))),
+        pooled(Size(m.width)),
+        gate(Size(m.heads)) {
+    buffer.Reserve((m.context + kTile - 1) / kTile, 1, 0, 0);
+    // All heads at once, or one.
+    for (int64_t heads : {m.heads, int64_t{1}}) {
+      sluice::AttendShape s;
+      s.max_queries = s.max_kv = m.context;
+      s.heads = s.kv_heads = static_cast<int>(heads);
+      s.head_dim = s.value_dim = static_cast<int>(m.head_dim());
+      s.max_tile = kTile;
+      auto made = sluice::Attend::Create(s);
+      SLUICE_DCHECK(made.ok());
+      attend.push_back(*std::move(made));
+      memory.resize(std::max(memory.size(), attend.back().workspace_bytes() + sluice::kWorkspaceAlign));
+    }
+  }
+  void MatMul(const float* a, int64_t n, int64_t in, const float* w, int64_t out, float* c) {
+    sluice::kernels::GemmNT(a, Size(in), w, Size(in), Size(n), Size(out), Size(in), c, Size(out), gemm.data());
+    macs += n * in * out;
+  }
+  // Every token sees every token. qkv [n, heads, 3, d] -> o [n, heads * d].
+  void Attention(int64_t n, int64_t heads, int64_t d) {
+    sluice::AttentionPlan header;
+    header.q_count = header.kv_len = n;
+    header.heads = header.kv_heads = static_cast<int32_t>(heads);
+    header.scope = sluice::ListScope::kAllHeads;
+    header.tile = kTile;
+    absl::Status status = buffer.Begin(header, sluice::Encoding::kRuns, 1);
+    for (int64_t tile = 0; tile < buffer.plan().num_tiles(); ++tile) {
+      buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), sluice::EntryState::kExact, sluice::MaskClass::kNone, 0, 0};
+      buffer.set_count(tile, 1);
+    }
+    const int64_t row = 3 * heads * d;
+    sluice::AttendInputs in;
+    in.q = {qkv.data(), n, heads, d, row, 3 * d};
+    in.k = {qkv.data() + d, sluice::DType::kF32, n, heads, d, row, 3 * d};
+    in.v = {qkv.data() + 2 * d, sluice::DType::kF32, n, heads, d, row, 3 * d};
+    in.scale = 1.0f / std::sqrt(static_cast<float>(d));
+    std::byte* p = memory.data();
+    p += sluice::kWorkspaceAlign - reinterpret_cast<uintptr_t>(p) % sluice::kWorkspaceAlign;
+    const sluice::Attend& a = attend[heads == attend[0].shape().heads ? 0 : 1];
+    sluice::AttentionCounters counted;
+    sluice::AttendOutputs out;
+    out.o = {o.data(), n, heads, d, heads * d, d};
+    out.counters = &counted;
+    if (status.ok()) status = a.Run(buffer.plan(), in, {{p, a.workspace_bytes()}, &inline_executor}, out);
+    SLUICE_DCHECK(status.ok());
+    macs += counted.macs;
+  }
+  std::vector<float> x, y, qkv, o, hidden, gemm, pooled, gate;
+  sluice::AttentionPlanBuffer buffer;
+  std::vector<sluice::Attend> attend;
+  std::vector<std::byte> memory;
+  sluice::InlineExecutor inline_executor;
+  int64_t macs = 0;
+};
+
+absl::Status Encoder::ReadLayer(const sluice::Gguf& f, int64_t i, bool converted, EncoderLayer& l) const {
+  const int64_t width = shape_.width, d = shape_.head_dim();
+  const std::string p = absl::StrCat("blk.", i, ".");
+  std::vector<float> part[3], part_bias[3];
+  l.dense = !converted, l.experts = shape_.heads;
+  if (converted) {
+    SLUICE_ASSIGN_OR_RETURN(const std::string form, f.Text("sluice.shrp.form"));
+    if (form != "routed" && form != "pruned")
+      return absl::InvalidArgumentError(absl::StrCat("sluice.shrp.form '", form, "'; allowed: routed, pruned"));
+    l.experts = form == "routed" ? shape_.heads : 1;
+    SLUICE_ASSIGN_OR_RETURN(const int64_t expand, f.Int("sluice.shrp.expand"));
+    if (expand < 1 || expand > shape_.ffn)
+      return absl::InvalidArgumentError(absl::StrCat("sluice.shrp.expand ", expand, "; allowed 1 to ", shape_.ffn));
+    if (l.experts > 1) {
+      SLUICE_ASSIGN_OR_RETURN(sluice::Shrp router, sluice::Shrp::Create({i}, f));
+      if (router.width() != width || router.heads() != shape_.heads)
+        return absl::InvalidArgumentError(absl::StrCat("a router for width ", router.width(), " and ", router.heads(),
+                                                       " heads; the encoder has ", width, " and ", shape_.heads));
+      l.router = std::move(router);
+      SLUICE_ASSIGN_OR_RETURN(l.usage, Read(f, p + "shrp.usage", shape_.heads));
+    }
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f, p + "shrp.up", d, expand, l.up, l.up_bias));
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f, p + "shrp.down", expand, width, l.down, l.down_bias));
+  } else {
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f, p + "attn_output", width, width, l.out, l.out_bias));
+    SLUICE_RETURN_IF_ERROR(ReadNorm(f, p + "attn_output_norm", width, l.middle));
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f, p + "ffn_up", width, shape_.ffn, l.up, l.up_bias));
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f, p + "ffn_down", shape_.ffn, width, l.down, l.down_bias));
+  }
+  SLUICE_RETURN_IF_ERROR(ReadNorm(f, p + "layer_output_norm", width, l.last));
+  for (int n = 0; n < 3; ++n) {
+    const char letter = "qkv"[n];
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f, converted ? absl::StrCat(p, "shrp.", std::string(1, letter))
+                                                   : absl::StrCat(p, "attn_", std::string(1, letter)),
+                                      width, l.experts * d, part[n], part_bias[n]));
+  }
+  for (int64_t e = 0; e < l.experts; ++e) {
+    for (int n = 0; n < 3; ++n) {
+      l.qkv.insert(l.qkv.end(), part[n].begin() + e * d * width, part[n].begin() + (e + 1) * d * width);
+      l.qkv_bias.insert(l.qkv_bias.end(), part_bias[n].begin() + e * d, part_bias[n].begin() + (e + 1) * d);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Encoder> Encoder::Load(const sluice::Gguf& file, const sluice::Gguf* conversion) {
+  SLUICE_ASSIGN_OR_RETURN(const std::string arch, file.Text("general.architecture"));
+  if (arch != "bert") return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; only 'bert' is supported"));
+  Encoder e;
+  EncoderShape& s = e.shape_;
+  SLUICE_ASSIGN_OR_RETURN(s.layers, file.Int("bert.block_count"));
+  SLUICE_ASSIGN_OR_RETURN(s.width, file.Int("bert.embedding_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.heads, file.Int("bert.attention.head_count"));
+  SLUICE_ASSIGN_OR_RETURN(s.ffn, file.Int("bert.feed_forward_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.context, file.Int("bert.context_length"));
+  SLUICE_ASSIGN_OR_RETURN(const double eps, file.Real("bert.attention.layer_norm_epsilon"));
+  s.eps = static_cast<float>(eps);
+  for (int64_t n : {s.layers, s.width, s.heads, s.ffn, s.context}) {
+    if (n <= 0 || n > (1 << 16))
+      return absl::InvalidArgumentError(absl::StrCat("a shape value of ", n, " is outside [1, 65536]"));
+  }
+  if (s.width % s.heads != 0)
+    return absl::InvalidArgumentError(absl::StrCat("width ", s.width, " and ", s.heads, " heads do not divide"));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels, file.Texts("bert.classifier.output_labels"));
+  e.labels_ = *labels;
+  s.classes = static_cast<int64_t>(e.labels_.size());
+  if (file.Has("tokenizer.ggml.tokens")) {
+    SLUICE_ASSIGN_OR_RETURN(e.tokenizer_, Tokenizer::Load(file));
+  }
+  SLUICE_ASSIGN_OR_RETURN(const sluice::GgufTensor* table, file.Tensor("token_embd.weight"));
+  s.vocab = static_cast<int64_t>(table->elements) / s.width;
+  SLUICE_ASSIGN_OR_RETURN(e.tokens_, Read(file, "token_embd.weight", s.width, s.vocab));
+  SLUICE_ASSIGN_OR_RETURN(e.places_, Read(file, "position_embd.weight", s.width, s.context));
+  SLUICE_RETURN_IF_ERROR(ReadNorm(file, "token_embd_norm", s.width, e.norm_));
+  const sluice::Gguf& from = conversion != nullptr ? *conversion : file;
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> list, ConvertedLayers(from, s.layers));
+  const std::set<int64_t> converted(list.begin(), list.end());
+  if (conversion != nullptr && converted.empty())
+    return absl::InvalidArgumentError("the conversion file has no sluice.shrp.layers");
+  SLUICE_RETURN_IF_ERROR(
+      ReadAffine(from, "cls.output", s.width, s.classes, e.classifier_, e.classifier_bias_));
+  e.layers_.resize(Size(s.layers));
+  for (int64_t i = 0; i < s.layers; ++i) {
+    const bool cut = converted.count(i) > 0;
+    SLUICE_RETURN_IF_ERROR(e.ReadLayer(cut ? from : file, i, cut, e.layers_[Size(i)]));
+  }
+  return e;
+}
+
+Encoder Encoder::Pruned() const {
+  Encoder e = *this;
+  const int64_t d = shape_.head_dim(), rows = 3 * d;
+  for (EncoderLayer& l : e.layers_) {
+    if (!l.router.has_value()) continue;
+    const int64_t keep = std::max<int64_t>(0, sluice::shrp::Freeze(absl::MakeConstSpan(l.usage)));
+    l.qkv = std::vector<float>(l.qkv.begin() + keep * rows * shape_.width, l.qkv.begin() + (keep + 1) * rows * shape_.width);
+    l.qkv_bias = std::vector<float>(l.qkv_bias.begin() + keep * rows, l.qkv_bias.begin() + (keep + 1) * rows);
+    l.experts = 1;
+    l.router.reset();
+    l.usage.clear();
+  }
+  return e;
+}
+
+absl::Status Encoder::WritePruned(const sluice::Gguf& file, const sluice::Gguf& conversion, const std::string& path) {
+  SLUICE_ASSIGN_OR_RETURN(const Encoder whole, Load(file, &conversion));
+  const Encoder cut = whole.Pruned();
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> list, ConvertedLayers(conversion, cut.shape_.layers));
+  SLUICE_ASSIGN_OR_RETURN(const int64_t expand, conversion.Int("sluice.shrp.expand"));
+  sluice::GgufWriter out;
+  for (const auto& [key, value] : file.values()) out.Set(key, value);
+  out.Set("sluice.method", std::string("shrp"));
+  out.Set("sluice.shrp.form", std::string("pruned"));
+  out.Set("sluice.shrp.expand", expand);
+  out.Set("sluice.shrp.layers", list);
+  const auto replaced = [&](const std::string& name) {
+    if (name.rfind("golden.", 0) == 0 || name.rfind("cls.", 0) == 0) return true;
+    return std::any_of(list.begin(), list.end(),
+                       [&](int64_t l) { return name.rfind(absl::StrCat("blk.", l, "."), 0) == 0; });
+  };
+  for (const auto& [name, tensor] : file.tensors()) {
+    if (!replaced(name)) out.Copy(tensor);
+  }
+  const EncoderShape& s = cut.shape_;
+  const auto add = [&](const std::string& name, int64_t in, int64_t rows, const float* data) {
+    const uint64_t shape[2] = {static_cast<uint64_t>(in), static_cast<uint64_t>(rows)};
+    return out.Add(name, absl::MakeConstSpan(shape, rows > 0 ? 2 : 1),
+                   absl::MakeConstSpan(data, Size(in * std::max<int64_t>(1, rows))),
+                   rows > 0 ? sluice::GgufType::kF16 : sluice::GgufType::kF32);
+  };
+  SLUICE_RETURN_IF_ERROR(add("cls.output.weight", s.width, s.classes, cut.classifier_.data()));
+  SLUICE_RETURN_IF_ERROR(add("cls.output.bias", s.classes, 0, cut.classifier_bias_.data()));
+  const int64_t d = s.head_dim();
+  for (int64_t i : list) {
+    const EncoderLayer& l = cut.layers_[Size(i)];
+    const std::string p = absl::StrCat("blk.", i, ".");
+    for (int64_t n = 0; n < 3; ++n) {
+      const std::string at = absl::StrCat(p, "shrp.", std::string(1, "qkv"[n]));
+      SLUICE_RETURN_IF_ERROR(add(at + ".weight", s.width, d, l.qkv.data() + n * d * s.width));
+      SLUICE_RETURN_IF_ERROR(add(at + ".bias", d, 0, l.qkv_bias.data() + n * d));
+    }
+    SLUICE_RETURN_IF_ERROR(add(p + "shrp.up.weight", d, expand, l.up.data()));
+    SLUICE_RETURN_IF_ERROR(add(p + "shrp.up.bias", expand, 0, l.up_bias.data()));
+    SLUICE_RETURN_IF_ERROR(add(p + "shrp.down.weight", expand, s.width, l.down.data()));
+    SLUICE_RETURN_IF_ERROR(add(p + "shrp.down.bias", s.width, 0, l.down_bias.data()));
+    SLUICE_RETURN_IF_ERROR(add(p + "layer_output_norm.weight", s.width, 0, l.last.weight.data()));
+    SLUICE_RETURN_IF_ERROR(add(p + "layer_output_norm.bias", s.width, 0, l.last.bias.data()));
+  }
+  return out.Write(path);
+}
+
+int64_t Encoder::layer_parameters() const {
+  size_t n = 0;
+  for (const EncoderLayer& l : layers_) {
+    for (const std::vector<float>* w : {&l.qkv, &l.qkv_bias, &l.out, &l.out_bias, &l.up, &l.up_bias, &l.down, &l.down_bias,
+                                        &l.middle.weight, &l.middle.bias, &l.last.weight, &l.last.bias})
+      n += w->size();
+    if (l.router.has_value()) n += Size((l.router->width() + 1) * l.router->heads());
+  }
+  return static_cast<int64_t>(n);
+}
+
+void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced, Scratch& s, float* logits,
+                     int32_t* picks) const {
+  const EncoderShape& m = shape_;
+  const int64_t n = std::min<int64_t>(static_cast<int64_t>(ids.size()), m.context), width = m.width, d = m.head_dim();
+  const auto norm = [&](const Norm& w, float* x) {
+    for (int64_t t = 0; t < n; ++t)
+      sluice::kernels::LayerNorm(x + t * width, w.weight.data(), w.bias.data(), Size(width), m.eps, x + t * width);
+  };
+  for (int64_t t = 0; t < n; ++t) {
+    const float *a = &tokens_[Size(ids[Size(t)] * width)], *b = &places_[Size(t * width)];
+    for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] = a[c] + b[c];
+  }
+  norm(norm_, s.x.data());
+  const auto attend = [&](const EncoderLayer& l, int64_t first, int64_t heads) {
+    const int64_t rows = 3 * heads * d;
+    s.MatMul(s.x.data(), n, width, l.qkv.data() + first * 3 * d * width, rows, s.qkv.data());
+    const float* bias = l.qkv_bias.data() + first * 3 * d;
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t c = 0; c < rows; ++c) s.qkv[Size(t * rows + c)] += bias[c];
+    s.Attention(n, heads, d);
+  };
+  // x += down(gelu(up(from))) + bias
+  const auto feed = [&](const EncoderLayer& l, const float* from, int64_t in) {
+    const int64_t inner = static_cast<int64_t>(l.up_bias.size());
+    s.MatMul(from, n, in, l.up.data(), inner, s.hidden.data());
+    for (int64_t t = 0; t < n; ++t)
+      sluice::kernels::BiasGelu(&s.hidden[Size(t * inner)], l.up_bias.data(), Size(inner), &s.hidden[Size(t * inner)]);
+    s.MatMul(s.hidden.data(), n, inner, l.down.data(), width, s.y.data());
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.down_bias[Size(c)];
+  };
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const EncoderLayer& l = layers_[i];
+    picks[i] = -1;
+    if (l.dense) {
+      attend(l, 0, m.heads);
+      s.MatMul(s.o.data(), n, width, l.out.data(), width, s.y.data());
+      for (int64_t t = 0; t < n; ++t)
+        for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.out_bias[Size(c)];
+      norm(l.middle, s.x.data());
+      feed(l, s.x.data(), width);
+    } else {
+      int32_t pick = 0;
+      if (!forced.empty() && forced[i] >= 0) {
+        pick = forced[i];
+      } else if (l.router.has_value()) {
+        sluice::shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
+        pick = l.router->Pick(s.pooled.data(), s.gate.data());
+        s.macs += width * m.heads;
+      }
+      picks[i] = pick;
+      attend(l, pick, 1);
+      feed(l, s.o.data(), d);
+    }
+    norm(l.last, s.x.data());
+  }
+  sluice::shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
+  for (int64_t c = 0; c < m.classes; ++c) {
+    double sum = static_cast<double>(classifier_bias_[Size(c)]);
+    for (int64_t j = 0; j < width; ++j)
+      sum += static_cast<double>(classifier_[Size(c * width + j)]) * static_cast<double>(s.pooled[Size(j)]);
+    logits[c] = static_cast<float>(sum);
+  }
+}
+
+absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32_t>>& sequences,
+                                             sluice::Executor& executor, const std::vector<int32_t>& forced) const {
+  if (!forced.empty() && static_cast<int64_t>(forced.size()) != shape_.layers)
+    return absl::InvalidArgumentError(absl::StrCat(forced.size(), " forced heads, wanted one a layer: ", shape_.layers));
+  for (size_t i = 0; i < forced.size(); ++i) {
+    if (forced[i] >= layers_[i].experts)
+      return absl::OutOfRangeError(absl::StrCat("head ", forced[i], " of layer ", i, ", which has ", layers_[i].experts));
+  }
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    if (sequences[i].empty()) return absl::InvalidArgumentError(absl::StrCat("sequence ", i, " is empty"));
+    for (int32_t id : sequences[i]) {
+      if (id < 0 || id >= shape_.vocab)
+        return absl::OutOfRangeError(absl::StrCat("token ", id, " of sequence ", i, "; allowed 0 to ", shape_.vocab - 1));
+    }
+  }
+  Result r;
+  r.logits.resize(sequences.size() * Size(shape_.classes));
+  r.picks.resize(sequences.size() * layers_.size());
+  std::vector<std::unique_ptr<Scratch>> scratch(Size(executor.num_workers()));
+  for (auto& s : scratch) s = std::make_unique<Scratch>(shape_);
+  executor.ParallelFor(static_cast<int64_t>(sequences.size()), 1, [&](int64_t b, int64_t e, int worker) {
+    for (int64_t i = b; i < e; ++i)
+      RunOne(sequences[Size(i)], forced, *scratch[Size(worker)], &r.logits[Size(i * shape_.classes)],
+             &r.picks[Size(i) * layers_.size()]);
+  });
+  for (const auto& s : scratch) r.macs += s->macs;
+  return r;
+}
+
+std::vector<float> Encoder::HeadOutputs(int64_t layer, int64_t first, int64_t heads, const std::vector<float>& x) const {
+  const EncoderLayer& l = layers_[Size(layer)];
+  const int64_t d = shape_.head_dim(), n = static_cast<int64_t>(x.size()) / shape_.width, rows = 3 * heads * d;
+  Scratch s(shape_);
+  s.MatMul(x.data(), n, shape_.width, l.qkv.data() + first * 3 * d * shape_.width, rows, s.qkv.data());
+  for (int64_t t = 0; t < n; ++t)
+    for (int64_t c = 0; c < rows; ++c) s.qkv[Size(t * rows + c)] += l.qkv_bias[Size(first * 3 * d + c)];
+  s.Attention(n, heads, d);
+  return {s.o.begin(), s.o.begin() + n * heads * d};
+}
+}  // namespace engine

@@ -1,0 +1,103 @@
+#include "sluice/pruners/head/shrp/shrp.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "sluice/pruners/builtin.h"
+#include "sluice/pruners/head/shrp/shrp_reference.h"
+#include "sluice/tests/support/random_weights.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+constexpr int64_t kWidth = 48, kHeads = 12;
+const RandomWeights& Weights() {
+  static const auto* w = new RandomWeights({{"width", kWidth}, {"heads", kHeads}});
+  return *w;
+}
+struct Routed {
+  std::vector<int32_t> ptr, unit;
+  std::vector<float> weight;
+  Assignment a;
+};
+void Route(const std::vector<float>& x, Routed& r) {
+  auto router = BuiltinPruners().routers.Create("shrp:layer=3", &Weights());
+  ASSERT_TRUE(router.ok()) << router.status();
+  const int64_t n = static_cast<int64_t>(x.size()) / kWidth;
+  auto plan = (*router)->MakePlan({n, kHeads, kWidth, 1});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  AlignedBytes memory((*plan)->info().workspace_bytes);
+  r.ptr.resize(static_cast<size_t>(n) + 1), r.unit.resize(static_cast<size_t>(n)), r.weight.resize(r.unit.size());
+  r.a.row_ptr = absl::MakeSpan(r.ptr), r.a.unit = absl::MakeSpan(r.unit), r.a.weight = absl::MakeSpan(r.weight);
+  RouteInputs in;
+  in.features = {x.data(), n, kWidth, kWidth};
+  const absl::Status s = (*router)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, r.a);
+  ASSERT_TRUE(s.ok()) << s;
+  EXPECT_TRUE(ValidateAssignment(r.a).ok()) << ValidateAssignment(r.a);
+}
+TEST(Shrp, PicksTheTopHeadOfTheReference) {
+  const std::vector<float> x = RandomFeatures(40, kWidth, 1);
+  Routed r;
+  Route(x, r);
+  shrp::Usage usage(kHeads);
+  usage.Add(r.a);
+  double sum = 0;
+  for (double s : usage.shares()) sum += s;
+  EXPECT_NEAR(sum, 1, 1e-12);
+  for (size_t i = 0; i < 40; ++i) {
+    const reference::Rows row = {{x.begin() + static_cast<int64_t>(i) * kWidth, x.begin() + static_cast<int64_t>(i + 1) * kWidth}};
+    const std::vector<double> want = reference::ShrpLogits(Weights(), 3, row, kHeads);
+    EXPECT_EQ(r.unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
+  }
+}
+TEST(Shrp, PoolsTheMeanOfTheTokens) {
+  const std::vector<float> x = {1, 2, 3, 6};
+  float out[2];
+  shrp::PoolSequence(x.data(), 2, 2, out);
+  EXPECT_EQ(out[0], 2);
+  EXPECT_EQ(out[1], 4);
+}
+TEST(Shrp, FreezeKeepsTheMostUsedHead) {
+  const auto freeze = [](std::vector<double> u) { return shrp::Freeze(absl::MakeConstSpan(u)); };
+  EXPECT_EQ(freeze({0.2, 0.5, 0.3}), 1);
+  EXPECT_EQ(freeze({0.4, 0.2, 0.4}), 0);  // ties go to the lowest index
+  EXPECT_EQ(freeze({NAN, 0.1, 0.2}), 2);
+  EXPECT_EQ(freeze({NAN}), -1);
+  EXPECT_EQ(freeze({}), -1);
+  EXPECT_EQ(freeze({1}), 0);
+  // Permuting the experts permutes usage, and what is kept with it.
+  shrp::Usage a(4), b(4);
+  const int32_t permuted[4] = {2, 0, 3, 1};
+  for (int32_t e : {1, 1, 3, 1, 0}) a.Add(e), b.Add(permuted[e]);
+  EXPECT_EQ(permuted[freeze(a.shares())], freeze(b.shares()));
+}
+TEST(Shrp, NaNIsNeverPicked) {
+  const float odd[] = {NAN, -1, 2, NAN}, none[] = {NAN, NAN};
+  EXPECT_EQ(Shrp::Decide(odd, 4), 2);
+  EXPECT_EQ(Shrp::Decide(none, 2), 0);
+  std::vector<float> x = RandomFeatures(2, kWidth, 4);
+  x[3] = NAN;
+  Routed r;
+  Route(x, r);
+  EXPECT_EQ(r.unit[0], 0);
+}
+TEST(Shrp, AccountsForTheSizesOfBertBase) {
+  // A pruned layer of 64 wide heads and an expander of 96 in BERT-base; both layer norms counted: 231,456 as published
+  // figures imply, here with the one norm that is kept 1,536 fewer.
+  EXPECT_EQ(shrp::PrunedLayer(768, 64, 96, 128).parameters, 231456 - 1536);
+  EXPECT_EQ(shrp::DenseLayer(768, 3072, 128).parameters, 7087872);
+  for (double scale : {1.0, 0.25}) {  // BERT-base, and the bundled encoder at a quarter of its width
+    const shrp::Cost d = shrp::DenseLayer(768 * scale, 3072 * scale, 128), p = shrp::PrunedLayer(768 * scale, 64 * scale, 96 * scale, 128);
+    EXPECT_NEAR(0.5 * (1 - p.parameters / d.parameters), 0.48, 0.01) << scale;
+    EXPECT_NEAR((d.macs + 11 * p.macs) / (12 * d.macs), 0.115, 0.007) << scale;
+  }
+}
+TEST(Shrp, ErrorsSayWhatIsWrong) {
+  const auto message = [](const auto& made) { return std::string(made.status().message()); };
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp")), testing::HasSubstr("needs trained weights"));
+  const RandomWeights odd({{"width", 0}, {"heads", 4}});
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp", &odd)), testing::HasSubstr("allowed 1 to"));
+  auto r = BuiltinPruners().routers.Create("shrp", &Weights());
+  EXPECT_THAT(message((*r)->MakePlan({4, 2, kWidth, 1})), testing::HasSubstr("wanted 12 units"));
+}
+}  // namespace
+SLUICE_END_NAMESPACE
