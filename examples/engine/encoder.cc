@@ -85,7 +85,8 @@ struct Encoder::Scratch {
     header.tile = kTile;
     absl::Status status = buffer.Begin(header, sluice::Encoding::kRuns, 1);
     for (int64_t tile = 0; tile < buffer.plan().num_tiles(); ++tile) {
-      buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), sluice::EntryState::kExact, sluice::MaskClass::kNone, 0, 0};
+      buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), sluice::EntryState::kExact, sluice::MaskClass::kNone, 0,
+                                 0};
       buffer.set_count(tile, 1);
     }
     const int64_t row = 3 * heads * d;
@@ -145,9 +146,10 @@ absl::Status Encoder::ReadLayer(const sluice::Gguf& f, int64_t i, bool converted
   SLUICE_RETURN_IF_ERROR(ReadNorm(f, p + "layer_output_norm", width, l.last));
   for (int n = 0; n < 3; ++n) {
     const char letter = "qkv"[n];
-    SLUICE_RETURN_IF_ERROR(ReadAffine(f, converted ? absl::StrCat(p, "shrp.", std::string(1, letter))
-                                                   : absl::StrCat(p, "attn_", std::string(1, letter)),
-                                      width, l.experts * d, part[n], part_bias[n]));
+    SLUICE_RETURN_IF_ERROR(ReadAffine(
+        f,
+        converted ? absl::StrCat(p, "shrp.", std::string(1, letter)) : absl::StrCat(p, "attn_", std::string(1, letter)),
+        width, l.experts * d, part[n], part_bias[n]));
   }
   for (int64_t e = 0; e < l.experts; ++e) {
     for (int n = 0; n < 3; ++n) {
@@ -160,7 +162,8 @@ absl::Status Encoder::ReadLayer(const sluice::Gguf& f, int64_t i, bool converted
 
 absl::StatusOr<Encoder> Encoder::Load(const sluice::Gguf& file, const sluice::Gguf* conversion) {
   SLUICE_ASSIGN_OR_RETURN(const std::string arch, file.Text("general.architecture"));
-  if (arch != "bert") return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; only 'bert' is supported"));
+  if (arch != "bert")
+    return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; only 'bert' is supported"));
   Encoder e;
   EncoderShape& s = e.shape_;
   SLUICE_ASSIGN_OR_RETURN(s.layers, file.Int("bert.block_count"));
@@ -192,8 +195,7 @@ absl::StatusOr<Encoder> Encoder::Load(const sluice::Gguf& file, const sluice::Gg
   const std::set<int64_t> converted(list.begin(), list.end());
   if (conversion != nullptr && converted.empty())
     return absl::InvalidArgumentError("the conversion file has no sluice.shrp.layers");
-  SLUICE_RETURN_IF_ERROR(
-      ReadAffine(from, "cls.output", s.width, s.classes, e.classifier_, e.classifier_bias_));
+  SLUICE_RETURN_IF_ERROR(ReadAffine(from, "cls.output", s.width, s.classes, e.classifier_, e.classifier_bias_));
   e.layers_.resize(Size(s.layers));
   for (int64_t i = 0; i < s.layers; ++i) {
     const bool cut = converted.count(i) > 0;
@@ -208,7 +210,8 @@ Encoder Encoder::Pruned() const {
   for (EncoderLayer& l : e.layers_) {
     if (!l.router.has_value()) continue;
     const int64_t keep = std::max<int64_t>(0, sluice::shrp::Freeze(absl::MakeConstSpan(l.usage)));
-    l.qkv = std::vector<float>(l.qkv.begin() + keep * rows * shape_.width, l.qkv.begin() + (keep + 1) * rows * shape_.width);
+    l.qkv = std::vector<float>(l.qkv.begin() + keep * rows * shape_.width,
+                               l.qkv.begin() + (keep + 1) * rows * shape_.width);
     l.qkv_bias = std::vector<float>(l.qkv_bias.begin() + keep * rows, l.qkv_bias.begin() + (keep + 1) * rows);
     l.experts = 1;
     l.router.reset();
@@ -267,8 +270,8 @@ absl::Status Encoder::WritePruned(const sluice::Gguf& file, const sluice::Gguf& 
 int64_t Encoder::layer_parameters() const {
   size_t n = 0;
   for (const EncoderLayer& l : layers_) {
-    for (const std::vector<float>* w : {&l.qkv, &l.qkv_bias, &l.out, &l.out_bias, &l.up, &l.up_bias, &l.down, &l.down_bias,
-                                        &l.middle.weight, &l.middle.bias, &l.last.weight, &l.last.bias})
+    for (const std::vector<float>* w : {&l.qkv, &l.qkv_bias, &l.out, &l.out_bias, &l.up, &l.up_bias, &l.down,
+                                        &l.down_bias, &l.middle.weight, &l.middle.bias, &l.last.weight, &l.last.bias})
       n += w->size();
     if (l.router.has_value()) n += Size((l.router->width() + 1) * l.router->heads());
   }
@@ -343,16 +346,19 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
 absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32_t>>& sequences,
                                              sluice::Executor& executor, const std::vector<int32_t>& forced) const {
   if (!forced.empty() && static_cast<int64_t>(forced.size()) != shape_.layers)
-    return absl::InvalidArgumentError(absl::StrCat(forced.size(), " forced heads, wanted one a layer: ", shape_.layers));
+    return absl::InvalidArgumentError(
+        absl::StrCat(forced.size(), " forced heads, wanted one a layer: ", shape_.layers));
   for (size_t i = 0; i < forced.size(); ++i) {
     if (forced[i] >= layers_[i].experts)
-      return absl::OutOfRangeError(absl::StrCat("head ", forced[i], " of layer ", i, ", which has ", layers_[i].experts));
+      return absl::OutOfRangeError(
+          absl::StrCat("head ", forced[i], " of layer ", i, ", which has ", layers_[i].experts));
   }
   for (size_t i = 0; i < sequences.size(); ++i) {
     if (sequences[i].empty()) return absl::InvalidArgumentError(absl::StrCat("sequence ", i, " is empty"));
     for (int32_t id : sequences[i]) {
       if (id < 0 || id >= shape_.vocab)
-        return absl::OutOfRangeError(absl::StrCat("token ", id, " of sequence ", i, "; allowed 0 to ", shape_.vocab - 1));
+        return absl::OutOfRangeError(
+            absl::StrCat("token ", id, " of sequence ", i, "; allowed 0 to ", shape_.vocab - 1));
     }
   }
   Result r;
@@ -369,7 +375,8 @@ absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32
   return r;
 }
 
-std::vector<float> Encoder::HeadOutputs(int64_t layer, int64_t first, int64_t heads, const std::vector<float>& x) const {
+std::vector<float> Encoder::HeadOutputs(int64_t layer, int64_t first, int64_t heads,
+                                        const std::vector<float>& x) const {
   const EncoderLayer& l = layers_[Size(layer)];
   const int64_t d = shape_.head_dim(), n = static_cast<int64_t>(x.size()) / shape_.width, rows = 3 * heads * d;
   Scratch s(shape_);

@@ -1,8 +1,8 @@
 #ifndef SLUICE_EXAMPLES_ENGINE_ENCODER_H_
 #define SLUICE_EXAMPLES_ENGINE_ENCODER_H_
-// A small BERT-style host: says which task family a text is of. Layers are dense, or converted by SHRP (pruners/head/shrp)
-// and then routed over all heads or pruned to one. Sequences run side by side, each at its own length: there is no
-// padding that could vote or cost.
+// A small BERT-style host: says which task family a text is of. Layers are dense, or converted by SHRP
+// (pruners/head/shrp) and then routed over all heads or pruned to one. Sequences run side by side, each at its own
+// length: there is no padding that could vote or cost.
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,11 +28,11 @@ struct EncoderLayer {
   int64_t experts = 1;  // heads that are there
   // Per head, its rows of q, k and v one behind the other: [experts][3][head_dim, width].
   std::vector<float> qkv, qkv_bias;
-  std::vector<float> out, out_bias;                     // dense only
-  std::vector<float> up, up_bias, down, down_bias;      // FFN, or the expander of a converted layer
-  Norm middle, last;                                    // `middle`: dense only
-  std::optional<sluice::Shrp> router;                   // a converted layer with more than one head
-  std::vector<float> usage;                             // and what training counted
+  std::vector<float> out, out_bias;                 // dense only
+  std::vector<float> up, up_bias, down, down_bias;  // FFN, or the expander of a converted layer
+  Norm middle, last;                                // `middle`: dense only
+  std::optional<sluice::Shrp> router;               // a converted layer with more than one head
+  std::vector<float> usage;                         // and what training counted
 };
 
 class Encoder {

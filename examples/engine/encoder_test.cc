@@ -43,8 +43,11 @@ std::vector<int32_t> Tokens(int64_t n, uint64_t seed) {
     t.push_back(static_cast<int32_t>(sluice::RandomBits({seed, 0, 0, 0, static_cast<uint64_t>(i)}) % 8000 + 1));
   return t;
 }
-std::vector<std::vector<int32_t>> Batch() { return {Tokens(1, 1), Tokens(128, 2), Tokens(7, 3), Tokens(64, 4), Tokens(65, 5)}; }
-Encoder::Result Infer(const Encoder& e, const std::vector<std::vector<int32_t>>& ids, const std::vector<int32_t>& forced = {}) {
+std::vector<std::vector<int32_t>> Batch() {
+  return {Tokens(1, 1), Tokens(128, 2), Tokens(7, 3), Tokens(64, 4), Tokens(65, 5)};
+}
+Encoder::Result Infer(const Encoder& e, const std::vector<std::vector<int32_t>>& ids,
+                      const std::vector<int32_t>& forced = {}) {
   sluice::InlineExecutor one;
   auto r = e.Run(ids, one, forced);
   EXPECT_TRUE(r.ok()) << r.status();
@@ -59,7 +62,8 @@ void ExpectGolden(const sluice::Gguf& file, const Encoder& e, const std::string&
   const uint64_t classes = e.labels().size();
   const std::vector<float> want = *file.ReadF32("golden.logits", {classes, ids.size()});
   const Encoder::Result got = Infer(e, ids);
-  for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got.logits[i], want[i], 1e-4 * std::max(1.0f, std::abs(want[i]))) << name;
+  for (size_t i = 0; i < want.size(); ++i)
+    ASSERT_NEAR(got.logits[i], want[i], 1e-4 * std::max(1.0f, std::abs(want[i]))) << name;
   if (file.tensors().count("golden.picks") == 0) return;
   const std::vector<float> picks = *file.ReadF32("golden.picks", {6, ids.size()});
   for (size_t i = 0; i < ids.size(); ++i)
@@ -136,7 +140,8 @@ TEST(Encoder, AConvertedHeadAgreesWithTheReference) {
           const int64_t at = head * 48 + n * 16 + c;
           double sum = static_cast<double>(l.qkv_bias[static_cast<size_t>(at)]);
           for (int64_t j = 0; j < 192; ++j)
-            sum += static_cast<double>(l.qkv[static_cast<size_t>(at * 192 + j)]) * static_cast<double>(x[static_cast<size_t>(t * 192 + j)]);
+            sum += static_cast<double>(l.qkv[static_cast<size_t>(at * 192 + j)]) *
+                   static_cast<double>(x[static_cast<size_t>(t * 192 + j)]);
           row.push_back(sum);
         }
         part[n].push_back(row);
@@ -160,7 +165,8 @@ TEST(Encoder, APrunedFileHoldsOneHeadAndIsSmaller) {
     }
   }
   EXPECT_EQ(f->tensors().count("blk.6.attn_q.weight"), 0u);
-  EXPECT_LT(std::filesystem::file_size(path), 0.75 * static_cast<double>(std::filesystem::file_size(kModels + "intent-encoder-q8_0.gguf")));
+  EXPECT_LT(std::filesystem::file_size(path),
+            0.75 * static_cast<double>(std::filesystem::file_size(kModels + "intent-encoder-q8_0.gguf")));
   auto cut = Encoder::Load(*f);
   ASSERT_TRUE(cut.ok()) << cut.status();
   EXPECT_EQ(Infer(*cut, Batch()).logits, Infer(Routed().Pruned(), Batch()).logits);

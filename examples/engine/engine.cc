@@ -783,21 +783,23 @@ absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& to
   double sum = 0;
   int64_t counted = 0, right = 0;
   const size_t vocab = static_cast<size_t>(engine.model().shape.vocab);
-  SLUICE_RETURN_IF_ERROR(engine.Feed(
-      tokens, 0,
-      [&](int64_t p, const float* logits) {
-        const size_t next = static_cast<size_t>(p) + 1;
-        if (next >= tokens.size()) return;
-        if (text[next] != 0) {
-          sum += sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[next]];
-          ++counted;
-        }
-        if (answer[next] != 0) {
-          ++score.asked;
-          right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
-        }
-      },
-      progress));
+  const auto see = [&](int64_t p, const float* logits) {
+    const size_t next = static_cast<size_t>(p) + 1;
+    if (next >= tokens.size()) return;
+    if (text[next] != 0) {
+      sum += sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[next]];
+      ++counted;
+    }
+    if (answer[next] != 0) {
+      ++score.asked;
+      right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
+    }
+  };
+  const auto first = engine.prunes() ? std::find(answer.begin(), answer.end(), 1) - answer.begin() : 0;
+  if (first > 0)
+    SLUICE_RETURN_IF_ERROR(engine.Feed({tokens.begin(), tokens.begin() + first}, first - 1, see, progress));
+  SLUICE_RETURN_IF_ERROR(
+      engine.Feed({tokens.begin() + first, tokens.end()}, first, see, first > 0 ? nullptr : progress));
   score.perplexity = counted > 0 ? std::exp(sum / static_cast<double>(counted)) : 0;
   score.accuracy = score.asked > 0 ? static_cast<double>(right) / static_cast<double>(score.asked) : 0;
   return score;

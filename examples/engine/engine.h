@@ -96,6 +96,7 @@ class Engine {
   const sluice::AttentionCounters& counters() const { return counters_; }
   const sluice::PlanQuality& quality() const { return quality_; }
   const Model& model() const { return model_; }
+  bool prunes() const { return options_.pruning.on(); }
   // What was decided for this sequence, and the logits (sparse, full) of every layer; undecided before the prefill.
   const std::vector<LayerMode>& modes() const { return modes_; }
   const std::vector<float>& layer_logits() const { return layer_logits_; }
@@ -156,7 +157,9 @@ class Engine {
 // exp of the mean negative log-likelihood of tokens 1.. given those before. Fills `nll` when not null.
 absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& tokens, std::vector<float>* nll = nullptr,
                                   const std::function<void(int64_t)>& progress = {});
-// Share of the marked tokens that the model ranks first given everything before them. `nll_mask` limits perplexity.
+// Share of the marked tokens that the model ranks first given everything before them. `text` limits perplexity. An
+// engine that prunes gets what stands before the first answer as its prompt, and the rest after it: perplexity is then
+// 0, unknown.
 struct Score {
   double perplexity = 0, accuracy = 0;
   int64_t asked = 0;

@@ -6,16 +6,19 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <numeric>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "sluice/examples/engine/calibrate.h"
+#include "sluice/examples/engine/encoder.h"
 #include "sluice/examples/engine/engine.h"
 #include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/evaluate/pruning_task.h"
 #include "sluice/examples/engine/report.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace {
@@ -67,6 +70,14 @@ absl::StatusOr<sluice::DType> ReadDType(const std::string& s) {
 
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
 
+// The schedule of block sparsities is in the file; exactly its budget is computed.
+void UsePruning(const sluice::Gguf& w, engine::TokenPruning::By by, EngineOptions& o) {
+  const uint64_t layers[] = {static_cast<uint64_t>(*w.Int("sluice.ftp.layers"))};
+  const absl::StatusOr<std::vector<float>> schedule = w.ReadF32("ftp.schedule", layers);
+  if (schedule.ok()) o.pruning.sparsity.assign(schedule->begin(), schedule->end());
+  o.pruning.by = by, o.pruning.weights = &w, o.pruning.topk = true;
+  o.quality_stride = 0;  // no plan to measure: the tokens are not there
+}
 // Methods whose trained weights of the bundled model stand in for a router spec.
 struct Learned {
   const char *name, *file, *layers_key;
@@ -79,6 +90,10 @@ constexpr Learned kLearned[] = {
      [](const sluice::Gguf& w, EngineOptions& o) {
        o.tokens.weights = &w, o.tokens.gate = engine::TokenRouting::Gate::kLearned;
      }},
+    {"ftp", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
+     [](const sluice::Gguf& w, EngineOptions& o) { UsePruning(w, engine::TokenPruning::By::kLearned, o); }},
+    {"ftp_static", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
+     [](const sluice::Gguf& w, EngineOptions& o) { UsePruning(w, engine::TokenPruning::By::kStatic, o); }},
 };
 
 struct DemoOptions {
@@ -126,7 +141,6 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
     if (all) demo.routers.insert(demo.routers.begin() + static_cast<int64_t>(trained.size()), l.name);
   }
   options.max_tokens = n + 64;
-  options.quality_stride = 509;
   std::printf("%lld tokens of %s with %lld planted facts; %s cache, %lld layers\n\n", static_cast<long long>(n),
               demo.text.empty() ? "this project's text" : demo.text.c_str(), static_cast<long long>(demo.facts),
               sluice::DTypeName(options.cache), static_cast<long long>(model.shape.layers));
@@ -136,7 +150,7 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   std::string spoken;
   for (const std::string& spec : demo.routers) {
     options.router = trained.count(spec) > 0 ? "dense" : spec;
-    options.layers = {}, options.tokens = {};
+    options.layers = {}, options.tokens = {}, options.pruning = {}, options.quality_stride = 509;
     for (const Learned& l : kLearned) {
       if (spec == l.name && trained.count(spec) > 0) l.use(trained.at(spec), options);
     }
@@ -164,10 +178,13 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
                       ? 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - first).count() /
                             static_cast<double>(answer.size() - 1)
                       : 0;
-    rows.push_back(r);
-    std::printf("%-30s %9.2f %7.2f %9.2f %9.2f %8.3f %7.3f %8.2f %9.3f %6.2fx\n", spec.c_str(), r.prefill_s, r.plan_s,
-                r.attend_s, r.decode_ms, r.density, r.mass_recall, r.perplexity, r.accuracy,
-                rows[0].prefill_s / r.prefill_s);
+    const auto known = [](double value, int digits) {
+      return value > 0 ? absl::StrFormat("%.*f", digits, value) : std::string("-");
+    };
+    if (rows.empty() || r.perplexity > 0) rows.push_back(r);
+    std::printf("%-30s %9.2f %7.2f %9.2f %9.2f %8.3f %7s %8s %9.3f %6.2fx\n", spec.c_str(), r.prefill_s, r.plan_s,
+                r.attend_s, r.decode_ms, r.density, known(r.mass_recall, 3).c_str(), known(r.perplexity, 2).c_str(),
+                r.accuracy, rows[0].prefill_s / r.prefill_s);
     std::fflush(stdout);
     std::string said = model.tokenizer.Decode(*made);
     said = said.substr(0, said.find('\n'));
@@ -177,7 +194,9 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
       "\nSpeed is prefill time against dense, planning and everything else included. mass is the dense probability "
       "that the\nattended keys carry (every 509th query). seer_attention, dsa and hisa run their training-free "
       "substitutes; the trained flux_attention\nchooses dense or sink_window per layer, "
-      "informed_routing a forecast instead of attention or FFN per token.\n");
+      "informed_routing a forecast instead of attention or FFN per token. ftp and ftp_static compute only some\ntokens "
+      "of the "
+      "prompt in every block; what follows the prompt is dense.\n");
   std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n%s", prompt.facts[0].first.c_str(),
               prompt.facts[0].second.c_str(), spoken.c_str());
   if (absl::Status s =
@@ -188,7 +207,12 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
       !s.ok())
     return Fail(s);
   std::printf("\nwrote %s\n", demo.report.c_str());
-  return 0;
+  if (!all) return 0;
+  std::printf("\nThe bundled encoder, its layers pruned to one head each by SHRP:");
+  engine::EvaluateOptions encoder;
+  encoder.folder = kModels, encoder.threads = options.threads;
+  const absl::Status s = engine::ShrpSpeed(encoder);
+  return s.ok() ? 0 : Fail(s);
 }
 }  // namespace
 
@@ -259,9 +283,10 @@ int main(int argc, char** argv) {
   std::string method;
   engine::EvaluateOptions eval;
   eval.folder = kModels;
+  eval.data = std::string(SLUICE_SOURCE_DIR) + "/../shared/data/llm-routing";
   evaluate->add_option("method", method, "learned method")
       ->required()
-      ->check(CLI::IsMember({"flux_attention", "informed_routing", "ftp"}));
+      ->check(CLI::IsMember({"flux_attention", "informed_routing", "ftp", "shrp"}));
   evaluate->add_option("--prompts", eval.prompts, "prompts a task")->capture_default_str()->check(CLI::Range(1, 1000));
   evaluate->add_option("--length", eval.length, "tokens of a prompt")->capture_default_str();
   evaluate->add_option("--speed-length", eval.speed_length, "tokens of a timed prompt; 0: no timing")
@@ -272,6 +297,21 @@ int main(int argc, char** argv) {
   evaluate->add_option("--threads", eval.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
   evaluate->add_option("--weights", eval.folder, "folder of the trained weights and held-out tokens")
       ->capture_default_str();
+  evaluate->add_option("--data", eval.data, "shrp: folder of the query sets pool_a and mmlu_pro")
+      ->capture_default_str();
+  CLI::App* prune = app.add_subcommand(
+      "prune-encoder",
+      "Cut an encoder converted by SHRP to its most used heads; writes a model of its own.\nExample: engine "
+      "prune-encoder --conversion shrp-half-routed-s1.gguf --out pruned.gguf");
+  std::string encoder_path = kModels + "/intent-encoder-q8_0.gguf", conversion_path, pruned_path = "pruned.gguf",
+              text_in;
+  prune->add_option("--encoder", encoder_path, "dense encoder, GGUF")->capture_default_str();
+  prune->add_option("--conversion", conversion_path, "converted layers, routed or pruned, GGUF")->required();
+  prune->add_option("--out", pruned_path, "GGUF file to write")->capture_default_str();
+  CLI::App* classify = app.add_subcommand(
+      "classify", "Which task family is this query of?\nExample: engine classify --text 'What is 12 times 7?'");
+  classify->add_option("--encoder", encoder_path, "encoder, dense or pruned, GGUF")->capture_default_str();
+  classify->add_option("--text", text_in, "the query")->required();
   CLI::App* calibrate = app.add_subcommand(
       "calibrate",
       "Fit Informed Routing's forecasters and routers in closed form, without training.\nExample: engine calibrate "
@@ -322,7 +362,8 @@ int main(int argc, char** argv) {
   if (evaluate->parsed()) {
     const absl::Status done = method == "flux_attention"     ? engine::EvaluateFluxAttention(*model, eval)
                               : method == "informed_routing" ? engine::EvaluateInformedRouting(*model, eval)
-                                                             : engine::EvaluateFtp(*model, eval);
+                              : method == "ftp"              ? engine::EvaluateFtp(*model, eval)
+                                                             : engine::EvaluateShrp(eval);
     return done.ok() ? 0 : Fail(done);
   }
   if (search->parsed()) {
@@ -338,6 +379,33 @@ int main(int argc, char** argv) {
     if (!best.ok()) return Fail(best.status());
     for (size_t i = 0; i < best->size(); ++i) std::printf("%s%.4f", i == 0 ? "" : ",", (*best)[i]);
     std::printf("\n");
+    return 0;
+  }
+  if (prune->parsed() || classify->parsed()) {
+    auto dense = sluice::Gguf::Open(encoder_path);
+    if (!dense.ok()) return Fail(dense.status());
+    if (prune->parsed()) {
+      auto conversion = sluice::Gguf::Open(conversion_path);
+      if (!conversion.ok()) return Fail(conversion.status());
+      const absl::Status done = engine::Encoder::WritePruned(*dense, *conversion, pruned_path);
+      if (!done.ok()) return Fail(done);
+      std::printf("wrote %s: %ju bytes (dense: %ju)\n", pruned_path.c_str(), std::filesystem::file_size(pruned_path),
+                  std::filesystem::file_size(encoder_path));
+      return 0;
+    }
+    auto encoder = engine::Encoder::Load(*dense);
+    if (!encoder.ok()) return Fail(encoder.status());
+    if (!encoder->tokenizer().has_value()) return Fail(absl::InvalidArgumentError(encoder_path + " has no tokenizer"));
+    sluice::InlineExecutor one;
+    auto said = encoder->Run({encoder->tokenizer()->Encode(text_in)}, one);
+    if (!said.ok()) return Fail(said.status());
+    std::vector<float> p = said->logits;
+    sluice::kernels::Softmax(p.data(), p.size());
+    std::vector<size_t> order(p.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return p[a] > p[b]; });
+    for (size_t i = 0; i < std::min<size_t>(3, order.size()); ++i)
+      std::printf("%.3f  %s\n", static_cast<double>(p[order[i]]), encoder->labels()[order[i]].c_str());
     return 0;
   }
   if (calibrate->parsed()) {

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "sluice/examples/engine/engine.h"
 #include "sluice/pruners/token/ftp/ftp.h"
-#include "absl/strings/str_cat.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/random_weights.h"
@@ -75,8 +75,9 @@ void Rope(double* x, int64_t heads, int64_t position) {
   const ModelShape& m = Mini().shape;
   for (int64_t h = 0; h < heads; ++h) {
     for (int64_t i = 0; i < m.head_dim / 2; ++i, x += 2) {
-      const double angle = static_cast<double>(position) *
-                           std::pow(static_cast<double>(m.rope_base), -2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
+      const double angle =
+          static_cast<double>(position) *
+          std::pow(static_cast<double>(m.rope_base), -2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
       const double a = x[0], b = x[1];
       x[0] = a * std::cos(angle) - b * std::sin(angle), x[1] = a * std::sin(angle) + b * std::cos(angle);
     }
@@ -86,7 +87,8 @@ void Rope(double* x, int64_t heads, int64_t position) {
 // with a mask, in double precision.
 void MaskedBlock(const Layer& l, const std::vector<bool>& computed, Rows& x) {
   const ModelShape& m = Mini().shape;
-  const size_t d = static_cast<size_t>(m.head_dim), qw = static_cast<size_t>(m.heads) * d, kw = static_cast<size_t>(m.kv_heads) * d;
+  const size_t d = static_cast<size_t>(m.head_dim), qw = static_cast<size_t>(m.heads) * d,
+               kw = static_cast<size_t>(m.kv_heads) * d;
   Rows qkv(x.size());
   for (size_t t = 0; t < x.size(); ++t) {
     qkv[t] = Times(l.qkv, Norm(x[t], l.attn_norm));
@@ -220,7 +222,9 @@ TEST(TokenPruning, CausalDecisionsDoNotSeeWhatFollows) {
     const auto a = Make(o), b = Make(o);
     const std::vector<float> x = Logits(*a, tokens, 0), y = Logits(*b, other, 0);
     const size_t prefix = 150 * static_cast<size_t>(Mini().shape.vocab);
-    if (causal) ExpectNear({x.begin(), x.begin() + static_cast<int64_t>(prefix)}, {y.begin(), y.begin() + static_cast<int64_t>(prefix)}, 2e-3f);
+    if (causal)
+      ExpectNear({x.begin(), x.begin() + static_cast<int64_t>(prefix)},
+                 {y.begin(), y.begin() + static_cast<int64_t>(prefix)}, 2e-3f);
     EXPECT_GT(a->block_counters(3).executed, 0);
   }
 }
@@ -232,8 +236,8 @@ TEST(TokenPruning, ReproducesTheTrainer) {
       ASSERT_TRUE(w.ok()) << w.status();
       const uint64_t rows = (*w->Tensor("golden.logits"))->elements / 2;
       const std::vector<float> factors = *w->ReadF32("golden.factors", {4, rows}),
-                               logits = *w->ReadF32("golden.logits", {2, rows}),
-                               kept = *w->ReadF32("golden.kept", {5}), schedule = *w->ReadF32("ftp.schedule", {6}),
+                               logits = *w->ReadF32("golden.logits", {2, rows}), kept = *w->ReadF32("golden.kept", {5}),
+                               schedule = *w->ReadF32("ftp.schedule", {6}),
                                ids = *w->ReadF32("golden.ids", {(*w->Tensor("golden.ids"))->elements});
       auto r = sluice::Ftp::Create({}, *w);
       ASSERT_TRUE(r.ok()) << r.status();
@@ -262,7 +266,8 @@ TEST(TokenPruning, ReproducesTheTrainer) {
       };
       ASSERT_TRUE(e->Feed({ids.begin(), ids.begin() + prompt}, prompt - 1, see).ok());
       for (int64_t l = 1; l < 6; ++l)
-        EXPECT_NEAR(static_cast<double>(e->block_counters(l).executed), kept[static_cast<size_t>(l - 1)], 3) << name << l;
+        EXPECT_NEAR(static_cast<double>(e->block_counters(l).executed), kept[static_cast<size_t>(l - 1)], 3)
+            << name << l;
       ASSERT_TRUE(e->Feed({ids.begin() + prompt, ids.end()}, prompt, see).ok());
       const double follow = static_cast<double>(static_cast<int64_t>(ids.size()) - prompt);
       EXPECT_NEAR(nll / follow, (*w->ReadF32("golden.nll", {1}))[0], 1e-2) << name;

@@ -1,7 +1,7 @@
 #ifndef SLUICE_POLICIES_SEARCH_GENETIC_H_
 #define SLUICE_POLICIES_SEARCH_GENETIC_H_
-// Genetic search for a sparsity per block under a fixed mean, as FTP's scheduler uses (arXiv 2412.11494; the paper gives
-// no settings, these are ours). Deterministic from its seed.
+// Genetic search for a sparsity per block under a fixed mean, as FTP's scheduler uses (arXiv 2412.11494; the paper
+// gives no settings, these are ours). Deterministic from its seed.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -14,8 +14,8 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Shifts all free genes by one amount, clipped to [0, max], so that the mean over all is `mean`. `fixed` first genes stay.
-// Precondition: reachable. The mean is within 1e-9. O(n log 1/eps).
+// Shifts all free genes by one amount, clipped to [0, max], so that the mean over all is `mean`. `fixed` first genes
+// stay. Precondition: reachable. The mean is within 1e-9. O(n log 1/eps).
 inline void WaterFill(std::vector<double>& genes, size_t fixed, double mean, double max) {
   double want = mean * static_cast<double>(genes.size());
   for (size_t i = 0; i < fixed; ++i) want -= genes[i];
@@ -43,17 +43,17 @@ struct GeneticResult {
   std::vector<double> history;  // best fitness after each generation, never falling
 };
 // Maximises fitness(genes) over `length` genes in [0, max] of this mean. `start` (optional) joins the first population,
-// beside the uniform schedule. A fitness that is not a number ranks last; ties keep the earlier. population * generations
-// calls at most.
+// beside the uniform schedule. A fitness that is not a number ranks last; ties keep the earlier. population *
+// generations calls at most.
 inline absl::StatusOr<GeneticResult> GeneticSearch(
     size_t length, double mean, const GeneticOptions& o,
     const std::function<absl::StatusOr<double>(const std::vector<double>&)>& fitness,
     const std::vector<double>& start = {}, const std::function<void(int64_t, double)>& progress = {}) {
   if (o.fixed >= length || o.population < 2 || o.generations < 1 || o.tournament < 1 || o.elite < 1 ||
       o.elite >= o.population || !(o.max > 0 && o.max <= 1))
-    return absl::InvalidArgumentError(absl::StrCat("genetic search of ", length, " genes, ", o.fixed, " fixed, population ",
-                                                   o.population, ", elite ", o.elite, ", generations ", o.generations,
-                                                   ", tournament ", o.tournament, ", max ", o.max));
+    return absl::InvalidArgumentError(
+        absl::StrCat("genetic search of ", length, " genes, ", o.fixed, " fixed, population ", o.population, ", elite ",
+                     o.elite, ", generations ", o.generations, ", tournament ", o.tournament, ", max ", o.max));
   if (!(mean >= 0) || mean * static_cast<double>(length) > o.max * static_cast<double>(length - o.fixed) + 1e-12)
     return absl::InvalidArgumentError(absl::StrCat("a mean of ", mean, " is out of reach for ", length - o.fixed,
                                                    " free genes of ", length, " in [0, ", o.max, "]"));
@@ -76,7 +76,8 @@ inline absl::StatusOr<GeneticResult> GeneticSearch(
   std::vector<Member> now;
   for (int64_t m = 0; m < o.population; ++m) {
     std::vector<double> genes(length, mean);
-    if (m == 1 && !start.empty()) genes = start;
+    if (m == 1 && !start.empty())
+      genes = start;
     else if (m > 0)
       for (size_t i = 0; i < length; ++i) genes[i] = o.max * uniform(0, m, i);
     SLUICE_ASSIGN_OR_RETURN(Member made, rate(std::move(genes)));

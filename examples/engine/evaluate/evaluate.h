@@ -15,9 +15,13 @@ struct EvaluateOptions {
   int64_t repeats = 7;           // timed repetitions; medians are printed
   int threads = 0;
   std::string folder;  // where the trained weights and held-out tokens are
+  std::string data;    // where the query sets are (shrp)
 };
 absl::Status EvaluateFluxAttention(const Model& model, const EvaluateOptions& options);
 absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& options);
 absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& options);
+absl::Status EvaluateShrp(const EvaluateOptions& options);
+// Its last table alone: throughput and size of the bundled encoder, dense and pruned.
+absl::Status ShrpSpeed(const EvaluateOptions& options);
 }  // namespace engine
 #endif  // SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_

@@ -11,8 +11,8 @@
 namespace engine {
 namespace {
 using By = TokenPruning::By;
-constexpr double kSparsity = 0.3;   // what the bundled schedule and routers were made for
-constexpr int64_t kLength = 1024;   // and the prompts they were trained on
+constexpr double kSparsity = 0.3;  // what the bundled schedule and routers were made for
+constexpr int64_t kLength = 1024;  // and the prompts they were trained on
 constexpr int kRandomSeeds = 5;
 
 struct Table {
@@ -25,8 +25,8 @@ struct Table {
     return retention;
   }
 };
-absl::StatusOr<PruningScore> Measure(const Model& model, const TokenPruning& p, const std::vector<PruningPrompt>& prompts,
-                                   int threads, const std::string& what) {
+absl::StatusOr<PruningScore> Measure(const Model& model, const TokenPruning& p,
+                                     const std::vector<PruningPrompt>& prompts, int threads, const std::string& what) {
   Note(what);
   EngineOptions o;
   o.threads = threads, o.max_tokens = kLength + 512, o.pruning = p;
@@ -61,8 +61,7 @@ absl::Status Speed(const Model& model, const sluice::Gguf& weights, int64_t leng
     part.push_back(b->timing().total_s), route.push_back(b->timing().route_s);
   }
   const double macs = static_cast<double>(b->linear().macs) / static_cast<double>(a->linear().macs);
-  const double pairs =
-      static_cast<double>(b->counters().exact_pairs) / static_cast<double>(a->counters().exact_pairs);
+  const double pairs = static_cast<double>(b->counters().exact_pairs) / static_cast<double>(a->counters().exact_pairs);
   const double ideal = (Median(full) - Median(attend)) * macs + Median(attend) * pairs;
   ClearNote();
   std::printf("%-8lld %8.1f ms %8.1f ms %7.2fx %8.3f %8.3f %9.2f %9.1f %%  %s\n", static_cast<long long>(length),
@@ -85,8 +84,10 @@ absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
   TokenPruning p;
   p.by = By::kStatic;
   p.sparsity.assign(stored.begin(), stored.end());
-  std::printf("FTP (arXiv 2412.11494): %zu prompts of %lld tokens, pruned to a mean sparsity of %.2f; router before the block\n",
-              prompts.size(), static_cast<long long>(kLength), kSparsity);
+  std::printf(
+      "FTP (arXiv 2412.11494): %zu prompts of %lld tokens, pruned to a mean sparsity of %.2f; router before the "
+      "block\n",
+      prompts.size(), static_cast<long long>(kLength), kSparsity);
   std::printf("schedule of the genetic search:");
   for (double s : p.sparsity) std::printf(" %.3f", s);
   std::printf("\n\n%-34s %9s %8s %8s %9s %10s\n", "selection", "sparsity", "facts", "next", "loss", "retention");
@@ -125,10 +126,12 @@ absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
     SLUICE_ASSIGN_OR_RETURN(const PruningScore lost, Measure(model, l, prompts, o.threads, "no position" + at));
     nopos.push_back(table.Row("without position" + at, lost));
   }
-  std::printf("\nretention: random %.2f +- %.2f, static %.2f, learned %.2f +- %.2f (threshold %.2f +- %.2f), without position %.2f "
-              "+- %.2f\n",
-              Mean(random), Spread(random), static_retention, Mean(learned), Spread(learned), Mean(open_loop),
-              Spread(open_loop), Mean(nopos), Spread(nopos));
+  std::printf(
+      "\nretention: random %.2f +- %.2f, static %.2f, learned %.2f +- %.2f (threshold %.2f +- %.2f), without position "
+      "%.2f "
+      "+- %.2f\n",
+      Mean(random), Spread(random), static_retention, Mean(learned), Spread(learned), Mean(open_loop),
+      Spread(open_loop), Mean(nopos), Spread(nopos));
   std::printf("B1 static over random by 10 points (%.2f): %s\n", static_retention - Mean(random),
               Verdict(static_retention - Mean(random) >= 10));
   std::printf("B2 searched over uniform schedule by 5 points (%.2f): %s\n", static_retention - uniform_retention,
@@ -164,14 +167,15 @@ absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
       plain = std::exp(nll);
     } else {
       forced.push_back(std::exp(nll));
-      std::printf("B7 perplexity by causal decisions, seed %d: %.2f at sparsity %.3f, dense %.2f\n", seed, forced.back(),
-                  sparsity, plain);
+      std::printf("B7 perplexity by causal decisions, seed %d: %.2f at sparsity %.3f, dense %.2f\n", seed,
+                  forced.back(), sparsity, plain);
     }
   }
   if (o.speed_length <= 0) return absl::OkStatus();
-  std::printf("\nprefill at sparsity 0.40 (medians of %lld; ideal: dense matrix and attention time by what is left of each)\n"
-              "%-8s %11s %11s %8s %8s %8s %9s %11s\n",
-              static_cast<long long>(o.repeats), "tokens", "dense", "pruned", "speed", "macs", "pairs", "of ideal", "deciding");
+  std::printf(
+      "\nprefill at sparsity 0.40 (medians of %lld; ideal: dense matrix and attention time by what is left of each)\n"
+      "%-8s %11s %11s %8s %8s %8s %9s %11s\n",
+      static_cast<long long>(o.repeats), "tokens", "dense", "pruned", "speed", "macs", "pairs", "of ideal", "deciding");
   for (int64_t length : {int64_t{1024}, int64_t{4096}}) SLUICE_RETURN_IF_ERROR(Speed(model, first, length, 0.4, o));
   return absl::OkStatus();
 }

@@ -9,14 +9,14 @@
 #include "sluice/runtime/kernels/softmax/softmax.h"
 
 namespace engine {
-std::vector<PruningPrompt> PruningPrompts(const Model& model, const std::vector<int32_t>& held, int64_t begin, int64_t end,
-                                          int64_t length, int64_t count, uint64_t seed) {
+std::vector<PruningPrompt> PruningPrompts(const Model& model, const std::vector<int32_t>& held, int64_t begin,
+                                          int64_t end, int64_t length, int64_t count, uint64_t seed) {
   constexpr int64_t kFollow = 128;
   std::vector<PruningPrompt> out;
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t room = static_cast<uint64_t>(end - begin - length - kFollow);
-    const auto at =
-        held.begin() + begin + static_cast<int64_t>(sluice::RandomBits({seed, 2, 0, 0, static_cast<uint64_t>(i)}) % room);
+    const auto at = held.begin() + begin +
+                    static_cast<int64_t>(sluice::RandomBits({seed, 2, 0, 0, static_cast<uint64_t>(i)}) % room);
     const FactPrompt f =
         PlantFacts(model.tokenizer, {at, at + length}, length, 4, seed * 1000 + static_cast<uint64_t>(i));
     const auto first = std::find(f.answer.begin(), f.answer.end(), 1) - f.answer.begin();
@@ -57,8 +57,8 @@ absl::StatusOr<std::vector<double>> SearchSchedule(const Model& model, const std
                                                    const SearchOptions& o) {
   const int64_t half = static_cast<int64_t>(held.size()) / 2;
   if (o.length < 256 || o.length + 256 > half || o.prompts < 1)
-    return absl::InvalidArgumentError(absl::StrCat(o.prompts, " prompts of ", o.length, " tokens; allowed 256 to ",
-                                                   half - 256));
+    return absl::InvalidArgumentError(
+        absl::StrCat(o.prompts, " prompts of ", o.length, " tokens; allowed 256 to ", half - 256));
   // The second half of the held-out text: evaluations use the first.
   const std::vector<PruningPrompt> prompts =
       PruningPrompts(model, held, half, static_cast<int64_t>(held.size()), o.length, o.prompts, o.seed);

@@ -1,7 +1,7 @@
 #ifndef SLUICE_EXAMPLES_ENGINE_EVALUATE_PRUNING_TASK_H_
 #define SLUICE_EXAMPLES_ENGINE_EVALUATE_PRUNING_TASK_H_
-// What a pruned prompt is still good for: facts asked about at its end, and the text that follows it. The prompt is pruned
-// without its answers; what comes after runs dense over the ragged caches.
+// What a pruned prompt is still good for: facts asked about at its end, and the text that follows it. The prompt is
+// pruned without its answers; what comes after runs dense over the ragged caches.
 #include <string>
 #include <vector>
 
@@ -14,8 +14,8 @@ struct PruningPrompt {
   bool facts = false;
 };
 // `count` prompts of both kinds from `held` tokens [begin, end).
-std::vector<PruningPrompt> PruningPrompts(const Model& model, const std::vector<int32_t>& held, int64_t begin, int64_t end,
-                                          int64_t length, int64_t count, uint64_t seed);
+std::vector<PruningPrompt> PruningPrompts(const Model& model, const std::vector<int32_t>& held, int64_t begin,
+                                          int64_t end, int64_t length, int64_t count, uint64_t seed);
 struct PruningScore {
   double facts = 0, next = 0;  // accuracy of answer tokens, and of the tokens after plain text
   double nll = 0;              // mean over both tasks

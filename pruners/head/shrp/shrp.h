@@ -1,9 +1,9 @@
 #ifndef SLUICE_PRUNERS_HEAD_SHRP_SHRP_H_
 #define SLUICE_PRUNERS_HEAD_SHRP_SHRP_H_
 // SHRP, specialized head routing and pruning (arXiv 2512.20635). Every attention head of an encoder layer is an expert,
-// one shared expander takes the place of output projection and FFN, a router picks the top expert. Training leaves usage
-// counts; Freeze turns them into one kept head a layer, and the router and all other heads go. Only the abstract of the
-// paper is at hand: what is pooled for the router, and the width of the expander, are inferred.
+// one shared expander takes the place of output projection and FFN, a router picks the top expert. Training leaves
+// usage counts; Freeze turns them into one kept head a layer, and the router and all other heads go. Only the abstract
+// of the paper is at hand: what is pooled for the router, and the width of the expander, are inferred.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -73,8 +73,8 @@ inline Cost PrunedLayer(double width, double head, double expand, double n) {
 }  // namespace shrp
 
 // The router of one converted layer. Items: sequences (shrp::PoolSequence of the layer's input) or tokens; features
-// [items, width]; units: the heads; exactly one a item, weight 1. Ties go to the lowest head; a logit that is not a number
-// is never picked, and an item with no number at all goes to head 0.
+// [items, width]; units: the heads; exactly one a item, weight 1. Ties go to the lowest head; a logit that is not a
+// number is never picked, and an item with no number at all goes to head 0.
 class Shrp {
  public:
   static constexpr absl::string_view kName = "shrp";

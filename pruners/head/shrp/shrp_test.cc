@@ -44,7 +44,8 @@ TEST(Shrp, PicksTheTopHeadOfTheReference) {
   for (double s : usage.shares()) sum += s;
   EXPECT_NEAR(sum, 1, 1e-12);
   for (size_t i = 0; i < 40; ++i) {
-    const reference::Rows row = {{x.begin() + static_cast<int64_t>(i) * kWidth, x.begin() + static_cast<int64_t>(i + 1) * kWidth}};
+    const reference::Rows row = {
+        {x.begin() + static_cast<int64_t>(i) * kWidth, x.begin() + static_cast<int64_t>(i + 1) * kWidth}};
     const std::vector<double> want = reference::ShrpLogits(Weights(), 3, row, kHeads);
     EXPECT_EQ(r.unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
   }
@@ -86,7 +87,8 @@ TEST(Shrp, AccountsForTheSizesOfBertBase) {
   EXPECT_EQ(shrp::PrunedLayer(768, 64, 96, 128).parameters, 231456 - 1536);
   EXPECT_EQ(shrp::DenseLayer(768, 3072, 128).parameters, 7087872);
   for (double scale : {1.0, 0.25}) {  // BERT-base, and the bundled encoder at a quarter of its width
-    const shrp::Cost d = shrp::DenseLayer(768 * scale, 3072 * scale, 128), p = shrp::PrunedLayer(768 * scale, 64 * scale, 96 * scale, 128);
+    const shrp::Cost d = shrp::DenseLayer(768 * scale, 3072 * scale, 128),
+                     p = shrp::PrunedLayer(768 * scale, 64 * scale, 96 * scale, 128);
     EXPECT_NEAR(0.5 * (1 - p.parameters / d.parameters), 0.48, 0.01) << scale;
     EXPECT_NEAR((d.macs + 11 * p.macs) / (12 * d.macs), 0.115, 0.007) << scale;
   }

@@ -11,10 +11,10 @@
 
 #include "absl/types/span.h"
 #include "sluice/api/attention_plan.h"
-#include "sluice/api/router.h"
-#include "sluice/runtime/kernels/linear.h"
 #include "sluice/api/one_unit.h"
+#include "sluice/api/router.h"
 #include "sluice/runtime/kernels/convert/convert.h"
+#include "sluice/runtime/kernels/linear.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -28,9 +28,9 @@ inline int64_t Kept(double sparsity, int64_t n) {
   return std::clamp<int64_t>(std::llround((1 - sparsity) * static_cast<double>(n)), std::min<int64_t>(1, n), n);
 }
 
-// The four factors of every token [n, 4]: position t / (n - 1), log(1 + score), rank / n (0: highest score, ties and NaN
-// by index, NaN last), sparsity of the block. `causal`: a token is ranked among those up to itself. `order`: scratch [n].
-// O(n log n); causal: O(n^2) moves in the worst case.
+// The four factors of every token [n, 4]: position t / (n - 1), log(1 + score), rank / n (0: highest score, ties and
+// NaN by index, NaN last), sparsity of the block. `causal`: a token is ranked among those up to itself. `order`:
+// scratch [n]. O(n log n); causal: O(n^2) moves in the worst case.
 inline void Factors(absl::Span<const float> score, double sparsity, bool causal, absl::Span<int32_t> order,
                     float* out) {
   const int64_t n = static_cast<int64_t>(score.size());
@@ -82,11 +82,12 @@ class ReceivedAttention {
     for (int64_t h = 0; h < q.heads; ++h) {
       if (h % group == 0) {
         for (int64_t j = 0; j < rows; ++j)
-          kernels::ConvertToF32(k.at(j, h / group), k.dtype, static_cast<size_t>(d), &keys_[static_cast<size_t>(j * d)]);
+          kernels::ConvertToF32(k.at(j, h / group), k.dtype, static_cast<size_t>(d),
+                                &keys_[static_cast<size_t>(j * d)]);
       }
       kernels::GemmNT(q.data + h * q.head_stride, static_cast<size_t>(q.row_stride), keys_.data(),
-                      static_cast<size_t>(d), static_cast<size_t>(m), static_cast<size_t>(rows),
-                      static_cast<size_t>(d), logits_.data(), static_cast<size_t>(rows), scratch_.data());
+                      static_cast<size_t>(d), static_cast<size_t>(m), static_cast<size_t>(rows), static_cast<size_t>(d),
+                      logits_.data(), static_cast<size_t>(rows), scratch_.data());
       for (int64_t i = 0; i < m; ++i) {
         float* row = &logits_[static_cast<size_t>(i * rows)];
         const int64_t visible = rows - m + i + 1;
@@ -128,8 +129,8 @@ void AssignTop(int64_t items, int64_t k, absl::Span<int32_t> order, Assignment& 
 }  // namespace ftp
 
 // The learned router. Items: the tokens of one sequence, without padding; features [items, 4]: ftp::Factors; units
-// {0: compute, 1: skip}. The first token always computes (inferred: the attention sink). A tie computes; a logit that is
-// not a number computes under `threshold` and is never selected under `topk`.
+// {0: compute, 1: skip}. The first token always computes (inferred: the attention sink). A tie computes; a logit that
+// is not a number computes under `threshold` and is never selected under `topk`.
 class Ftp {
  public:
   static constexpr absl::string_view kName = "ftp";
@@ -140,7 +141,8 @@ class Ftp {
     template <class V>
     void VisitFields(V&& v) {
       v("sparsity", sparsity, Range<double>{0, 1}, "of the block, for topk");
-      v("topk", topk, Range<int64_t>{0, 1}, "1: compute exactly (1 - sparsity) of the tokens, those with the highest margin");
+      v("topk", topk, Range<int64_t>{0, 1},
+        "1: compute exactly (1 - sparsity) of the tokens, those with the highest margin");
     }
   };
   struct Plan : RoutePlanInfo {
@@ -189,11 +191,11 @@ class Ftp {
     Logits(p, in.features, ctx, logits);
     const int64_t n = in.features.rows;
     if (config_.topk != 0) {
-      ftp::AssignTop(
-          n, ftp::Kept(config_.sparsity, n),
-          absl::MakeSpan(ctx.workspace.At<int32_t>(p.order), static_cast<size_t>(n)), out, [&](int64_t i) {
-            return static_cast<double>(logits[2 * i + ftp::kCompute]) - static_cast<double>(logits[2 * i + ftp::kSkip]);
-          });
+      ftp::AssignTop(n, ftp::Kept(config_.sparsity, n),
+                     absl::MakeSpan(ctx.workspace.At<int32_t>(p.order), static_cast<size_t>(n)), out, [&](int64_t i) {
+                       return static_cast<double>(logits[2 * i + ftp::kCompute]) -
+                              static_cast<double>(logits[2 * i + ftp::kSkip]);
+                     });
     } else {
       one_unit::Assign(n, out, [&](int64_t i) { return i == 0 ? ftp::kCompute : Decide(logits + 2 * i); });
     }

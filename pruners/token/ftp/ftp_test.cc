@@ -81,8 +81,8 @@ TEST(Ftp, RouterAgreesWithTheReference) {
   const std::vector<int32_t> unit = Route("ftp", f);
   EXPECT_EQ(unit[0], ftp::kCompute);
   for (size_t t = 1; t < n; ++t) {
-    const auto want = reference::FtpLogits(Weights(), {f.begin() + 4 * static_cast<int64_t>(t),
-                                                       f.begin() + 4 * static_cast<int64_t>(t) + 4}, 64);
+    const auto want = reference::FtpLogits(
+        Weights(), {f.begin() + 4 * static_cast<int64_t>(t), f.begin() + 4 * static_cast<int64_t>(t) + 4}, 64);
     if (std::abs(want[0] - want[1]) > 1e-5) {
       EXPECT_EQ(unit[t], want[1] > want[0] ? ftp::kSkip : ftp::kCompute);
     }
