@@ -148,6 +148,7 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
               "density", "mass", "ppl", "facts", "speed");
   std::vector<engine::ReportRow> rows;
   std::string spoken;
+  int64_t first_pairs = 0;
   for (const std::string& spec : demo.routers) {
     options.router = trained.count(spec) > 0 ? "dense" : spec;
     options.layers = {}, options.tokens = {}, options.pruning = {}, options.quality_stride = 509;
@@ -162,7 +163,12 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
     r.spec = spec;
     r.router = spec.substr(0, spec.find(':'));
     r.prefill_s = (*e)->timing().total_s, r.plan_s = (*e)->timing().plan_s, r.attend_s = (*e)->timing().attend_s;
-    r.density = (*e)->counters().density(), r.mass_recall = (*e)->quality().mass_recall.mean();
+    // Of the pairs that the first router evaluates, where tokens are missing altogether.
+    const int64_t pairs = (*e)->counters().exact_pairs;
+    if (first_pairs == 0) first_pairs = pairs;
+    r.density = (*e)->prunes() ? static_cast<double>(pairs) / static_cast<double>(std::max<int64_t>(1, first_pairs))
+                               : (*e)->counters().density();
+    r.mass_recall = (*e)->quality().mass_recall.mean();
     r.perplexity = score->perplexity, r.accuracy = score->accuracy;
     // Decode: ask for the first planted fact again, in words, and time the steps after the question.
     const std::string question = engine::FactQuestion(prompt.facts[0].first, demo.separator);

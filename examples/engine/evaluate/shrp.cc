@@ -46,7 +46,8 @@ absl::Status ReadQueries(const std::string& path, const Encoder& e, std::vector<
     const std::string task = text("task"), family = task == "mmlu_pro" ? task + "/" + text("subtask") : task;
     const auto at = std::find(e.labels().begin(), e.labels().end(), family);
     if (at == e.labels().end()) {
-      status = absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": family '", family, "' is not one of the encoder's"));
+      status = absl::InvalidArgumentError(
+          absl::StrCat(path, ":", number, ": family '", family, "' is not one of the encoder's"));
     } else if (Fnv1a(text("qid")) % 100 < kTestPercent) {
       std::vector<int32_t> ids = e.tokenizer()->Encode(text("text"));
       if (!ids.empty()) out->push_back({std::move(ids), static_cast<size_t>(at - e.labels().begin())});
@@ -89,7 +90,8 @@ absl::Status Speed(const std::vector<std::pair<std::string, const Encoder*>>& en
     for (size_t i = 0; i < encoders.size(); ++i) {
       const auto start = std::chrono::steady_clock::now();
       SLUICE_ASSIGN_OR_RETURN(const Encoder::Result r, encoders[i].second->Run(batch, threads));
-      if (turn > 0) seconds[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      if (turn > 0)
+        seconds[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
       macs[i] = r.macs;
     }
   }
@@ -108,8 +110,10 @@ absl::Status Speed(const std::vector<std::pair<std::string, const Encoder*>>& en
   const double saved = 1 - static_cast<double>(encoders[1].second->layer_parameters()) /
                                static_cast<double>(encoders[0].second->layer_parameters());
   const double flops = static_cast<double>(macs[2]) / static_cast<double>(macs[0]);
-  std::printf("B1 half the layers: -48 %% +- 1 of the layer parameters (%.1f): %s; all but one: 11.5 %% +- 0.7 of the MACs (%.1f): %s\n",
-              -100 * saved, Verdict(std::abs(saved - 0.48) <= 0.01), 100 * flops, Verdict(std::abs(flops - 0.115) <= 0.007));
+  std::printf(
+      "B1 half the layers: -48 %% +- 1 of the layer parameters (%.1f): %s; all but one: 11.5 %% +- 0.7 of the MACs "
+      "(%.1f): %s\n",
+      -100 * saved, Verdict(std::abs(saved - 0.48) <= 0.01), 100 * flops, Verdict(std::abs(flops - 0.115) <= 0.007));
   const double speed = Median(seconds[0]) / Median(seconds[2]);
   std::printf("B4 all but one at least 3x dense (%.2f): %s; published 4.2x\n", speed, Verdict(speed >= 3));
   return absl::OkStatus();
@@ -139,7 +143,8 @@ absl::Status EvaluateShrp(const EvaluateOptions& o) {
     SLUICE_RETURN_IF_ERROR(ReadQueries(path, dense, &queries));
   }
   if (!queries.empty()) {
-    std::printf("%zu held-out queries\n\n%-34s %9s %10s %12s\n", queries.size(), "encoder", "accuracy", "of dense", "pool_a only");
+    std::printf("%zu held-out queries\n\n%-34s %9s %10s %12s\n", queries.size(), "encoder", "accuracy", "of dense",
+                "pool_a only");
     double base = 0;
     const auto row = [&](const std::string& name, const Measured& m) {
       ClearNote();
@@ -165,18 +170,23 @@ absl::Status EvaluateShrp(const EvaluateOptions& o) {
           SLUICE_ASSIGN_OR_RETURN(const Measured m, Accuracy(e, queries, *threads));
           const bool used = head[0] == 'u';
           (used ? kept : random)[run].push_back(
-              row(absl::StrCat(run == 0 ? "half" : "all but one", used ? ", most used head" : ", random head", ", seed ", seed), m));
+              row(absl::StrCat(run == 0 ? "half" : "all but one", used ? ", most used head" : ", random head",
+                               ", seed ", seed),
+                  m));
         }
       }
     }
     std::printf("\n");
     for (int run : {0, 1})
-      std::printf("%s: most used head %.4f +- %.4f (%.1f %% of dense), random head after the same training %.4f +- %.4f\n",
-                  run == 0 ? "half" : "all but one", Mean(kept[run]), Spread(kept[run]), 100 * Mean(kept[run]) / base,
-                  Mean(random[run]), Spread(random[run]));
-    std::printf("B2 half keeps 93 %% of dense (%.1f): %s; most used over random head by 1 point (%.2f half, %.2f all but one): %s\n",
-                100 * Mean(kept[0]) / base, Verdict(Mean(kept[0]) >= 0.93 * base), 100 * (Mean(kept[0]) - Mean(random[0])),
-                100 * (Mean(kept[1]) - Mean(random[1])), Verdict(Mean(kept[0]) - Mean(random[0]) >= 0.01));
+      std::printf(
+          "%s: most used head %.4f +- %.4f (%.1f %% of dense), random head after the same training %.4f +- %.4f\n",
+          run == 0 ? "half" : "all but one", Mean(kept[run]), Spread(kept[run]), 100 * Mean(kept[run]) / base,
+          Mean(random[run]), Spread(random[run]));
+    std::printf(
+        "B2 half keeps 93 %% of dense (%.1f): %s; most used over random head by 1 point (%.2f half, %.2f all but one): "
+        "%s\n",
+        100 * Mean(kept[0]) / base, Verdict(Mean(kept[0]) >= 0.93 * base), 100 * (Mean(kept[0]) - Mean(random[0])),
+        100 * (Mean(kept[1]) - Mean(random[1])), Verdict(Mean(kept[0]) - Mean(random[0]) >= 0.01));
     std::printf("B3 cut within 1 point of routed (%.2f): %s\n", 100 * (with.accuracy - without.accuracy),
                 Verdict(std::abs(with.accuracy - without.accuracy) <= 0.01));
   }
