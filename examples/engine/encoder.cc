@@ -106,6 +106,16 @@ struct Encoder::Scratch {
     SLUICE_DCHECK(status.ok());
     macs += counted.macs;
   }
+  // Heads [first, first + heads) of a layer on x [n, width] -> o [n, heads * d].
+  void Heads(const EncoderLayer& l, const float* from, int64_t n, int64_t width, int64_t first, int64_t heads,
+             int64_t d) {
+    const int64_t rows = 3 * heads * d;
+    MatMul(from, n, width, l.qkv.data() + first * 3 * d * width, rows, qkv.data());
+    const float* bias = l.qkv_bias.data() + first * 3 * d;
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t c = 0; c < rows; ++c) qkv[Size(t * rows + c)] += bias[c];
+    Attention(n, heads, d);
+  }
   std::vector<float> x, y, qkv, o, hidden, gemm, pooled, gate;
   sluice::AttentionPlanBuffer buffer;
   std::vector<sluice::Attend> attend;
@@ -291,14 +301,6 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
     for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] = a[c] + b[c];
   }
   norm(norm_, s.x.data());
-  const auto attend = [&](const EncoderLayer& l, int64_t first, int64_t heads) {
-    const int64_t rows = 3 * heads * d;
-    s.MatMul(s.x.data(), n, width, l.qkv.data() + first * 3 * d * width, rows, s.qkv.data());
-    const float* bias = l.qkv_bias.data() + first * 3 * d;
-    for (int64_t t = 0; t < n; ++t)
-      for (int64_t c = 0; c < rows; ++c) s.qkv[Size(t * rows + c)] += bias[c];
-    s.Attention(n, heads, d);
-  };
   // x += down(gelu(up(from))) + bias
   const auto feed = [&](const EncoderLayer& l, const float* from, int64_t in) {
     const int64_t inner = static_cast<int64_t>(l.up_bias.size());
@@ -313,7 +315,7 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
     const EncoderLayer& l = layers_[i];
     picks[i] = -1;
     if (l.dense) {
-      attend(l, 0, m.heads);
+      s.Heads(l, s.x.data(), n, width, 0, m.heads, d);
       s.MatMul(s.o.data(), n, width, l.out.data(), width, s.y.data());
       for (int64_t t = 0; t < n; ++t)
         for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.out_bias[Size(c)];
@@ -329,7 +331,7 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
         s.macs += width * m.heads;
       }
       picks[i] = pick;
-      attend(l, pick, 1);
+      s.Heads(l, s.x.data(), n, width, pick, 1, d);
       feed(l, s.o.data(), d);
     }
     norm(l.last, s.x.data());
@@ -378,12 +380,9 @@ absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32
 std::vector<float> Encoder::HeadOutputs(int64_t layer, int64_t first, int64_t heads,
                                         const std::vector<float>& x) const {
   const EncoderLayer& l = layers_[Size(layer)];
-  const int64_t d = shape_.head_dim(), n = static_cast<int64_t>(x.size()) / shape_.width, rows = 3 * heads * d;
+  const int64_t d = shape_.head_dim(), n = static_cast<int64_t>(x.size()) / shape_.width;
   Scratch s(shape_);
-  s.MatMul(x.data(), n, shape_.width, l.qkv.data() + first * 3 * d * shape_.width, rows, s.qkv.data());
-  for (int64_t t = 0; t < n; ++t)
-    for (int64_t c = 0; c < rows; ++c) s.qkv[Size(t * rows + c)] += l.qkv_bias[Size(first * 3 * d + c)];
-  s.Attention(n, heads, d);
+  s.Heads(l, x.data(), n, shape_.width, first, heads, d);
   return {s.o.begin(), s.o.begin() + n * heads * d};
 }
 }  // namespace engine

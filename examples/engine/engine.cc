@@ -659,7 +659,6 @@ absl::Status Engine::ChooseTokens(int64_t layer, int64_t n) {
   in.features = {s.factors.data(), all, sluice::ftp::kFactors, sluice::ftp::kFactors};
   const sluice::RunContext ctx = {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()};
   if (p.by == By::kRandom) {
-    for (int64_t i = 0; i < all; ++i) s.order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
     sluice::ftp::AssignTop(
         all, sluice::ftp::Kept(p.sparsity[at], all), absl::MakeSpan(s.order), s.assignment, [&](int64_t i) {
           return sluice::RandomUniform({p.seed, 0, static_cast<uint64_t>(layer), 0, static_cast<uint64_t>(i)});

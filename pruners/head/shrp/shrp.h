@@ -41,7 +41,6 @@ class Usage {
     for (int64_t c : count_) s.push_back(all > 0 ? static_cast<double>(c) / all : 0);
     return s;
   }
-  absl::Span<const int64_t> counts() const { return count_; }
 
  private:
   std::vector<int64_t> count_;
