@@ -7,8 +7,10 @@
 //     int64_t k = 16;
 //     template <class V> void VisitFields(V&& v) { v("k", k, Range<int64_t>{1, 65536}, "blocks kept per query tile"); }
 //   };
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -19,6 +21,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -30,6 +33,12 @@ using KeyValue = std::pair<absl::string_view, absl::string_view>;
 template <class T>
 struct Range {
   T lo, hi;
+};
+// Names of an enum's values, the first for 0.
+struct Choices {
+  Choices(std::initializer_list<absl::string_view> n) : names(n) {}
+  std::initializer_list<absl::string_view> names;
+  std::string Joined(absl::string_view separator) const { return absl::StrJoin(names, separator); }
 };
 
 namespace config_internal {
@@ -73,6 +82,18 @@ struct Setter {
       field = v;
     }
   }
+  template <class E>
+  void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {
+    absl::StrAppend(&known, known.empty() ? "" : ", ", name);
+    if (name != key) return;
+    found = true;
+    const auto* at = std::find(choices.names.begin(), choices.names.end(), text);
+    if (at == choices.names.end()) {
+      status = absl::InvalidArgumentError(absl::StrCat(key, ": '", text, "' is not one of ", choices.Joined(", ")));
+    } else {
+      field = static_cast<E>(at - choices.names.begin());
+    }
+  }
 };
 struct Describer {
   std::string* out;
@@ -81,12 +102,21 @@ struct Describer {
     absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ", Print(range.hi), "]  ", doc,
                     "\n");
   }
+  template <class E>
+  void operator()(absl::string_view name, E& field, Choices choices, absl::string_view doc) {
+    absl::StrAppend(out, "  ", name, "=", choices.names.begin()[static_cast<size_t>(field)], "  {",
+                    choices.Joined(", "), "}  ", doc, "\n");
+  }
 };
 struct Printer {
   std::string* out;
   template <class T>
   void operator()(absl::string_view name, T& field, Range<T> /*range*/, absl::string_view /*doc*/) {
     absl::StrAppend(out, out->empty() ? "" : ",", name, "=", Print(field));
+  }
+  template <class E>
+  void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {
+    absl::StrAppend(out, out->empty() ? "" : ",", name, "=", choices.names.begin()[static_cast<size_t>(field)]);
   }
 };
 }  // namespace config_internal

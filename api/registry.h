@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "sluice/api/agent_router.h"
 #include "sluice/api/attention_router.h"
 #include "sluice/api/config.h"
 #include "sluice/api/router.h"
@@ -13,7 +14,7 @@
 #include "sluice/api/weight_source.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Makes one method from text. `Base` is Router or AttentionRouter.
+// Makes one method from text. `Base` is Router, AttentionRouter or AgentRouter.
 template <class Base>
 class Factory {
  public:
@@ -83,13 +84,16 @@ class FactoryMap {
 struct Registry {
   FactoryMap<Router> routers;
   FactoryMap<AttentionRouter> attention;
+  FactoryMap<AgentRouter> agents;
 
   template <class R>
   absl::Status Add() {
     if constexpr (AttentionRouterModel<R>) {
       return attention.Add(std::make_unique<const FactoryOf<AttentionRouter, AttentionRouterOf, R>>());
+    } else if constexpr (AgentRouterModel<R>) {
+      return agents.Add(std::make_unique<const FactoryOf<AgentRouter, AgentRouterOf, R>>());
     } else {
-      static_assert(RouterModel<R>, "R satisfies neither RouterModel nor AttentionRouterModel");
+      static_assert(RouterModel<R>, "R satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
       return routers.Add(std::make_unique<const FactoryOf<Router, RouterOf, R>>());
     }
   }

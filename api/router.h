@@ -45,16 +45,6 @@ struct RouteInputs {
   MatrixView<const float> features;  // [items, width], for routers that score
 };
 
-// Methods are made from their config alone, learned ones from config and weights.
-template <class R>
-concept LearnedModel = requires(const typename R::Config& c, const WeightSource& w) {
-  { R::Create(c, w) } -> std::same_as<absl::StatusOr<R>>;
-};
-template <class R>
-concept MadeFromConfig = requires(const typename R::Config& c) {
-  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
-};
-
 template <class R>
 concept RouterModel =
     (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config>&& std::derived_from<

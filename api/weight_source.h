@@ -1,6 +1,7 @@
 #ifndef SLUICE_API_WEIGHT_SOURCE_H_
 #define SLUICE_API_WEIGHT_SOURCE_H_
 // Where a learned router finds its trained weights. The GGUF reader is one; a host may bring its own.
+#include <concepts>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,6 +18,16 @@ class WeightSource {
   // All elements as float; the tensor must have exactly this shape (fastest dimension first).
   virtual absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
                                                      absl::Span<const uint64_t> shape) const = 0;
+};
+
+// Methods are made from their config alone, learned ones from config and weights.
+template <class R>
+concept LearnedModel = requires(const typename R::Config& c, const WeightSource& w) {
+  { R::Create(c, w) } -> std::same_as<absl::StatusOr<R>>;
+};
+template <class R>
+concept MadeFromConfig = requires(const typename R::Config& c) {
+  { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_API_WEIGHT_SOURCE_H_

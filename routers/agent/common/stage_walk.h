@@ -1,0 +1,164 @@
+#ifndef SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_
+#define SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_
+// What every agent router does around its own scores: walk the stages, leave blocked agents out, draw, remember the
+// propensity and the trace.
+#include <array>
+#include <cmath>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "sluice/api/agent_router.h"
+#include "sluice/runtime/base/counter_rng.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace agent_common {
+// Numbers of a graph that a decision needs, counted once.
+struct Layout {
+  int stages = 0, tasks = 0;
+  std::array<int, kMaxStages> size{}, first_agent{};
+  std::array<int64_t, kMaxStages> first_edge{};
+  int64_t agents = 0, edges = 0;
+
+  static Layout Of(const AgentGraph& g) {
+    Layout l;
+    l.stages = g.num_stages(), l.tasks = static_cast<int>(g.num_tasks());
+    l.agents = g.num_agents(), l.edges = g.num_edges();
+    for (int s = 0; s < l.stages; ++s) {
+      l.size[s] = g.stage_size(s);
+      l.first_agent[s] = static_cast<int>(g.first_agent(s));
+      l.first_edge[s] = g.first_edge(s);
+    }
+    return l;
+  }
+  // The edge that a path uses into stage s.
+  int64_t edge(int s, absl::Span<const int32_t> path) const {
+    const int64_t row = s == 0 ? 0 : path[s - 1] - first_agent[s - 1];
+    return first_edge[s] + row * size[s] + (path[s] - first_agent[s]);
+  }
+};
+struct Plan : AgentPlanInfo {
+  Layout layout;
+  static Plan Of(std::shared_ptr<const AgentGraph> g) {
+    Plan p;
+    p.layout = Layout::Of(*g);
+    p.graph = std::move(g);
+    return p;
+  }
+};
+
+struct Stage {
+  int index = 0, size = 0;
+  int32_t first_agent = 0;
+  int64_t first_edge = 0;      // candidate j is reached by edge first_edge + j
+  const bool* open = nullptr;  // [size]
+};
+// What a router says of a stage's candidates. Entries of blocked ones are ignored.
+struct Weights {
+  std::array<double, kMaxStageAgents> tau{}, eta{}, p{};  // p: not normalised, >= 0
+  double q0 = 0;                                          // probability of taking `greedy` instead of drawing
+  int greedy = -1;                                        // -1: the largest p; ties go to the lowest index
+};
+
+inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
+  if (q.intent.size() != static_cast<size_t>(l.tasks)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("intent has ", q.intent.size(), " entries, wanted one a task = ", l.tasks));
+  }
+  double sum = 0;
+  for (double w : q.intent) {
+    if (!(w >= 0)) return absl::InvalidArgumentError(absl::StrCat("intent holds ", w, "; wanted numbers >= 0"));
+    sum += w;
+  }
+  if (!(std::abs(sum - 1) < 1e-6)) {
+    return absl::InvalidArgumentError(absl::StrCat("intent sums to ", sum, ", wanted 1"));
+  }
+  if ((!q.blocked.empty() && q.blocked.size() != static_cast<size_t>(l.agents)) ||
+      (!q.live.empty() && q.live.size() != static_cast<size_t>(l.agents))) {
+    return absl::InvalidArgumentError(absl::StrCat("blocked and live must be empty or have one entry an agent = ",
+                                                   l.agents, "; got ", q.blocked.size(), " and ", q.live.size()));
+  }
+  return absl::OkStatus();
+}
+
+// weigh(const Stage&, Weights&). Scores that are NaN, negative or infinite count as 0; when nothing is left the draw is
+// uniform over the open candidates; a `greedy` that is set must be open. O(agents of the path's stages) beside the
+// router's own work.
+template <class Weigh>
+absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDecision& d, AgentTrace* trace,
+                  const Weigh& weigh) {
+  SLUICE_RETURN_IF_ERROR(CheckRequest(l, q));
+  d.stages = l.stages;
+  d.propensity = 1;
+  std::array<bool, kMaxStageAgents> open;
+  Weights w;
+  int row = 0;
+  for (int s = 0; s < l.stages; ++s) {
+    const int n = l.size[s], first = l.first_agent[s];
+    int available = 0;
+    for (int j = 0; j < n; ++j) {
+      open[j] = q.blocked.empty() || q.blocked[first + j] == Block::kNone;
+      available += open[j];
+    }
+    if (available == 0) {
+      return absl::UnavailableError(absl::StrCat("stage ", s, ": none of its ", n, " agents may be chosen"));
+    }
+    w.q0 = 0, w.greedy = -1;
+    weigh(Stage{s, n, first, l.first_edge[s] + int64_t{row} * n, open.data()}, w);
+    double total = 0;
+    int best = -1;
+    for (int j = 0; j < n; ++j) {
+      if (!open[j] || !(w.p[j] > 0) || !std::isfinite(w.p[j])) w.p[j] = 0;
+      if (open[j] && (best < 0 || w.p[j] > w.p[best])) best = j;
+      total += w.p[j];
+    }
+    if (w.greedy >= 0) best = w.greedy;
+    const bool usable = total > 0 && std::isfinite(total);
+    const double u = RandomUniform({seed, q.id, static_cast<uint64_t>(s), 0, 0});
+    double upto = 0;
+    int pick = -1;
+    for (int j = 0; j < n; ++j) {
+      const double p = usable ? w.p[j] / total : open[j] ? 1.0 / available : 0.0;
+      w.p[j] = (1 - w.q0) * p + (j == best ? w.q0 : 0.0);
+      upto += w.p[j];
+      if (pick < 0 && w.p[j] > 0 && u < upto) pick = j;
+    }
+    if (pick < 0) {  // rounding left the last sliver uncovered
+      for (int j = n - 1; pick < 0; --j) {
+        if (w.p[j] > 0) pick = j;
+      }
+    }
+    d.path[s] = first + pick;
+    d.propensity *= w.p[pick];
+    if (trace != nullptr) {
+      for (int j = 0; j < n; ++j) {
+        trace->push_back({s, first + j, q.blocked.empty() ? Block::kNone : q.blocked[first + j], j == pick,
+                          static_cast<float>(w.tau[j]), static_cast<float>(w.eta[j]), static_cast<float>(w.p[j])});
+      }
+    }
+    row = pick;
+  }
+  return absl::OkStatus();
+}
+// The open candidate of the highest score takes everything; ties go to the lowest index, NaN never wins.
+template <class Score>
+void TakeBest(const Stage& s, Weights& w, const Score& score) {
+  int best = -1;
+  double top = 0;
+  for (int j = 0; j < s.size; ++j) {
+    w.p[j] = 0, w.tau[j] = 0, w.eta[j] = 0;
+    if (!s.open[j]) continue;
+    const double x = w.eta[j] = score(j);
+    if (x == x && (best < 0 || x > top)) best = j, top = x;
+  }
+  if (best >= 0) w.p[best] = 1;
+}
+// Routers that never learn.
+struct Unlearned {
+  void InitialState(const agent_common::Plan&, absl::Span<double>) const {}
+  void Observe(const agent_common::Plan&, const AgentOutcome&, std::vector<SumDelta>&) const {}
+  void Fold(const agent_common::Plan&, absl::Span<const int64_t>, absl::Span<double>) const {}
+};
+}  // namespace agent_common
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_

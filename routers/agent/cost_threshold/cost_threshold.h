@@ -1,0 +1,59 @@
+#ifndef SLUICE_ROUTERS_AGENT_COST_THRESHOLD_COST_THRESHOLD_H_
+#define SLUICE_ROUTERS_AGENT_COST_THRESHOLD_COST_THRESHOLD_H_
+// Two agents a stage, in the style of RouteLLM (arXiv 2406.18665): the strong one, of the highest quality for the
+// query's tasks, where its win rate over the cheapest one reaches a threshold; the cheapest one otherwise.
+#include "sluice/routers/agent/common/arm_table.h"
+#include "sluice/routers/agent/common/stage_walk.h"
+
+SLUICE_BEGIN_NAMESPACE
+class CostThreshold {
+ public:
+  static constexpr absl::string_view kName = "cost_threshold";
+  struct Config {
+    double threshold = 0.1;
+    agent_common::UtilityConfig utility;
+    template <class V>
+    void VisitFields(V&& v) {
+      v("threshold", threshold, Range<double>{0, 1}, "win rate of the strong agent from which it is asked");
+      utility.VisitFields(v);
+    }
+  };
+  using Plan = agent_common::Plan;
+  static absl::StatusOr<CostThreshold> Create(const Config& c) { return CostThreshold(c); }
+  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
+    Plan p = Plan::Of(std::move(g));
+    p.sums = p.state = agent_common::ArmTable(p.layout).cells();
+    return p;
+  }
+  void InitialState(const Plan& p, absl::Span<double> state) const { agent_common::ArmTable(p.layout).Initial(state); }
+  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
+    agent_common::ArmTable(p.layout).Observe(0, o, out);
+  }
+  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
+    agent_common::ArmTable(p.layout).Fold(config_.utility, sums, state);
+  }
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
+                   AgentTrace* trace) const {
+    const agent_common::ArmTable arms(p.layout);
+    return agent_common::Walk(p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
+      auto quality = [&](int j) {
+        return arms.Of(config_.utility, p.graph->stages[s.index][j], state, q.intent, s.first_agent + j).quality;
+      };
+      int strong = -1, weak = -1;
+      for (int j = 0; j < s.size; ++j) {
+        if (!s.open[j]) continue;
+        const auto& stage = p.graph->stages[s.index];
+        if (strong < 0 || quality(j) > quality(strong)) strong = j;
+        if (weak < 0 || stage[j].cost_usd < stage[weak].cost_usd) weak = j;
+      }
+      const double win = quality(strong) * (1 - quality(weak));  // the strong one is right where the weak one is not
+      agent_common::TakeBest(s, w, [&](int j) { return j == (win >= config_.threshold ? strong : weak) ? win : -1; });
+    });
+  }
+
+ private:
+  explicit CostThreshold(const Config& c) : config_(c) {}
+  Config config_;
+};
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_AGENT_COST_THRESHOLD_COST_THRESHOLD_H_

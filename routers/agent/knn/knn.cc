@@ -1,0 +1,5 @@
+#include "sluice/routers/agent/knn/knn.h"
+
+SLUICE_BEGIN_NAMESPACE
+template class AgentRouterOf<Knn>;
+SLUICE_END_NAMESPACE

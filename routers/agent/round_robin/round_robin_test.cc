@@ -1,0 +1,21 @@
+#include "sluice/routers/agent/round_robin/round_robin.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "sluice/tests/support/agent_fixture.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+TEST(RoundRobin, TakesTurnsAmongOpenAgents) {
+  AgentUnderTest a("round_robin", MakeGraph(1, {3}));
+  const std::vector<Block> blocked = {Block::kNone, Block::kCaller, Block::kNone};
+  for (uint64_t id = 0; id < 6; ++id) {
+    EXPECT_EQ(a.Route(id, {1}).path[0], static_cast<int32_t>(id % 3));
+    const AgentDecision d = a.Route(id, {1}, nullptr, blocked);
+    EXPECT_EQ(d.path[0], id % 2 == 0 ? 0 : 2);
+    EXPECT_EQ(d.propensity, 0.5);
+  }
+}
+}  // namespace
+SLUICE_END_NAMESPACE

@@ -1,0 +1,5 @@
+#include "sluice/routers/agent/thompson/thompson.h"
+
+SLUICE_BEGIN_NAMESPACE
+template class AgentRouterOf<Thompson>;
+SLUICE_END_NAMESPACE

@@ -1,0 +1,98 @@
+#ifndef SLUICE_ROUTERS_AGENT_THOMPSON_THOMPSON_H_
+#define SLUICE_ROUTERS_AGENT_THOMPSON_THOMPSON_H_
+// Thompson sampling: quality of an agent for the query's tasks is Beta, its mean cost and latency are taken off.
+#include "sluice/routers/agent/common/arm_table.h"
+#include "sluice/routers/agent/common/stage_walk.h"
+
+SLUICE_BEGIN_NAMESPACE
+class Thompson {
+ public:
+  static constexpr absl::string_view kName = "thompson";
+  struct Config {
+    int64_t seed = 1;
+    agent_common::UtilityConfig utility;
+    template <class V>
+    void VisitFields(V&& v) {
+      v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the draws");
+      utility.VisitFields(v);
+    }
+  };
+  using Plan = agent_common::Plan;
+  static absl::StatusOr<Thompson> Create(const Config& c) { return Thompson(c); }
+  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
+    Plan p = Plan::Of(std::move(g));
+    p.sums = p.state = agent_common::ArmTable(p.layout).cells();
+    return p;
+  }
+  void InitialState(const Plan& p, absl::Span<double> state) const { agent_common::ArmTable(p.layout).Initial(state); }
+  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
+    agent_common::ArmTable(p.layout).Observe(0, o, out);
+  }
+  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
+    agent_common::ArmTable(p.layout).Fold(config_.utility, sums, state);
+  }
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
+                   AgentTrace* trace) const {
+    const agent_common::ArmTable arms(p.layout);
+    return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+                              [&](const agent_common::Stage& s, agent_common::Weights& w) {
+                                std::array<Arm, kMaxStageAgents> arm;
+                                for (int j = 0; j < s.size; ++j) {
+                                  if (!s.open[j]) continue;
+                                  const Agent& agent = p.graph->stages[s.index][j];
+                                  const auto e = arms.Of(config_.utility, agent, state, q.intent, s.first_agent + j);
+                                  const double n = e.count + config_.utility.prior;
+                                  arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
+                                  w.tau[j] = n, w.eta[j] = e.utility;
+                                }
+                                Best(s, arm, w.p);
+                              });
+  }
+
+ private:
+  explicit Thompson(const Config& c) : config_(c) {}
+  struct Arm {
+    double a = 1, b = 1, loss = 0;  // Beta(a, b) shifted down by the mean loss of utility
+  };
+  // p_j = P(arm j has the largest utility), by quadrature of density times the others' distributions. Drawing from p is
+  // Thompson sampling, and p is its exact propensity.
+  static void Best(const agent_common::Stage& s, const std::array<Arm, kMaxStageAgents>& arm,
+                   std::array<double, kMaxStageAgents>& p) {
+    constexpr int kPoints = 96;
+    double lo = -INFINITY, hi = -INFINITY;
+    for (int j = 0; j < s.size; ++j) {
+      if (!s.open[j]) continue;
+      const double n = arm[j].a + arm[j].b, mean = arm[j].a / n;
+      const double sd = std::sqrt(std::max(mean * (1 - mean), 1e-4) / (n + 1));
+      lo = std::max(lo, std::max(mean - 6 * sd, 0.0) - arm[j].loss);
+      hi = std::max(hi, std::min(mean + 6 * sd, 1.0) - arm[j].loss);
+    }
+    hi = std::max(hi, lo + 1e-9);
+    // Below lo some arm is certain to be better; what others hold there counts for nothing.
+    std::array<double, kPoints> others;
+    others.fill(1);
+    std::array<std::array<double, kPoints>, kMaxStageAgents> density, below;
+    const double step = (hi - lo) / kPoints;
+    for (int j = 0; j < s.size; ++j) {
+      if (!s.open[j]) continue;
+      const double a = std::max(arm[j].a, 1e-3), b = std::max(arm[j].b, 1e-3);
+      const double norm = std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b);
+      double above = 0;
+      for (int i = kPoints - 1; i >= 0; --i) {
+        const double x = lo + (i + 0.5) * step + arm[j].loss;
+        density[j][i] = x <= 0 || x >= 1 ? 0 : step * std::exp(norm + (a - 1) * std::log(x) + (b - 1) * std::log1p(-x));
+        below[j][i] = std::max(1e-300, 1 - above - 0.5 * density[j][i]);
+        above += density[j][i];
+      }
+      for (int i = 0; i < kPoints; ++i) others[i] *= below[j][i];
+    }
+    for (int j = 0; j < s.size; ++j) {
+      p[j] = 0;
+      if (!s.open[j]) continue;
+      for (int i = 0; i < kPoints; ++i) p[j] += density[j][i] * (others[i] / below[j][i]);
+    }
+  }
+  Config config_;
+};
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_AGENT_THOMPSON_THOMPSON_H_
