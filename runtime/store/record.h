@@ -1,0 +1,142 @@
+#ifndef SLUICE_RUNTIME_STORE_RECORD_H_
+#define SLUICE_RUNTIME_STORE_RECORD_H_
+// One learned-from decision as bytes: what was decided (the receipt that a caller gives back) and how it ended. Little-
+// endian, no padding; the reader checks every length.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "sluice/api/agent_router.h"
+
+SLUICE_BEGIN_NAMESPACE
+struct DecisionRecord {
+  uint64_t id = 0, epoch = 0;
+  uint64_t graph = 0;   // fingerprint: numbers of agents mean nothing in another graph
+  uint32_t policy = 0;  // index in the configuration, for reports
+  double propensity = 1;
+  std::vector<int32_t> path;
+  std::vector<double> intent;
+  std::vector<float> features;
+};
+struct OutcomeRecord {
+  DecisionRecord decision;
+  double quality = 0;
+  bool accepted = false;
+  double cost_usd = 0, latency_s = 0;
+
+  AgentOutcome view() const {
+    AgentOutcome o;
+    o.id = decision.id, o.intent = decision.intent, o.features = decision.features, o.path = decision.path;
+    o.propensity = decision.propensity, o.quality = quality, o.accepted = accepted;
+    o.cost_usd = cost_usd, o.latency_s = latency_s;
+    return o;
+  }
+};
+
+namespace record_internal {
+template <class T>
+void Put(std::string& out, T v) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  out.append(reinterpret_cast<const char*>(&v), sizeof v);
+}
+class Reader {
+ public:
+  explicit Reader(absl::string_view bytes) : bytes_(bytes) {}
+  template <class T>
+  T Get() {
+    T v{};
+    if (bytes_.size() < sizeof v) {
+      failed_ = true;
+      return v;
+    }
+    std::memcpy(&v, bytes_.data(), sizeof v);
+    bytes_.remove_prefix(sizeof v);
+    return v;
+  }
+  template <class T, class U>
+  void GetMany(size_t n, std::vector<U>& out) {
+    if (bytes_.size() < n * sizeof(T)) {
+      failed_ = true;
+      return;
+    }
+    out.resize(n);
+    for (U& x : out) x = static_cast<U>(Get<T>());
+  }
+  bool failed() const { return failed_; }
+  absl::string_view rest() const { return bytes_; }
+
+ private:
+  absl::string_view bytes_;
+  bool failed_ = false;
+};
+}  // namespace record_internal
+
+inline constexpr uint8_t kRecordVersion = 1;
+inline void AppendDecision(const DecisionRecord& d, std::string& out) {
+  using record_internal::Put;
+  Put(out, kRecordVersion);
+  Put(out, d.id), Put(out, d.epoch), Put(out, d.graph), Put(out, d.policy), Put(out, d.propensity);
+  Put(out, static_cast<uint8_t>(d.path.size()));
+  Put(out, static_cast<uint8_t>(d.intent.size()));
+  Put(out, static_cast<uint16_t>(d.features.size()));
+  for (int32_t a : d.path) Put(out, static_cast<uint16_t>(a));
+  for (double w : d.intent) Put(out, w);
+  for (float f : d.features) Put(out, f);
+}
+namespace record_internal {
+inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
+  const auto version = r.Get<uint8_t>();
+  if (!r.failed() && version != kRecordVersion) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("receipt of version ", version, "; this server reads ", kRecordVersion));
+  }
+  d.id = r.Get<uint64_t>(), d.epoch = r.Get<uint64_t>(), d.graph = r.Get<uint64_t>(), d.policy = r.Get<uint32_t>();
+  d.propensity = r.Get<double>();
+  const size_t path = r.Get<uint8_t>(), intent = r.Get<uint8_t>(), features = r.Get<uint16_t>();
+  r.GetMany<uint16_t>(path, d.path);
+  r.GetMany<double>(intent, d.intent);
+  r.GetMany<float>(features, d.features);
+  if (r.failed()) return absl::InvalidArgumentError("receipt is cut short");
+  if (!(d.propensity >= 0 && d.propensity <= 1 + 1e-9))
+    return absl::InvalidArgumentError("receipt: propensity is no probability");
+  for (double w : d.intent) {
+    if (!(w >= 0 && w <= 1 + 1e-6)) return absl::InvalidArgumentError("receipt: intent is no distribution");
+  }
+  return absl::OkStatus();
+}
+}  // namespace record_internal
+
+// The whole text must be one decision.
+inline absl::StatusOr<DecisionRecord> ParseDecision(absl::string_view bytes) {
+  record_internal::Reader r(bytes);
+  DecisionRecord d;
+  SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, d));
+  if (!r.rest().empty())
+    return absl::InvalidArgumentError(absl::StrCat("receipt: ", r.rest().size(), " bytes too many"));
+  return d;
+}
+inline std::string SerializeOutcome(const OutcomeRecord& o) {
+  std::string out;
+  AppendDecision(o.decision, out);
+  using record_internal::Put;
+  Put(out, o.quality), Put(out, static_cast<uint8_t>(o.accepted)), Put(out, o.cost_usd), Put(out, o.latency_s);
+  return out;
+}
+inline absl::StatusOr<OutcomeRecord> ParseOutcome(absl::string_view bytes) {
+  record_internal::Reader r(bytes);
+  OutcomeRecord o;
+  SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, o.decision));
+  o.quality = r.Get<double>(), o.accepted = r.Get<uint8_t>() != 0, o.cost_usd = r.Get<double>(),
+  o.latency_s = r.Get<double>();
+  if (r.failed() || !r.rest().empty()) return absl::DataLossError("stored outcome has the wrong length");
+  return o;
+}
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_STORE_RECORD_H_
