@@ -1,0 +1,35 @@
+#ifndef SLUICE_RUNTIME_SERVICE_CONFIG_H_
+#define SLUICE_RUNTIME_SERVICE_CONFIG_H_
+// The server's configuration, checked: what is absent has its default, the graph is one, every policy can be made.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "sluice/api/agent_router.h"
+#include "sluice/v1/config.pb.h"
+
+SLUICE_BEGIN_NAMESPACE
+// Policies over one graph: what a decision reads beside the learned state. Immutable.
+struct PolicySet {
+  struct Policy {
+    std::string name, spec;
+    std::unique_ptr<const AgentRouter> router;
+    std::unique_ptr<const AgentRouter::Plan> plan;
+  };
+  std::shared_ptr<const AgentGraph> graph;
+  uint64_t fingerprint = 0;  // of tasks and agents' ids
+  std::vector<Policy> policies;
+  // Index of a name; -1: none.
+  int Find(absl::string_view name) const;
+};
+
+struct ServerSettings {
+  v1::ServerConfig config;  // defaults filled in
+  std::shared_ptr<const PolicySet> policies;
+};
+// Errors name the line (syntax) or the field and what is allowed. `origin` stands in for a file name.
+absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std::string& origin);
+absl::StatusOr<ServerSettings> LoadSettings(const std::string& path);
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_SERVICE_CONFIG_H_

@@ -1,0 +1,175 @@
+#include "sluice/runtime/service/http.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <httplib.h>
+
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
+#include "sluice/runtime/service/client.h"
+#include "sluice/runtime/service/page.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+std::string Prometheus(const v1::StatsResponse& s) {
+  std::string out;
+  auto head = [&](absl::string_view name, absl::string_view type, absl::string_view help) {
+    absl::StrAppend(&out, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
+  };
+  auto one = [&](absl::string_view name, absl::string_view type, absl::string_view help, auto value) {
+    head(name, type, help);
+    absl::StrAppend(&out, name, " ", value, "\n");
+  };
+  one("sluice_decisions_total", "counter", "Paths chosen.", s.decisions());
+  one("sluice_feedback_total", "counter", "Outcomes made durable.", s.feedbacks());
+  one("sluice_feedback_duplicate_total", "counter", "Outcomes that were there already.", s.duplicates());
+  one("sluice_feedback_rejected_total", "counter", "Outcomes refused with a reason.", s.rejected());
+  one("sluice_malformed_total", "counter", "Messages that were no request.", s.malformed());
+  one("sluice_overloaded_total", "counter", "Feedback requests answered OVERLOADED.", s.overloaded());
+  one("sluice_rate_limited_total", "counter", "Requests answered RATE_LIMITED.", s.rate_limited());
+  one("sluice_undeliverable_total", "counter", "Answers whose client was gone or did not read.", s.undeliverable());
+  one("sluice_reload_total", "counter", "Configurations taken over.", s.reloads());
+  one("sluice_reload_failed_total", "counter", "Configurations refused.", s.failed_reloads());
+  one("sluice_feedback_queue", "gauge", "Outcomes not yet on disk.", s.feedback_queue());
+  one("sluice_snapshot_age_seconds", "gauge", "Age of the state that decides.", s.snapshot_age_s());
+  one("sluice_uptime_seconds", "gauge", "Since the server started.", s.uptime_s());
+  head("sluice_decide_seconds", "summary", "Time of one decision inside the server.");
+  absl::StrAppend(&out, "sluice_decide_seconds{quantile=\"0.5\"} ", s.decide_p50_us() * 1e-6,
+                  "\nsluice_decide_seconds{quantile=\"0.99\"} ", s.decide_p99_us() * 1e-6, "\n");
+  auto label = [](absl::string_view text) {
+    std::string safe;
+    for (char c : text) {
+      if (c == '"' || c == '\\') safe.push_back('\\');
+      safe.push_back(c == '\n' ? ' ' : c);
+    }
+    return absl::StrCat("{agent=\"", safe, "\"} ");
+  };
+  auto each = [&](absl::string_view name, absl::string_view type, absl::string_view help, auto get) {
+    head(name, type, help);
+    for (const v1::AgentStats& a : s.agents()) absl::StrAppend(&out, name, label(a.agent()), get(a), "\n");
+  };
+  each("sluice_agent_chosen_total", "counter", "Decisions for this agent.", [](const auto& a) { return a.chosen(); });
+  each("sluice_agent_failures_total", "counter", "Calls that failed.", [](const auto& a) { return a.failures(); });
+  each("sluice_agent_cost_usd_total", "counter", "Spent on this agent.", [](const auto& a) { return a.cost_usd(); });
+  each("sluice_agent_in_flight", "gauge", "Decisions without an outcome, fading.",
+       [](const auto& a) { return a.in_flight(); });
+  each("sluice_agent_latency_seconds", "gauge", "Latency, smoothed.", [](const auto& a) { return a.latency_s(); });
+  each("sluice_agent_quality", "gauge", "Mean quality of outcomes.", [](const auto& a) { return a.quality(); });
+  each("sluice_agent_available", "gauge", "1: may be chosen.",
+       [](const auto& a) { return a.breaker() == "open" || a.over_budget() ? 0 : 1; });
+  return out;
+}
+
+class HttpServerImpl final : public HttpServer {
+ public:
+  explicit HttpServerImpl(std::unique_ptr<Client> client) : client_(std::move(client)) {}
+  ~HttpServerImpl() override {
+    server_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+  absl::Status Open(const std::string& host, int port) {
+    server_.new_task_queue = [] { return new httplib::ThreadPool(2); };
+    server_.set_payload_max_length(4096);
+    server_.set_read_timeout(5);
+    server_.set_write_timeout(5);
+    server_.Get(
+        "/", [](const httplib::Request&, httplib::Response& r) { r.set_content(kPage, "text/html; charset=utf-8"); });
+    server_.Get("/healthz", [](const httplib::Request&, httplib::Response& r) { r.set_content("ok\n", "text/plain"); });
+    server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& r) {
+      v1::Request q;
+      q.mutable_health();
+      const auto answer = Ask(q);
+      const bool ready = answer.ok() && answer->health().ready();
+      r.status = ready ? 200 : 503;
+      r.set_content(ready ? "ready\n" : "not ready\n", "text/plain");
+    });
+    server_.Get("/metrics", [this](const httplib::Request&, httplib::Response& r) {
+      v1::Request q;
+      q.mutable_stats();
+      const auto answer = Ask(q);
+      if (!answer.ok()) return Refuse(answer.status(), r);
+      r.set_content(Prometheus(answer->stats()), "text/plain; version=0.0.4");
+    });
+    Json(
+        "/api/stats", [](const httplib::Request&, v1::Request& q) { return q.mutable_stats(), absl::OkStatus(); },
+        [](const v1::Response& r) -> const google::protobuf::Message& { return r.stats(); });
+    Json(
+        "/api/policies",
+        [](const httplib::Request&, v1::Request& q) { return q.mutable_list_policies(), absl::OkStatus(); },
+        [](const v1::Response& r) -> const google::protobuf::Message& { return r.list_policies(); });
+    Json(
+        "/api/heatmap", [](const httplib::Request&, v1::Request& q) { return q.mutable_heat_map(), absl::OkStatus(); },
+        [](const v1::Response& r) -> const google::protobuf::Message& { return r.heat_map(); });
+    Json(
+        "/api/history", [](const httplib::Request&, v1::Request& q) { return q.mutable_history(), absl::OkStatus(); },
+        [](const v1::Response& r) -> const google::protobuf::Message& { return r.history(); });
+    Json(
+        "/api/explain",
+        [](const httplib::Request& http, v1::Request& q) {
+          uint64_t id = 0;
+          const std::string text = http.get_param_value("id");
+          if (!absl::SimpleAtoi(text, &id))
+            return absl::InvalidArgumentError(absl::StrCat("id='", text, "' is no decision's number"));
+          q.mutable_explain()->set_decision_id(id);
+          return absl::OkStatus();
+        },
+        [](const v1::Response& r) -> const google::protobuf::Message& { return r.explain(); });
+    if (!server_.bind_to_port(host.c_str(), port)) {
+      return absl::UnavailableError(absl::StrCat("http: cannot listen on ", host, ":", port));
+    }
+    port_ = port;
+    thread_ = std::thread([this] { server_.listen_after_bind(); });
+    return absl::OkStatus();
+  }
+  int port() const override { return port_; }
+
+ private:
+  absl::StatusOr<v1::Response> Ask(const v1::Request& q) {
+    std::lock_guard lock(mutex_);
+    return client_->Call(q);
+  }
+  static void Refuse(const absl::Status& status, httplib::Response& r) {
+    r.status = status.code() == absl::StatusCode::kNotFound          ? 404
+               : status.code() == absl::StatusCode::kInvalidArgument ? 400
+                                                                     : 503;
+    r.set_content(absl::StrCat(status.message(), "\n"), "text/plain; charset=utf-8");
+  }
+  template <class Fill, class Pick>
+  void Json(const char* path, Fill fill, Pick pick) {
+    server_.Get(path, [this, fill, pick](const httplib::Request& http, httplib::Response& r) {
+      v1::Request q;
+      if (const absl::Status status = fill(http, q); !status.ok()) return Refuse(status, r);
+      const auto answer = Ask(q);
+      if (!answer.ok()) return Refuse(answer.status(), r);
+      google::protobuf::util::JsonPrintOptions options;
+      options.always_print_primitive_fields = true;
+      options.preserve_proto_field_names = true;
+      std::string text;
+      if (!google::protobuf::util::MessageToJsonString(pick(*answer), &text, options).ok())
+        return Refuse(absl::InternalError("no JSON"), r);
+      r.set_header("Cache-Control", "no-store");
+      r.set_content(text, "application/json");
+    });
+  }
+  std::mutex mutex_;
+  std::unique_ptr<Client> client_;
+  httplib::Server server_;
+  std::thread thread_;
+  int port_ = 0;
+};
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& host, int port,
+                                                              zmq::context_t& context, const std::string& endpoint) {
+  Client::Options options;
+  options.timeout = std::chrono::milliseconds(1000);
+  options.tries = 1;
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Connect(context, endpoint, options));
+  auto server = std::make_unique<HttpServerImpl>(std::move(client));
+  SLUICE_RETURN_IF_ERROR(server->Open(host, port));
+  return server;
+}
+SLUICE_END_NAMESPACE

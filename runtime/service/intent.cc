@@ -1,0 +1,65 @@
+#include "sluice/runtime/service/intent.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "sluice/runtime/text/ngram_classifier.h"
+#include "sluice/runtime/weights/gguf.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+// Maps a model's labels onto the configured tasks.
+class Mapping {
+ public:
+  static absl::StatusOr<Mapping> Of(const std::vector<std::string>& labels, const std::vector<std::string>& tasks) {
+    Mapping m;
+    bool any = false;
+    for (const std::string& label : labels) {
+      const auto at = std::find(tasks.begin(), tasks.end(), label);
+      m.task_.push_back(at == tasks.end() ? -1 : static_cast<int>(at - tasks.begin()));
+      any = any || at != tasks.end();
+    }
+    if (!any) {
+      return absl::InvalidArgumentError(absl::StrCat("intent model knows ", absl::StrJoin(labels, ", "),
+                                                     "; none of the configured tasks ", absl::StrJoin(tasks, ", ")));
+    }
+    return m;
+  }
+  void Apply(absl::Span<const double> p, absl::Span<double> intent) const {
+    std::fill(intent.begin(), intent.end(), 0.0);
+    double sum = 0;
+    for (size_t i = 0; i < p.size(); ++i) {
+      if (task_[i] >= 0) intent[static_cast<size_t>(task_[i])] += p[i], sum += p[i];
+    }
+    for (double& w : intent) w = sum > 0 ? w / sum : 1.0 / static_cast<double>(intent.size());
+  }
+
+ private:
+  std::vector<int> task_;
+};
+
+class NgramIntent final : public IntentModel {
+ public:
+  NgramIntent(NgramClassifier model, Mapping mapping, std::vector<std::string> tasks)
+      : model_(std::move(model)), mapping_(std::move(mapping)), tasks_(std::move(tasks)) {}
+  const std::vector<std::string>& tasks() const override { return tasks_; }
+  absl::Status Infer(absl::string_view text, absl::Span<double> intent) const override {
+    mapping_.Apply(model_.Infer(text), intent);
+    return absl::OkStatus();
+  }
+
+ private:
+  NgramClassifier model_;
+  Mapping mapping_;
+  std::vector<std::string> tasks_;
+};
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<IntentModel>> LoadIntentModel(const std::string& path,
+                                                             const std::vector<std::string>& tasks) {
+  SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(path));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels, file.Texts("sluice.intent.labels"));
+  SLUICE_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Of(*labels, tasks));
+  SLUICE_ASSIGN_OR_RETURN(NgramClassifier model, NgramClassifier::Create(file, *labels));
+  return std::make_unique<NgramIntent>(std::move(model), std::move(mapping), tasks);
+}
+SLUICE_END_NAMESPACE

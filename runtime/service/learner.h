@@ -1,0 +1,121 @@
+#ifndef SLUICE_RUNTIME_SERVICE_LEARNER_H_
+#define SLUICE_RUNTIME_SERVICE_LEARNER_H_
+// The one writer of what is learned. Outcomes wait in a bounded queue, are made durable a batch at a time, answered,
+// folded into every policy's ledger and published as an immutable state. Serving reads that state without a lock.
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "sluice/runtime/base/published.h"
+#include "sluice/runtime/service/config.h"
+#include "sluice/runtime/store/ledger.h"
+#include "sluice/runtime/store/record.h"
+#include "sluice/runtime/store/store.h"
+
+SLUICE_BEGIN_NAMESPACE
+// All that a decision reads.
+struct LearnedState {
+  std::shared_ptr<const PolicySet> policies;
+  uint64_t version = 0, newest_epoch = 0, sequence = 0;  // sequence: of the last outcome inside
+  int64_t published_ms = 0;                              // steady clock
+  struct Of {
+    std::vector<double> state;
+    int64_t outcomes = 0, late = 0;
+  };
+  std::vector<Of> of;  // one a policy
+};
+
+// One feedback request on its way to disk and back.
+struct FeedbackJob {
+  enum class Result : uint8_t { kRejected, kApplied, kDuplicate };
+  std::string client, envelope;  // whose it is: opaque to the learner
+  uint64_t request_id = 0;
+  struct Report {
+    int32_t agent = 0;
+    bool failed = false;
+    double latency_s = 0;
+  };
+  std::vector<OutcomeRecord> outcomes;
+  std::vector<std::vector<Report>> reports;  // of each outcome, for the caller's use
+  std::vector<int> slot;                     // of each outcome in the request; the rest were rejected before
+  std::vector<std::string> reasons;          // one an outcome of the request; "" : not rejected
+  std::vector<Result> results;               // one an outcome of the request
+  std::vector<uint64_t> ids;
+  absl::Status status;  // not OK: nothing was kept
+};
+
+class Learner {
+ public:
+  struct Options {
+    int64_t window = 64, publish_ms = 20, snapshot_every = 20000, queue = 65536;
+  };
+  // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's thread.
+  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>, Store& store, const Options&,
+                                                        std::function<void()> done);
+  ~Learner();  // drains, saves a snapshot
+
+  // False: the queue is full and nothing was taken.
+  bool Submit(std::unique_ptr<FeedbackJob>& job);
+  std::vector<std::unique_ptr<FeedbackJob>> TakeDone();
+  Published<LearnedState>& published() { return published_; }
+  // The same graph with other policies or settings of them: ledgers are restored beside the running ones, then swapped.
+  void Replace(std::shared_ptr<const PolicySet>);
+  // A lease of ids ahead of need; 0: none ready.
+  uint64_t TakeLease() { return lease_.exchange(0); }
+  static constexpr uint64_t kLease = 1 << 20;
+  size_t queued();
+  // Saves now, waits for it.
+  absl::Status SaveNow();
+  // "" or why outcomes cannot be stored.
+  std::string trouble();
+
+ private:
+  Learner(Store& store, const Options& o, std::function<void()> done)
+      : store_(store), options_(o), done_callback_(std::move(done)) {}
+  struct Book {
+    std::unique_ptr<Ledger> ledger;
+    uint64_t through = 0;  // already inside, when it was restored
+  };
+  absl::Status Restore(std::shared_ptr<const PolicySet>);
+  void Apply(uint64_t sequence, const OutcomeRecord&);
+  absl::Status ApplyStored();
+  void Publish();
+  absl::Status Save();
+  void Loop();
+  void Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs);
+
+  Store& store_;
+  Options options_;
+  std::function<void()> done_callback_;
+  Published<LearnedState> published_;
+  std::atomic<uint64_t> lease_{0};
+
+  std::mutex mutex_;  // the queues; never held over a commit
+  std::condition_variable wake_, saved_;
+  std::deque<std::unique_ptr<FeedbackJob>> queue_;
+  size_t queued_ = 0;  // outcomes
+  std::vector<std::unique_ptr<FeedbackJob>> done_;
+  std::shared_ptr<const PolicySet> replacement_;
+  std::string trouble_;
+  bool stop_ = false;
+  uint64_t save_asked_ = 0, save_done_ = 0;
+  absl::Status save_status_;
+
+  // The thread's own.
+  std::shared_ptr<const PolicySet> policies_;
+  std::vector<Book> books_;
+  std::vector<SumDelta> deltas_;
+  uint64_t sequence_ = 0, version_ = 0, since_save_ = 0;
+  bool dirty_ = false;
+  std::thread thread_;
+};
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_SERVICE_LEARNER_H_
