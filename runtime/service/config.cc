@@ -49,6 +49,7 @@ absl::Status FillDefaults(v1::ServerConfig& c) {
   SLUICE_DEFAULT(learning, publish_ms, 20);
   SLUICE_DEFAULT(learning, gate, 0.5);
   SLUICE_DEFAULT(learning, snapshot_every, 20000);
+  SLUICE_DEFAULT(learning, commit_ms, 2);
   auto* limits = c.mutable_limits();
   SLUICE_DEFAULT(limits, max_message_bytes, 1 << 20);
   SLUICE_DEFAULT(limits, max_batch, 1024);

@@ -55,7 +55,7 @@ struct FeedbackJob {
 class Learner {
  public:
   struct Options {
-    int64_t window = 64, publish_ms = 20, snapshot_every = 20000, queue = 65536;
+    int64_t window = 64, publish_ms = 20, snapshot_every = 20000, queue = 65536, commit_ms = 2;
   };
   // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's thread.
   static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>, Store& store, const Options&,

@@ -118,7 +118,8 @@ class ServerImpl final : public Server {
     receipts_ = std::make_unique<Receipts>(std::move(key));
     Learner::Options learning;
     learning.window = c.learning().window_epochs(), learning.publish_ms = c.learning().publish_ms();
-    learning.snapshot_every = c.learning().snapshot_every(), learning.queue = c.limits().feedback_queue();
+    learning.commit_ms = c.learning().commit_ms(), learning.snapshot_every = c.learning().snapshot_every(),
+    learning.queue = c.limits().feedback_queue();
     SLUICE_ASSIGN_OR_RETURN(learner_, Learner::Start(settings_.policies, *store_, learning, [this] { Wake(); }));
     {
       Published<LearnedState>::Guard state(learner_->published(), 0);

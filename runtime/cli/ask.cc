@@ -1,0 +1,207 @@
+// Commands that talk to a running server.
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
+#include "sluice/runtime/cli/commands.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace cli {
+void Connection::AddTo(CLI::App& app) {
+  app.add_option("--endpoint", endpoint, "where the server listens")->capture_default_str();
+  app.add_option("--server-key", server_key, "CURVE: the server's public key");
+  app.add_option("--secret-key", secret_key_file, "CURVE: file of our secret key");
+  app.add_option("--timeout-ms", timeout_ms, "of one try")->capture_default_str()->check(CLI::Range(1, 3600000));
+}
+absl::StatusOr<std::unique_ptr<Client>> Connection::Open() const {
+  Client::Options o;
+  o.timeout = std::chrono::milliseconds(timeout_ms);
+  o.server_key = server_key;
+  if (!server_key.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(o.keys, ReadSecretKey(secret_key_file));
+  }
+  return Client::Connect(endpoint, o);
+}
+namespace {
+// Runs one request; its answer, or the exit status of a failure already told.
+absl::StatusOr<v1::Response> Ask(const Connection& c, const v1::Request& q) {
+  SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, c.Open());
+  absl::StatusOr<v1::Response> r = client->Call(q);
+  if (absl::IsDeadlineExceeded(r.status()))
+    return absl::DeadlineExceededError(
+        absl::StrCat(c.endpoint, ": ", r.status().message(), "; is `sluice serve` running there?"));
+  return r;
+}
+int Route(const Connection& c, const v1::Query& query) {
+  v1::Request q;
+  *q.mutable_route()->add_queries() = query;
+  const auto r = Ask(c, q);
+  if (!r.ok()) return Fail(r.status());
+  const v1::Decision& d = r->route().decisions(0);
+  if (d.has_error()) return Fail(StatusOf(d.error()));
+  std::printf("decision   %llu\n", static_cast<unsigned long long>(d.id()));
+  for (int s = 0; s < d.agents_size(); ++s) std::printf("stage %-4d %s\n", s + 1, d.agents(s).c_str());
+  std::printf("policy     %s\npropensity %.6g\nreceipt    %s\n", d.policy().c_str(), d.propensity(),
+              absl::WebSafeBase64Escape(d.receipt()).c_str());
+  return 0;
+}
+int Feedback(const Connection& c, const std::string& receipt, const v1::Outcome& given) {
+  v1::Outcome o = given;
+  if (!absl::WebSafeBase64Unescape(receipt, o.mutable_receipt()))
+    return Fail(absl::InvalidArgumentError("--receipt is not what `sluice route` printed"));
+  v1::Request q;
+  *q.mutable_feedback()->add_outcomes() = o;
+  const auto r = Ask(c, q);
+  if (!r.ok()) return Fail(r.status());
+  const v1::FeedbackResult& result = r->feedback().results(0);
+  if (result.status() == v1::FeedbackResult::REJECTED) return Fail(absl::InvalidArgumentError(result.reason()));
+  std::printf("decision %llu: %s\n", static_cast<unsigned long long>(result.decision_id()),
+              result.status() == v1::FeedbackResult::APPLIED ? "on disk" : "was on disk before; nothing changed");
+  return 0;
+}
+int Explain(const Connection& c, uint64_t id) {
+  v1::Request q;
+  q.mutable_explain()->set_decision_id(id);
+  const auto r = Ask(c, q);
+  if (!r.ok()) return Fail(r.status());
+  const v1::ExplainResponse& e = r->explain();
+  std::printf(
+      "decision %llu by %s (%s), state %llu, propensity %.6g\nquery:", static_cast<unsigned long long>(e.decision_id()),
+      e.policy().c_str(), e.spec().c_str(), static_cast<unsigned long long>(e.snapshot()), e.propensity());
+  for (const auto& [task, w] : e.intent()) std::printf(" %s %.3f", task.c_str(), w);
+  std::printf("\n");
+  for (int s = 0; s < e.stages_size(); ++s) {
+    std::printf("\nstage %d\n  %-28s %12s %12s %12s\n", s + 1, "agent", "pheromone", "heuristic", "probability");
+    for (const v1::Candidate& x : e.stages(s).candidates()) {
+      std::printf("%s %-28s %12.5g %12.5g %12.5g  %s\n", x.chosen() ? ">" : " ", x.agent().c_str(), x.tau(), x.eta(),
+                  x.p(), x.blocked().c_str());
+    }
+  }
+  return 0;
+}
+int Top(const Connection& c, bool once) {
+  const auto client = c.Open();
+  if (!client.ok()) return Fail(client.status());
+  uint64_t before = 0;
+  for (bool first = true;; first = false) {
+    v1::Request q;
+    q.mutable_stats();
+    const auto r = (*client)->Call(q);
+    if (!r.ok()) return Fail(r.status());
+    const v1::StatsResponse& s = r->stats();
+    if (!once && isatty(1)) std::printf("\033[H\033[2J");
+    std::printf("policy %s   up %.0f s   decisions %llu", s.policy().c_str(), s.uptime_s(),
+                static_cast<unsigned long long>(s.decisions()));
+    if (!first) std::printf(" (%llu/s)", static_cast<unsigned long long>(s.decisions() - before));
+    before = s.decisions();
+    std::printf(
+        "   decide p50 %.2f us p99 %.2f us\noutcomes %llu (queued %llu)   duplicates %llu   rejected %llu   malformed "
+        "%llu   overloaded %llu\n"
+        "mean quality %.4f   mean cost %.6f USD   state %llu, %.3f s old\n\n%-30s %10s %9s %10s %8s %10s %8s %s\n",
+        s.decide_p50_us(), s.decide_p99_us(), static_cast<unsigned long long>(s.feedbacks()),
+        static_cast<unsigned long long>(s.feedback_queue()), static_cast<unsigned long long>(s.duplicates()),
+        static_cast<unsigned long long>(s.rejected()), static_cast<unsigned long long>(s.malformed()),
+        static_cast<unsigned long long>(s.overloaded()), s.mean_quality(), s.mean_cost_usd(),
+        static_cast<unsigned long long>(s.snapshot()), s.snapshot_age_s(), "agent", "chosen", "in flight", "latency s",
+        "quality", "USD", "failed", "breaker");
+    for (const v1::AgentStats& a : s.agents()) {
+      std::printf("%-30s %10llu %9.1f %10.3f %8.3f %10.4f %8llu %s\n", a.agent().c_str(),
+                  static_cast<unsigned long long>(a.chosen()), a.in_flight(), a.latency_s(), a.quality(), a.cost_usd(),
+                  static_cast<unsigned long long>(a.failures()), a.over_budget() ? "over budget" : a.breaker().c_str());
+    }
+    std::fflush(stdout);
+    if (once) return 0;
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
+}
+int Policy(const Connection& c, const std::string& name) {
+  v1::Request q;
+  if (!name.empty()) {
+    q.mutable_set_policy()->set_name(name);
+    const auto r = Ask(c, q);
+    if (!r.ok()) return Fail(r.status());
+    std::printf("%s -> %s\n", r->set_policy().previous().c_str(), name.c_str());
+    return 0;
+  }
+  q.mutable_list_policies();
+  const auto r = Ask(c, q);
+  if (!r.ok()) return Fail(r.status());
+  for (const v1::PolicyInfo& p : r->list_policies().policies()) {
+    std::printf("%s %-20s %s  (%llu outcomes, %llu late)\n", p.active() ? "*" : " ", p.name().c_str(), p.spec().c_str(),
+                static_cast<unsigned long long>(p.outcomes()), static_cast<unsigned long long>(p.late()));
+  }
+  return 0;
+}
+}  // namespace
+
+void AddAsk(CLI::App& app, Exit exit) {
+  auto connection = std::make_shared<Connection>();
+  {
+    auto* s = app.add_subcommand("route", "Ask for one decision");
+    auto task = std::make_shared<std::string>(), text = std::make_shared<std::string>();
+    auto intent = std::make_shared<std::vector<double>>();
+    auto exclude = std::make_shared<std::vector<std::string>>();
+    auto most = std::make_shared<double>(0);
+    connection->AddTo(*s);
+    s->add_option("--task", *task, "a task of the server's configuration");
+    s->add_option("--intent", *intent, "a weight for each task")->delimiter(',');
+    s->add_option("--text", *text, "the query itself, for a server with an intent model");
+    s->add_option("--exclude", *exclude, "agents that may not be chosen")->delimiter(',');
+    s->add_option("--max-cost-usd", *most, "no agent with a higher expected cost")->check(CLI::NonNegativeNumber);
+    s->footer("Example: sluice route --task math --exclude gpt-4");
+    s->callback([=] {
+      v1::Query q;
+      q.set_task(*task), q.set_text(*text), q.set_max_cost_usd(*most);
+      q.mutable_intent()->Add(intent->begin(), intent->end());
+      for (const std::string& e : *exclude) q.add_exclude(e);
+      exit(Route(*connection, q));
+    });
+  }
+  {
+    auto* s = app.add_subcommand("feedback", "Tell how a decision ended");
+    auto receipt = std::make_shared<std::string>();
+    auto o = std::make_shared<std::array<double, 3>>();
+    connection->AddTo(*s);
+    s->add_option("--receipt", *receipt, "what `sluice route` printed")->required();
+    s->add_option("--quality", (*o)[0], "of the answer, [0, 1]")->required();
+    s->add_option("--cost-usd", (*o)[1], "of all calls");
+    s->add_option("--latency-s", (*o)[2], "of all calls");
+    s->footer("Example: sluice feedback --receipt AQAB... --quality 1 --cost-usd 0.002 --latency-s 1.4");
+    s->callback([=] {
+      v1::Outcome outcome;
+      outcome.set_quality((*o)[0]), outcome.set_cost_usd((*o)[1]), outcome.set_latency_s((*o)[2]);
+      exit(Feedback(*connection, *receipt, outcome));
+    });
+  }
+  {
+    auto* s =
+        app.add_subcommand("explain", "Say why a decision was made: candidates, pheromone, heuristic, probability");
+    auto id = std::make_shared<uint64_t>(0);
+    connection->AddTo(*s);
+    s->add_option("decision", *id, "its number")->required();
+    s->footer("Example: sluice explain 1048577");
+    s->callback([=] { exit(Explain(*connection, *id)); });
+  }
+  {
+    auto* s = app.add_subcommand("top", "Watch a server");
+    auto once = std::make_shared<bool>(false);
+    connection->AddTo(*s);
+    s->add_flag("--once", *once, "print once and end");
+    s->footer("Example: sluice top --once");
+    s->callback([=] { exit(Top(*connection, *once)); });
+  }
+  {
+    auto* s = app.add_subcommand("policy", "List a server's policies, or make one active");
+    auto name = std::make_shared<std::string>();
+    connection->AddTo(*s);
+    s->add_option("name", *name, "the one to make active");
+    s->footer("Example: sluice policy thompson");
+    s->callback([=] { exit(Policy(*connection, *name)); });
+  }
+}
+}  // namespace cli
+SLUICE_END_NAMESPACE

@@ -1,0 +1,248 @@
+// How fast the sidecar answers, the raw ZeroMQ round trip of the same run beside it.
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/runtime/cli/commands.h"
+#include "sluice/runtime/service/server.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace cli {
+namespace {
+using Clock = std::chrono::steady_clock;
+double Us(Clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); }
+double At(std::vector<double>& x, double q) {
+  if (x.empty()) return 0;
+  std::sort(x.begin(), x.end());
+  return x[std::min(x.size() - 1, static_cast<size_t>(q * static_cast<double>(x.size())))];
+}
+double Median(std::vector<double> x) { return At(x, 0.5); }
+
+// Sends every message back.
+class Echo {
+ public:
+  Echo(zmq::context_t& context, const std::string& endpoint) : socket_(context, zmq::socket_type::router) {
+    socket_.set(zmq::sockopt::linger, 0);
+    socket_.set(zmq::sockopt::rcvtimeo, 50);
+    socket_.bind(endpoint);
+    thread_ = std::thread([this] {
+      zmq::message_t id, body;
+      while (!stop_) {
+        if (!socket_.recv(id)) continue;
+        (void)socket_.recv(body);
+        socket_.send(id, zmq::send_flags::sndmore);
+        socket_.send(body, zmq::send_flags::none);
+      }
+    });
+  }
+  ~Echo() {
+    stop_ = true;
+    thread_.join();
+  }
+
+ private:
+  zmq::socket_t socket_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+struct Latency {
+  std::vector<double> us;
+  double rate = 0;
+};
+// One request at a time, not more often than `rate` a second.
+Latency Paced(zmq::socket_t& socket, const std::string& bytes, double rate, double seconds) {
+  Latency out;
+  const auto begin = Clock::now(),
+             end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto gap = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1 / rate));
+  auto next = begin;
+  zmq::message_t answer;
+  while (Clock::now() < end) {
+    while (Clock::now() < next) {
+    }
+    const auto sent = Clock::now();
+    socket.send(zmq::buffer(bytes));
+    (void)socket.recv(answer);
+    const auto back = Clock::now();
+    out.us.push_back(Us(back - sent));
+    next = std::max(next + gap, back);  // what was missed is not made up for
+  }
+  out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
+  return out;
+}
+// As many as `window` requests under way; answers a second.
+double Pipelined(zmq::socket_t& socket, const std::string& bytes, int window, double seconds) {
+  const auto begin = Clock::now();
+  int64_t sent = 0, got = 0;
+  zmq::message_t answer;
+  for (; sent < window; ++sent) socket.send(zmq::buffer(bytes));
+  while (Clock::now() - begin < std::chrono::duration<double>(seconds)) {
+    for (int i = 0; i < 64; ++i) {
+      (void)socket.recv(answer);
+      ++got;
+      socket.send(zmq::buffer(bytes));
+      ++sent;
+    }
+  }
+  const double rate = static_cast<double>(got) / std::chrono::duration<double>(Clock::now() - begin).count();
+  for (; got < sent; ++got) (void)socket.recv(answer);
+  return rate;
+}
+zmq::socket_t Dealer(zmq::context_t& context, const std::string& endpoint) {
+  zmq::socket_t s(context, zmq::socket_type::dealer);
+  s.set(zmq::sockopt::linger, 0);
+  s.set(zmq::sockopt::rcvtimeo, 5000);
+  s.connect(endpoint);
+  return s;
+}
+std::string Queries(int n) {
+  v1::Request q;
+  q.set_version(1), q.set_request_id(1);
+  for (int i = 0; i < n; ++i) q.mutable_route()->add_queries()->set_task(i % 2 == 0 ? "task1" : "task5");
+  return q.SerializeAsString();
+}
+
+int Bench(double seconds, int repeats, const std::string& transport, bool durable) {
+  std::string folder = "/tmp/sluice-bench-XXXXXX";
+  if (mkdtemp(folder.data()) == nullptr) return Fail(absl::UnavailableError("/tmp cannot be written"));
+  const std::string endpoint = transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice");
+  std::string config = absl::StrCat("endpoint: \"", endpoint, "\" policy { spec: \"amro_s:ability=measured\" }");
+  if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
+  for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
+  for (int s = 0; s < 3; ++s) {
+    absl::StrAppend(&config, " stage {");
+    for (int a = 0; a < 12; ++a) absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
+    absl::StrAppend(&config, " }");
+  }
+  auto settings = ParseSettings(config, "bench");
+  if (!settings.ok()) return Fail(settings.status());
+  auto server = Server::Create(*std::move(settings), {});
+  if (!server.ok()) return Fail(server.status());
+  std::thread serving([&] { (void)(*server)->Run(); });
+  {
+    zmq::context_t echo_context(1), client_context(1);
+    const std::string echo_at = transport == "tcp" ? "tcp://127.0.0.1:15771" : absl::StrCat("ipc://", folder, "/echo");
+    Echo echo(echo_context, echo_at);
+    zmq::socket_t raw = Dealer(client_context, echo_at), sluice = Dealer(client_context, (*server)->endpoints()[0]);
+    const std::string one = Queries(1), batch = Queries(32);
+    std::printf(
+        "3 stages of 12 agents, 8 tasks; %s, %s; medians of %d repeats of %.1f s, raw and sluice in turn; %u CPUs\n\n",
+        transport.c_str(), durable ? "feedback to SQLite" : "state in memory", repeats, seconds,
+        std::thread::hardware_concurrency());
+    (void)Paced(raw, one, 20000, 0.3), (void)Paced(sluice, one, 20000, 0.3);
+    std::vector<double> raw50, raw99, our50, our99, ratio, raw_rate, our_rate;
+    for (int i = 0; i < repeats; ++i) {
+      Latency r = Paced(raw, one, 20000, seconds), o = Paced(sluice, one, 20000, seconds);
+      raw50.push_back(At(r.us, 0.5)), raw99.push_back(At(r.us, 0.99)), our50.push_back(At(o.us, 0.5)),
+          our99.push_back(At(o.us, 0.99));
+      ratio.push_back(our50.back() / raw50.back());
+      raw_rate.push_back(r.rate), our_rate.push_back(o.rate);
+    }
+    std::printf(
+        "round trip, at most 20,000/s  raw p50 %.1f us p99 %.1f us (%.0f/s)   sluice p50 %.1f us p99 %.1f us (%.0f/s)  "
+        " p50 ratio %.2f\n",
+        Median(raw50), Median(raw99), Median(raw_rate), Median(our50), Median(our99), Median(our_rate), Median(ratio));
+    std::vector<double> rs, os, rb, ob;
+    for (int i = 0; i < repeats; ++i) {
+      rs.push_back(Pipelined(raw, one, 64, seconds)), os.push_back(Pipelined(sluice, one, 64, seconds));
+      rb.push_back(32 * Pipelined(raw, batch, 16, seconds)), ob.push_back(32 * Pipelined(sluice, batch, 16, seconds));
+    }
+    std::printf("one a request, 64 under way   raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n", Median(rs),
+                Median(os), Median(os) / Median(rs));
+    std::printf("32 a request, 16 under way    raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n", Median(rb),
+                Median(ob), Median(ob) / Median(rb));
+
+    // With 5,000 outcomes a second coming in beside, five a message from a client of their own, and without.
+    std::atomic<bool> ready{false};
+    std::atomic<int> mode{0};  // 0: rest, 1: feedback, 2: end
+    std::atomic<int64_t> applied{0};
+    std::thread teacher([&] {
+      constexpr int kMessage = 5;
+      auto client = Client::Connect((*server)->endpoints()[0]);
+      std::vector<std::string> receipts;
+      auto next = Clock::now();
+      while (mode != 2) {
+        if (mode == 0) {
+          if (static_cast<double>(receipts.size()) < 5000 * seconds * 1.2) {
+            v1::Request q;
+            for (int i = 0; i < 50; ++i) q.mutable_route()->add_queries()->set_task("task3");
+            const auto r = (*client)->Call(q);
+            if (!r.ok()) continue;
+            for (const v1::Decision& d : r->route().decisions()) receipts.push_back(d.receipt());
+            ready = false;
+          } else {
+            ready = true;
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
+          next = Clock::now();
+          continue;
+        }
+        v1::Request f;
+        for (int i = 0; i < kMessage && !receipts.empty(); ++i) {
+          v1::Outcome& o = *f.mutable_feedback()->add_outcomes();
+          o.set_receipt(receipts.back()), o.set_quality(receipts.size() % 3 == 0 ? 0 : 1), o.set_cost_usd(0.001);
+          receipts.pop_back();
+        }
+        if (f.feedback().outcomes_size() > 0) (void)(*client)->Send(f);
+        for (auto done = (*client)->Receive(std::chrono::milliseconds(0)); done.ok();
+             done = (*client)->Receive(std::chrono::milliseconds(0))) {
+          applied += done->feedback().results_size();
+        }
+        next += std::chrono::milliseconds(1);
+        std::this_thread::sleep_until(next);
+      }
+    });
+    std::vector<double> quiet, busy, raw_quiet, raw_busy, change, ratios;
+    for (int i = 0; i < repeats; ++i) {
+      mode = 0;
+      ready = false;
+      while (!ready) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      Latency rq = Paced(raw, one, 10000, seconds), q = Paced(sluice, one, 10000, seconds);
+      mode = 1;
+      const int64_t before = applied;
+      Latency b = Paced(sluice, one, 10000, seconds);
+      change.push_back(static_cast<double>(applied - before) / seconds);
+      Latency rb = Paced(raw, one, 10000, seconds / 8);  // the teacher has outcomes left for so long
+      quiet.push_back(At(q.us, 0.99)), busy.push_back(At(b.us, 0.99)), raw_quiet.push_back(At(rq.us, 0.99)),
+          raw_busy.push_back(At(rb.us, 0.99));
+      ratios.push_back(busy.back() / quiet.back());
+    }
+    mode = 2;
+    teacher.join();
+    std::printf(
+        "p99 at 10,000/s               raw %.1f us, beside the teacher %.1f us   sluice %.1f us, while it learns %.0f "
+        "outcomes/s %.1f us   ratio %.2f\n",
+        Median(raw_quiet), Median(raw_busy), Median(quiet), Median(change), Median(busy), Median(ratios));
+  }
+  (*server)->Stop();
+  serving.join();
+  server->reset();
+  return std::system(absl::StrCat("rm -rf ", folder).c_str()) == 0 ? 0 : 1;
+}
+}  // namespace
+
+void AddBench(CLI::App& app, Exit exit) {
+  auto* s = app.add_subcommand("bench", "Latency and throughput on this machine, raw ZeroMQ beside");
+  struct Args {
+    double seconds = 1;
+    int repeats = 7;
+    std::string transport = "ipc";
+    bool memory = false;
+  };
+  auto a = std::make_shared<Args>();
+  s->add_option("--seconds", a->seconds, "of one measurement")->capture_default_str()->check(CLI::Range(0.05, 600.0));
+  s->add_option("--repeats", a->repeats, "of each; medians are printed")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  s->add_option("--transport", a->transport, "ipc or tcp")->capture_default_str()->check(CLI::IsMember({"ipc", "tcp"}));
+  s->add_flag("--memory", a->memory, "state in memory instead of SQLite");
+  s->footer("Example: sluice bench --repeats 7");
+  s->callback([=] { exit(Bench(a->seconds, a->repeats, a->transport, !a->memory)); });
+}
+}  // namespace cli
+SLUICE_END_NAMESPACE

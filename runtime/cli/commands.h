@@ -1,0 +1,35 @@
+#ifndef SLUICE_RUNTIME_CLI_COMMANDS_H_
+#define SLUICE_RUNTIME_CLI_COMMANDS_H_
+// The commands of `sluice`, each in a file of its own. A command adds itself to the parser and leaves its exit status.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "sluice/runtime/service/client.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace cli {
+inline int Fail(const absl::Status& s) {
+  std::fprintf(stderr, "error: %s\n", std::string(s.message()).c_str());
+  return 1;
+}
+// --endpoint and CURVE keys, alike for all commands that talk to a server.
+struct Connection {
+  std::string endpoint = "tcp://127.0.0.1:5571", server_key, secret_key_file;
+  int timeout_ms = 2000;
+  void AddTo(CLI::App& app);
+  absl::StatusOr<std::unique_ptr<Client>> Open() const;
+};
+using Exit = std::function<void(int)>;
+void AddServe(CLI::App&, Exit);
+void AddAsk(CLI::App&, Exit);  // route, feedback, explain, top, policy
+void AddIntent(CLI::App&, Exit);
+void AddReplay(CLI::App&, Exit);
+void AddBench(CLI::App&, Exit);
+void AddDemo(CLI::App&, Exit);
+}  // namespace cli
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_CLI_COMMANDS_H_

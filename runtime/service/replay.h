@@ -1,0 +1,52 @@
+#ifndef SLUICE_RUNTIME_SERVICE_REPLAY_H_
+#define SLUICE_RUNTIME_SERVICE_REPLAY_H_
+// Replays a log in which every agent answered every query, so that any policy's regret is known exactly.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "sluice/api/agent_router.h"
+
+SLUICE_BEGIN_NAMESPACE
+// CSV (plain or gzip) with a header: id, task, then columns intent:TASK and feature:N (optional), quality:AGENT,
+// cost_usd:AGENT, latency_s:AGENT (0 or empty: not known). One row a query.
+struct OutcomeLog {
+  struct Row {
+    std::string id;
+    int task = 0;
+    std::vector<double> intent;  // [tasks]; empty: the file has none
+    std::vector<float> features;
+    std::vector<double> quality, cost_usd, latency_s;  // [agents]
+  };
+  std::vector<std::string> tasks, agents;
+  std::vector<Row> rows;
+  // One stage; costs and latencies are the log's means, abilities `ability`.
+  std::shared_ptr<AgentGraph> Graph(double ability) const;
+};
+absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path);
+
+struct ReplayOptions {
+  double cost_weight = 0, latency_weight = 0;
+  int64_t decisions = 13620;
+  int64_t epoch = 16;             // decisions learned as one batch
+  double warm_up = 0;             // share of the queries learned from before, every agent's answer known; not replayed
+  double ability = 1;             // prior ability of every agent
+  bool predicted_intent = false;  // the log's intent columns instead of the task's name
+  double gate = 0.5;
+};
+struct ReplayRun {
+  std::vector<float> utility, task_best;            // per decision: of the chosen agent; of the task's best on average
+  double quality = 0, cost_usd = 0, latency_s = 0;  // means over the last third
+  double LastThird() const;
+};
+// `seed` orders the queries, splits the warm-up and is given to policies that draw.
+absl::StatusOr<ReplayRun> Replay(const OutcomeLog&, const std::string& policy, const ReplayOptions&, uint64_t seed);
+
+// What clairvoyance reaches: mean utility of the best agent overall, of each task, of each query.
+struct Ceilings {
+  double best_single, task_best, oracle;
+};
+Ceilings CeilingsOf(const OutcomeLog&, double cost_weight, double latency_weight);
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_SERVICE_REPLAY_H_
