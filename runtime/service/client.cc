@@ -41,6 +41,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(zmq::context_t& context,
   try {
     c->socket_ = zmq::socket_t(context, zmq::socket_type::dealer);
     c->socket_.set(zmq::sockopt::linger, 0);
+    c->socket_.set(zmq::sockopt::reconnect_ivl, 20);
+    c->socket_.set(zmq::sockopt::reconnect_ivl_max, 1000);
     c->socket_.set(zmq::sockopt::ipv6, true);
     c->socket_.set(zmq::sockopt::sndhwm, 100000);
     c->socket_.set(zmq::sockopt::rcvhwm, 100000);

@@ -758,6 +758,7 @@ class ServerImpl final : public Server {
         h ^= h >> 29;
       }
       p.set_digest(h);
+      p.set_late(static_cast<uint64_t>(state->of[i].late));
       if (q.include_state()) p.mutable_state()->Add(state->of[i].state.begin(), state->of[i].state.end());
     }
   }
