@@ -1,7 +1,9 @@
 #include <signal.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <fstream>
+#include <thread>
 
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/service/server.h"
@@ -9,13 +11,6 @@
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
-Server* running = nullptr;
-void OnSignal(int signal) {  // only sets flags and writes to an eventfd
-  if (signal == SIGHUP)
-    running->Reload();
-  else
-    running->Stop();
-}
 int Serve(const std::string& config, bool check, bool quiet) {
   absl::StatusOr<ServerSettings> settings = LoadSettings(config);
   if (!settings.ok()) return Fail(settings.status());
@@ -28,17 +23,30 @@ int Serve(const std::string& config, bool check, bool quiet) {
   Server::Options options;
   options.config_path = config;
   if (!quiet) options.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
+  // Signals go to a thread that waits for them: no call elsewhere is interrupted.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int s : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals, s);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
   auto server = Server::Create(*std::move(settings), options);
   if (!server.ok()) return Fail(server.status());
-  running = server->get();
-  struct sigaction action {};
-  action.sa_handler = OnSignal;
-  for (int s : {SIGINT, SIGTERM, SIGHUP}) sigaction(s, &action, nullptr);
-  signal(SIGPIPE, SIG_IGN);
   for (const std::string& e : (*server)->endpoints()) std::printf("listening on %s\n", e.c_str());
   if ((*server)->http_port() > 0) std::printf("page and metrics on http://127.0.0.1:%d/\n", (*server)->http_port());
   std::fflush(stdout);
+  std::thread waiting([&] {
+    for (int signal = 0; sigwait(&signals, &signal) == 0;) {
+      if (signal == SIGHUP) {
+        (*server)->Reload();
+      } else {
+        (*server)->Stop();
+        return;
+      }
+    }
+  });
   const absl::Status status = (*server)->Run();
+  if (!status.ok()) kill(getpid(), SIGTERM);  // so that the thread ends too
+  waiting.join();
   return status.ok() ? 0 : Fail(status);
 }
 int Keygen(const std::string& path) {

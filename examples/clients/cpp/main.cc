@@ -1,0 +1,25 @@
+// Routes one query and tells how it ended. Usage: example_client [ENDPOINT]
+#include <cstdio>
+
+#include "sluice/runtime/service/client.h"
+
+int main(int argc, char** argv) {
+  auto client = sluice::Client::Connect(argc > 1 ? argv[1] : "tcp://127.0.0.1:5571");
+  if (!client.ok()) return std::fprintf(stderr, "%s\n", client.status().ToString().c_str()), 1;
+  sluice::v1::Query query;
+  query.set_task("math");
+  const auto decision = (*client)->Route(query);
+  if (!decision.ok()) return std::fprintf(stderr, "%s\n", decision.status().ToString().c_str()), 1;
+  for (const std::string& agent : decision->agents()) std::printf("%s\n", agent.c_str());
+
+  // ... ask these agents, judge the answer ...
+  sluice::v1::Outcome outcome;
+  outcome.set_receipt(decision->receipt());
+  outcome.set_quality(1);
+  outcome.set_cost_usd(0.004);
+  outcome.set_latency_s(2.1);
+  const auto result = (*client)->Feedback(outcome);  // returns once it is on disk; sending it again is harmless
+  if (!result.ok()) return std::fprintf(stderr, "%s\n", result.status().ToString().c_str()), 1;
+  std::printf("%s\n", result->status() == sluice::v1::FeedbackResult::APPLIED ? "learned" : result->reason().c_str());
+  return 0;
+}

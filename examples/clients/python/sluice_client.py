@@ -1,0 +1,106 @@
+"""Client of `sluice serve`: pyzmq and protobuf, nothing else (Debian: python3-zmq python3-protobuf).
+
+    from sluice_client import Client
+    client = Client("tcp://127.0.0.1:5571")
+    decision = client.route(task="math")
+    client.feedback(decision, quality=1.0, cost_usd=0.004, latency_s=2.1)
+
+The message classes come from api/proto by protoc: found where SLUICE_PROTO points, beside this file, or made there by
+`protoc --python_out=. -I api/proto sluice/v1/sidecar.proto`. One client a thread.
+"""
+import os
+import sys
+
+import zmq
+
+sys.path.insert(0, os.environ.get("SLUICE_PROTO", os.path.dirname(os.path.abspath(__file__))))
+from sluice.v1 import sidecar_pb2 as pb  # noqa: E402
+
+
+class SluiceError(Exception):
+    """What the server answered instead. `code` is a sluice.v1.Code; `retry` says whether sending again later may help."""
+
+    def __init__(self, code, text):
+        super().__init__(f"{pb.Code.Name(code)}: {text}")
+        self.code, self.text = code, text
+        self.retry = code in (pb.OVERLOADED, pb.RATE_LIMITED, pb.UNAVAILABLE, pb.DEADLINE_EXCEEDED)
+
+
+class Client:
+    """timeout_s: of one try. tries: of what may be repeated safely (everything but route and set_policy).
+    server_key, public_key, secret_key: CURVE keys, Z85 text."""
+
+    def __init__(self, endpoint="tcp://127.0.0.1:5571", timeout_s=2.0, tries=3, server_key=None, public_key=None, secret_key=None):
+        self.endpoint, self.timeout_ms, self.tries, self._next = endpoint, int(timeout_s * 1000), tries, 1
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.linger = 0
+        if server_key:
+            self._socket.curve_serverkey = server_key.encode()
+            self._socket.curve_publickey = public_key.encode()
+            self._socket.curve_secretkey = secret_key.encode()
+        self._socket.connect(endpoint)
+
+    def close(self):
+        self._socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def call(self, request):
+        """Sends a pb.Request, returns its pb.Response. Raises SluiceError, or TimeoutError when nobody answers."""
+        once = request.WhichOneof("body") in ("route", "set_policy")
+        for _ in range(1 if once else self.tries):
+            request.version, request.request_id = 1, self._next
+            self._next += 1
+            self._socket.send(request.SerializeToString())
+            while self._socket.poll(self.timeout_ms):
+                response = pb.Response.FromString(self._socket.recv())
+                if response.request_id != request.request_id:
+                    continue  # of a try that was given up
+                if response.HasField("error"):
+                    raise SluiceError(response.error.code, response.error.text)
+                return response
+        raise TimeoutError(f"{self.endpoint}: no answer in {self.timeout_ms} ms")
+
+    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0):
+        """-> pb.Decision: .agents (one a stage), .id, .propensity, .receipt."""
+        return self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd)])[0]
+
+    def route_batch(self, queries):
+        """Queries as dicts of route's arguments -> list of pb.Decision. Raises for the first that failed."""
+        request = pb.Request()
+        for q in queries:
+            request.route.queries.add(**q)
+        decisions = list(self.call(request).route.decisions)
+        for d in decisions:
+            if d.HasField("error"):
+                raise SluiceError(d.error.code, d.error.text)
+        return decisions
+
+    def feedback(self, decision, quality, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=()):
+        """Returns once the outcome is on disk: True when it was new, False when it was there already."""
+        request = pb.Request()
+        outcome = request.feedback.outcomes.add(receipt=decision.receipt, quality=quality, cost_usd=cost_usd, latency_s=latency_s)
+        if accepted is not None:
+            outcome.accepted = accepted
+        for agent in failed_agents:
+            outcome.agents.add(agent=agent, failed=True)
+        result = self.call(request).feedback.results[0]
+        if result.status == pb.FeedbackResult.REJECTED:
+            raise SluiceError(pb.INVALID_ARGUMENT, result.reason)
+        return result.status == pb.FeedbackResult.APPLIED
+
+    def explain(self, decision_id):
+        """-> pb.ExplainResponse: .stages of .candidates with .tau, .eta, .p, .blocked, .chosen."""
+        request = pb.Request()
+        request.explain.decision_id = decision_id
+        return self.call(request).explain
+
+    def stats(self):
+        """-> pb.StatsResponse."""
+        request = pb.Request()
+        request.stats.SetInParent()
+        return self.call(request).stats
