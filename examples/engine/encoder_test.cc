@@ -1,5 +1,5 @@
 // The encoder host: goldens of the trainer, equalities of routed and pruned layers, what a pruned file holds.
-#include "sluice/examples/engine/encoder.h"
+#include "sluice/runtime/text/encoder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,6 +14,8 @@
 #include "sluice/runtime/base/tbb_executor.h"
 
 namespace engine {
+using sluice::Encoder;
+using sluice::EncoderLayer;
 namespace {
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/";
 sluice::Gguf Open(const std::string& name) {

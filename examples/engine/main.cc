@@ -12,13 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "sluice/examples/engine/calibrate.h"
-#include "sluice/examples/engine/encoder.h"
 #include "sluice/examples/engine/engine.h"
 #include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/evaluate/pruning_task.h"
 #include "sluice/examples/engine/report.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/runtime/text/encoder.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace {
@@ -373,7 +373,7 @@ int main(int argc, char** argv) {
     return done.ok() ? 0 : Fail(done);
   }
   if (search->parsed()) {
-    auto held = engine::ReadTokens(tokens_path.empty() ? kModels + "/sluice-mini-eval.u16" : tokens_path, 0, -1);
+    auto held = sluice::ReadTokens(tokens_path.empty() ? kModels + "/sluice-mini-eval.u16" : tokens_path, 0, -1);
     if (!held.ok()) return Fail(held.status());
     absl::StatusOr<sluice::Gguf> weights;
     if (!router_path.empty()) {
@@ -393,13 +393,13 @@ int main(int argc, char** argv) {
     if (prune->parsed()) {
       auto conversion = sluice::Gguf::Open(conversion_path);
       if (!conversion.ok()) return Fail(conversion.status());
-      const absl::Status done = engine::Encoder::WritePruned(*dense, *conversion, pruned_path);
+      const absl::Status done = sluice::Encoder::WritePruned(*dense, *conversion, pruned_path);
       if (!done.ok()) return Fail(done);
       std::printf("wrote %s: %ju bytes (dense: %ju)\n", pruned_path.c_str(), std::filesystem::file_size(pruned_path),
                   std::filesystem::file_size(encoder_path));
       return 0;
     }
-    auto encoder = engine::Encoder::Load(*dense);
+    auto encoder = sluice::Encoder::Load(*dense);
     if (!encoder.ok()) return Fail(encoder.status());
     if (!encoder->tokenizer().has_value()) return Fail(absl::InvalidArgumentError(encoder_path + " has no tokenizer"));
     sluice::InlineExecutor one;
@@ -415,7 +415,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (calibrate->parsed()) {
-    auto tokens = engine::ReadTokens(tokens_path, skip, count);
+    auto tokens = sluice::ReadTokens(tokens_path, skip, count);
     if (!tokens.ok()) return Fail(tokens.status());
     auto bytes = engine::CalibrateInformedRouting(
         *model, *tokens, fit, [](const std::string& what) { std::fprintf(stderr, "\r%-60s", what.c_str()); });
@@ -449,7 +449,7 @@ int main(int argc, char** argv) {
     double sum = 0;
     std::vector<float> nll;
     for (int64_t w = 0; w < windows; ++w) {
-      auto tokens = engine::ReadTokens(tokens_path, skip + w * count, count);
+      auto tokens = sluice::ReadTokens(tokens_path, skip + w * count, count);
       if (!tokens.ok()) return Fail(tokens.status());
       auto p = engine::Perplexity(**e, *tokens, &nll, Progress(absl::StrCat("window ", w + 1, "/", windows), count));
       if (!p.ok()) return Fail(p.status());
@@ -471,7 +471,7 @@ int main(int argc, char** argv) {
   if (!e.ok()) return Fail(e.status());
   double right = 0, asked = 0, density = 0;
   for (int64_t r = 0; r < repeats; ++r) {
-    auto tokens = engine::ReadTokens(tokens_path, r * length, length);
+    auto tokens = sluice::ReadTokens(tokens_path, r * length, length);
     if (!tokens.ok()) return Fail(tokens.status());
     const engine::FactPrompt p =
         engine::PlantFacts(model->tokenizer, *tokens, length, facts, static_cast<uint64_t>(r) + 1, demo.separator);

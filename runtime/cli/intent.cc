@@ -158,7 +158,8 @@ int CrossFit(const std::string& in, const std::string& field, const std::string&
 int Classify(const std::string& path, const std::string& text) {
   const auto file = Gguf::Open(path);
   if (!file.ok()) return Fail(file.status());
-  const auto labels = file->Texts("sluice.intent.labels");
+  const auto labels =
+      file->Texts(file->Has("sluice.intent.labels") ? "sluice.intent.labels" : "bert.classifier.output_labels");
   if (!labels.ok()) return Fail(labels.status());
   const auto model = LoadIntentModel(path, **labels);
   if (!model.ok()) return Fail(model.status());

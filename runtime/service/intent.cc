@@ -1,7 +1,13 @@
 #include "sluice/runtime/service/intent.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "sluice/api/check.h"
+#include "sluice/api/executor.h"
+#include "sluice/runtime/text/encoder.h"
 #include "sluice/runtime/text/ngram_classifier.h"
 #include "sluice/runtime/weights/gguf.h"
 
@@ -52,11 +58,44 @@ class NgramIntent final : public IntentModel {
   Mapping mapping_;
   std::vector<std::string> tasks_;
 };
+// The BERT-style encoder, dense or pruned by SHRP: better on unlike wordings, some milliseconds a query on one core.
+class EncoderIntent final : public IntentModel {
+ public:
+  EncoderIntent(Encoder model, Mapping mapping, std::vector<std::string> tasks)
+      : model_(std::move(model)), mapping_(std::move(mapping)), tasks_(std::move(tasks)) {}
+  const std::vector<std::string>& tasks() const override { return tasks_; }
+  absl::Status Infer(absl::string_view text, absl::Span<double> intent) const override {
+    const std::vector<int32_t> ids = model_.tokenizer()->Encode(std::string(text.substr(0, NgramClassifier::kMaxText)));
+    if (ids.empty()) {
+      std::fill(intent.begin(), intent.end(), 1.0 / static_cast<double>(intent.size()));
+      return absl::OkStatus();
+    }
+    InlineExecutor one;
+    SLUICE_ASSIGN_OR_RETURN(const Encoder::Result r, model_.Run({ids}, one));
+    std::vector<double> p(r.logits.begin(), r.logits.end());
+    const double top = *std::max_element(p.begin(), p.end());
+    for (double& x : p) x = std::exp(x - top);
+    mapping_.Apply(p, intent);
+    return absl::OkStatus();
+  }
+
+ private:
+  Encoder model_;
+  Mapping mapping_;
+  std::vector<std::string> tasks_;
+};
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<IntentModel>> LoadIntentModel(const std::string& path,
                                                              const std::vector<std::string>& tasks) {
   SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(path));
+  const absl::StatusOr<std::string> architecture = file.Text("general.architecture");
+  if (architecture.ok() && *architecture == "bert") {
+    SLUICE_ASSIGN_OR_RETURN(Encoder encoder, Encoder::Load(file));
+    if (!encoder.tokenizer()) return absl::InvalidArgumentError(absl::StrCat(path, ": the encoder has no tokenizer"));
+    SLUICE_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Of(encoder.labels(), tasks));
+    return std::make_unique<EncoderIntent>(std::move(encoder), std::move(mapping), tasks);
+  }
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels, file.Texts("sluice.intent.labels"));
   SLUICE_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Of(*labels, tasks));
   SLUICE_ASSIGN_OR_RETURN(NgramClassifier model, NgramClassifier::Create(file, *labels));

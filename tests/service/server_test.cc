@@ -432,6 +432,20 @@ TEST(Server, CurveLetsOnlyKnownClientsIn) {
   EXPECT_EQ(s.Connect(plain)->Route(Task("math")).status().code(), absl::StatusCode::kDeadlineExceeded);
 }
 
+TEST(Server, ReadsAQuerysTextWithAnEncoder) {
+  const std::string config = absl::StrCat(
+      "task: \"math\" task: \"tool_use\" stage { agent { id: \"a\" } agent { id: \"b\" } } intent { model: \"",
+      SLUICE_SOURCE_DIR, "/examples/engine/models/intent-encoder-q8_0.gguf\" }");
+  RunningServer s(config);
+  auto c = s.Connect();
+  v1::Query q;
+  q.set_text("Tom has 5 apples and buys 7 more at 2 dollars each. How much did he pay?");
+  const auto d = c->Route(q);
+  ASSERT_TRUE(d.ok()) << d.status();
+  const auto why = Ask(*c, [&](v1::Request& r) { r.mutable_explain()->set_decision_id(d->id()); }).explain();
+  EXPECT_GT(why.intent().at("math"), 0.9);
+}
+
 TEST(Server, ConfigurationErrorsNameTheirPlace) {
   auto error = [](const std::string& text) {
     return std::string(ParseSettings(text, "s.textproto").status().message());

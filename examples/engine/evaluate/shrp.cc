@@ -6,13 +6,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
-#include "sluice/examples/engine/encoder.h"
 #include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/evaluate/statistics.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/text/encoder.h"
 
 namespace engine {
+using sluice::Encoder;
 namespace {
 constexpr int kHeadSeeds = 5;
 constexpr uint64_t kTestPercent = 15;  // examples/training/common/queries.py

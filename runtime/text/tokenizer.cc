@@ -1,4 +1,4 @@
-#include "sluice/examples/engine/tokenizer.h"
+#include "sluice/runtime/text/tokenizer.h"
 
 #include <array>
 #include <cctype>
@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 
-namespace engine {
+SLUICE_BEGIN_NAMESPACE
 namespace {
 // GPT-2 writes every byte as a printable code point; this maps the code point back.
 std::unordered_map<uint32_t, uint8_t> ByteOfCodePoint() {
@@ -44,7 +44,7 @@ Kind KindOf(char ch) {
 }
 }  // namespace
 
-absl::StatusOr<Tokenizer> Tokenizer::Load(const sluice::Gguf& file) {
+absl::StatusOr<Tokenizer> Tokenizer::Load(const Gguf& file) {
   SLUICE_ASSIGN_OR_RETURN(const std::string model, file.Text("tokenizer.ggml.model"));
   if (model != "gpt2")
     return absl::UnimplementedError(absl::StrCat("tokenizer '", model, "'; only 'gpt2' (byte-level BPE) is supported"));
@@ -148,4 +148,4 @@ absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t
         absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [", skip, ", ", skip + count, ")"));
   return std::vector<int32_t>(raw.begin() + skip, raw.begin() + skip + count);
 }
-}  // namespace engine
+SLUICE_END_NAMESPACE

@@ -1,4 +1,4 @@
-#include "sluice/examples/engine/encoder.h"
+#include "sluice/runtime/text/encoder.h"
 
 #include <algorithm>
 #include <atomic>
@@ -13,13 +13,13 @@
 #include "sluice/runtime/kernels/layer_norm/layer_norm.h"
 #include "sluice/runtime/weights/gguf_writer.h"
 
-namespace engine {
+SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr int64_t kTile = 64;
 
 size_t Size(int64_t n) { return static_cast<size_t>(n); }
 // Layers that a file converts; none when it has no such key.
-absl::StatusOr<std::vector<int64_t>> ConvertedLayers(const sluice::Gguf& f, int64_t layers) {
+absl::StatusOr<std::vector<int64_t>> ConvertedLayers(const Gguf& f, int64_t layers) {
   const auto it = f.values().find("sluice.shrp.layers");
   if (it == f.values().end()) return std::vector<int64_t>{};
   const auto* list = std::get_if<std::vector<int64_t>>(&it->second);
@@ -30,16 +30,16 @@ absl::StatusOr<std::vector<int64_t>> ConvertedLayers(const sluice::Gguf& f, int6
   }
   return *list;
 }
-absl::StatusOr<std::vector<float>> Read(const sluice::Gguf& f, const std::string& name, int64_t in, int64_t out = 0) {
+absl::StatusOr<std::vector<float>> Read(const Gguf& f, const std::string& name, int64_t in, int64_t out = 0) {
   const uint64_t shape[2] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
   return f.ReadF32(name, absl::MakeConstSpan(shape, out > 0 ? 2 : 1));
 }
-absl::Status ReadNorm(const sluice::Gguf& f, const std::string& name, int64_t width, Norm& n) {
+absl::Status ReadNorm(const Gguf& f, const std::string& name, int64_t width, EncoderNorm& n) {
   SLUICE_ASSIGN_OR_RETURN(n.weight, Read(f, name + ".weight", width));
   SLUICE_ASSIGN_OR_RETURN(n.bias, Read(f, name + ".bias", width));
   return absl::OkStatus();
 }
-absl::Status ReadAffine(const sluice::Gguf& f, const std::string& name, int64_t in, int64_t out, std::vector<float>& w,
+absl::Status ReadAffine(const Gguf& f, const std::string& name, int64_t in, int64_t out, std::vector<float>& w,
                         std::vector<float>& b) {
   SLUICE_ASSIGN_OR_RETURN(w, Read(f, name + ".weight", in, out));
   SLUICE_ASSIGN_OR_RETURN(b, Read(f, name + ".bias", out));
@@ -55,51 +55,50 @@ struct Encoder::Scratch {
         qkv(3 * x.size()),
         o(x.size()),
         hidden(Size(m.context * std::max(m.ffn, m.width))),
-        gemm(sluice::kernels::GemmScratchFloats(Size(std::max(m.width, m.ffn)))),
+        gemm(kernels::GemmScratchFloats(Size(std::max(m.width, m.ffn)))),
         pooled(Size(m.width)),
         gate(Size(m.heads)) {
     buffer.Reserve((m.context + kTile - 1) / kTile, 1, 0, 0);
     // All heads at once, or one.
     for (int64_t heads : {m.heads, int64_t{1}}) {
-      sluice::AttendShape s;
+      AttendShape s;
       s.max_queries = s.max_kv = m.context;
       s.heads = s.kv_heads = static_cast<int>(heads);
       s.head_dim = s.value_dim = static_cast<int>(m.head_dim());
       s.max_tile = kTile;
-      auto made = sluice::Attend::Create(s);
+      auto made = Attend::Create(s);
       SLUICE_DCHECK(made.ok());
       attend.push_back(*std::move(made));
-      memory.resize(std::max(memory.size(), attend.back().workspace_bytes() + sluice::kWorkspaceAlign));
+      memory.resize(std::max(memory.size(), attend.back().workspace_bytes() + kWorkspaceAlign));
     }
   }
   void MatMul(const float* a, int64_t n, int64_t in, const float* w, int64_t out, float* c) {
-    sluice::kernels::GemmNT(a, Size(in), w, Size(in), Size(n), Size(out), Size(in), c, Size(out), gemm.data());
+    kernels::GemmNT(a, Size(in), w, Size(in), Size(n), Size(out), Size(in), c, Size(out), gemm.data());
     macs += n * in * out;
   }
   // Every token sees every token. qkv [n, heads, 3, d] -> o [n, heads * d].
   void Attention(int64_t n, int64_t heads, int64_t d) {
-    sluice::AttentionPlan header;
+    AttentionPlan header;
     header.q_count = header.kv_len = n;
     header.heads = header.kv_heads = static_cast<int32_t>(heads);
-    header.scope = sluice::ListScope::kAllHeads;
+    header.scope = ListScope::kAllHeads;
     header.tile = kTile;
-    absl::Status status = buffer.Begin(header, sluice::Encoding::kRuns, 1);
+    absl::Status status = buffer.Begin(header, Encoding::kRuns, 1);
     for (int64_t tile = 0; tile < buffer.plan().num_tiles(); ++tile) {
-      buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), sluice::EntryState::kExact, sluice::MaskClass::kNone, 0,
-                                 0};
+      buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), EntryState::kExact, MaskClass::kNone, 0, 0};
       buffer.set_count(tile, 1);
     }
     const int64_t row = 3 * heads * d;
-    sluice::AttendInputs in;
+    AttendInputs in;
     in.q = {qkv.data(), n, heads, d, row, 3 * d};
-    in.k = {qkv.data() + d, sluice::DType::kF32, n, heads, d, row, 3 * d};
-    in.v = {qkv.data() + 2 * d, sluice::DType::kF32, n, heads, d, row, 3 * d};
+    in.k = {qkv.data() + d, DType::kF32, n, heads, d, row, 3 * d};
+    in.v = {qkv.data() + 2 * d, DType::kF32, n, heads, d, row, 3 * d};
     in.scale = 1.0f / std::sqrt(static_cast<float>(d));
     std::byte* p = memory.data();
-    p += sluice::kWorkspaceAlign - reinterpret_cast<uintptr_t>(p) % sluice::kWorkspaceAlign;
-    const sluice::Attend& a = attend[heads == attend[0].shape().heads ? 0 : 1];
-    sluice::AttentionCounters counted;
-    sluice::AttendOutputs out;
+    p += kWorkspaceAlign - reinterpret_cast<uintptr_t>(p) % kWorkspaceAlign;
+    const Attend& a = attend[heads == attend[0].shape().heads ? 0 : 1];
+    AttentionCounters counted;
+    AttendOutputs out;
     out.o = {o.data(), n, heads, d, heads * d, d};
     out.counters = &counted;
     if (status.ok()) status = a.Run(buffer.plan(), in, {{p, a.workspace_bytes()}, &inline_executor}, out);
@@ -117,14 +116,14 @@ struct Encoder::Scratch {
     Attention(n, heads, d);
   }
   std::vector<float> x, y, qkv, o, hidden, gemm, pooled, gate;
-  sluice::AttentionPlanBuffer buffer;
-  std::vector<sluice::Attend> attend;
+  AttentionPlanBuffer buffer;
+  std::vector<Attend> attend;
   std::vector<std::byte> memory;
-  sluice::InlineExecutor inline_executor;
+  InlineExecutor inline_executor;
   int64_t macs = 0;
 };
 
-absl::Status Encoder::ReadLayer(const sluice::Gguf& f, int64_t i, bool converted, EncoderLayer& l) const {
+absl::Status Encoder::ReadLayer(const Gguf& f, int64_t i, bool converted, EncoderLayer& l) const {
   const int64_t width = shape_.width, d = shape_.head_dim();
   const std::string p = absl::StrCat("blk.", i, ".");
   std::vector<float> part[3], part_bias[3];
@@ -138,7 +137,7 @@ absl::Status Encoder::ReadLayer(const sluice::Gguf& f, int64_t i, bool converted
     if (expand < 1 || expand > shape_.ffn)
       return absl::InvalidArgumentError(absl::StrCat("sluice.shrp.expand ", expand, "; allowed 1 to ", shape_.ffn));
     if (l.experts > 1) {
-      SLUICE_ASSIGN_OR_RETURN(sluice::Shrp router, sluice::Shrp::Create({i}, f));
+      SLUICE_ASSIGN_OR_RETURN(Shrp router, Shrp::Create({i}, f));
       if (router.width() != width || router.heads() != shape_.heads)
         return absl::InvalidArgumentError(absl::StrCat("a router for width ", router.width(), " and ", router.heads(),
                                                        " heads; the encoder has ", width, " and ", shape_.heads));
@@ -170,7 +169,7 @@ absl::Status Encoder::ReadLayer(const sluice::Gguf& f, int64_t i, bool converted
   return absl::OkStatus();
 }
 
-absl::StatusOr<Encoder> Encoder::Load(const sluice::Gguf& file, const sluice::Gguf* conversion) {
+absl::StatusOr<Encoder> Encoder::Load(const Gguf& file, const Gguf* conversion) {
   SLUICE_ASSIGN_OR_RETURN(const std::string arch, file.Text("general.architecture"));
   if (arch != "bert")
     return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; only 'bert' is supported"));
@@ -195,12 +194,12 @@ absl::StatusOr<Encoder> Encoder::Load(const sluice::Gguf& file, const sluice::Gg
   if (file.Has("tokenizer.ggml.tokens")) {
     SLUICE_ASSIGN_OR_RETURN(e.tokenizer_, Tokenizer::Load(file));
   }
-  SLUICE_ASSIGN_OR_RETURN(const sluice::GgufTensor* table, file.Tensor("token_embd.weight"));
+  SLUICE_ASSIGN_OR_RETURN(const GgufTensor* table, file.Tensor("token_embd.weight"));
   s.vocab = static_cast<int64_t>(table->elements) / s.width;
   SLUICE_ASSIGN_OR_RETURN(e.tokens_, Read(file, "token_embd.weight", s.width, s.vocab));
   SLUICE_ASSIGN_OR_RETURN(e.places_, Read(file, "position_embd.weight", s.width, s.context));
   SLUICE_RETURN_IF_ERROR(ReadNorm(file, "token_embd_norm", s.width, e.norm_));
-  const sluice::Gguf& from = conversion != nullptr ? *conversion : file;
+  const Gguf& from = conversion != nullptr ? *conversion : file;
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> list, ConvertedLayers(from, s.layers));
   const std::set<int64_t> converted(list.begin(), list.end());
   if (conversion != nullptr && converted.empty())
@@ -219,7 +218,7 @@ Encoder Encoder::Pruned() const {
   const int64_t d = shape_.head_dim(), rows = 3 * d;
   for (EncoderLayer& l : e.layers_) {
     if (!l.router.has_value()) continue;
-    const int64_t keep = std::max<int64_t>(0, sluice::shrp::Freeze(absl::MakeConstSpan(l.usage)));
+    const int64_t keep = std::max<int64_t>(0, shrp::Freeze(absl::MakeConstSpan(l.usage)));
     l.qkv = std::vector<float>(l.qkv.begin() + keep * rows * shape_.width,
                                l.qkv.begin() + (keep + 1) * rows * shape_.width);
     l.qkv_bias = std::vector<float>(l.qkv_bias.begin() + keep * rows, l.qkv_bias.begin() + (keep + 1) * rows);
@@ -230,12 +229,12 @@ Encoder Encoder::Pruned() const {
   return e;
 }
 
-absl::Status Encoder::WritePruned(const sluice::Gguf& file, const sluice::Gguf& conversion, const std::string& path) {
+absl::Status Encoder::WritePruned(const Gguf& file, const Gguf& conversion, const std::string& path) {
   SLUICE_ASSIGN_OR_RETURN(const Encoder whole, Load(file, &conversion));
   const Encoder cut = whole.Pruned();
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> list, ConvertedLayers(conversion, cut.shape_.layers));
   SLUICE_ASSIGN_OR_RETURN(const int64_t expand, conversion.Int("sluice.shrp.expand"));
-  sluice::GgufWriter out;
+  GgufWriter out;
   for (const auto& [key, value] : file.values()) out.Set(key, value);
   out.Set("sluice.method", std::string("shrp"));
   out.Set("sluice.shrp.form", std::string("pruned"));
@@ -254,7 +253,7 @@ absl::Status Encoder::WritePruned(const sluice::Gguf& file, const sluice::Gguf& 
     const uint64_t shape[2] = {static_cast<uint64_t>(in), static_cast<uint64_t>(rows)};
     return out.Add(name, absl::MakeConstSpan(shape, rows > 0 ? 2 : 1),
                    absl::MakeConstSpan(data, Size(in * std::max<int64_t>(1, rows))),
-                   rows > 0 ? sluice::GgufType::kF16 : sluice::GgufType::kF32);
+                   rows > 0 ? GgufType::kF16 : GgufType::kF32);
   };
   SLUICE_RETURN_IF_ERROR(add("cls.output.weight", s.width, s.classes, cut.classifier_.data()));
   SLUICE_RETURN_IF_ERROR(add("cls.output.bias", s.classes, 0, cut.classifier_bias_.data()));
@@ -292,9 +291,9 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
                      int32_t* picks) const {
   const EncoderShape& m = shape_;
   const int64_t n = std::min<int64_t>(static_cast<int64_t>(ids.size()), m.context), width = m.width, d = m.head_dim();
-  const auto norm = [&](const Norm& w, float* x) {
+  const auto norm = [&](const EncoderNorm& w, float* x) {
     for (int64_t t = 0; t < n; ++t)
-      sluice::kernels::LayerNorm(x + t * width, w.weight.data(), w.bias.data(), Size(width), m.eps, x + t * width);
+      kernels::LayerNorm(x + t * width, w.weight.data(), w.bias.data(), Size(width), m.eps, x + t * width);
   };
   for (int64_t t = 0; t < n; ++t) {
     const float *a = &tokens_[Size(ids[Size(t)] * width)], *b = &places_[Size(t * width)];
@@ -306,7 +305,7 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
     const int64_t inner = static_cast<int64_t>(l.up_bias.size());
     s.MatMul(from, n, in, l.up.data(), inner, s.hidden.data());
     for (int64_t t = 0; t < n; ++t)
-      sluice::kernels::BiasGelu(&s.hidden[Size(t * inner)], l.up_bias.data(), Size(inner), &s.hidden[Size(t * inner)]);
+      kernels::BiasGelu(&s.hidden[Size(t * inner)], l.up_bias.data(), Size(inner), &s.hidden[Size(t * inner)]);
     s.MatMul(s.hidden.data(), n, inner, l.down.data(), width, s.y.data());
     for (int64_t t = 0; t < n; ++t)
       for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.down_bias[Size(c)];
@@ -326,7 +325,7 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
       if (!forced.empty() && forced[i] >= 0) {
         pick = forced[i];
       } else if (l.router.has_value()) {
-        sluice::shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
+        shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
         pick = l.router->Pick(s.pooled.data(), s.gate.data());
         s.macs += width * m.heads;
       }
@@ -336,7 +335,7 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
     }
     norm(l.last, s.x.data());
   }
-  sluice::shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
+  shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
   for (int64_t c = 0; c < m.classes; ++c) {
     double sum = static_cast<double>(classifier_bias_[Size(c)]);
     for (int64_t j = 0; j < width; ++j)
@@ -345,8 +344,8 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
   }
 }
 
-absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32_t>>& sequences,
-                                             sluice::Executor& executor, const std::vector<int32_t>& forced) const {
+absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32_t>>& sequences, Executor& executor,
+                                             const std::vector<int32_t>& forced) const {
   if (!forced.empty() && static_cast<int64_t>(forced.size()) != shape_.layers)
     return absl::InvalidArgumentError(
         absl::StrCat(forced.size(), " forced heads, wanted one a layer: ", shape_.layers));
@@ -385,4 +384,4 @@ std::vector<float> Encoder::HeadOutputs(int64_t layer, int64_t first, int64_t he
   s.Heads(l, x.data(), n, shape_.width, first, heads, d);
   return {s.o.begin(), s.o.begin() + n * heads * d};
 }
-}  // namespace engine
+SLUICE_END_NAMESPACE

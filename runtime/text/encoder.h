@@ -1,6 +1,6 @@
-#ifndef SLUICE_EXAMPLES_ENGINE_ENCODER_H_
-#define SLUICE_EXAMPLES_ENGINE_ENCODER_H_
-// A small BERT-style host: says which task family a text is of. Layers are dense, or converted by SHRP
+#ifndef SLUICE_RUNTIME_TEXT_ENCODER_H_
+#define SLUICE_RUNTIME_TEXT_ENCODER_H_
+// A small BERT-style classifier: says which task family a text is of. Layers are dense, or converted by SHRP
 // (pruners/head/shrp) and then routed over all heads or pruned to one. Sequences run side by side, each at its own
 // length: there is no padding that could vote or cost.
 #include <memory>
@@ -10,17 +10,17 @@
 
 #include "absl/status/statusor.h"
 #include "sluice/api/executor.h"
-#include "sluice/examples/engine/tokenizer.h"
 #include "sluice/pruners/head/shrp/shrp.h"
+#include "sluice/runtime/text/tokenizer.h"
 #include "sluice/runtime/weights/gguf.h"
 
-namespace engine {
+SLUICE_BEGIN_NAMESPACE
 struct EncoderShape {
   int64_t layers = 0, width = 0, heads = 0, ffn = 0, context = 0, vocab = 0, classes = 0;
   float eps = 1e-12f;
   int64_t head_dim() const { return width / heads; }
 };
-struct Norm {
+struct EncoderNorm {
   std::vector<float> weight, bias;
 };
 struct EncoderLayer {
@@ -30,19 +30,19 @@ struct EncoderLayer {
   std::vector<float> qkv, qkv_bias;
   std::vector<float> out, out_bias;                 // dense only
   std::vector<float> up, up_bias, down, down_bias;  // FFN, or the expander of a converted layer
-  Norm middle, last;                                // `middle`: dense only
-  std::optional<sluice::Shrp> router;               // a converted layer with more than one head
+  EncoderNorm middle, last;                         // `middle`: dense only
+  std::optional<Shrp> router;                       // a converted layer with more than one head
   std::vector<float> usage;                         // and what training counted
 };
 
 class Encoder {
  public:
   // A "bert" GGUF file, whole. `conversion` (optional) replaces the layers it names and the classifier.
-  static absl::StatusOr<Encoder> Load(const sluice::Gguf& file, const sluice::Gguf* conversion = nullptr);
+  static absl::StatusOr<Encoder> Load(const Gguf& file, const Gguf* conversion = nullptr);
   // The same model with every routed layer cut to its most used head, without routers.
   Encoder Pruned() const;
   // A file of its own: what is not converted is copied byte for byte, converted layers hold the kept head only.
-  static absl::Status WritePruned(const sluice::Gguf& file, const sluice::Gguf& conversion, const std::string& path);
+  static absl::Status WritePruned(const Gguf& file, const Gguf& conversion, const std::string& path);
 
   struct Result {
     std::vector<float> logits;   // [sequences, classes]
@@ -51,7 +51,7 @@ class Encoder {
   };
   // Tokens beyond the context are cut. An empty sequence is an error. `forced` (optional): one head a layer for
   // everything, -1: the router's.
-  absl::StatusOr<Result> Run(const std::vector<std::vector<int32_t>>& sequences, sluice::Executor& executor,
+  absl::StatusOr<Result> Run(const std::vector<std::vector<int32_t>>& sequences, Executor& executor,
                              const std::vector<int32_t>& forced = {}) const;
   const EncoderShape& shape() const { return shape_; }
   const std::vector<EncoderLayer>& layers() const { return layers_; }
@@ -65,13 +65,13 @@ class Encoder {
   struct Scratch;
   void RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced, Scratch& s, float* logits,
               int32_t* picks) const;
-  absl::Status ReadLayer(const sluice::Gguf& f, int64_t i, bool converted, EncoderLayer& l) const;
+  absl::Status ReadLayer(const Gguf& f, int64_t i, bool converted, EncoderLayer& l) const;
   EncoderShape shape_;
   std::vector<float> tokens_, places_, classifier_, classifier_bias_;
-  Norm norm_;
+  EncoderNorm norm_;
   std::vector<EncoderLayer> layers_;
   std::vector<std::string> labels_;
   std::optional<Tokenizer> tokenizer_;
 };
-}  // namespace engine
-#endif  // SLUICE_EXAMPLES_ENGINE_ENCODER_H_
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_TEXT_ENCODER_H_

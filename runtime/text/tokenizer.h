@@ -1,5 +1,5 @@
-#ifndef SLUICE_EXAMPLES_ENGINE_TOKENIZER_H_
-#define SLUICE_EXAMPLES_ENGINE_TOKENIZER_H_
+#ifndef SLUICE_RUNTIME_TEXT_TOKENIZER_H_
+#define SLUICE_RUNTIME_TEXT_TOKENIZER_H_
 #include <cstdint>
 #include <string>
 #include <unordered_map>
@@ -8,12 +8,12 @@
 #include "absl/status/statusor.h"
 #include "sluice/runtime/weights/gguf.h"
 
-namespace engine {
+SLUICE_BEGIN_NAMESPACE
 // Byte-level BPE as GGUF files carry it (tokenizer.ggml.model = gpt2). Text is split as GPT-2 does, with every
 // character outside ASCII taken for a letter.
 class Tokenizer {
  public:
-  static absl::StatusOr<Tokenizer> Load(const sluice::Gguf& file);
+  static absl::StatusOr<Tokenizer> Load(const Gguf& file);
   std::vector<int32_t> Encode(const std::string& text) const;
   std::string Decode(const std::vector<int32_t>& ids) const;
   int64_t size() const { return static_cast<int64_t>(bytes_.size()); }
@@ -28,5 +28,5 @@ class Tokenizer {
 };
 // Token ids [skip, skip + count) of a file of little-endian 16-bit ids; a negative count: all that follow.
 absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count);
-}  // namespace engine
-#endif  // SLUICE_EXAMPLES_ENGINE_TOKENIZER_H_
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_TEXT_TOKENIZER_H_
