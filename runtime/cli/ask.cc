@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/cli/commands.h"
+#include "sluice/runtime/service/replay.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -72,7 +73,7 @@ int Explain(const Connection& c, uint64_t id) {
   std::printf(
       "decision %llu by %s (%s), state %llu, propensity %.6g\nquery:", static_cast<unsigned long long>(e.decision_id()),
       e.policy().c_str(), e.spec().c_str(), static_cast<unsigned long long>(e.snapshot()), e.propensity());
-  for (const auto& [task, w] : e.intent()) std::printf(" %s %.3f", task.c_str(), w);
+  for (const v1::TaskWeight& w : e.intent()) std::printf(" %s %.3f", w.task().c_str(), w.weight());
   std::printf("\n");
   for (int s = 0; s < e.stages_size(); ++s) {
     std::printf("\nstage %d\n  %-28s %12s %12s %12s\n", s + 1, "agent", "pheromone", "heuristic", "probability");
@@ -117,6 +118,38 @@ int Top(const Connection& c, bool once) {
     if (once) return 0;
     std::this_thread::sleep_for(std::chrono::seconds(1));
   }
+}
+// Every agent's known answer to every query of the log, a batch at a time. Sent again, nothing changes.
+int WarmUp(const Connection& c, const std::string& path, double share) {
+  const auto log = LoadOutcomeLog(path);
+  if (!log.ok()) return Fail(log.status());
+  const auto client = c.Open();
+  if (!client.ok()) return Fail(client.status());
+  uint64_t fresh = 0, known = 0;
+  const size_t rows = static_cast<size_t>(share * static_cast<double>(log->rows.size()));
+  for (size_t i = 0; i < rows; ++i) {
+    const OutcomeLog::Row& r = log->rows[i];
+    v1::Request q;
+    for (size_t a = 0; a < log->agents.size(); ++a) {
+      v1::Outcome& o = *q.mutable_feedback()->add_outcomes();
+      v1::Labelled& l = *o.mutable_labelled();
+      l.set_key(absl::StrCat(r.id, "\n", log->agents[a]));
+      l.add_agents(log->agents[a]);
+      l.set_task(log->tasks[static_cast<size_t>(r.task)]);
+      l.mutable_features()->Add(r.features.begin(), r.features.end());
+      o.set_quality(r.quality[a]), o.set_cost_usd(r.cost_usd[a]), o.set_latency_s(r.latency_s[a]);
+    }
+    const auto answer = (*client)->Call(q);
+    if (!answer.ok()) return Fail(answer.status());
+    for (const v1::FeedbackResult& f : answer->feedback().results()) {
+      if (f.status() == v1::FeedbackResult::REJECTED) return Fail(absl::InvalidArgumentError(absl::StrCat(r.id, ": ", f.reason())));
+      (f.status() == v1::FeedbackResult::APPLIED ? fresh : known) += 1;
+    }
+    if (isatty(2) && i % 64 == 0) std::fprintf(stderr, "\r%zu of %zu queries\033[K", i, rows);
+  }
+  if (isatty(2)) std::fprintf(stderr, "\r\033[K");
+  std::printf("%llu outcomes learned, %llu known before\n", static_cast<unsigned long long>(fresh), static_cast<unsigned long long>(known));
+  return 0;
 }
 int Policy(const Connection& c, const std::string& name) {
   v1::Request q;
@@ -193,6 +226,16 @@ void AddAsk(CLI::App& app, Exit exit) {
     s->add_flag("--once", *once, "print once and end");
     s->footer("Example: sluice top --once");
     s->callback([=] { exit(Top(*connection, *once)); });
+  }
+  {
+    auto* s = app.add_subcommand("warm-up", "Teach a server from labelled data before it serves: every agent's answer to every query");
+    auto log = std::make_shared<std::string>();
+    auto share = std::make_shared<double>(1);
+    connection->AddTo(*s);
+    s->add_option("--log", *log, "as `sluice replay` reads it; its agents must be the server's, in one stage")->required();
+    s->add_option("--share", *share, "of its queries, the first ones")->capture_default_str()->check(CLI::Range(0.0, 1.0));
+    s->footer("Example: sluice warm-up --log outcomes.csv.gz");
+    s->callback([=] { exit(WarmUp(*connection, *log, *share)); });
   }
   {
     auto* s = app.add_subcommand("policy", "List a server's policies, or make one active");

@@ -1,5 +1,6 @@
 // How fast the sidecar answers, the raw ZeroMQ round trip of the same run beside it.
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -107,7 +108,42 @@ std::string Queries(int n) {
   return q.SerializeAsString();
 }
 
+// `clients` connections, each with one request under way. What the requests are decides what the server does.
+Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients, const std::string& bytes, double seconds) {
+  std::vector<zmq::socket_t> sockets;
+  std::vector<zmq::pollitem_t> items;
+  std::vector<Clock::time_point> sent(static_cast<size_t>(clients));
+  for (int i = 0; i < clients; ++i) sockets.push_back(Dealer(context, endpoint));
+  for (zmq::socket_t& s : sockets) items.push_back({s.handle(), 0, ZMQ_POLLIN, 0});
+  zmq::message_t answer;
+  for (zmq::socket_t& s : sockets) {  // all are connected before the clock starts
+    s.send(zmq::buffer(bytes));
+    (void)s.recv(answer);
+  }
+  Latency out;
+  const auto begin = Clock::now();
+  for (size_t i = 0; i < sockets.size(); ++i) sent[i] = Clock::now(), sockets[i].send(zmq::buffer(bytes));
+  size_t under_way = sockets.size();
+  while (under_way > 0) {
+    const bool more = Clock::now() - begin < std::chrono::duration<double>(seconds);
+    zmq::poll(items.data(), items.size(), std::chrono::milliseconds(1000));
+    for (size_t i = 0; i < sockets.size(); ++i) {
+      if (items[i].revents == 0 || !sockets[i].recv(answer, zmq::recv_flags::dontwait)) continue;
+      const auto back = Clock::now();
+      out.us.push_back(Us(back - sent[i]));
+      if (more) sent[i] = back, sockets[i].send(zmq::buffer(bytes));
+      else --under_way;
+    }
+  }
+  out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
+  return out;
+}
+
 int Bench(double seconds, int repeats, const std::string& transport, bool durable) {
+  rlimit files{};  // a thousand clients need some thousands of descriptors
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
   std::string folder = "/tmp/sluice-bench-XXXXXX";
   if (mkdtemp(folder.data()) == nullptr) return Fail(absl::UnavailableError("/tmp cannot be written"));
   const std::string endpoint = transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice");
@@ -126,6 +162,7 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
   std::thread serving([&] { (void)(*server)->Run(); });
   {
     zmq::context_t echo_context(1), client_context(1);
+    client_context.set(zmq::ctxopt::max_sockets, 4096);
     const std::string echo_at = transport == "tcp" ? "tcp://127.0.0.1:15771" : absl::StrCat("ipc://", folder, "/echo");
     Echo echo(echo_context, echo_at);
     zmq::socket_t raw = Dealer(client_context, echo_at), sluice = Dealer(client_context, (*server)->endpoints()[0]);
@@ -211,6 +248,26 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
       quiet.push_back(At(q.us, 0.99)), busy.push_back(At(b.us, 0.99)), raw_quiet.push_back(At(rq.us, 0.99)),
           raw_busy.push_back(At(rb.us, 0.99));
       ratios.push_back(busy.back() / quiet.back());
+    }
+    std::printf("\n%-8s %28s %34s %40s\n", "clients", "raw", "sluice", "sluice while it learns");
+    for (int clients : {1, 10, 100, 1000}) {
+      std::vector<double> rate[3], p50[3], p99[3], learned;
+      for (int i = 0; i < repeats; ++i) {
+        mode = 0;
+        ready = false;
+        while (!ready) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        for (int which = 0; which < 3; ++which) {
+          if (which == 2) mode = 1;
+          Latency l = Crowd(client_context, which == 0 ? echo_at : (*server)->endpoints()[0], clients, one, seconds);
+          rate[which].push_back(l.rate), p50[which].push_back(At(l.us, 0.5)), p99[which].push_back(At(l.us, 0.99));
+        }
+      }
+      std::printf("%-8d", clients);
+      for (int which = 0; which < 3; ++which) std::printf("  %8.0f/s p50 %6.0f p99 %6.0f us", Median(rate[which]), Median(p50[which]), Median(p99[which]));
+      std::vector<double> ratio_p99;
+      for (size_t i = 0; i < p99[1].size(); ++i) ratio_p99.push_back(p99[2][i] / p99[1][i]);
+      std::printf("   p99 ratio %.2f\n", Median(ratio_p99));
+      std::fflush(stdout);
     }
     mode = 2;
     teacher.join();

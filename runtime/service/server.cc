@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/health.h"
 #include "sluice/runtime/service/http.h"
@@ -593,9 +594,55 @@ class ServerImpl final : public Server {
     }
     return true;
   }
+  // The decision that offline data stands for. Its id comes from its key, apart from the server's own by the highest bit.
+  absl::StatusOr<DecisionRecord> FromLabelled(const v1::Labelled& l) {
+    const AgentGraph& g = *settings_.policies->graph;
+    if (l.key().empty()) return absl::InvalidArgumentError("labelled: no key");
+    if (l.agents_size() != g.num_stages()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("labelled: ", l.agents_size(), " agents, wanted one a stage = ", g.num_stages()));
+    }
+    DecisionRecord d;
+    double uniform = 1;
+    for (int s = 0; s < g.num_stages(); ++s) {
+      const auto at = agents_.find(l.agents(s));
+      const int64_t first = g.first_agent(s);
+      if (at == agents_.end() || at->second < first || at->second >= first + g.stage_size(s)) {
+        return absl::InvalidArgumentError(absl::StrCat("labelled: stage ", s, " has no agent '", l.agents(s), "'"));
+      }
+      d.path.push_back(at->second);
+      uniform /= g.stage_size(s);
+    }
+    v1::Query q;
+    q.set_task(l.task());
+    *q.mutable_intent() = l.intent();
+    SLUICE_RETURN_IF_ERROR(Understand(q, g));
+    double sum = 0;
+    for (double w : intent_now_) sum += w >= 0 ? w : NAN;
+    if (intent_now_.size() != g.tasks.size() || !(std::abs(sum - 1) < 1e-6)) {
+      return absl::InvalidArgumentError(absl::StrCat("labelled: intent has ", intent_now_.size(), " entries that sum to ",
+                                                     sum, ", wanted ", g.tasks.size(), " and 1"));
+    }
+    if (l.features_size() > 1024) return absl::InvalidArgumentError(absl::StrCat(l.features_size(), " features, allowed 1024"));
+    if (!(l.propensity() >= 0 && l.propensity() <= 1)) {
+      return absl::InvalidArgumentError(absl::StrCat("labelled: propensity ", l.propensity(), " is outside [0, 1]"));
+    }
+    uint64_t h = 0xCBF29CE484222325u;
+    for (char c : l.key()) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+    d.id = RandomBits({h, 0, 0, 0, 0}) | (uint64_t{1} << 63);
+    d.graph = settings_.policies->fingerprint, d.epoch = epoch_, d.intent = intent_now_;
+    d.propensity = l.propensity() > 0 ? l.propensity() : uniform;
+    d.features.assign(l.features().begin(), l.features().end());
+    if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
+    return d;
+  }
   absl::StatusOr<OutcomeRecord> Check(const v1::Outcome& o) {
     OutcomeRecord record;
-    SLUICE_ASSIGN_OR_RETURN(record.decision, receipts_->Open(o.receipt()));
+    if (o.receipt().empty() && o.has_labelled()) {
+      SLUICE_ASSIGN_OR_RETURN(record.decision, FromLabelled(o.labelled()));
+    } else {
+      SLUICE_ASSIGN_OR_RETURN(record.decision, receipts_->Open(o.receipt()));
+    }
     if (!(o.quality() >= 0 && o.quality() <= 1))
       return absl::InvalidArgumentError(absl::StrCat("quality ", o.quality(), " is outside [0, 1]"));
     for (double x : {o.cost_usd(), o.latency_s()}) {
@@ -615,7 +662,8 @@ class ServerImpl final : public Server {
     ++second_.outcomes, ++noticed_;
     second_.quality += o.quality, second_.cost += o.cost_usd, second_.latency += o.latency_s;
     counters_.quality += o.quality, counters_.cost += o.cost_usd;
-    if (o.decision.graph != settings_.policies->fingerprint) return;
+    const bool labelled = (o.decision.id >> 63) != 0;  // says nothing of how agents do now
+    if (labelled || o.decision.graph != settings_.policies->fingerprint) return;
     const double share = 1.0 / static_cast<double>(std::max<size_t>(1, o.decision.path.size()));
     for (int32_t a : o.decision.path) {
       bool failed = false;
@@ -681,7 +729,10 @@ class ServerImpl final : public Server {
     out.set_snapshot(e.snapshot);
     out.set_propensity(e.propensity);
     out.set_unix_ms(e.unix_ms);
-    for (size_t t = 0; t < e.intent.size(); ++t) (*out.mutable_intent())[set.graph->tasks[t]] = e.intent[t];
+    for (size_t t = 0; t < e.intent.size(); ++t) {
+      v1::TaskWeight& w = *out.add_intent();
+      w.set_task(set.graph->tasks[t]), w.set_weight(e.intent[t]);
+    }
     AddStages(*set.graph, e.trace, out.mutable_stages());
   }
   void Stats(v1::StatsResponse& s) {

@@ -59,7 +59,8 @@ TEST(Server, RoutesLearnsAndExplains) {
   const auto why = Ask(*c, [&](v1::Request& q) { q.mutable_explain()->set_decision_id(d->id()); }).explain();
   ASSERT_EQ(why.stages_size(), 2);
   EXPECT_EQ(why.stages(1).candidates_size(), 3);
-  EXPECT_EQ(why.intent().at("math"), 1);
+  EXPECT_EQ(why.intent(0).task(), "math");
+  EXPECT_EQ(why.intent(0).weight(), 1);
   double p = 1;
   for (int i = 0; i < 2; ++i) {
     for (const auto& candidate : why.stages(i).candidates()) {
@@ -91,6 +92,43 @@ TEST(Server, LearnsWhatItIsTold) {
   ASSERT_EQ(heat.tasks_size(), 2);
   EXPECT_GT(heat.tasks(1).stages(0).candidates(1).p(), 0.6);
   EXPECT_LT(heat.tasks(0).stages(0).candidates(1).p(), 0.6);
+}
+
+TEST(Server, LabelledDataWarmsItUp) {
+  RunningServer s;
+  auto c = s.Connect();
+  auto labelled = [](int i, const std::string& plan, const std::string& solve) {
+    v1::Outcome o;
+    v1::Labelled& l = *o.mutable_labelled();
+    l.set_key(absl::StrCat("query ", i, " by ", plan, ", ", solve));
+    l.add_agents(plan), l.add_agents(solve);
+    l.set_task("math");
+    o.set_quality(plan == "plan-a" && solve == "solve-b");
+    return o;
+  };
+  for (int round = 0; round < 2; ++round) {
+    v1::Request q;
+    for (int i = 0; i < 40; ++i) {
+      for (const char* plan : {"plan-a", "plan-b"}) {
+        for (const char* solve : {"solve-a", "solve-b", "solve-c"}) *q.mutable_feedback()->add_outcomes() = labelled(i, plan, solve);
+      }
+    }
+    const auto r = c->Call(q);
+    ASSERT_TRUE(r.ok()) << r.status();
+    for (const auto& f : r->feedback().results()) {
+      EXPECT_EQ(f.status(), round == 0 ? v1::FeedbackResult::APPLIED : v1::FeedbackResult::DUPLICATE) << f.reason();
+    }
+  }
+  EXPECT_EQ(SnapshotOf(*c).policies(0).outcomes(), 240u);
+  int right = 0;
+  for (int i = 0; i < 100; ++i) right += c->Route(Task("math"))->agents(1) == "solve-b";
+  EXPECT_GT(right, 60);
+  v1::Outcome bad = labelled(1, "solve-a", "plan-a");
+  EXPECT_THAT(c->Feedback(bad)->reason(), HasSubstr("stage 0 has no agent 'solve-a'"));
+  bad = labelled(1, "plan-a", "solve-a");
+  bad.mutable_labelled()->clear_task();
+  for (double w : {0.5, 0.7}) bad.mutable_labelled()->add_intent(w);
+  EXPECT_THAT(c->Feedback(bad)->reason(), HasSubstr("sum to 1.2"));
 }
 
 TEST(Server, BatchesAnswerEachQuery) {
@@ -443,7 +481,8 @@ TEST(Server, ReadsAQuerysTextWithAnEncoder) {
   const auto d = c->Route(q);
   ASSERT_TRUE(d.ok()) << d.status();
   const auto why = Ask(*c, [&](v1::Request& r) { r.mutable_explain()->set_decision_id(d->id()); }).explain();
-  EXPECT_GT(why.intent().at("math"), 0.9);
+  EXPECT_EQ(why.intent(0).task(), "math");
+  EXPECT_GT(why.intent(0).weight(), 0.9);
 }
 
 TEST(Server, ConfigurationErrorsNameTheirPlace) {
