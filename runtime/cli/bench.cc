@@ -249,6 +249,10 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
           raw_busy.push_back(At(rb.us, 0.99));
       ratios.push_back(busy.back() / quiet.back());
     }
+    std::printf(
+        "p99 at 10,000/s               raw %.1f us, beside the teacher %.1f us   sluice %.1f us, while it learns %.0f "
+        "outcomes/s %.1f us   ratio %.2f\n",
+        Median(raw_quiet), Median(raw_busy), Median(quiet), Median(change), Median(busy), Median(ratios));
     std::printf("\n%-8s %28s %34s %40s\n", "clients", "raw", "sluice", "sluice while it learns");
     for (int clients : {1, 10, 100, 1000}) {
       std::vector<double> rate[3], p50[3], p99[3], learned;
@@ -271,10 +275,6 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
     }
     mode = 2;
     teacher.join();
-    std::printf(
-        "p99 at 10,000/s               raw %.1f us, beside the teacher %.1f us   sluice %.1f us, while it learns %.0f "
-        "outcomes/s %.1f us   ratio %.2f\n",
-        Median(raw_quiet), Median(raw_busy), Median(quiet), Median(change), Median(busy), Median(ratios));
   }
   (*server)->Stop();
   serving.join();
