@@ -1,0 +1,105 @@
+#include "sluice/policies/experiment/sequential.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "sluice/runtime/base/counter_rng.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+TEST(Moments, AreTheTextbookOnes) {
+  const double y[] = {1, 4, 2, 8}, x[] = {0, 2, 1, 3};
+  Moments m;
+  for (int i = 0; i < 4; ++i) m.Add(y[i], x[i]);
+  m.Add(NAN), m.Add(1, INFINITY);
+  EXPECT_EQ(m.count(), 4);
+  EXPECT_EQ(m.skipped(), 2);
+  EXPECT_DOUBLE_EQ(m.mean(), 3.75);
+  EXPECT_NEAR(m.variance(), 9.583333333, 1e-8);    // 28.75 / 3
+  EXPECT_NEAR(m.covariance(), 3.833333333, 1e-8);  // 11.5 / 3
+  EXPECT_NEAR(m.variance_x(), 1.666666667, 1e-8);
+}
+
+TEST(ChiSquare, TailsAreTheTables) {
+  EXPECT_NEAR(ChiSquareTail(3.841459, 1), 0.05, 1e-6);
+  EXPECT_NEAR(ChiSquareTail(10.827566, 1), 0.001, 1e-7);
+  EXPECT_NEAR(ChiSquareTail(18.307038, 10), 0.05, 1e-6);
+  EXPECT_NEAR(ChiSquareTail(0.5, 10), 0.99999, 1e-5);
+  EXPECT_EQ(ChiSquareTail(0, 3), 1);
+}
+
+// Units arrive in turn; the test is read after every one of them.
+struct Peeked {
+  bool mixture = false, sequence = false;  // a difference was declared at some time
+  double half = 0, variance = 0;           // at the end
+};
+Peeked Peek(double effect, double noise_of_covariate, uint64_t seed, int units) {
+  Moments a, b;
+  MixtureTest test(0.1);
+  Peeked p;
+  for (int i = 0; i < units; ++i) {
+    auto draw = [&](uint64_t unit) { return RandomUniform({seed, static_cast<uint64_t>(i), 0, unit, 0}); };
+    const double difficulty = draw(0);
+    const bool in_b = draw(1) < 0.5;
+    const double y = draw(2) < 0.2 + 0.6 * difficulty + (in_b ? effect : 0) ? 1 : 0;
+    const double x = noise_of_covariate >= 1 ? 0 : difficulty + noise_of_covariate * (draw(3) - 0.5);
+    (in_b ? b : a).Add(y, x);
+    const Difference d = DifferenceOfMeans(a, b);
+    p.mixture = p.mixture || test.Update(d) <= 0.05;
+    const double half = SequenceHalfWidth(d, 0.05, 2000);
+    p.sequence = p.sequence || (d.units >= 100 && std::abs(d.value) > half);
+    p.half = half, p.variance = d.variance;
+  }
+  return p;
+}
+
+TEST(Sequential, AAgainstADeclaresNothingMoreThanFiveInAHundredTimes) {
+  int mixture = 0, sequence = 0, adjusted = 0, naive = 0;
+  constexpr int kRuns = 1000;
+  for (uint64_t run = 0; run < kRuns; ++run) {
+    const Peeked plain = Peek(0, 1, run, 2000), cuped = Peek(0, 0.2, 5000 + run, 2000);
+    mixture += plain.mixture, sequence += plain.sequence, adjusted += cuped.mixture || cuped.sequence;
+    // What reading a fixed-sample test every time would have done, for contrast.
+    Moments a, b;
+    bool declared = false;
+    for (int i = 0; i < 2000; ++i) {
+      auto draw = [&](uint64_t unit) { return RandomUniform({90000 + run, static_cast<uint64_t>(i), 0, unit, 0}); };
+      (draw(0) < 0.5 ? a : b).Add(draw(1) < 0.5 ? 1 : 0);
+      const Difference d = DifferenceOfMeans(a, b);
+      declared = declared || (d.units >= 100 && d.variance > 0 && std::abs(d.value) > 1.959964 * std::sqrt(d.variance));
+    }
+    naive += declared;
+  }
+  EXPECT_LE(mixture, 50);
+  EXPECT_LE(sequence, 50);
+  EXPECT_LE(adjusted, 50);
+  EXPECT_GT(naive, 150);
+}
+
+TEST(Sequential, ARealDifferenceIsFound) {
+  int mixture = 0, sequence = 0;
+  for (uint64_t run = 0; run < 50; ++run) {
+    const Peeked p = Peek(0.12, 1, run, 4000);
+    mixture += p.mixture, sequence += p.sequence;
+  }
+  EXPECT_GE(mixture, 48);
+  EXPECT_GE(sequence, 48);
+}
+
+TEST(Sequential, WhatWasKnownBeforeNarrowsTheInterval) {
+  const Peeked plain = Peek(0.05, 1, 7, 4000), adjusted = Peek(0.05, 0.1, 7, 4000);
+  EXPECT_LT(adjusted.variance, 0.9 * plain.variance);
+  EXPECT_LT(adjusted.half, plain.half);
+}
+
+TEST(Sequential, SaysNothingWithoutData) {
+  Moments a, b;
+  const Difference d = DifferenceOfMeans(a, b);
+  EXPECT_EQ(d.value, 0);
+  EXPECT_EQ(SequenceHalfWidth(d, 0.05), INFINITY);
+  MixtureTest test(0.1);
+  EXPECT_EQ(test.Update(d), 1);
+}
+}  // namespace
+SLUICE_END_NAMESPACE
