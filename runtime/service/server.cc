@@ -4,6 +4,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <deque>
 #include <fstream>
@@ -29,6 +31,7 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr uint32_t kWireVersion = 1;
 constexpr int kDrainBatch = 256;       // messages taken before learned outcomes are answered
+constexpr size_t kMaxPaths = 4096;
 constexpr size_t kMaxClients = 65536;  // token buckets kept
 
 double SteadySeconds() {
@@ -203,6 +206,10 @@ class ServerImpl final : public Server {
              rate_limited = 0, undeliverable = 0, reloads = 0, failed_reloads = 0;
     double quality = 0, cost = 0;
   };
+  struct Path {
+    std::vector<std::string> agents;
+    uint64_t chosen = 0;
+  };
   struct Second {
     int64_t unix_ms = 0;
     uint32_t decisions = 0, feedbacks = 0, outcomes = 0;
@@ -232,6 +239,7 @@ class ServerImpl final : public Server {
     }
     const AgentGraph& g = *settings_.policies->graph;
     for (int64_t a = 0; a < g.num_agents(); ++a) agents_.emplace(g.agent(a).id, static_cast<int32_t>(a));
+    for (int i = 0; i < g.num_stages(); ++i) first_agent_[static_cast<size_t>(i)] = g.first_agent(i);
     active_ = c.active_policy();
     if (intent_path_ != c.intent().model()) {
       intent_.reset();
@@ -547,11 +555,24 @@ class ServerImpl final : public Server {
         health_.Chosen(static_cast<size_t>(decision.path[s]), breaker_);
       }
       ++counters_.decisions, ++second_.decisions;
+      CountPath(decision, *set.graph);
       if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
       const auto after = std::chrono::steady_clock::now();
       decide_.Add(std::chrono::duration_cast<std::chrono::nanoseconds>(after - before).count());
       before = after;
     }
+  }
+  // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones are left out.
+  void CountPath(const AgentDecision& d, const AgentGraph& g) {
+    uint64_t key = 0;
+    for (int s = 0; s < d.stages; ++s) key = key * (kMaxStageAgents + 1) + static_cast<uint64_t>(d.path[s] - first_agent_[s]) + 1;
+    auto at = paths_.find(key);
+    if (at == paths_.end()) {
+      if (paths_.size() >= kMaxPaths) return;
+      at = paths_.emplace(key, Path{}).first;
+      for (int s = 0; s < d.stages; ++s) at->second.agents.push_back(g.agent(d.path[s]).id);
+    }
+    ++at->second.chosen;
   }
   int ActivePolicy(const PolicySet& set) const {
     const int i = set.Find(active_);  // -1: a reload has named one that the learner still restores
@@ -748,6 +769,14 @@ class ServerImpl final : public Server {
       s.set_mean_quality(counters_.quality / static_cast<double>(noticed_));
       s.set_mean_cost_usd(counters_.cost / static_cast<double>(noticed_));
     }
+    std::vector<const Path*> top;
+    for (const auto& [key, path] : paths_) top.push_back(&path);
+    std::sort(top.begin(), top.end(), [](const Path* a, const Path* b) { return a->chosen != b->chosen ? a->chosen > b->chosen : a->agents < b->agents; });
+    for (size_t i = 0; i < std::min<size_t>(12, top.size()); ++i) {
+      v1::PathStats& p = *s.add_paths();
+      for (const std::string& id : top[i]->agents) p.add_agents(id);
+      p.set_chosen(top[i]->chosen);
+    }
     Published<LearnedState>::Guard state(learner_->published(), 0);
     s.set_policy(state->policies->policies[static_cast<size_t>(ActivePolicy(*state->policies))].name);
     s.set_snapshot(state->version);
@@ -869,6 +898,8 @@ class ServerImpl final : public Server {
   uint64_t next_id_ = 0, ids_left_ = 0, epoch_ = 1, noticed_ = 0;
   uint32_t decisions_in_epoch_ = 0;
   std::vector<Explained> explained_;
+  std::unordered_map<uint64_t, Path> paths_;
+  std::array<int64_t, kMaxStages> first_agent_{};
   std::vector<double> intent_now_;
   std::vector<Block> blocked_now_;
   DecisionRecord record_;

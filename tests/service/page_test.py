@@ -46,7 +46,9 @@ try:
     assert browser.find_element(By.ID, "policy").text == "amro_s"
     assert "3,000" in browser.find_element(By.ID, "figures").text, browser.find_element(By.ID, "figures").text
     assert len(browser.find_elements(By.CSS_SELECTOR, "#agents tr")) == 13
-    wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#quality path").get_attribute("d"))
+    for chart in ("traffic", "quality", "cost", "latency"):
+        wait.until(lambda b, c=chart: b.find_element(By.CSS_SELECTOR, f"#{c} path").get_attribute("d"))
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#paths tr")) == 7
 
     box = browser.find_element(By.ID, "id")
     box.send_keys("nonsense")

@@ -75,6 +75,9 @@ TEST(Server, RoutesLearnsAndExplains) {
   EXPECT_EQ(stats.decisions(), 1u);
   EXPECT_EQ(stats.feedbacks(), 1u);
   EXPECT_EQ(stats.duplicates(), 1u);
+  ASSERT_EQ(stats.paths_size(), 1);
+  EXPECT_EQ(stats.paths(0).agents(1), d->agents(1));
+  EXPECT_EQ(stats.paths(0).chosen(), 1u);
 }
 
 TEST(Server, LearnsWhatItIsTold) {
