@@ -25,8 +25,23 @@ Mean Interval(const std::vector<double>& x) {
   m.half = t * std::sqrt(variance / n);
   return m;
 }
+// Open Bandit Pipeline's columns: what off-policy evaluation elsewhere reads.
+absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::string& path) {
+  FILE* f = std::fopen(path.c_str(), "w");
+  if (f == nullptr) return absl::UnavailableError(path + ": cannot be written");
+  std::fprintf(f, "timestamp,position,action,reward,pscore");
+  for (size_t t = 0; t < log.tasks.size(); ++t) std::fprintf(f, ",context_%zu", t);
+  for (size_t i = 0; i < run.row.size(); ++i) {
+    const OutcomeLog::Row& r = log.rows[static_cast<size_t>(run.row[i])];
+    std::fprintf(f, "\n%zu,0,%d,%.6f,%.9g", i, run.agent[i], run.utility[i], run.propensity[i]);
+    for (size_t t = 0; t < log.tasks.size(); ++t)
+      std::fprintf(f, ",%.4f", r.intent.empty() ? (r.task == static_cast<int>(t) ? 1.0 : 0.0) : r.intent[t]);
+  }
+  std::fprintf(f, "\n");
+  return std::fclose(f) == 0 ? absl::OkStatus() : absl::UnavailableError(path + ": cannot be written");
+}
 int Run(const std::string& path, std::vector<std::string> policies, const std::vector<double>& weights, int seeds,
-        uint64_t first_seed, ReplayOptions o, const std::string& curve) {
+        uint64_t first_seed, ReplayOptions o, const std::string& curve, const std::string& export_to) {
   const auto log = LoadOutcomeLog(path);
   if (!log.ok()) return Fail(log.status());
   if (policies.empty()) {
@@ -57,13 +72,15 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
   for (double weight : weights) {
     o.cost_weight = weight;
     const Ceilings c = CeilingsOf(*log, weight, o.latency_weight);
-    std::printf(
-        "\ncost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f\n%-10s %-8s %-9s %-9s "
-        "%-8s  %s\n",
-        weight, c.best_single, c.task_best, c.oracle, "utility", "+- 95 %", "quality", "USD/query", "regret",
-        "policy (last third; regret of the whole against each task's best)");
+    std::printf("\ncost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f\n", weight,
+                c.best_single, c.task_best, c.oracle);
+    std::printf("%-10s %-8s %-8s %-8s %-9s %-9s %-8s  %s\n", "utility", "+- 95 %", "gain", "+- 95 %", "quality",
+                "USD/query", "regret",
+                "policy (last third; gain over the first policy, paired by seed; regret of the whole against each "
+                "task's best)");
+    std::vector<double> first;  // the first policy's, per seed
     for (const std::string& policy : policies) {
-      std::vector<double> utility, quality, cost, regret;
+      std::vector<double> utility, quality, cost, regret, gain;
       constexpr int kPoints = 40;
       std::vector<std::vector<double>> along(kPoints);
       for (int s = 0; s < seeds; ++s) {
@@ -71,6 +88,11 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
         const auto run = Replay(*log, policy, o, first_seed + static_cast<uint64_t>(s));
         if (!run.ok())
           return Fail(absl::Status(run.status().code(), absl::StrCat(policy, ": ", run.status().message())));
+        if (first.size() < static_cast<size_t>(seeds)) first.push_back(run->LastThird());
+        gain.push_back(run->LastThird() - first[static_cast<size_t>(s)]);  // the same queries in the same order
+        if (!export_to.empty() && s == 0 && &policy == &policies[0] && weight == weights[0]) {
+          if (const absl::Status status = Export(*log, *run, export_to); !status.ok()) return Fail(status);
+        }
         utility.push_back(run->LastThird()), quality.push_back(run->quality), cost.push_back(run->cost_usd);
         double sum = 0;
         int point = 0;
@@ -83,8 +105,9 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
       }
       if (isatty(2)) std::fprintf(stderr, "\r\033[K");
       const Mean u = Interval(utility);
-      std::printf("%-10.4f %-8.4f %-9.4f %-9.6f %-8.1f  %s\n", u.mean, u.half, Interval(quality).mean,
-                  Interval(cost).mean, Interval(regret).mean, policy.c_str());
+      const Mean g = Interval(gain);
+      std::printf("%-10.4f %-8.4f %+-8.4f %-8.4f %-9.4f %-9.6f %-8.1f  %s\n", u.mean, u.half, g.mean, g.half,
+                  Interval(quality).mean, Interval(cost).mean, Interval(regret).mean, policy.c_str());
       std::fflush(stdout);
       if (out != nullptr) {
         for (int i = 0; i < kPoints; ++i) {
@@ -103,7 +126,7 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
 void AddReplay(CLI::App& app, Exit exit) {
   auto* s = app.add_subcommand("replay", "Replay an outcome log through policies and say what each would have earned");
   struct Args {
-    std::string log, curve;
+    std::string log, curve, export_to;
     std::vector<std::string> policies;
     std::vector<double> weights = {0, 5, 20};
     int seeds = 5;
@@ -131,8 +154,10 @@ void AddReplay(CLI::App& app, Exit exit) {
       ->check(CLI::Range(1, 1000000));
   s->add_flag("--predicted-intent", a->o.predicted_intent, "the log's intent columns instead of the task's name");
   s->add_option("--curve", a->curve, "CSV of regret along the way, with 95 % intervals");
+  s->add_option("--export", a->export_to, "CSV of the first policy's decisions in Open Bandit Pipeline's columns");
   s->footer("Example: sluice replay --log examples/agents/pool_a.csv.gz --policy thompson --policy amro_s --seeds 20");
-  s->callback([=] { exit(Run(a->log, a->policies, a->weights, a->seeds, a->first_seed, a->o, a->curve)); });
+  s->callback(
+      [=] { exit(Run(a->log, a->policies, a->weights, a->seeds, a->first_seed, a->o, a->curve, a->export_to)); });
 }
 }  // namespace cli
 SLUICE_END_NAMESPACE

@@ -275,6 +275,8 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
     if (i % o.epoch == 0) ++epoch;
     const auto a = static_cast<size_t>(d.path[0]);
     learn(r, d.path[0], d.propensity);
+    run.row.push_back(static_cast<int32_t>(pool[at])), run.agent.push_back(d.path[0]);
+    run.propensity.push_back(static_cast<float>(d.propensity));
     run.utility.push_back(static_cast<float>(Utility(r, a, o.cost_weight, o.latency_weight)));
     run.task_best.push_back(
         static_cast<float>(Utility(r, task_best[static_cast<size_t>(r.task)], o.cost_weight, o.latency_weight)));

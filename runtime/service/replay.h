@@ -37,6 +37,8 @@ struct ReplayOptions {
 };
 struct ReplayRun {
   std::vector<float> utility, task_best;            // per decision: of the chosen agent; of the task's best on average
+  std::vector<int32_t> row, agent;                  // per decision: of the log; chosen
+  std::vector<float> propensity;                    // per decision: of the chosen agent
   double quality = 0, cost_usd = 0, latency_s = 0;  // means over the last third
   double LastThird() const;
 };
