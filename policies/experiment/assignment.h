@@ -13,15 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/base/hash.h"
 
 SLUICE_BEGIN_NAMESPACE
-// FNV-1a, then mixed; for keys of assignment only.
-inline uint64_t HashText(absl::string_view s) {
-  uint64_t h = 0xCBF29CE484222325u;
-  for (char c : s) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return RandomBits({h, 0, 0, 0, 0});
-}
-
 class ArmAssignment {
  public:
   struct Arm {

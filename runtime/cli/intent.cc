@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/service/intent.h"
 #include "sluice/runtime/text/ngram_classifier.h"
@@ -55,11 +56,7 @@ absl::StatusOr<Labelled> ReadQueries(const std::string& path, const std::string&
   return out;
 }
 // Which fold an example belongs to: by its id, so a repeated query never is on both sides.
-int Fold(const std::string& id, int folds) {
-  uint64_t h = 0xCBF29CE484222325u;
-  for (char c : id) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return static_cast<int>(RandomBits({h, 0, 0, 0, 0}) % static_cast<uint64_t>(folds));
-}
+int Fold(const std::string& id, int folds) { return static_cast<int>(HashText(id) % static_cast<uint64_t>(folds)); }
 absl::StatusOr<NgramClassifier> TrainOn(const Labelled& all, const std::vector<char>& out,
                                         const NgramClassifier::TrainOptions& o) {
   std::vector<NgramClassifier::Example> some;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -24,18 +25,16 @@ class Errors final : public google::protobuf::io::ErrorCollector {
   const std::string& origin_;
 };
 
-uint64_t Fingerprint(const AgentGraph& g) {  // FNV-1a over the names, each closed by a separator
-  uint64_t h = 0xCBF29CE484222325u;
-  auto add = [&](absl::string_view s, char end) {
-    for (char c : s) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-    h = (h ^ static_cast<unsigned char>(end)) * 0x100000001B3u;
-  };
-  for (const std::string& t : g.tasks) add(t, '\1');
+uint64_t Fingerprint(
+    const AgentGraph& g) {  // names cannot hold the separators' meaning: each is followed by its length
+  std::string all;
+  auto add = [&](absl::string_view name) { absl::StrAppend(&all, name, "\n", name.size(), "\n"); };
+  for (const std::string& t : g.tasks) add(t);
   for (const auto& stage : g.stages) {
-    for (const Agent& a : stage) add(a.id, '\2');
-    add("", '\3');
+    absl::StrAppend(&all, "stage\n");
+    for (const Agent& a : stage) add(a.id);
   }
-  return h;
+  return HashText(all);
 }
 
 #define SLUICE_DEFAULT(message, field, value) \

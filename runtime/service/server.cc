@@ -17,7 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/health.h"
 #include "sluice/runtime/service/http.h"
@@ -30,7 +30,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr uint32_t kWireVersion = 1;
-constexpr int kDrainBatch = 256;       // messages taken before learned outcomes are answered
+constexpr int kDrainBatch = 256;  // messages taken before learned outcomes are answered
 constexpr size_t kMaxPaths = 4096;
 constexpr size_t kMaxClients = 65536;  // token buckets kept
 
@@ -565,7 +565,8 @@ class ServerImpl final : public Server {
   // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones are left out.
   void CountPath(const AgentDecision& d, const AgentGraph& g) {
     uint64_t key = 0;
-    for (int s = 0; s < d.stages; ++s) key = key * (kMaxStageAgents + 1) + static_cast<uint64_t>(d.path[s] - first_agent_[s]) + 1;
+    for (int s = 0; s < d.stages; ++s)
+      key = key * (kMaxStageAgents + 1) + static_cast<uint64_t>(d.path[s] - first_agent_[s]) + 1;
     auto at = paths_.find(key);
     if (at == paths_.end()) {
       if (paths_.size() >= kMaxPaths) return;
@@ -615,7 +616,8 @@ class ServerImpl final : public Server {
     }
     return true;
   }
-  // The decision that offline data stands for. Its id comes from its key, apart from the server's own by the highest bit.
+  // The decision that offline data stands for. Its id comes from its key, apart from the server's own by the highest
+  // bit.
   absl::StatusOr<DecisionRecord> FromLabelled(const v1::Labelled& l) {
     const AgentGraph& g = *settings_.policies->graph;
     if (l.key().empty()) return absl::InvalidArgumentError("labelled: no key");
@@ -641,16 +643,16 @@ class ServerImpl final : public Server {
     double sum = 0;
     for (double w : intent_now_) sum += w >= 0 ? w : NAN;
     if (intent_now_.size() != g.tasks.size() || !(std::abs(sum - 1) < 1e-6)) {
-      return absl::InvalidArgumentError(absl::StrCat("labelled: intent has ", intent_now_.size(), " entries that sum to ",
-                                                     sum, ", wanted ", g.tasks.size(), " and 1"));
+      return absl::InvalidArgumentError(absl::StrCat("labelled: intent has ", intent_now_.size(),
+                                                     " entries that sum to ", sum, ", wanted ", g.tasks.size(),
+                                                     " and 1"));
     }
-    if (l.features_size() > 1024) return absl::InvalidArgumentError(absl::StrCat(l.features_size(), " features, allowed 1024"));
+    if (l.features_size() > 1024)
+      return absl::InvalidArgumentError(absl::StrCat(l.features_size(), " features, allowed 1024"));
     if (!(l.propensity() >= 0 && l.propensity() <= 1)) {
       return absl::InvalidArgumentError(absl::StrCat("labelled: propensity ", l.propensity(), " is outside [0, 1]"));
     }
-    uint64_t h = 0xCBF29CE484222325u;
-    for (char c : l.key()) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-    d.id = RandomBits({h, 0, 0, 0, 0}) | (uint64_t{1} << 63);
+    d.id = HashText(l.key()) | (uint64_t{1} << 63);
     d.graph = settings_.policies->fingerprint, d.epoch = epoch_, d.intent = intent_now_;
     d.propensity = l.propensity() > 0 ? l.propensity() : uniform;
     d.features.assign(l.features().begin(), l.features().end());
@@ -771,7 +773,9 @@ class ServerImpl final : public Server {
     }
     std::vector<const Path*> top;
     for (const auto& [key, path] : paths_) top.push_back(&path);
-    std::sort(top.begin(), top.end(), [](const Path* a, const Path* b) { return a->chosen != b->chosen ? a->chosen > b->chosen : a->agents < b->agents; });
+    std::sort(top.begin(), top.end(), [](const Path* a, const Path* b) {
+      return a->chosen != b->chosen ? a->chosen > b->chosen : a->agents < b->agents;
+    });
     for (size_t i = 0; i < std::min<size_t>(12, top.size()); ++i) {
       v1::PathStats& p = *s.add_paths();
       for (const std::string& id : top[i]->agents) p.add_agents(id);
@@ -830,14 +834,8 @@ class ServerImpl final : public Server {
       v1::PolicySnapshot& p = *out.add_policies();
       p.set_name(state->policies->policies[i].name);
       p.set_outcomes(static_cast<uint64_t>(state->of[i].outcomes));
-      uint64_t h = 0xCBF29CE484222325u;
-      for (double x : state->of[i].state) {
-        uint64_t bits;
-        std::memcpy(&bits, &x, sizeof bits);
-        h = (h ^ bits) * 0x100000001B3u;
-        h ^= h >> 29;
-      }
-      p.set_digest(h);
+      const std::vector<double>& numbers = state->of[i].state;
+      p.set_digest(HashText({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(double)}));
       p.set_late(static_cast<uint64_t>(state->of[i].late));
       if (q.include_state()) p.mutable_state()->Add(state->of[i].state.begin(), state->of[i].state.end());
     }

@@ -83,14 +83,17 @@ class Ledger {
           absl::StrCat("snapshot of ", text.size(), " bytes with ", head[3], " epochs does not add up"));
     }
     const char* at = text.data() + sizeof head;
-    std::memcpy(base_.data(), at, base_.size() * 8);
+    auto copy = [](void* to, const char* from, size_t n) {  // routers that never learn have nothing to copy to
+      if (n > 0) std::memcpy(to, from, n);
+    };
+    copy(base_.data(), at, base_.size() * 8);
     at += base_.size() * 8;
     epochs_.clear();
     for (uint64_t i = 0; i < head[3]; ++i, at += each) {
       Epoch e;
       e.sums.resize(sums);
-      std::memcpy(&e.number, at, 8);
-      std::memcpy(e.sums.data(), at + 8, sums * 8);
+      copy(&e.number, at, 8);
+      copy(e.sums.data(), at + 8, sums * 8);
       epochs_.push_back(std::move(e));
     }
     newest_ = head[4], outcomes_ = static_cast<int64_t>(head[5]), late_ = static_cast<int64_t>(head[6]), clean_ = 0;

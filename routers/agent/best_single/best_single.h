@@ -5,7 +5,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class BestSingle {
+class BestSingle : public agent_common::ArmLearner {
  public:
   static constexpr absl::string_view kName = "best_single";
   struct Config {
@@ -15,20 +15,7 @@ class BestSingle {
       utility.VisitFields(v);
     }
   };
-  using Plan = agent_common::Plan;
   static absl::StatusOr<BestSingle> Create(const Config& c) { return BestSingle(c); }
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
-    Plan p = Plan::Of(std::move(g));
-    p.sums = p.state = agent_common::ArmTable(p.layout).cells();
-    return p;
-  }
-  void InitialState(const Plan& p, absl::Span<double> state) const { agent_common::ArmTable(p.layout).Initial(state); }
-  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
-    agent_common::ArmTable(p.layout).Observe(0, o, out);
-  }
-  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
-    agent_common::ArmTable(p.layout).Fold(config_.utility, sums, state);
-  }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
     const agent_common::ArmTable arms(p.layout);
@@ -50,7 +37,7 @@ class BestSingle {
   }
 
  private:
-  explicit BestSingle(const Config& c) : config_(c) {}
+  explicit BestSingle(const Config& c) : ArmLearner(c.utility), config_(c) {}
   Config config_;
 };
 SLUICE_END_NAMESPACE

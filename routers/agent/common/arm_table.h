@@ -86,6 +86,32 @@ class ArmTable {
  private:
   int64_t tasks_, agents_;
 };
+
+// Routers whose whole state is an ArmTable.
+class ArmLearner {
+ public:
+  using Plan = agent_common::Plan;
+  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
+    Plan p = Plan::Of(std::move(g));
+    p.sums = p.state = ArmTable(p.layout).cells();
+    return p;
+  }
+  void InitialState(const Plan& p, absl::Span<double> state) const { ArmTable(p.layout).Initial(state); }
+  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
+    ArmTable(p.layout).Observe(0, o, out);
+  }
+  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
+    ArmTable(p.layout).Fold(utility_, sums, state);
+  }
+
+ protected:
+  explicit ArmLearner(const UtilityConfig& u) : utility_(u) {}
+  ArmTable::Estimate Of(const Plan& p, absl::Span<const double> state, const Stage& s, absl::Span<const double> intent,
+                        int j) const {
+    return ArmTable(p.layout).Of(utility_, p.graph->stages[s.index][j], state, intent, s.first_agent + j);
+  }
+  UtilityConfig utility_;
+};
 }  // namespace agent_common
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_COMMON_ARM_TABLE_H_

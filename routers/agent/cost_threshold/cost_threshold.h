@@ -6,7 +6,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class CostThreshold {
+class CostThreshold : public agent_common::ArmLearner {
  public:
   static constexpr absl::string_view kName = "cost_threshold";
   struct Config {
@@ -18,27 +18,11 @@ class CostThreshold {
       utility.VisitFields(v);
     }
   };
-  using Plan = agent_common::Plan;
   static absl::StatusOr<CostThreshold> Create(const Config& c) { return CostThreshold(c); }
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
-    Plan p = Plan::Of(std::move(g));
-    p.sums = p.state = agent_common::ArmTable(p.layout).cells();
-    return p;
-  }
-  void InitialState(const Plan& p, absl::Span<double> state) const { agent_common::ArmTable(p.layout).Initial(state); }
-  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
-    agent_common::ArmTable(p.layout).Observe(0, o, out);
-  }
-  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
-    agent_common::ArmTable(p.layout).Fold(config_.utility, sums, state);
-  }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    const agent_common::ArmTable arms(p.layout);
     return agent_common::Walk(p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
-      auto quality = [&](int j) {
-        return arms.Of(config_.utility, p.graph->stages[s.index][j], state, q.intent, s.first_agent + j).quality;
-      };
+      auto quality = [&](int j) { return Of(p, state, s, q.intent, j).quality; };
       int strong = -1, weak = -1;
       for (int j = 0; j < s.size; ++j) {
         if (!s.open[j]) continue;
@@ -52,7 +36,7 @@ class CostThreshold {
   }
 
  private:
-  explicit CostThreshold(const Config& c) : config_(c) {}
+  explicit CostThreshold(const Config& c) : ArmLearner(c.utility), config_(c) {}
   Config config_;
 };
 SLUICE_END_NAMESPACE

@@ -5,7 +5,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class Thompson {
+class Thompson : public agent_common::ArmLearner {
  public:
   static constexpr absl::string_view kName = "thompson";
   struct Config {
@@ -17,30 +17,15 @@ class Thompson {
       utility.VisitFields(v);
     }
   };
-  using Plan = agent_common::Plan;
   static absl::StatusOr<Thompson> Create(const Config& c) { return Thompson(c); }
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
-    Plan p = Plan::Of(std::move(g));
-    p.sums = p.state = agent_common::ArmTable(p.layout).cells();
-    return p;
-  }
-  void InitialState(const Plan& p, absl::Span<double> state) const { agent_common::ArmTable(p.layout).Initial(state); }
-  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
-    agent_common::ArmTable(p.layout).Observe(0, o, out);
-  }
-  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
-    agent_common::ArmTable(p.layout).Fold(config_.utility, sums, state);
-  }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    const agent_common::ArmTable arms(p.layout);
     return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
                               [&](const agent_common::Stage& s, agent_common::Weights& w) {
                                 std::array<Arm, kMaxStageAgents> arm;
                                 for (int j = 0; j < s.size; ++j) {
                                   if (!s.open[j]) continue;
-                                  const Agent& agent = p.graph->stages[s.index][j];
-                                  const auto e = arms.Of(config_.utility, agent, state, q.intent, s.first_agent + j);
+                                  const auto e = Of(p, state, s, q.intent, j);
                                   const double n = e.count + config_.utility.prior;
                                   arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
                                   w.tau[j] = n, w.eta[j] = e.utility;
@@ -50,7 +35,7 @@ class Thompson {
   }
 
  private:
-  explicit Thompson(const Config& c) : config_(c) {}
+  explicit Thompson(const Config& c) : ArmLearner(c.utility), config_(c) {}
   struct Arm {
     double a = 1, b = 1, loss = 0;  // Beta(a, b) shifted down by the mean loss of utility
   };
