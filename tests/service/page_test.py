@@ -12,6 +12,7 @@ import time
 sluice, log, out = sys.argv[1:]
 try:
     from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait
@@ -39,9 +40,13 @@ try:
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1100"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options)
+    try:
+        browser = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
+    except WebDriverException as e:
+        print("skipped: the browser does not start here:", str(e).splitlines()[0])
+        sys.exit(77)
     browser.get(f"http://127.0.0.1:{port}/")
-    wait = WebDriverWait(browser, 20)
+    wait = WebDriverWait(browser, 40)
     wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "#heat td[title]")) == 4 * 12)
     assert browser.find_element(By.ID, "policy").text == "amro_s"
     assert "3,000" in browser.find_element(By.ID, "figures").text, browser.find_element(By.ID, "figures").text

@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,8 +42,19 @@ class RedisServer {
             folder_.c_str(), "--appendonly", "yes", "--appendfsync", "always", "--save", "", nullptr);
       _exit(127);
     }
-    for (int i = 0; i < 500 && access(address().c_str(), F_OK) != 0; ++i) usleep(10000);
-    usleep(100000);  // it listens a moment after the socket appears, and loads its file
+    for (int i = 0; i < 1000 && !Answers(); ++i) usleep(10000);
+  }
+  // The socket appears before the server has read its file.
+  bool Answers() const {
+    const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    sockaddr_un at{};
+    at.sun_family = AF_UNIX;
+    address().copy(at.sun_path, sizeof at.sun_path - 1);
+    char answer[8] = "";
+    const bool pong = connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) == 0 &&
+                      send(fd, "PING\r\n", 6, MSG_NOSIGNAL) == 6 && recv(fd, answer, 5, 0) == 5 && answer[1] == 'P';
+    close(fd);
+    return pong;
   }
   void Stop() {
     if (pid_ <= 0) return;
