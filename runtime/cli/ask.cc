@@ -142,13 +142,37 @@ int WarmUp(const Connection& c, const std::string& path, double share) {
     const auto answer = (*client)->Call(q);
     if (!answer.ok()) return Fail(answer.status());
     for (const v1::FeedbackResult& f : answer->feedback().results()) {
-      if (f.status() == v1::FeedbackResult::REJECTED) return Fail(absl::InvalidArgumentError(absl::StrCat(r.id, ": ", f.reason())));
+      if (f.status() == v1::FeedbackResult::REJECTED)
+        return Fail(absl::InvalidArgumentError(absl::StrCat(r.id, ": ", f.reason())));
       (f.status() == v1::FeedbackResult::APPLIED ? fresh : known) += 1;
     }
     if (isatty(2) && i % 64 == 0) std::fprintf(stderr, "\r%zu of %zu queries\033[K", i, rows);
   }
   if (isatty(2)) std::fprintf(stderr, "\r\033[K");
-  std::printf("%llu outcomes learned, %llu known before\n", static_cast<unsigned long long>(fresh), static_cast<unsigned long long>(known));
+  std::printf("%llu outcomes learned, %llu known before\n", static_cast<unsigned long long>(fresh),
+              static_cast<unsigned long long>(known));
+  return 0;
+}
+int ReadExperiment(const Connection& c) {
+  v1::Request q;
+  q.mutable_experiment();
+  const auto r = Ask(c, q);
+  if (!r.ok()) return Fail(r.status());
+  const v1::ExperimentResponse& e = r->experiment();
+  std::printf("experiment %s\n%-20s %8s %8s %9s %8s %10s %18s %8s\n", e.name().c_str(), "arm", "weight", "units",
+              "outcomes", "quality", "USD", "gain, 95 %", "p");
+  for (const v1::ArmResult& a : e.arms()) {
+    std::printf("%-20s %8.3g %8llu %9llu %8.4f %10.6f %+9.4f +- %.4f %8.2g\n", a.policy().c_str(), a.weight(),
+                static_cast<unsigned long long>(a.units()), static_cast<unsigned long long>(a.outcomes()), a.quality(),
+                a.cost_usd(), a.gain(), a.half_interval(), a.p());
+  }
+  if (!e.readable())
+    std::printf("units were not split as planned (p %.2g): believe none of this\n", e.sample_ratio_p());
+  for (const v1::ShadowResult& s : e.shadows()) {
+    std::printf("shadow %-13s %llu decisions, %.1f %% as executed\n", s.policy().c_str(),
+                static_cast<unsigned long long>(s.decisions()),
+                s.decisions() > 0 ? 100.0 * static_cast<double>(s.same()) / static_cast<double>(s.decisions()) : 0.0);
+  }
   return 0;
 }
 int Policy(const Connection& c, const std::string& name) {
@@ -175,7 +199,8 @@ void AddAsk(CLI::App& app, Exit exit) {
   auto connection = std::make_shared<Connection>();
   {
     auto* s = app.add_subcommand("route", "Ask for one decision");
-    auto task = std::make_shared<std::string>(), text = std::make_shared<std::string>();
+    auto task = std::make_shared<std::string>(), text = std::make_shared<std::string>(),
+         unit = std::make_shared<std::string>();
     auto intent = std::make_shared<std::vector<double>>();
     auto exclude = std::make_shared<std::vector<std::string>>();
     auto most = std::make_shared<double>(0);
@@ -183,12 +208,13 @@ void AddAsk(CLI::App& app, Exit exit) {
     s->add_option("--task", *task, "a task of the server's configuration");
     s->add_option("--intent", *intent, "a weight for each task")->delimiter(',');
     s->add_option("--text", *text, "the query itself, for a server with an intent model");
+    s->add_option("--unit", *unit, "user or session, for a running experiment");
     s->add_option("--exclude", *exclude, "agents that may not be chosen")->delimiter(',');
     s->add_option("--max-cost-usd", *most, "no agent with a higher expected cost")->check(CLI::NonNegativeNumber);
     s->footer("Example: sluice route --task math --exclude gpt-4");
     s->callback([=] {
       v1::Query q;
-      q.set_task(*task), q.set_text(*text), q.set_max_cost_usd(*most);
+      q.set_task(*task), q.set_text(*text), q.set_unit(*unit), q.set_max_cost_usd(*most);
       q.mutable_intent()->Add(intent->begin(), intent->end());
       for (const std::string& e : *exclude) q.add_exclude(e);
       exit(Route(*connection, q));
@@ -228,12 +254,23 @@ void AddAsk(CLI::App& app, Exit exit) {
     s->callback([=] { exit(Top(*connection, *once)); });
   }
   {
-    auto* s = app.add_subcommand("warm-up", "Teach a server from labelled data before it serves: every agent's answer to every query");
+    auto* s = app.add_subcommand(
+        "experiment", "Read the running experiment, as often as you like: its intervals hold at all times at once");
+    connection->AddTo(*s);
+    s->footer("Example: sluice experiment");
+    s->callback([=] { exit(ReadExperiment(*connection)); });
+  }
+  {
+    auto* s = app.add_subcommand(
+        "warm-up", "Teach a server from labelled data before it serves: every agent's answer to every query");
     auto log = std::make_shared<std::string>();
     auto share = std::make_shared<double>(1);
     connection->AddTo(*s);
-    s->add_option("--log", *log, "as `sluice replay` reads it; its agents must be the server's, in one stage")->required();
-    s->add_option("--share", *share, "of its queries, the first ones")->capture_default_str()->check(CLI::Range(0.0, 1.0));
+    s->add_option("--log", *log, "as `sluice replay` reads it; its agents must be the server's, in one stage")
+        ->required();
+    s->add_option("--share", *share, "of its queries, the first ones")
+        ->capture_default_str()
+        ->check(CLI::Range(0.0, 1.0));
     s->footer("Example: sluice warm-up --log outcomes.csv.gz");
     s->callback([=] { exit(WarmUp(*connection, *log, *share)); });
   }

@@ -25,7 +25,7 @@ struct Connection {
 };
 using Exit = std::function<void(int)>;
 void AddServe(CLI::App&, Exit);
-void AddAsk(CLI::App&, Exit);  // route, feedback, explain, top, warm-up, policy
+void AddAsk(CLI::App&, Exit);  // route, feedback, explain, top, experiment, warm-up, policy
 void AddIntent(CLI::App&, Exit);
 void AddReplay(CLI::App&, Exit);
 void AddBench(CLI::App&, Exit);

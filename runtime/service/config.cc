@@ -113,6 +113,15 @@ int PolicySet::Find(absl::string_view name) const {
   return -1;
 }
 
+absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig& e) {
+  if (e.arm_size() == 1 || e.arm_size() > 250) {
+    return absl::InvalidArgumentError(absl::StrCat("experiment: ", e.arm_size(), " arms, allowed 2 to 250"));
+  }
+  std::vector<ArmAssignment::Arm> arms;
+  for (const v1::ArmConfig& a : e.arm()) arms.push_back({a.policy(), a.has_weight() ? a.weight() : 1.0});
+  return ArmAssignment::Create(std::move(arms), e.name(), e.has_exposure() ? e.exposure() : 1.0);
+}
+
 absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std::string& origin) {
   ServerSettings s;
   Errors errors(origin);
@@ -157,6 +166,17 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
     for (const auto& p : set->policies) absl::StrAppend(&known, known.empty() ? "" : ", ", p.name);
     return named(
         absl::NotFoundError(absl::StrCat("active_policy: no policy '", s.config.active_policy(), "'; known: ", known)));
+  }
+  for (const v1::ArmConfig& arm : s.config.experiment().arm()) {
+    if (set->Find(arm.policy()) < 0)
+      return named(absl::NotFoundError(absl::StrCat("experiment: no policy '", arm.policy(), "'")));
+  }
+  for (const std::string& shadow : s.config.experiment().shadow()) {
+    if (set->Find(shadow) < 0) return named(absl::NotFoundError(absl::StrCat("experiment: no policy '", shadow, "'")));
+  }
+  if (absl::Status status = MakeAssignment(s.config.experiment()).status();
+      !status.ok() && !s.config.experiment().name().empty()) {
+    return named(status);
   }
   s.policies = std::move(set);
   return s;

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "sluice/api/agent_router.h"
+#include "sluice/policies/experiment/assignment.h"
 #include "sluice/v1/config.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -28,6 +29,8 @@ struct ServerSettings {
   v1::ServerConfig config;  // defaults filled in
   std::shared_ptr<const PolicySet> policies;
 };
+// Which arm a unit is in; an error when the experiment is none.
+absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig&);
 // Errors name the line (syntax) or the field and what is allowed. `origin` stands in for a file name.
 absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std::string& origin);
 absl::StatusOr<ServerSettings> LoadSettings(const std::string& path);

@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/service/allow_list.h"
+#include "sluice/runtime/service/experiment.h"
 #include "sluice/runtime/service/health.h"
 #include "sluice/runtime/service/http.h"
 #include "sluice/runtime/service/intent.h"
@@ -210,6 +211,13 @@ class ServerImpl final : public Server {
     std::vector<std::string> agents;
     uint64_t chosen = 0;
   };
+  struct Shadowed {
+    uint64_t id;
+    std::vector<double> intent;
+    std::vector<Block> blocked;
+    std::vector<float> features;
+    AgentDecision executed;
+  };
   struct Second {
     int64_t unix_ms = 0;
     uint32_t decisions = 0, feedbacks = 0, outcomes = 0;
@@ -241,6 +249,7 @@ class ServerImpl final : public Server {
     for (int64_t a = 0; a < g.num_agents(); ++a) agents_.emplace(g.agent(a).id, static_cast<int32_t>(a));
     for (int i = 0; i < g.num_stages(); ++i) first_agent_[static_cast<size_t>(i)] = g.first_agent(i);
     active_ = c.active_policy();
+    experiment_.Adopt(c.experiment());
     if (intent_path_ != c.intent().model()) {
       intent_.reset();
       if (!c.intent().model().empty()) {
@@ -380,6 +389,7 @@ class ServerImpl final : public Server {
       }
     }
     if (!later) Send(peer, *response);
+    RunShadows();
     return true;
   }
   bool Allowed(const std::string& client) {
@@ -442,6 +452,13 @@ class ServerImpl final : public Server {
         return false;
       case v1::Request::kHistory:
         History(*r.mutable_history());
+        return false;
+      case v1::Request::kExperiment:
+        if (!experiment_.running()) {
+          SetError(r.mutable_error(), v1::NOT_FOUND, "no experiment is configured (experiment { name: })");
+          return false;
+        }
+        experiment_.Report(*r.mutable_experiment());
         return false;
       case v1::Request::kHealth:
         r.mutable_health()->set_ready(ready_);
@@ -514,9 +531,7 @@ class ServerImpl final : public Server {
     if (!FitsBatch(request.queries_size(), "queries", r)) return;
     Published<LearnedState>::Guard state(learner_->published(), 0);
     const PolicySet& set = *state->policies;
-    const int active = ActivePolicy(set);
-    const PolicySet::Policy& policy = set.policies[static_cast<size_t>(active)];
-    const absl::Span<const double> learned = state->of[static_cast<size_t>(active)].state;
+    const int everyone = ActivePolicy(set);
     health_.Refresh(breaker_, budgets_, now_);
     epoch_ = std::max(epoch_, state->newest_epoch);
     v1::RouteResponse& out = *r.mutable_route();
@@ -525,6 +540,15 @@ class ServerImpl final : public Server {
     for (const v1::Query& q : request.queries()) {
       v1::Decision& d = *out.add_decisions();
       const uint64_t id = NextId();
+      int active = everyone;
+      uint32_t mark = 0;
+      if (experiment_.running() && !q.unit().empty()) {
+        const int arm = experiment_.Assign(q.unit());
+        const int index = set.Find(experiment_.policy(arm));  // -1: the learner has not caught up with a reload
+        if (index >= 0) active = index, mark = experiment_.Mark(arm);
+      }
+      const PolicySet::Policy& policy = set.policies[static_cast<size_t>(active)];
+      const absl::Span<const double> learned = state->of[static_cast<size_t>(active)].state;
       absl::Status status = id == 0 ? absl::UnavailableError("the store leases no ids") : Understand(q, *set.graph);
       Explained& slot = explained_[id % explained_.size()];
       AgentDecision decision;
@@ -542,7 +566,7 @@ class ServerImpl final : public Server {
       }
       slot.id = id, slot.snapshot = state->version, slot.policies = state->policies, slot.policy = active;
       slot.propensity = decision.propensity, slot.intent = intent_now_, slot.unix_ms = UnixMs();
-      record_.id = id, record_.graph = set.fingerprint, record_.policy = static_cast<uint32_t>(active);
+      record_.id = id, record_.graph = set.fingerprint, record_.policy = static_cast<uint32_t>(active) | mark;
       record_.epoch = epoch_, record_.propensity = decision.propensity, record_.intent = intent_now_;
       record_.path.assign(decision.path.begin(), decision.path.begin() + decision.stages);
       record_.features.assign(q.features().begin(), q.features().end());
@@ -556,11 +580,34 @@ class ServerImpl final : public Server {
       }
       ++counters_.decisions, ++second_.decisions;
       CountPath(decision, *set.graph);
+      if (!experiment_.shadows().empty())
+        shadowed_.push_back({id, intent_now_, blocked_now_, record_.features, decision});
       if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
       const auto after = std::chrono::steady_clock::now();
       decide_.Add(std::chrono::duration_cast<std::chrono::nanoseconds>(after - before).count());
       before = after;
     }
+  }
+  // What shadow policies would have done with the decisions just sent. Their caller has its answer already.
+  void RunShadows() {
+    if (shadowed_.empty()) return;
+    Published<LearnedState>::Guard state(learner_->published(), 0);
+    for (Experiment::Shadow& shadow : experiment_.shadows()) {
+      const int index = state->policies->Find(shadow.policy);
+      if (index < 0) continue;
+      const PolicySet::Policy& policy = state->policies->policies[static_cast<size_t>(index)];
+      for (const Shadowed& s : shadowed_) {
+        AgentRequest ask;
+        ask.id = s.id, ask.intent = s.intent, ask.blocked = s.blocked, ask.features = s.features,
+        ask.live = health_.live();
+        AgentDecision d;
+        if (!policy.router->Run(*policy.plan, state->of[static_cast<size_t>(index)].state, ask, d, nullptr).ok())
+          continue;
+        ++shadow.decisions;
+        shadow.same += std::equal(d.path.begin(), d.path.begin() + d.stages, s.executed.path.begin());
+      }
+    }
+    shadowed_.clear();
   }
   // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones are left out.
   void CountPath(const AgentDecision& d, const AgentGraph& g) {
@@ -685,6 +732,7 @@ class ServerImpl final : public Server {
     ++second_.outcomes, ++noticed_;
     second_.quality += o.quality, second_.cost += o.cost_usd, second_.latency += o.latency_s;
     counters_.quality += o.quality, counters_.cost += o.cost_usd;
+    experiment_.Learn(o.decision.policy, o.quality, o.cost_usd);
     const bool labelled = (o.decision.id >> 63) != 0;  // says nothing of how agents do now
     if (labelled || o.decision.graph != settings_.policies->fingerprint) return;
     const double share = 1.0 / static_cast<double>(std::max<size_t>(1, o.decision.path.size()));
@@ -895,6 +943,8 @@ class ServerImpl final : public Server {
   std::string active_, reload_error_, trouble_;
   uint64_t next_id_ = 0, ids_left_ = 0, epoch_ = 1, noticed_ = 0;
   uint32_t decisions_in_epoch_ = 0;
+  Experiment experiment_;
+  std::vector<Shadowed> shadowed_;
   std::vector<Explained> explained_;
   std::unordered_map<uint64_t, Path> paths_;
   std::array<int64_t, kMaxStages> first_agent_{};

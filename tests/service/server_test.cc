@@ -113,7 +113,8 @@ TEST(Server, LabelledDataWarmsItUp) {
     v1::Request q;
     for (int i = 0; i < 40; ++i) {
       for (const char* plan : {"plan-a", "plan-b"}) {
-        for (const char* solve : {"solve-a", "solve-b", "solve-c"}) *q.mutable_feedback()->add_outcomes() = labelled(i, plan, solve);
+        for (const char* solve : {"solve-a", "solve-b", "solve-c"})
+          *q.mutable_feedback()->add_outcomes() = labelled(i, plan, solve);
       }
     }
     const auto r = c->Call(q);
@@ -132,6 +133,40 @@ TEST(Server, LabelledDataWarmsItUp) {
   bad.mutable_labelled()->clear_task();
   for (double w : {0.5, 0.7}) bad.mutable_labelled()->add_intent(w);
   EXPECT_THAT(c->Feedback(bad)->reason(), HasSubstr("sum to 1.2"));
+}
+
+TEST(Server, AnExperimentSplitsUnitsAndFindsTheBetterArm) {
+  RunningServer s(absl::StrCat(kTwoStages, R"(
+    policy { name: "control" spec: "random" } policy { name: "learned" spec: "best_single:prior=1" } policy { name: "third" spec: "weighted" }
+    experiment { name: "spring" arm { policy: "control" } arm { policy: "learned" } shadow: "third" effect: 0.1 })"));
+  auto c = s.Connect();
+  std::map<std::string, std::string> policy_of;
+  for (int i = 0; i < 3000; ++i) {
+    v1::Query q = Task("math");
+    q.set_unit(absl::StrCat("user ", i % 1500));
+    const auto d = c->Route(q);
+    ASSERT_TRUE(d.ok()) << d.status();
+    EXPECT_EQ(policy_of.emplace(q.unit(), d->policy()).first->second, d->policy());
+    v1::Request tell;  // answers are not waited for
+    *tell.mutable_feedback()->add_outcomes() =
+        Good(*d, d->agents(0) == "plan-a" && d->agents(1) == "solve-b" ? 1 : 0.1);
+    ASSERT_TRUE(c->Send(tell).ok());
+  }
+  EXPECT_EQ(c->Route(Task("math"))->policy(), "control");  // without a unit: the active policy
+  v1::ExperimentResponse e;
+  for (int i = 0; i < 1000; ++i) {
+    e = Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment();
+    if (e.arms(0).outcomes() + e.arms(1).outcomes() == 3000) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(e.arms(0).outcomes() + e.arms(1).outcomes(), 3000u);
+  EXPECT_EQ(e.arms(0).units() + e.arms(1).units(), 1500u);
+  EXPECT_TRUE(e.readable());
+  EXPECT_GT(e.arms(1).gain() - e.arms(1).half_interval(), 0);
+  EXPECT_LT(e.arms(1).p(), 0.05);
+  EXPECT_EQ(e.shadows(0).decisions(), 3001u);
+  EXPECT_GT(e.shadows(0).same(), 0u);
+  EXPECT_LT(e.shadows(0).same(), 2000u);
 }
 
 TEST(Server, BatchesAnswerEachQuery) {
@@ -499,6 +534,8 @@ TEST(Server, ConfigurationErrorsNameTheirPlace) {
   EXPECT_THAT(error(base + "policy { spec: \"random\" } policy { spec: \"random\" }"), HasSubstr("two policies"));
   EXPECT_THAT(error(base + "active_policy: \"y\""), HasSubstr("no policy 'y'; known: amro_s"));
   EXPECT_THAT(error(base + "state { sqlite: \"a\" redis: \"b\" }"), HasSubstr("sqlite and redis"));
+  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"amro_s\" } }"), HasSubstr("1 arms, allowed 2"));
+  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"b\" } }"), HasSubstr("experiment: no policy 'b'"));
   EXPECT_THAT(error(base + "learning { gate: 2 }"), HasSubstr("gate: 2 is outside [0, 1]"));
   EXPECT_THAT(error(base + "curve { secret_key_file: \"k\" }"), HasSubstr("without allow_file"));
   EXPECT_THAT(error(base + "policy { spec: \"knn\" weights: \"/none.gguf\" }"), HasSubstr("/none.gguf"));

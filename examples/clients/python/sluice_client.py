@@ -65,9 +65,9 @@ class Client:
                 return response
         raise TimeoutError(f"{self.endpoint}: no answer in {self.timeout_ms} ms")
 
-    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0):
+    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0, unit=""):
         """-> pb.Decision: .agents (one a stage), .id, .propensity, .receipt."""
-        return self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd)])[0]
+        return self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd, unit=unit)])[0]
 
     def route_batch(self, queries):
         """Queries as dicts of route's arguments -> list of pb.Decision. Raises for the first that failed."""
