@@ -195,7 +195,7 @@ int Policy(const Connection& c, const std::string& name) {
 }
 }  // namespace
 
-void AddAsk(CLI::App& app, Exit exit) {
+void AddAsk(CLI::App& app, const Exit& exit) {
   auto connection = std::make_shared<Connection>();
   {
     auto* s = app.add_subcommand("route", "Ask for one decision");

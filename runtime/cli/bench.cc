@@ -76,11 +76,13 @@ Latency Paced(zmq::socket_t& socket, const std::string& bytes, double rate, doub
   out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
   return out;
 }
-// Requests go out on schedule whatever has come back, as from many independent callers; latency counts from the schedule.
+// Requests go out on schedule whatever has come back, as from many independent callers; latency counts from the
+// schedule.
 Latency OnSchedule(zmq::socket_t& socket, const std::string& bytes, double rate, double seconds) {
   Latency out;
   const auto gap = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1 / rate));
-  const auto begin = Clock::now(), end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto begin = Clock::now(),
+             end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
   std::deque<Clock::time_point> due;  // answers of one connection come in order
   auto next = begin;
   zmq::message_t answer;
@@ -133,7 +135,8 @@ std::string Queries(int n) {
 }
 
 // `clients` connections, each with one request under way. What the requests are decides what the server does.
-Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients, const std::string& bytes, double seconds) {
+Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients, const std::string& bytes,
+              double seconds) {
   std::vector<zmq::socket_t> sockets;
   std::vector<zmq::pollitem_t> items;
   std::vector<Clock::time_point> sent(static_cast<size_t>(clients));
@@ -155,8 +158,10 @@ Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients,
       if (items[i].revents == 0 || !sockets[i].recv(answer, zmq::recv_flags::dontwait)) continue;
       const auto back = Clock::now();
       out.us.push_back(Us(back - sent[i]));
-      if (more) sent[i] = back, sockets[i].send(zmq::buffer(bytes));
-      else --under_way;
+      if (more)
+        sent[i] = back, sockets[i].send(zmq::buffer(bytes));
+      else
+        --under_way;
     }
   }
   out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
@@ -291,7 +296,8 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
         }
       }
       std::printf("%-8d", clients);
-      for (int which = 0; which < 3; ++which) std::printf("  %8.0f/s p50 %6.0f p99 %6.0f us", Median(rate[which]), Median(p50[which]), Median(p99[which]));
+      for (int which = 0; which < 3; ++which)
+        std::printf("  %8.0f/s p50 %6.0f p99 %6.0f us", Median(rate[which]), Median(p50[which]), Median(p99[which]));
       std::vector<double> ratio_p99;
       for (size_t i = 0; i < p99[1].size(); ++i) ratio_p99.push_back(p99[2][i] / p99[1][i]);
       std::printf("   p99 ratio %.2f\n", Median(ratio_p99));
@@ -307,7 +313,7 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
 }
 }  // namespace
 
-void AddBench(CLI::App& app, Exit exit) {
+void AddBench(CLI::App& app, const Exit& exit) {
   auto* s = app.add_subcommand("bench", "Latency and throughput on this machine, raw ZeroMQ beside");
   struct Args {
     double seconds = 1;

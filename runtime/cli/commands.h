@@ -24,12 +24,12 @@ struct Connection {
   absl::StatusOr<std::unique_ptr<Client>> Open() const;
 };
 using Exit = std::function<void(int)>;
-void AddServe(CLI::App&, Exit);
-void AddAsk(CLI::App&, Exit);  // route, feedback, explain, top, experiment, warm-up, policy
-void AddIntent(CLI::App&, Exit);
-void AddReplay(CLI::App&, Exit);
-void AddBench(CLI::App&, Exit);
-void AddDemo(CLI::App&, Exit);
+void AddServe(CLI::App&, const Exit&);
+void AddAsk(CLI::App&, const Exit&);  // route, feedback, explain, top, experiment, warm-up, policy
+void AddIntent(CLI::App&, const Exit&);
+void AddReplay(CLI::App&, const Exit&);
+void AddBench(CLI::App&, const Exit&);
+void AddDemo(CLI::App&, const Exit&);
 }  // namespace cli
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_CLI_COMMANDS_H_

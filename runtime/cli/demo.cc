@@ -137,7 +137,7 @@ int Demo(const std::string& path, int64_t queries, double cost_weight, int port,
 }
 }  // namespace
 
-void AddDemo(CLI::App& app, Exit exit) {
+void AddDemo(CLI::App& app, const Exit& exit) {
   auto* s = app.add_subcommand("demo", "Serve, replay an outcome log with feedback, compare with the baselines");
   struct Args {
     std::string log;

@@ -167,7 +167,7 @@ int Classify(const std::string& path, const std::string& text) {
 }
 }  // namespace
 
-void AddIntent(CLI::App& app, Exit exit) {
+void AddIntent(CLI::App& app, const Exit& exit) {
   auto* intent = app.add_subcommand("intent", "What a query is about: train and use the n-gram classifier");
   intent->require_subcommand(1);
   struct Args {

@@ -123,7 +123,7 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
 }
 }  // namespace
 
-void AddReplay(CLI::App& app, Exit exit) {
+void AddReplay(CLI::App& app, const Exit& exit) {
   auto* s = app.add_subcommand("replay", "Replay an outcome log through policies and say what each would have earned");
   struct Args {
     std::string log, curve, export_to;

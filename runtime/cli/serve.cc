@@ -64,7 +64,7 @@ int Keygen(const std::string& path) {
 }
 }  // namespace
 
-void AddServe(CLI::App& app, Exit exit) {
+void AddServe(CLI::App& app, const Exit& exit) {
   auto* serve = app.add_subcommand("serve", "Run the sidecar until SIGTERM; SIGHUP reads the configuration again");
   auto config = std::make_shared<std::string>();
   auto check = std::make_shared<bool>(false), quiet = std::make_shared<bool>(false);

@@ -43,6 +43,7 @@ std::vector<size_t> TaskBest(const OutcomeLog& log, double cost_weight, double l
       sum[static_cast<size_t>(r.task)][a] += Utility(r, a, cost_weight, latency_weight);
   }
   std::vector<size_t> best;
+  best.reserve(sum.size());
   for (const auto& s : sum) best.push_back(static_cast<size_t>(std::max_element(s.begin(), s.end()) - s.begin()));
   return best;
 }

@@ -365,8 +365,8 @@ class ServerImpl final : public Server {
     bool later = false;
     const char* user = "";
     try {
-      if (allow_list_ != nullptr) user = frame.gets("User-Id");
-    } catch (const zmq::error_t&) {  // a peer without one: inproc
+      if (allow_list_ != nullptr) user = frame.gets("User-Id");  // NOLINT: a message's property, not stdio
+    } catch (const zmq::error_t&) {                              // a peer without one: inproc
     }
     if (request->version() != kWireVersion) {
       SetError(response->mutable_error(), v1::UNIMPLEMENTED,

@@ -69,7 +69,7 @@ class RedisStore final : public Store {
       context_ = redisConnectWithTimeout(address_.substr(0, colon).c_str(), port, timeout);
     }
     if (context_ == nullptr || context_->err != 0) {
-      const absl::Status status = absl::UnavailableError(
+      absl::Status status = absl::UnavailableError(
           absl::StrCat("redis at ", address_, ": ", context_ != nullptr ? context_->errstr : "no memory"));
       if (context_ != nullptr) redisFree(context_);
       context_ = nullptr;
@@ -122,6 +122,8 @@ class RedisStore final : public Store {
   absl::StatusOr<std::string> GetOrPut(const std::string& key, const std::string& value) override {
     SLUICE_RETURN_IF_ERROR(Call({"HSETNX", Key("meta"), key, value}).status());
     SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"HGET", Key("meta"), key}));
+    if (r->type != REDIS_REPLY_STRING)
+      return absl::DataLossError(absl::StrCat("redis: ", Key("meta"), " is no hash of strings"));
     return std::string(r->str, r->len);
   }
 

@@ -141,7 +141,7 @@ class SqliteStore final : public Store {
         absl::StrCat(path_, ": ", what, ": ", db_ != nullptr ? sqlite3_errmsg(db_) : "no memory"));
   }
   absl::Status Rollback(absl::string_view what) {
-    const absl::Status status = Failed(what);
+    absl::Status status = Failed(what);
     sqlite3_exec(db_, "ROLLBACK", nullptr, nullptr, nullptr);
     return status;
   }
