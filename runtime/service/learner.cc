@@ -41,16 +41,21 @@ Learner::~Learner() {
 }
 
 bool Learner::Submit(std::unique_ptr<FeedbackJob>& job) {
+  bool first =
+      false;  // only an empty queue has somebody waiting for it: waking costs the caller more than all else here
   {
     std::lock_guard lock(mutex_);
+    first = queue_.empty();
     if (stop_ || queued_ + job->outcomes.size() > static_cast<size_t>(options_.queue)) return false;
     queued_ += job->outcomes.size();
     queue_.push_back(std::move(job));
+    first = first || queued_ >= kFullCommit;
   }
-  wake_.notify_one();
+  if (first) wake_.notify_one();
   return true;
 }
 std::vector<std::unique_ptr<FeedbackJob>> Learner::TakeDone() {
+  if (!any_done_.exchange(false)) return {};  // without the lock: the serving thread asks after every message
   std::lock_guard lock(mutex_);
   return std::exchange(done_, {});
 }
@@ -175,6 +180,7 @@ void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
   std::lock_guard lock(mutex_);
   trouble_ = std::string(status.message());
   for (auto& job : jobs) queued_ -= job->outcomes.size(), done_.push_back(std::move(job));
+  any_done_ = true;
 }
 
 void Learner::Loop() {
@@ -196,7 +202,8 @@ void Learner::Loop() {
                      [&] { return stop_ || !queue_.empty() || replacement_ != nullptr || save_asked_ > save_done_; });
       // Others may share the commit: a sync to disk costs more than the wait.
       if (!queue_.empty() && !stop_ && options_.commit_ms > 0) {
-        wake_.wait_for(lock, std::chrono::milliseconds(options_.commit_ms), [&] { return stop_ || queued_ >= 1024; });
+        wake_.wait_for(lock, std::chrono::milliseconds(options_.commit_ms),
+                       [&] { return stop_ || queued_ >= kFullCommit; });
       }
       size_t outcomes = 0;
       while (!queue_.empty() && outcomes < 4096) {

@@ -2,6 +2,7 @@
 #define SLUICE_RUNTIME_SERVICE_LEARNER_H_
 // The one writer of what is learned. Outcomes wait in a bounded queue, are made durable a batch at a time, answered,
 // folded into every policy's ledger and published as an immutable state. Serving reads that state without a lock.
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -97,6 +98,8 @@ class Learner {
   std::function<void()> done_callback_;
   Published<LearnedState> published_;
   std::atomic<uint64_t> lease_{0};
+  std::atomic<bool> any_done_{false};
+  static constexpr size_t kFullCommit = 1024;  // outcomes that need not wait for more
 
   std::mutex mutex_;  // the queues; never held over a commit
   std::condition_variable wake_, saved_;
