@@ -1,12 +1,14 @@
 #ifndef SLUICE_RUNTIME_KERNELS_LINEAR_H_
 #define SLUICE_RUNTIME_KERNELS_LINEAR_H_
 // Small dense layers of learned routers and forecasters.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "sluice/api/check.h"
 #include "sluice/api/weight_source.h"
+#include "sluice/api/workspace.h"
 #include "sluice/runtime/kernels/dot/dot.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
 
@@ -38,6 +40,28 @@ struct Linear {
     for (int64_t r = 0; r < n; ++r) {
       for (size_t c = 0; c < o; ++c) y[static_cast<size_t>(r) * o + c] += bias[c];
     }
+  }
+};
+// Two layers with ReLU between: the router of several token methods.
+struct ReluPair {
+  Linear first, second;
+  struct Scratch {
+    size_t hidden = 0, gemm = 0;
+  };
+  Scratch Reserve(int64_t rows, WorkspaceLayout& w) const {
+    Scratch s;
+    s.hidden = w.Add<float>(rows * first.out);
+    s.gemm = w.Add<float>(
+        static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(std::max(first.in, first.out)))));
+    return s;
+  }
+  // x [n, first.in] -> y [n, second.out], n at most the rows reserved. O(n in hidden).
+  void ApplyRows(const float* x, int64_t n, const Workspace& workspace, const Scratch& s, float* y) const {
+    float* hidden = workspace.At<float>(s.hidden);
+    float* gemm = workspace.At<float>(s.gemm);
+    first.ApplyRows(x, n, hidden, gemm);
+    for (int64_t i = 0; i < n * first.out; ++i) hidden[i] = hidden[i] < 0 ? 0.0f : hidden[i];
+    second.ApplyRows(hidden, n, y, gemm);
   }
 };
 inline float SiLU(float x) { return x / (1.0f + std::exp(-x)); }

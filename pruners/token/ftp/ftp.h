@@ -146,7 +146,8 @@ class Ftp {
     }
   };
   struct Plan : RoutePlanInfo {
-    size_t hidden = 0, logits = 0, gemm = 0, order = 0;
+    ReluPair::Scratch router;
+    size_t logits = 0, order = 0;
   };
   static absl::StatusOr<Ftp> Create(const Config& c, const WeightSource& w) {
     Ftp r;
@@ -154,8 +155,8 @@ class Ftp {
     SLUICE_ASSIGN_OR_RETURN(const int64_t hidden, w.Int("sluice.ftp.hidden"));
     if (hidden <= 0 || hidden > (1 << 16))
       return absl::InvalidArgumentError(absl::StrCat("sluice.ftp.hidden ", hidden, "; allowed 1 to ", 1 << 16));
-    SLUICE_ASSIGN_OR_RETURN(r.first_, Linear::Read(w, "ftp.router0", ftp::kFactors, hidden));
-    SLUICE_ASSIGN_OR_RETURN(r.second_, Linear::Read(w, "ftp.router1", hidden, 2));
+    SLUICE_ASSIGN_OR_RETURN(r.router_.first, Linear::Read(w, "ftp.router0", ftp::kFactors, hidden));
+    SLUICE_ASSIGN_OR_RETURN(r.router_.second, Linear::Read(w, "ftp.router1", hidden, 2));
     return r;
   }
   static ftp::Unit Decide(const float* logits) {
@@ -166,10 +167,8 @@ class Ftp {
     Plan p;
     p.shape = s;
     WorkspaceLayout w;
-    p.hidden = w.Add<float>(s.items * first_.out);
+    p.router = router_.Reserve(s.items, w);
     p.logits = w.Add<float>(s.items * 2);
-    p.gemm = w.Add<float>(
-        static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(std::max(ftp::kFactors, first_.out)))));
     p.order = w.Add<int32_t>(s.items);
     p.workspace_bytes = w.bytes();
     p.max_entries = s.items;
@@ -177,11 +176,7 @@ class Ftp {
   }
   // Logits [items, 2] of (compute, skip). O(items hidden).
   void Logits(const Plan& p, const MatrixView<const float>& factors, const RunContext& ctx, float* logits) const {
-    float* hidden = ctx.workspace.At<float>(p.hidden);
-    float* gemm = ctx.workspace.At<float>(p.gemm);
-    first_.ApplyRows(factors.data, factors.rows, hidden, gemm);
-    for (int64_t i = 0; i < factors.rows * first_.out; ++i) hidden[i] = hidden[i] < 0 ? 0.0f : hidden[i];
-    second_.ApplyRows(hidden, factors.rows, logits, gemm);
+    router_.ApplyRows(factors.data, factors.rows, ctx.workspace, p.router, logits);
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
     SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
@@ -204,7 +199,7 @@ class Ftp {
 
  private:
   Config config_;
-  Linear first_, second_;
+  ReluPair router_;
 };
 
 // The static router: the first token, then the most recent ones; what the genetic search runs with, and a baseline.

@@ -20,16 +20,20 @@ class BestSingle : public agent_common::ArmLearner {
                    AgentTrace* trace) const {
     const agent_common::ArmTable arms(p.layout);
     return agent_common::Walk(p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
+      std::array<double, kMaxTasks> seen;  // a task counts for what was seen of it, by any agent of the stage
+      double weight = 0;
+      for (int t = 0; t < p.layout.tasks; ++t) {
+        seen[t] = utility_.prior;
+        for (int k = 0; k < s.size; ++k) {
+          seen[t] += state[static_cast<size_t>(arms.cell(t, s.first_agent + k, agent_common::ArmTable::kCount))];
+        }
+        weight += seen[t];
+      }
       agent_common::TakeBest(s, w, [&](int j) {
-        double sum = 0, weight = 0;  // a task counts for what was seen of it, by any agent of the stage
+        const Agent& agent = p.graph->stages[s.index][j];
+        double sum = 0;
         for (int t = 0; t < p.layout.tasks; ++t) {
-          double seen = config_.utility.prior;
-          for (int k = 0; k < s.size; ++k) {
-            seen += state[static_cast<size_t>(arms.cell(t, s.first_agent + k, agent_common::ArmTable::kCount))];
-          }
-          const Agent& agent = p.graph->stages[s.index][j];
-          sum += seen * arms.Of(config_.utility, agent, state, t, s.first_agent + j).utility;
-          weight += seen;
+          sum += seen[t] * arms.Of(utility_, agent, state, t, s.first_agent + j).utility;
         }
         return sum / weight;
       });
@@ -37,8 +41,7 @@ class BestSingle : public agent_common::ArmLearner {
   }
 
  private:
-  explicit BestSingle(const Config& c) : ArmLearner(c.utility), config_(c) {}
-  Config config_;
+  explicit BestSingle(const Config& c) : ArmLearner(c.utility) {}
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_BEST_SINGLE_BEST_SINGLE_H_

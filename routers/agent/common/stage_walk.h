@@ -155,6 +155,8 @@ void TakeBest(const Stage& s, Weights& w, const Score& score) {
 }
 // Routers that never learn.
 struct Unlearned {
+  using Plan = agent_common::Plan;
+  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const { return Plan::Of(std::move(g)); }
   void InitialState(const agent_common::Plan&, absl::Span<double>) const {}
   void Observe(const agent_common::Plan&, const AgentOutcome&, std::vector<SumDelta>&) const {}
   void Fold(const agent_common::Plan&, absl::Span<const int64_t>, absl::Span<double>) const {}

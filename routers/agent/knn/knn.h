@@ -24,7 +24,6 @@ class Knn : public agent_common::Unlearned {
       utility.VisitFields(v);
     }
   };
-  using Plan = agent_common::Plan;
   // knn.features [rows, width], knn.quality, knn.cost and knn.latency [rows, agents].
   static absl::StatusOr<Knn> Create(const Config& c, const WeightSource& w) {
     Knn r;

@@ -14,9 +14,7 @@ class Random : public agent_common::Unlearned {
       v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the draws");
     }
   };
-  using Plan = agent_common::Plan;
   static absl::StatusOr<Random> Create(const Config& c) { return Random(c); }
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const { return Plan::Of(std::move(g)); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
     return agent_common::Walk(

@@ -11,9 +11,7 @@ class RoundRobin : public agent_common::Unlearned {
     template <class V>
     void VisitFields(V&&) {}
   };
-  using Plan = agent_common::Plan;
   static absl::StatusOr<RoundRobin> Create(const Config& c) { return RoundRobin(c); }
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const { return Plan::Of(std::move(g)); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
     SLUICE_RETURN_IF_ERROR(

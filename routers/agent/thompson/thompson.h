@@ -26,7 +26,7 @@ class Thompson : public agent_common::ArmLearner {
                                 for (int j = 0; j < s.size; ++j) {
                                   if (!s.open[j]) continue;
                                   const auto e = Of(p, state, s, q.intent, j);
-                                  const double n = e.count + config_.utility.prior;
+                                  const double n = e.count + utility_.prior;
                                   arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
                                   w.tau[j] = n, w.eta[j] = e.utility;
                                 }

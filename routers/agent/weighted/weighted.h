@@ -14,9 +14,7 @@ class Weighted : public agent_common::Unlearned {
       v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the draws");
     }
   };
-  using Plan = agent_common::Plan;
   static absl::StatusOr<Weighted> Create(const Config& c) { return Weighted(c); }
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const { return Plan::Of(std::move(g)); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
     return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,

@@ -51,7 +51,8 @@ class InformedRouting {
     }
   };
   struct Plan : RoutePlanInfo {
-    size_t hidden = 0, logits = 0, gemm = 0;
+    ReluPair::Scratch router;
+    size_t logits = 0;
   };
 
   static absl::StatusOr<InformedRouting> Create(const Config& c, const WeightSource& w) {
@@ -68,10 +69,10 @@ class InformedRouting {
       return absl::InvalidArgumentError(absl::StrCat("sluice.informed.dim ", r.dim_, ", hidden ", hidden, ", rank ",
                                                      rank, "; allowed 1 to ", kMost, ", and 0 for the rank"));
     const std::string at = absl::StrCat("blk.", c.layer, ".informed.", c.unit == 0 ? "attn." : "ffn.");
-    SLUICE_ASSIGN_OR_RETURN(r.first_, Linear::Read(w, at + "router0", r.dim_, hidden));
-    SLUICE_ASSIGN_OR_RETURN(r.second_, Linear::Read(w, at + "router1", hidden, 2));
+    SLUICE_ASSIGN_OR_RETURN(r.router_.first, Linear::Read(w, at + "router0", r.dim_, hidden));
+    SLUICE_ASSIGN_OR_RETURN(r.router_.second, Linear::Read(w, at + "router1", hidden, 2));
     // The bias of the execute logit takes the offset, so that serving costs nothing more.
-    r.second_.bias[kExecute] += static_cast<float>(c.offset);
+    r.router_.second.bias[kExecute] += static_cast<float>(c.offset);
     r.forecaster_.silu = silu != 0;
     r.forecaster_.down.in = r.forecaster_.up.out = r.dim_;
     if (rank > 0) {
@@ -83,7 +84,7 @@ class InformedRouting {
   int64_t dim() const { return dim_; }
   const FeatureForecaster& forecaster() const { return forecaster_; }
   // Multiply-adds of router and forecaster a token.
-  int64_t router_macs() const { return dim_ * first_.out + 2 * first_.out; }
+  int64_t router_macs() const { return dim_ * router_.first.out + 2 * router_.first.out; }
   int64_t forecast_macs() const { return 2 * dim_ * forecaster_.down.out; }
 
   static Unit Decide(const float* logits) { return logits[kApproximate] > logits[kExecute] ? kApproximate : kExecute; }
@@ -93,21 +94,15 @@ class InformedRouting {
     Plan p;
     p.shape = s;
     WorkspaceLayout w;
-    p.hidden = w.Add<float>(s.items * first_.out);
+    p.router = router_.Reserve(s.items, w);
     p.logits = w.Add<float>(s.items * 2);
-    p.gemm =
-        w.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(std::max(dim_, first_.out)))));
     p.workspace_bytes = w.bytes();
     p.max_entries = s.items;
     return p;
   }
   // Logits [items, 2] of (execute, approximate). O(items dim hidden).
   void Logits(const Plan& p, const MatrixView<const float>& features, const RunContext& ctx, float* logits) const {
-    float* hidden = ctx.workspace.At<float>(p.hidden);
-    float* gemm = ctx.workspace.At<float>(p.gemm);
-    first_.ApplyRows(features.data, features.rows, hidden, gemm);
-    for (int64_t i = 0; i < features.rows * first_.out; ++i) hidden[i] = hidden[i] < 0 ? 0.0f : hidden[i];
-    second_.ApplyRows(hidden, features.rows, logits, gemm);
+    router_.ApplyRows(features.data, features.rows, ctx.workspace, p.router, logits);
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
     SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
@@ -122,7 +117,7 @@ class InformedRouting {
 
  private:
   int64_t dim_ = 0;
-  Linear first_, second_;
+  ReluPair router_;
   FeatureForecaster forecaster_;
 };
 SLUICE_END_NAMESPACE
