@@ -8,14 +8,11 @@
 #include "sluice/examples/engine/engine.h"
 #include "sluice/routers/layer/flux_attention/flux_attention.h"
 #include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/engine_fixture.h"
 
 namespace engine {
 namespace {
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/";
-const Model& Mini() {
-  static const Model* m = new Model(*LoadModel(kModels + "sluice-mini-q8_0.gguf"));
-  return *m;
-}
 const sluice::Gguf& Weights(int seed = 1) {
   static const auto* files = new std::vector<sluice::Gguf>([] {
     std::vector<sluice::Gguf> v;
@@ -29,25 +26,12 @@ std::vector<int32_t> Golden(const sluice::Gguf& w, int64_t row) {
   const std::vector<float> all = *w.ReadF32("golden.prompts", {1000, 4});
   return {all.begin() + row * 1000, all.begin() + (row + 1) * 1000};
 }
-std::unique_ptr<Engine> Make(const EngineOptions& o) {
-  auto e = Engine::Create(Mini(), o);
-  EXPECT_TRUE(e.ok()) << e.status();
-  return std::move(*e);
-}
 EngineOptions Options(std::vector<LayerMode> fixed = {}) {
   EngineOptions o;
   o.max_tokens = 2048;
   o.layers.fixed = std::move(fixed);
   if (o.layers.fixed.empty()) o.layers.weights = &Weights();
   return o;
-}
-// Logits that follow every token at or after `from`.
-std::vector<float> Logits(Engine& e, const std::vector<int32_t>& tokens, int64_t from) {
-  std::vector<float> out;
-  const int64_t vocab = e.model().shape.vocab;
-  const auto keep = [&](int64_t, const float* logits) { out.insert(out.end(), logits, logits + vocab); };
-  EXPECT_TRUE(e.Feed(tokens, from, keep).ok());
-  return out;
 }
 std::vector<float> Decode(Engine& e, const std::vector<int32_t>& tokens) {
   std::vector<float> out;

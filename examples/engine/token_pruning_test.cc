@@ -9,16 +9,12 @@
 #include "sluice/pruners/token/ftp/ftp.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/engine_fixture.h"
 #include "sluice/tests/support/random_weights.h"
 
 namespace engine {
 namespace {
 using By = TokenPruning::By;
-const Model& Mini() {
-  static const Model* m =
-      new Model(*LoadModel(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
-  return *m;
-}
 const sluice::RandomWeights& Weights() {
   static const auto* made = new sluice::RandomWeights({{"hidden", 64}});
   return *made;
@@ -34,26 +30,6 @@ EngineOptions Options(By by, std::vector<double> sparsity) {
   o.max_tokens = 1024;
   o.pruning.by = by, o.pruning.sparsity = std::move(sparsity), o.pruning.weights = &Weights();
   return o;
-}
-std::unique_ptr<Engine> Make(const EngineOptions& o) {
-  auto e = Engine::Create(Mini(), o);
-  EXPECT_TRUE(e.ok()) << e.status();
-  return std::move(*e);
-}
-std::vector<int32_t> Tokens(int64_t n) {
-  std::vector<int32_t> t(static_cast<size_t>(n));
-  for (size_t i = 0; i < t.size(); ++i) t[i] = static_cast<int32_t>(sluice::RandomBits({3, 0, 0, 0, i}) % 8000 + 1);
-  return t;
-}
-std::vector<float> Logits(Engine& e, const std::vector<int32_t>& tokens, int64_t from) {
-  std::vector<float> out;
-  const int64_t vocab = e.model().shape.vocab;
-  EXPECT_TRUE(e.Feed(tokens, from, [&](int64_t, const float* x) { out.insert(out.end(), x, x + vocab); }).ok());
-  return out;
-}
-void ExpectNear(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], tolerance) << i;
 }
 
 using Rows = std::vector<std::vector<double>>;

@@ -10,16 +10,12 @@
 #include "sluice/routers/token/informed_routing/informed_routing.h"
 #include "sluice/routers/token/informed_routing/informed_routing_reference.h"
 #include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/engine_fixture.h"
 #include "sluice/tests/support/random_weights.h"
 
 namespace engine {
 namespace {
 using Gate = TokenRouting::Gate;
-const Model& Mini() {
-  static const Model* m =
-      new Model(*LoadModel(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
-  return *m;
-}
 const sluice::RandomWeights& Weights(int64_t rank) {
   static auto* made = new std::map<int64_t, sluice::RandomWeights>;
   return made
@@ -33,26 +29,6 @@ EngineOptions Options(Gate gate, int64_t rank = 16) {
   o.max_tokens = 1024;
   o.tokens.gate = gate, o.tokens.weights = &Weights(rank), o.tokens.rate = 0.4;
   return o;
-}
-std::unique_ptr<Engine> Make(const EngineOptions& o) {
-  auto e = Engine::Create(Mini(), o);
-  EXPECT_TRUE(e.ok()) << e.status();
-  return std::move(*e);
-}
-std::vector<int32_t> Tokens(int64_t n) {
-  std::vector<int32_t> t(static_cast<size_t>(n));
-  for (size_t i = 0; i < t.size(); ++i) t[i] = static_cast<int32_t>(sluice::RandomBits({3, 0, 0, 0, i}) % 8000 + 1);
-  return t;
-}
-std::vector<float> Logits(Engine& e, const std::vector<int32_t>& tokens, int64_t from) {
-  std::vector<float> out;
-  const int64_t vocab = e.model().shape.vocab;
-  EXPECT_TRUE(e.Feed(tokens, from, [&](int64_t, const float* x) { out.insert(out.end(), x, x + vocab); }).ok());
-  return out;
-}
-void ExpectNear(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], tolerance) << i;
 }
 
 TEST(TokenRouting, AllExecuteIsBitIdenticalToDense) {

@@ -3,12 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 #include <vector>
 
 #include "sluice/runtime/kernels/attention_panel/attention_panel_reference.h"
 #include "sluice/runtime/kernels/convert/convert.h"
 #include "sluice/runtime/kernels/for_each_target.h"
+#include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
 namespace {
@@ -18,13 +18,6 @@ struct Problem {
   float softcap = 0;
   bool masked = false, biased = false, gathered = false;
 };
-std::vector<float> Normal(size_t n, unsigned seed) {
-  std::mt19937 g(seed);
-  std::normal_distribution<float> d;
-  std::vector<float> x(n);
-  for (float& e : x) e = d(g);
-  return x;
-}
 std::vector<float> Round(const std::vector<float>& x, DType t, std::vector<uint32_t>& raw) {
   raw.resize(x.size() + 16);
   ConvertFromF32(x.data(), x.size(), t, raw.data());

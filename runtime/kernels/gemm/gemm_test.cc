@@ -5,21 +5,14 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/gemm/gemm_reference.h"
+#include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
 namespace {
-std::vector<float> Normal(size_t n, unsigned seed) {
-  std::mt19937 g(seed);
-  std::normal_distribution<float> d;
-  std::vector<float> x(n);
-  for (float& e : x) e = d(g);
-  return x;
-}
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 

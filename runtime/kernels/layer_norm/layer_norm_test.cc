@@ -3,21 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 #include <vector>
 
 #include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/layer_norm/layer_norm_reference.h"
+#include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
 namespace {
-std::vector<float> Normal(size_t n, unsigned seed) {
-  std::mt19937 g(seed);
-  std::normal_distribution<float> d;
-  std::vector<float> x(n);
-  for (float& e : x) e = d(g);
-  return x;
-}
 
 TEST(LayerNorm, Agrees) {
   ForEachTarget([&](const char* target) {
