@@ -1,5 +1,4 @@
 // How fast the sidecar answers, the raw ZeroMQ round trip of the same run beside it.
-#include <stdlib.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -10,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/cli/commands.h"
-#include "sluice/runtime/service/server.h"
+#include "sluice/runtime/cli/local_server.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -173,28 +172,27 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
   getrlimit(RLIMIT_NOFILE, &files);
   files.rlim_cur = files.rlim_max;
   setrlimit(RLIMIT_NOFILE, &files);
-  std::string folder = "/tmp/sluice-bench-XXXXXX";
-  if (mkdtemp(folder.data()) == nullptr) return Fail(absl::UnavailableError("/tmp cannot be written"));
-  const std::string endpoint = transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice");
-  std::string config = absl::StrCat("endpoint: \"", endpoint, "\" policy { spec: \"amro_s:ability=measured\" }");
-  if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
-  for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
-  for (int s = 0; s < 3; ++s) {
-    absl::StrAppend(&config, " stage {");
-    for (int a = 0; a < 12; ++a) absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
-    absl::StrAppend(&config, " }");
-  }
-  auto settings = ParseSettings(config, "bench");
-  if (!settings.ok()) return Fail(settings.status());
-  auto server = Server::Create(*std::move(settings), {});
+  const auto server = LocalServer::Start([&](const std::string& folder) {
+    std::string config = absl::StrCat(
+        "endpoint: \"", transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
+        "\" policy { spec: \"amro_s:ability=measured\" }");
+    if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
+    for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
+    for (int s = 0; s < 3; ++s) {
+      absl::StrAppend(&config, " stage {");
+      for (int a = 0; a < 12; ++a) absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
+      absl::StrAppend(&config, " }");
+    }
+    return config;
+  });
   if (!server.ok()) return Fail(server.status());
-  std::thread serving([&] { (void)(*server)->Run(); });
   {
     zmq::context_t echo_context(1), client_context(1);
     client_context.set(zmq::ctxopt::max_sockets, 4096);
-    const std::string echo_at = transport == "tcp" ? "tcp://127.0.0.1:15771" : absl::StrCat("ipc://", folder, "/echo");
+    const std::string echo_at =
+        transport == "tcp" ? "tcp://127.0.0.1:15771" : absl::StrCat("ipc://", (*server)->folder(), "/echo");
     Echo echo(echo_context, echo_at);
-    zmq::socket_t raw = Dealer(client_context, echo_at), sluice = Dealer(client_context, (*server)->endpoints()[0]);
+    zmq::socket_t raw = Dealer(client_context, echo_at), sluice = Dealer(client_context, (*server)->endpoint());
     const std::string one = Queries(1), batch = Queries(32);
     std::printf(
         "3 stages of 12 agents, 8 tasks; %s, %s; medians of %d repeats of %.1f s, raw and sluice in turn; %u CPUs\n\n",
@@ -229,7 +227,7 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
     std::atomic<int64_t> applied{0};
     std::thread teacher([&] {
       constexpr int kMessage = 5;
-      auto client = Client::Connect((*server)->endpoints()[0]);
+      auto client = Client::Connect((*server)->endpoint());
       std::vector<std::string> receipts;
       auto next = Clock::now();
       while (mode != 2) {
@@ -291,7 +289,7 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
         while (!ready) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         for (int which = 0; which < 3; ++which) {
           if (which == 2) mode = 1;
-          Latency l = Crowd(client_context, which == 0 ? echo_at : (*server)->endpoints()[0], clients, one, seconds);
+          Latency l = Crowd(client_context, which == 0 ? echo_at : (*server)->endpoint(), clients, one, seconds);
           rate[which].push_back(l.rate), p50[which].push_back(At(l.us, 0.5)), p99[which].push_back(At(l.us, 0.99));
         }
       }
@@ -306,10 +304,7 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
     mode = 2;
     teacher.join();
   }
-  (*server)->Stop();
-  serving.join();
-  server->reset();
-  return std::system(absl::StrCat("rm -rf ", folder).c_str()) == 0 ? 0 : 1;
+  return 0;
 }
 }  // namespace
 

@@ -1,49 +1,39 @@
 // Starts a sidecar, sends it real queries' facts, feeds back how they ended, and compares with what the baselines get.
-#include <stdlib.h>
 #include <unistd.h>
 
-#include <thread>
 #include <unordered_map>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/cli/commands.h"
+#include "sluice/runtime/cli/local_server.h"
 #include "sluice/runtime/service/replay.h"
-#include "sluice/runtime/service/server.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
-constexpr char kPolicy[] =
-    "ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_by_intent=true,prior=20";
-
 int Demo(const std::string& path, int64_t queries, double cost_weight, int port, bool stay) {
   const auto log = LoadOutcomeLog(path);
   if (!log.ok()) return Fail(log.status());
-  std::string folder = "/tmp/sluice-demo-XXXXXX";
-  if (mkdtemp(folder.data()) == nullptr) return Fail(absl::UnavailableError("/tmp cannot be written"));
-  const std::string spec = absl::StrCat("amro_s:", kPolicy, ",cost_weight=", cost_weight);
-  std::string config = absl::StrCat("endpoint: \"ipc://", folder, "/sluice\" state { sqlite: \"", folder,
-                                    "/state.db\" } learning { epoch_decisions: 16 publish_ms: 2 } policy { spec: \"",
-                                    spec, "\" } http { port: ", port, " }");
-  for (const std::string& t : log->tasks) absl::StrAppend(&config, " task: \"", t, "\"");
-  absl::StrAppend(&config, " stage {");
-  const auto graph = log->Graph(1);
-  for (const Agent& a : graph->stages[0]) {
-    absl::StrAppend(&config, " agent { id: \"", a.id, "\" cost_usd: ", a.cost_usd, " latency_s: ", a.latency_s);
-    for (double x : a.ability) absl::StrAppend(&config, " ability: ", x);
-    absl::StrAppend(&config, " }");
-  }
-  absl::StrAppend(&config, " }");
-  auto settings = ParseSettings(config, "demo");
-  if (!settings.ok()) return Fail(settings.status());
-  auto server = Server::Create(*std::move(settings), {});
+  const auto server = LocalServer::Start([&](const std::string& folder) {
+    std::string config = absl::StrCat("endpoint: \"ipc://", folder, "/sluice\" state { sqlite: \"", folder,
+                                      "/state.db\" } learning { epoch_decisions: 16 publish_ms: 2 } policy { spec: \"",
+                                      kTunedAmroS, ",cost_weight=", cost_weight, "\" } http { port: ", port, " }");
+    for (const std::string& t : log->tasks) absl::StrAppend(&config, " task: \"", t, "\"");
+    absl::StrAppend(&config, " stage {");
+    const auto graph = log->Graph(1);
+    for (const Agent& a : graph->stages[0]) {
+      absl::StrAppend(&config, " agent { id: \"", a.id, "\" cost_usd: ", a.cost_usd, " latency_s: ", a.latency_s);
+      for (double x : a.ability) absl::StrAppend(&config, " ability: ", x);
+      absl::StrAppend(&config, " }");
+    }
+    return config + " }";
+  });
   if (!server.ok()) return Fail(server.status());
-  std::thread serving([&] { (void)(*server)->Run(); });
-  const auto client = Client::Connect((*server)->endpoints()[0]);
+  const auto client = Client::Connect((*server)->endpoint());
   if (!client.ok()) return Fail(client.status());
   std::printf("serving %zu agents on %s, page on http://127.0.0.1:%d/\n", log->agents.size(),
-              (*server)->endpoints()[0].c_str(), port);
+              (*server)->endpoint().c_str(), port);
   std::unordered_map<std::string, size_t> agent;
   for (size_t a = 0; a < log->agents.size(); ++a) agent.emplace(log->agents[a], a);
   std::vector<size_t> order(log->rows.size());
@@ -128,12 +118,9 @@ int Demo(const std::string& path, int64_t queries, double cost_weight, int port,
   if (stay) {
     std::printf("\nserving on; end with Ctrl-C\n");
     std::fflush(stdout);
-    serving.join();
+    (*server)->Wait();
   }
-  (*server)->Stop();
-  if (serving.joinable()) serving.join();
-  server->reset();
-  return std::system(absl::StrCat("rm -rf ", folder).c_str()) == 0 ? 0 : 1;
+  return 0;
 }
 }  // namespace
 

@@ -1,16 +1,17 @@
 // Training and judging the hashed n-gram intent model.
-#include <zlib.h>
-
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/service/intent.h"
 #include "sluice/runtime/text/ngram_classifier.h"
+#include "sluice/runtime/text/text_file.h"
 #include "sluice/runtime/weights/gguf_writer.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -21,37 +22,24 @@ struct Labelled {
   std::vector<NgramClassifier::Example> examples;
 };
 absl::StatusOr<Labelled> ReadQueries(const std::string& path, const std::string& field) {
-  gzFile file = gzopen(path.c_str(), "rb");
-  if (file == nullptr) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  SLUICE_ASSIGN_OR_RETURN(const std::string all, ReadTextFile(path));
   Labelled out;
   std::map<std::string, int> label;
-  std::string line;
-  char buffer[1 << 16];
   int64_t n = 0;
-  absl::Status status;
-  auto take = [&] {
+  for (absl::string_view line : absl::StrSplit(absl::StripSuffix(all, "\n"), '\n')) {
     ++n;
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    line.clear();
     if (json.is_discarded() || !json.contains("text") || !json.contains(field) || !json["text"].is_string() ||
         !json[field].is_string()) {
-      status = absl::InvalidArgumentError(
+      return absl::InvalidArgumentError(
           absl::StrCat(path, ":", n, ": wanted a JSON object with strings \"text\" and \"", field, "\""));
-      return;
     }
     const auto [at, fresh] = label.emplace(json[field].get<std::string>(), static_cast<int>(label.size()));
     if (fresh) out.labels.push_back(at->first);
     out.examples.push_back({json["text"].get<std::string>(), at->second});
     out.ids.push_back(json.contains("qid") && json["qid"].is_string() ? json["qid"].get<std::string>()
                                                                       : absl::StrCat(n));
-  };
-  while (status.ok() && gzgets(file, buffer, sizeof buffer) != nullptr) {
-    line += buffer;
-    if (line.back() == '\n') take();
   }
-  if (status.ok() && !line.empty()) take();
-  gzclose(file);
-  if (!status.ok()) return status;
   if (out.examples.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": no queries"));
   return out;
 }

@@ -45,17 +45,8 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
   const auto log = LoadOutcomeLog(path);
   if (!log.ok()) return Fail(log.status());
   if (policies.empty()) {
-    policies = {"random",
-                "round_robin",
-                "best_single",
-                "cost_threshold",
-                "epsilon_greedy",
-                "lin_ucb",
-                "thompson",
-                "mas_cascade",
-                "amro_s",
-                "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_by_"
-                "intent=true,prior=20"};
+    policies = {"random",  "round_robin", "best_single", "cost_threshold", "epsilon_greedy",
+                "lin_ucb", "thompson",    "mas_cascade", "amro_s",         kTunedAmroS};
     if (o.warm_up > 0 && !log->rows[0].features.empty()) policies.insert(policies.begin() + 4, "knn");
   }
   FILE* out = nullptr;

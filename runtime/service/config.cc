@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -113,6 +114,10 @@ int PolicySet::Find(absl::string_view name) const {
   return -1;
 }
 
+std::string PolicySet::Names() const {
+  return absl::StrJoin(policies, ", ", [](std::string* out, const Policy& p) { out->append(p.name); });
+}
+
 absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig& e) {
   if (e.arm_size() == 1 || e.arm_size() > 250) {
     return absl::InvalidArgumentError(absl::StrCat("experiment: ", e.arm_size(), " arms, allowed 2 to 250"));
@@ -162,10 +167,8 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
   }
   if (s.config.active_policy().empty()) s.config.set_active_policy(set->policies[0].name);
   if (set->Find(s.config.active_policy()) < 0) {
-    std::string known;
-    for (const auto& p : set->policies) absl::StrAppend(&known, known.empty() ? "" : ", ", p.name);
-    return named(
-        absl::NotFoundError(absl::StrCat("active_policy: no policy '", s.config.active_policy(), "'; known: ", known)));
+    return named(absl::NotFoundError(
+        absl::StrCat("active_policy: no policy '", s.config.active_policy(), "'; known: ", set->Names())));
   }
   for (const v1::ArmConfig& arm : s.config.experiment().arm()) {
     if (set->Find(arm.policy()) < 0)

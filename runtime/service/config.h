@@ -23,6 +23,7 @@ struct PolicySet {
   std::vector<Policy> policies;
   // Index of a name; -1: none.
   int Find(absl::string_view name) const;
+  std::string Names() const;  // for errors: what is known
 };
 
 struct ServerSettings {

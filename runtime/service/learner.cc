@@ -41,8 +41,8 @@ Learner::~Learner() {
 }
 
 bool Learner::Submit(std::unique_ptr<FeedbackJob>& job) {
-  bool first =
-      false;  // only an empty queue has somebody waiting for it: waking costs the caller more than all else here
+  // Only an empty queue has somebody waiting for it; waking costs the caller more than all else here.
+  bool first = false;
   {
     std::lock_guard lock(mutex_);
     first = queue_.empty();

@@ -37,7 +37,8 @@ struct LearnedState {
 // One feedback request on its way to disk and back.
 struct FeedbackJob {
   enum class Result : uint8_t { kRejected, kApplied, kDuplicate };
-  std::string client, envelope;  // whose it is: opaque to the learner
+  std::string client;  // whose it is: this and the next two are the caller's, the learner does not read them
+  bool delimiter = false;
   uint64_t request_id = 0;
   struct Report {
     int32_t agent = 0;

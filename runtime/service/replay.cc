@@ -1,7 +1,5 @@
 #include "sluice/runtime/service/replay.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <map>
 
@@ -12,26 +10,10 @@
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/store/ledger.h"
+#include "sluice/runtime/text/text_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-absl::StatusOr<std::string> ReadAll(const std::string& path) {
-  gzFile file = gzopen(path.c_str(), "rb");  // reads plain files as they are
-  if (file == nullptr) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  std::string text;
-  char buffer[1 << 16];
-  int n;
-  while ((n = gzread(file, buffer, sizeof buffer)) > 0) {
-    text.append(buffer, static_cast<size_t>(n));
-    if (text.size() > (size_t{1} << 30)) {
-      gzclose(file);
-      return absl::ResourceExhaustedError(absl::StrCat(path, ": more than 1 GiB of text"));
-    }
-  }
-  gzclose(file);
-  if (n < 0) return absl::DataLossError(absl::StrCat(path, ": is no whole gzip file"));
-  return text;
-}
 double Utility(const OutcomeLog::Row& r, size_t agent, double cost_weight, double latency_weight) {
   return r.quality[agent] - cost_weight * r.cost_usd[agent] - latency_weight * r.latency_s[agent];
 }
@@ -74,7 +56,7 @@ class Stored final : public WeightSource {
 }  // namespace
 
 absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
-  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadAll(path));
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
   OutcomeLog log;
   enum Kind { kId, kTask, kIntent, kFeature, kQuality, kCost, kLatency };
   std::vector<std::pair<Kind, size_t>> columns;

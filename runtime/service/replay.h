@@ -26,6 +26,11 @@ struct OutcomeLog {
 };
 absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path);
 
+// AMRO-S as chosen on seeds 1 to 5 of the bundled log, for a graph whose abilities start at 1.
+inline constexpr char kTunedAmroS[] =
+    "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_by_intent=true,"
+    "prior=20";
+
 struct ReplayOptions {
   double cost_weight = 0, latency_weight = 0;
   int64_t decisions = 13620;

@@ -8,15 +8,11 @@
 #include <array>
 #include <chrono>
 #include <deque>
-#include <fstream>
-#include <thread>
 #include <unordered_map>
 #include <zmq.hpp>
 
-#include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
+#include "absl/strings/str_join.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/experiment.h"
@@ -492,9 +488,8 @@ class ServerImpl final : public Server {
     if (!q.task().empty()) {
       const auto at = std::find(g.tasks.begin(), g.tasks.end(), q.task());
       if (at == g.tasks.end()) {
-        std::string known;
-        for (const std::string& t : g.tasks) absl::StrAppend(&known, known.empty() ? "" : ", ", t);
-        return absl::InvalidArgumentError(absl::StrCat("no task '", q.task(), "'; known: ", known));
+        return absl::InvalidArgumentError(
+            absl::StrCat("no task '", q.task(), "'; known: ", absl::StrJoin(g.tasks, ", ")));
       }
       intent_now_[static_cast<size_t>(at - g.tasks.begin())] = 1;
     } else if (!q.intent().empty()) {
@@ -582,7 +577,7 @@ class ServerImpl final : public Server {
       CountPath(decision, *set.graph);
       if (!experiment_.shadows().empty())
         shadowed_.push_back({id, intent_now_, blocked_now_, record_.features, decision});
-      if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
+      CountForEpoch();
       const auto after = std::chrono::steady_clock::now();
       decide_.Add(std::chrono::duration_cast<std::chrono::nanoseconds>(after - before).count());
       before = after;
@@ -608,6 +603,9 @@ class ServerImpl final : public Server {
       }
     }
     shadowed_.clear();
+  }
+  void CountForEpoch() {
+    if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
   }
   // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones are left out.
   void CountPath(const AgentDecision& d, const AgentGraph& g) {
@@ -638,7 +636,7 @@ class ServerImpl final : public Server {
     if (!FitsBatch(request.outcomes_size(), "outcomes", r)) return false;
     auto job = std::make_unique<FeedbackJob>();
     const auto n = static_cast<size_t>(request.outcomes_size());
-    job->client = peer.identity, job->envelope = peer.delimiter ? "1" : "", job->request_id = q.request_id();
+    job->client = peer.identity, job->delimiter = peer.delimiter, job->request_id = q.request_id();
     job->results.resize(n), job->reasons.resize(n), job->ids.resize(n);
     for (int i = 0; i < request.outcomes_size(); ++i) {
       const v1::Outcome& o = request.outcomes(i);
@@ -686,6 +684,7 @@ class ServerImpl final : public Server {
     v1::Query q;
     q.set_task(l.task());
     *q.mutable_intent() = l.intent();
+    *q.mutable_features() = l.features();
     SLUICE_RETURN_IF_ERROR(Understand(q, g));
     double sum = 0;
     for (double w : intent_now_) sum += w >= 0 ? w : NAN;
@@ -694,8 +693,6 @@ class ServerImpl final : public Server {
                                                      " entries that sum to ", sum, ", wanted ", g.tasks.size(),
                                                      " and 1"));
     }
-    if (l.features_size() > 1024)
-      return absl::InvalidArgumentError(absl::StrCat(l.features_size(), " features, allowed 1024"));
     if (!(l.propensity() >= 0 && l.propensity() <= 1)) {
       return absl::InvalidArgumentError(absl::StrCat("labelled: propensity ", l.propensity(), " is outside [0, 1]"));
     }
@@ -703,7 +700,7 @@ class ServerImpl final : public Server {
     d.graph = settings_.policies->fingerprint, d.epoch = epoch_, d.intent = intent_now_;
     d.propensity = l.propensity() > 0 ? l.propensity() : uniform;
     d.features.assign(l.features().begin(), l.features().end());
-    if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
+    CountForEpoch();
     return d;
   }
   absl::StatusOr<OutcomeRecord> Check(const v1::Outcome& o) {
@@ -770,7 +767,7 @@ class ServerImpl final : public Server {
             Notice(job->outcomes[i], job->reports[i]);
         }
       }
-      Send({job->client, !job->envelope.empty()}, *response);
+      Send({job->client, job->delimiter}, *response);
     }
   }
 
@@ -864,9 +861,8 @@ class ServerImpl final : public Server {
   }
   void SetPolicy(const v1::SetPolicyRequest& q, v1::Response& r) {
     if (settings_.policies->Find(q.name()) < 0) {
-      std::string known;
-      for (const auto& p : settings_.policies->policies) absl::StrAppend(&known, known.empty() ? "" : ", ", p.name);
-      return SetError(r.mutable_error(), v1::NOT_FOUND, absl::StrCat("no policy '", q.name(), "'; known: ", known));
+      return SetError(r.mutable_error(), v1::NOT_FOUND,
+                      absl::StrCat("no policy '", q.name(), "'; known: ", settings_.policies->Names()));
     }
     r.mutable_set_policy()->set_previous(active_);
     active_ = q.name();

@@ -14,9 +14,6 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-constexpr char kServed[] =
-    "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_by_intent=true,"
-    "prior=20";
 const OutcomeLog& PoolA() {
   static const OutcomeLog* log = [] {
     auto read = LoadOutcomeLog(SLUICE_POOL_A);
@@ -43,7 +40,7 @@ TEST_P(ReplayUtility, AmroSReachesTheBarsOverTwentySeeds) {
     const Ceilings c = CeilingsOf(PoolA(), o.cost_weight, 0);
     double mean = 0, random = 0;
     for (uint64_t seed = 101; seed <= 120; ++seed) {
-      const auto run = Replay(PoolA(), kServed, o, seed);
+      const auto run = Replay(PoolA(), kTunedAmroS, o, seed);
       ASSERT_TRUE(run.ok()) << run.status();
       mean += run->LastThird() / 20;
       if (seed <= 105) random += Replay(PoolA(), "random", o, seed)->LastThird() / 5;
@@ -109,7 +106,7 @@ TEST(OffPolicyOnRealOutcomes, IntervalsHoldTheTruthInAThousandResamples) {
 TEST(Replay, SameSeedSameRun) {
   ReplayOptions o;
   o.decisions = 1000, o.warm_up = 0.1;
-  for (const char* policy : {kServed, "thompson", "knn", "lin_ucb"}) {
+  for (const char* policy : {kTunedAmroS, "thompson", "knn", "lin_ucb"}) {
     const auto a = Replay(PoolA(), policy, o, 3), b = Replay(PoolA(), policy, o, 3);
     ASSERT_TRUE(a.ok()) << a.status();
     EXPECT_EQ(a->utility, b->utility);

@@ -1,16 +1,17 @@
-#include <zlib.h>
-
 #include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "sluice/api/check.h"
 #include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/evaluate/statistics.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/text/encoder.h"
+#include "sluice/runtime/text/text_file.h"
 
 namespace engine {
 using sluice::Encoder;
@@ -29,33 +30,26 @@ struct Query {
 };
 // Queries of a gzip file of JSON lines that no training saw.
 absl::Status ReadQueries(const std::string& path, const Encoder& e, std::vector<Query>* out) {
-  gzFile f = gzopen(path.c_str(), "rb");
-  if (f == nullptr) return absl::NotFoundError(absl::StrCat("cannot open ", path));
-  std::string line;
-  char buffer[1 << 16];
-  absl::Status status;
+  SLUICE_ASSIGN_OR_RETURN(const std::string all, sluice::ReadTextFile(path));
   int64_t number = 0;
-  while (status.ok() && gzgets(f, buffer, sizeof buffer) != nullptr) {
-    line += buffer;
-    if (line.back() != '\n' && gzeof(f) == 0) continue;
+  for (absl::string_view line : absl::StrSplit(absl::StripSuffix(all, "\n"), '\n')) {
     ++number;
     const nlohmann::json q = nlohmann::json::parse(line, nullptr, false);
-    line.clear();
     const auto text = [&](const char* key) {
       return q.is_object() && q.contains(key) && q[key].is_string() ? q[key].get<std::string>() : "";
     };
     const std::string task = text("task"), family = task == "mmlu_pro" ? task + "/" + text("subtask") : task;
     const auto at = std::find(e.labels().begin(), e.labels().end(), family);
     if (at == e.labels().end()) {
-      status = absl::InvalidArgumentError(
+      return absl::InvalidArgumentError(
           absl::StrCat(path, ":", number, ": family '", family, "' is not one of the encoder's"));
-    } else if (Fnv1a(text("qid")) % 100 < kTestPercent) {
+    }
+    if (Fnv1a(text("qid")) % 100 < kTestPercent) {
       std::vector<int32_t> ids = e.tokenizer()->Encode(text("text"));
       if (!ids.empty()) out->push_back({std::move(ids), static_cast<size_t>(at - e.labels().begin())});
     }
   }
-  gzclose(f);
-  return status;
+  return absl::OkStatus();
 }
 struct Measured {
   double accuracy = 0, four = 0;  // over all families, and among those of one benchmark pool
