@@ -69,7 +69,8 @@ BENCHMARK_CAPTURE(Decide, random, "random", false);
 BENCHMARK_CAPTURE(Decide, amro_s, "amro_s", false);
 BENCHMARK_CAPTURE(Decide, amro_s_mixed_intent, "amro_s", true);
 BENCHMARK_CAPTURE(Decide, amro_s_served,
-                  "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho_by_intent=true", false);
+                  "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho_by_intent=true",
+                  false);
 BENCHMARK_CAPTURE(Decide, thompson, "thompson", false);
 BENCHMARK_CAPTURE(Decide, lin_ucb, "lin_ucb", false);
 BENCHMARK(Learn);

@@ -20,11 +20,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   google::protobuf::SetLogHandler(nullptr);
   const std::string text(reinterpret_cast<const char*>(data + 1), size - 1);
   switch (data[0] % 6) {
-    case 0: (void)sluice::ParseSettings(text, "fuzz"); break;
-    case 1: (void)sluice::ParseDecision(text); break;
-    case 2: (void)sluice::ParseOutcome(text); break;
+    case 0:
+      (void)sluice::ParseSettings(text, "fuzz");
+      break;
+    case 1:
+      (void)sluice::ParseDecision(text);
+      break;
+    case 2:
+      (void)sluice::ParseOutcome(text);
+      break;
     case 3: {
-      static const auto settings = *sluice::ParseSettings("task: \"a\" stage { agent { id: \"x\" } agent { id: \"y\" } }", "fuzz");
+      static const auto settings =
+          *sluice::ParseSettings("task: \"a\" stage { agent { id: \"x\" } agent { id: \"y\" } }", "fuzz");
       const auto& policy = settings.policies->policies[0];
       sluice::Ledger ledger(*policy.router, *policy.plan, 4);
       if (ledger.Parse(text).ok()) (void)ledger.State();

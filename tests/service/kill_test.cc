@@ -1,5 +1,5 @@
-// `sluice serve` is killed again and again while outcomes come in shuffled and repeated; what it has learned in the end is
-// what a clean run learns, bit for bit. SLUICE_KILL_OUTCOMES sets how many outcomes (default 20,000).
+// `sluice serve` is killed again and again while outcomes come in shuffled and repeated; what it has learned in the end
+// is what a clean run learns, bit for bit. SLUICE_KILL_OUTCOMES sets how many outcomes (default 20,000).
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -47,11 +47,13 @@ TEST(Kill, DeathsChangeNothing) {
   const char* asked = std::getenv("SLUICE_KILL_OUTCOMES");
   const size_t outcomes = asked != nullptr ? std::stoull(asked) : 20000;
   const std::string folder = MakeTempDir(), path = folder + "/config", endpoint = "ipc://" + folder + "/s";
-  const std::string graph = absl::StrCat(absl::string_view(kTwoStages).substr(0, absl::string_view(kTwoStages).find("learning")));
+  const std::string graph =
+      absl::StrCat(absl::string_view(kTwoStages).substr(0, absl::string_view(kTwoStages).find("learning")));
   // The window covers the whole test: how late an outcome may come is not what is asked here.
-  const std::string config = absl::StrCat("endpoint: \"", endpoint, "\" state { sqlite: \"", folder, "/state.db\" }", graph,
-                                          "policy { spec: \"amro_s:ability=measured,importance=propensity\" } policy { spec: \"lin_ucb\" } "
-                                          "learning { epoch_decisions: 1024 window_epochs: 4096 snapshot_every: 3000 }");
+  const std::string config =
+      absl::StrCat("endpoint: \"", endpoint, "\" state { sqlite: \"", folder, "/state.db\" }", graph,
+                   "policy { spec: \"amro_s:ability=measured,importance=propensity\" } policy { spec: \"lin_ucb\" } "
+                   "learning { epoch_decisions: 1024 window_epochs: 4096 snapshot_every: 3000 }");
   std::ofstream(path) << config;
   Process server(path);
   server.Start();
@@ -91,7 +93,8 @@ TEST(Kill, DeathsChangeNothing) {
     while (!todo.empty() && sent.size() < kWindow) {
       const size_t b = todo.front();
       v1::Request q;
-      for (size_t i = b * kBatch; i < std::min(outcomes, (b + 1) * kBatch); ++i) *q.mutable_feedback()->add_outcomes() = all[i];
+      for (size_t i = b * kBatch; i < std::min(outcomes, (b + 1) * kBatch); ++i)
+        *q.mutable_feedback()->add_outcomes() = all[i];
       if (!client->Send(q).ok()) break;
       todo.pop_front();
       sent[q.request_id()] = {b, Clock::now()};
@@ -101,7 +104,8 @@ TEST(Kill, DeathsChangeNothing) {
     if (r.ok()) {
       const auto answered = sent.find(r->request_id());
       if (restarted != Clock::time_point{} && answered != sent.end() && answered->second.second > restarted) {
-        slowest_restart_ms = std::max(slowest_restart_ms, std::chrono::duration<double, std::milli>(now - restarted).count());
+        slowest_restart_ms =
+            std::max(slowest_restart_ms, std::chrono::duration<double, std::milli>(now - restarted).count());
         restarted = {};
       }
       const auto at = sent.find(r->request_id());
@@ -129,7 +133,8 @@ TEST(Kill, DeathsChangeNothing) {
       ++deaths;
       server.Start();
       restarted = Clock::now();
-      next_death = restarted + std::chrono::milliseconds(80 + RandomBits({6, deaths, 0, 0, 0}) % (outcomes > 100000 ? 3000 : 150));
+      next_death = restarted +
+                   std::chrono::milliseconds(80 + RandomBits({6, deaths, 0, 0, 0}) % (outcomes > 100000 ? 3000 : 150));
     }
   }
   EXPECT_GT(deaths, 0u);
@@ -148,8 +153,10 @@ TEST(Kill, DeathsChangeNothing) {
   std::vector<OutcomeRecord> records;
   for (const v1::Outcome& o : all) {
     OutcomeRecord record;
-    record.decision = *ParseDecision(absl::string_view(o.receipt()).substr(0, o.receipt().size() - Receipts::kTagBytes));
-    record.quality = o.quality(), record.accepted = o.quality() >= 0.5, record.cost_usd = o.cost_usd(), record.latency_s = o.latency_s();
+    record.decision =
+        *ParseDecision(absl::string_view(o.receipt()).substr(0, o.receipt().size() - Receipts::kTagBytes));
+    record.quality = o.quality(), record.accepted = o.quality() >= 0.5, record.cost_usd = o.cost_usd(),
+    record.latency_s = o.latency_s();
     records.push_back(std::move(record));
   }
   std::sort(records.begin(), records.end(), [](const auto& a, const auto& b) { return a.decision.id < b.decision.id; });
@@ -168,7 +175,8 @@ TEST(Kill, DeathsChangeNothing) {
     EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(double)), 0) << policy.name;
     EXPECT_EQ(end->snapshot().policies(p).late(), 0u);
   }
-  std::printf("%zu outcomes, %zu kills, %zu duplicates; slowest restart to first answer %.0f ms\n", outcomes, deaths, duplicates, slowest_restart_ms);
+  std::printf("%zu outcomes, %zu kills, %zu duplicates; slowest restart to first answer %.0f ms\n", outcomes, deaths,
+              duplicates, slowest_restart_ms);
 }
 }  // namespace
 SLUICE_END_NAMESPACE
