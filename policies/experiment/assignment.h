@@ -48,10 +48,13 @@ class ArmAssignment {
     }
     return ArmAssignment(std::move(arms), salt, exposure, control);
   }
+  // Takes part at all. Who does not gets the control, but tells nothing of it: counted in, a growing exposure would mix
+  // times with few and many of one arm.
+  bool Exposed(absl::string_view unit) const { return RandomUniform({salt_, HashText(unit), 0, 0, 0}) < exposure_; }
   // O(arms).
   int Of(absl::string_view unit) const {
     const uint64_t key = HashText(unit);
-    if (RandomUniform({salt_, key, 0, 0, 0}) >= exposure_) return control_;
+    if (!Exposed(unit)) return control_;
     int best = control_;
     double top = -INFINITY;
     for (size_t i = 0; i < arms_.size(); ++i) {

@@ -59,6 +59,55 @@ inline Difference DifferenceOfMeans(const Moments& a, const Moments& b) {
   return d;
 }
 
+// A metric whose outcomes come in clusters: a unit (user, session) has many, and they are alike. Means are over
+// outcomes, variances over units, so ten thousand outcomes of ten users are ten observations.
+class ClusteredMetric {
+ public:
+  // One more outcome of a unit that had `n` of sum `y`; `x` is what was known of the unit before (the same each time).
+  void Add(double y, double n, double x, double value) {
+    if (n == 0) units_ += 1, x_ += x, xx_ += x * x;
+    yy_ += value * (value + 2 * y), nn_ += 2 * n + 1, yn_ += y + value * (n + 1);
+    xy_ += x * value, xn_ += x, y_ += value, n_ += 1;
+  }
+  int64_t units() const { return static_cast<int64_t>(units_); }
+  int64_t outcomes() const { return static_cast<int64_t>(n_); }
+  double mean() const { return n_ > 0 ? y_ / n_ : 0; }
+  double mean_x() const { return units_ > 0 ? x_ / units_ : 0; }
+  // Of a unit's influence on the mean, (y - mean * n) / (outcomes of a unit): the delta method for a ratio.
+  double variance() const {
+    const double r = mean(), per_unit = n_ / units_;
+    return units_ > 1 ? std::max(0.0, (yy_ - 2 * r * yn_ + r * r * nn_) / (per_unit * per_unit * (units_ - 1))) : 0;
+  }
+  double covariance() const { return units_ > 1 ? (xy_ - mean() * xn_) / (n_ / units_ * (units_ - 1)) : 0; }
+  double variance_x() const { return units_ > 1 ? std::max(0.0, (xx_ - x_ * x_ / units_) / (units_ - 1)) : 0; }
+  template <class V>
+  void VisitSums(V&& v) {
+    for (double* s : {&units_, &x_, &xx_, &y_, &n_, &yy_, &nn_, &yn_, &xy_, &xn_}) v(*s);
+  }
+
+ private:
+  double units_ = 0, x_ = 0, xx_ = 0, y_ = 0, n_ = 0, yy_ = 0, nn_ = 0, yn_ = 0, xy_ = 0, xn_ = 0;
+};
+// B - A, adjusted by what was known before (CUPED) as DifferenceOfMeans does; the same when every unit has one outcome.
+// kept: share of the variance that the adjustment leaves.
+inline Difference DifferenceOfMeans(const ClusteredMetric& a, const ClusteredMetric& b, double* kept = nullptr) {
+  Difference d;
+  d.units = a.units() + b.units();
+  if (kept != nullptr) *kept = 1;
+  if (a.units() < 2 || b.units() < 2) return d;
+  const double na = static_cast<double>(a.units()), nb = static_cast<double>(b.units());
+  const double xx = a.variance_x() * (na - 1) + b.variance_x() * (nb - 1);
+  const double theta = xx > 0 ? (a.covariance() * (na - 1) + b.covariance() * (nb - 1)) / xx : 0;
+  auto variance = [](const ClusteredMetric& m, double t) {
+    return std::max(0.0, m.variance() - 2 * t * m.covariance() + t * t * m.variance_x());
+  };
+  d.value = (b.mean() - a.mean()) - theta * (b.mean_x() - a.mean_x());
+  d.variance = variance(a, theta) / na + variance(b, theta) / nb;
+  const double plain = variance(a, 0) / na + variance(b, 0) / nb;
+  if (kept != nullptr && plain > 0) *kept = d.variance / plain;
+  return d;
+}
+
 // Mixture sequential probability ratio test of "no difference". `tau`: standard deviation of the effects that are
 // thought possible, in the metric's unit. p never rises; it may be read after every unit.
 class MixtureTest {
@@ -73,6 +122,7 @@ class MixtureTest {
     return p_;
   }
   double p() const { return p_; }
+  void Restore(double p) { p_ = p; }
 
  private:
   double tau2_, p_ = 1;

@@ -93,6 +93,63 @@ TEST(Sequential, WhatWasKnownBeforeNarrowsTheInterval) {
   EXPECT_LT(adjusted.half, plain.half);
 }
 
+TEST(ClusteredMetric, WithOneOutcomeAUnitIsThePlainOne) {
+  Moments a, b;
+  ClusteredMetric ca, cb;
+  for (uint64_t i = 0; i < 500; ++i) {
+    auto draw = [&](uint64_t what) { return RandomUniform({3, i, 0, what, 0}); };
+    const double x = draw(0), y = 0.5 * x + draw(1);
+    (i % 2 == 0 ? a : b).Add(y, x);
+    (i % 2 == 0 ? ca : cb).Add(0, 0, x, y);
+  }
+  const Difference plain = DifferenceOfMeans(a, b), clustered = DifferenceOfMeans(ca, cb);
+  EXPECT_NEAR(plain.value, clustered.value, 1e-12);
+  EXPECT_NEAR(plain.variance, clustered.variance, 1e-12);
+  EXPECT_EQ(plain.units, clustered.units);
+}
+
+// Users differ, and each has many outcomes: the metric's mean moves with who came, not with how much they did.
+TEST(ClusteredMetric, ManyOutcomesOfAFewUnitsDeclareNothing) {
+  int clustered = 0, naive = 0, adjusted = 0;
+  double kept = 0;
+  constexpr int kRuns = 1000, kUnits = 300;
+  for (uint64_t run = 0; run < kRuns; ++run) {
+    struct Unit {
+      double n = 0, y = 0;
+    };
+    std::vector<Unit> units(kUnits), again(kUnits);
+    ClusteredMetric a, b, xa, xb;
+    Moments na, nb;
+    bool declared = false, wrongly = false, adjusted_declared = false;
+    for (uint64_t i = 0; i < 3000; ++i) {
+      auto draw = [&](uint64_t step, uint64_t unit, uint64_t what) {
+        return RandomUniform({run, step, unit, what, 7});
+      };
+      const auto u = static_cast<uint64_t>(draw(i, 0, 0) * draw(i, 0, 1) * kUnits);  // some come often
+      const bool in_b = draw(0, u, 2) < 0.5;
+      const double taste = draw(0, u, 3), before = taste + 0.2 * (draw(0, u, 4) - 0.5);
+      const double y = draw(i, 0, 5) < 0.1 + 0.8 * taste ? 1 : 0;
+      Unit& unit = units[static_cast<size_t>(u)];
+      (in_b ? b : a).Add(unit.y, unit.n, 0, y);
+      (in_b ? xb : xa).Add(unit.y, unit.n, before, y);
+      unit.y += y, unit.n += 1;
+      (in_b ? nb : na).Add(y);
+      const Difference d = DifferenceOfMeans(a, b), wrong = DifferenceOfMeans(na, nb);
+      double share = 1;
+      const Difference x = DifferenceOfMeans(xa, xb, &share);
+      declared = declared || (d.units >= 100 && std::abs(d.value) > SequenceHalfWidth(d, 0.05, 300));
+      adjusted_declared = adjusted_declared || (x.units >= 100 && std::abs(x.value) > SequenceHalfWidth(x, 0.05, 300));
+      wrongly = wrongly || (wrong.units >= 100 && std::abs(wrong.value) > SequenceHalfWidth(wrong, 0.05, 3000));
+      if (i == 2999) kept += share / kRuns;
+    }
+    clustered += declared, naive += wrongly, adjusted += adjusted_declared;
+  }
+  EXPECT_LE(clustered, 50);
+  EXPECT_LE(adjusted, 50);
+  EXPECT_GT(naive, 200);
+  EXPECT_LT(kept, 0.65);  // what is left is mostly the coin of each outcome
+}
+
 TEST(Sequential, SaysNothingWithoutData) {
   Moments a, b;
   const Difference d = DifferenceOfMeans(a, b);

@@ -159,12 +159,16 @@ int ReadExperiment(const Connection& c) {
   const auto r = Ask(c, q);
   if (!r.ok()) return Fail(r.status());
   const v1::ExperimentResponse& e = r->experiment();
-  std::printf("experiment %s\n%-20s %8s %8s %9s %8s %10s %18s %8s\n", e.name().c_str(), "arm", "weight", "units",
-              "outcomes", "quality", "USD", "gain, 95 %", "p");
+  std::printf("experiment %s\n%-20s %8s %8s %9s %10s %8s %10s %18s %9s %8s\n", e.name().c_str(), "arm", "weight",
+              "units", "outcomes", "quality", "USD", "latency s", "gain, 95 %", "var. kept", "p");
   for (const v1::ArmResult& a : e.arms()) {
-    std::printf("%-20s %8.3g %8llu %9llu %8.4f %10.6f %+9.4f +- %.4f %8.2g\n", a.policy().c_str(), a.weight(),
-                static_cast<unsigned long long>(a.units()), static_cast<unsigned long long>(a.outcomes()), a.quality(),
-                a.cost_usd(), a.gain(), a.half_interval(), a.p());
+    const auto mean = [&](v1::Metric m) { return a.metrics(static_cast<int>(m)).mean(); };
+    const v1::MetricResult& q = a.metrics(v1::QUALITY);
+    std::printf("%-20s %8.3g %8llu %9llu %10.4f %8.6f %10.3f %+9.4f +- %.4f %9.2f %8.2g\n", a.policy().c_str(),
+                a.weight(), static_cast<unsigned long long>(a.units()), static_cast<unsigned long long>(a.outcomes()),
+                mean(v1::QUALITY), mean(v1::COST_USD), mean(v1::LATENCY_S), q.gain(), q.half_interval(),
+                q.variance_kept(), a.p());
+    if (!a.stopped().empty()) std::printf("  stopped, its units get the control: %s\n", a.stopped().c_str());
   }
   if (!e.readable())
     std::printf("units were not split as planned (p %.2g): believe none of this\n", e.sample_ratio_p());

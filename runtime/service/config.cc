@@ -3,6 +3,7 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <cmath>
 #include <fstream>
 #include <sstream>
 
@@ -176,6 +177,11 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
   }
   for (const std::string& shadow : s.config.experiment().shadow()) {
     if (set->Find(shadow) < 0) return named(absl::NotFoundError(absl::StrCat("experiment: no policy '", shadow, "'")));
+  }
+  for (const v1::GuardrailConfig& g : s.config.experiment().guardrail()) {
+    if (!(g.worse_by() >= 0) || std::isinf(g.worse_by()))
+      return named(
+          absl::OutOfRangeError(absl::StrCat("guardrail: worse_by ", g.worse_by(), " is not a number of at least 0")));
   }
   if (absl::Status status = MakeAssignment(s.config.experiment()).status();
       !status.ok() && !s.config.experiment().name().empty()) {

@@ -18,12 +18,14 @@ int64_t SteadyMs() {
 std::string SnapshotKey(const PolicySet& s, const PolicySet::Policy& p) {
   return absl::StrCat(p.name, "@", absl::Hex(s.fingerprint));
 }
+std::string ExperimentKey(const PolicySet& s) { return absl::StrCat("experiment@", absl::Hex(s.fingerprint)); }
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Learner>> Learner::Start(std::shared_ptr<const PolicySet> policies, Store& store,
+absl::StatusOr<std::unique_ptr<Learner>> Learner::Start(std::shared_ptr<const PolicySet> policies,
+                                                        const v1::ExperimentConfig& experiment, Store& store,
                                                         const Options& options, std::function<void()> done) {
   std::unique_ptr<Learner> l(new Learner(store, options, std::move(done)));
-  SLUICE_RETURN_IF_ERROR(l->Restore(std::move(policies)));
+  SLUICE_RETURN_IF_ERROR(l->Restore(std::move(policies), experiment));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t lease, store.LeaseIds(kLease));
   l->lease_ = lease;
   l->Publish();
@@ -67,12 +69,21 @@ std::string Learner::trouble() {
   std::lock_guard lock(mutex_);
   return trouble_;
 }
-void Learner::Replace(std::shared_ptr<const PolicySet> policies) {
+void Learner::Replace(std::shared_ptr<const PolicySet> policies, const v1::ExperimentConfig& experiment) {
   {
     std::lock_guard lock(mutex_);
     replacement_ = std::move(policies);
+    replacement_experiment_ = experiment;
   }
   wake_.notify_one();
+}
+void Learner::ReportExperiment(v1::ExperimentResponse& out) {
+  std::lock_guard lock(experiment_mutex_);
+  experiment_.Report(out);
+}
+std::string Learner::WhyStopped(size_t arm) {
+  std::lock_guard lock(experiment_mutex_);
+  return arm < experiment_.stopped().size() ? experiment_.why(arm) : "";
 }
 absl::Status Learner::SaveNow() {
   std::unique_lock lock(mutex_);
@@ -82,7 +93,7 @@ absl::Status Learner::SaveNow() {
   return save_status_;
 }
 
-absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies) {
+absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies, const v1::ExperimentConfig& experiment) {
   std::vector<Book> books;
   SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store_.Newest());
   uint64_t from = newest;
@@ -96,6 +107,15 @@ absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies) {
   }
   books_ = std::move(books);
   policies_ = std::move(policies);
+  {
+    std::lock_guard lock(experiment_mutex_);
+    auto snapshot = store_.LoadSnapshot(ExperimentKey(*policies_));
+    experiment_through_ = snapshot.ok() && experiment_.Parse(snapshot->bytes).ok() ? snapshot->through : 0;
+    if (experiment_through_ == 0) experiment_ = {};
+    experiment_.Adopt(experiment);
+    experiment_id_ = ExperimentId(experiment);
+    from = std::min(from, experiment_through_);
+  }
   sequence_ = from;
   return ApplyStored();
 }
@@ -126,6 +146,10 @@ void Learner::Apply(uint64_t sequence, const OutcomeRecord& o) {
     policies_->policies[i].router->Observe(*policies_->policies[i].plan, o.view(), deltas_);
     books_[i].ledger->Add(o.decision.epoch, deltas_);
   }
+  if (o.decision.unit != 0 && sequence > experiment_through_) {
+    std::lock_guard lock(experiment_mutex_);
+    experiment_.Learn(o);
+  }
   dirty_ = true;
 }
 
@@ -140,6 +164,11 @@ void Learner::Publish() {
     s->of.push_back({{state.begin(), state.end()}, b.ledger->outcomes(), b.ledger->late()});
     s->newest_epoch = std::max(s->newest_epoch, b.ledger->newest());
   }
+  s->experiment = experiment_id_;
+  {
+    std::lock_guard lock(experiment_mutex_);
+    s->stopped = experiment_.stopped();
+  }
   published_.Publish(std::move(s));
   dirty_ = false;
 }
@@ -149,6 +178,12 @@ absl::Status Learner::Save() {
     SLUICE_RETURN_IF_ERROR(store_.SaveSnapshot(SnapshotKey(*policies_, policies_->policies[i]),
                                                {sequence_, books_[i].ledger->Serialize()}));
   }
+  std::string experiment;
+  {
+    std::lock_guard lock(experiment_mutex_);
+    experiment = experiment_.Serialize();
+  }
+  SLUICE_RETURN_IF_ERROR(store_.SaveSnapshot(ExperimentKey(*policies_), {sequence_, std::move(experiment)}));
   since_save_ = 0;
   return absl::OkStatus();
 }
@@ -192,6 +227,7 @@ void Learner::Loop() {
   for (;;) {
     std::vector<std::unique_ptr<FeedbackJob>> jobs;
     std::shared_ptr<const PolicySet> replacement;
+    v1::ExperimentConfig replacement_experiment;
     uint64_t save = 0;
     bool stop = false;
     {
@@ -212,6 +248,7 @@ void Learner::Loop() {
         queue_.pop_front();
       }
       replacement = std::exchange(replacement_, nullptr);
+      if (replacement != nullptr) replacement_experiment = replacement_experiment_;
       save = save_asked_;
       stop = stop_ && queue_.empty();
     }
@@ -225,7 +262,7 @@ void Learner::Loop() {
     }
     if (replacement != nullptr) {
       absl::Status status = Save();
-      if (status.ok()) status = Restore(std::move(replacement));
+      if (status.ok()) status = Restore(std::move(replacement), replacement_experiment);
       if (status.ok()) Publish();
       std::lock_guard lock(mutex_);
       trouble_ = std::string(status.message());

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "sluice/runtime/base/published.h"
 #include "sluice/runtime/service/config.h"
+#include "sluice/runtime/service/experiment.h"
 #include "sluice/runtime/store/ledger.h"
 #include "sluice/runtime/store/record.h"
 #include "sluice/runtime/store/store.h"
@@ -31,7 +32,9 @@ struct LearnedState {
     std::vector<double> state;
     int64_t outcomes = 0, late = 0;
   };
-  std::vector<Of> of;  // one a policy
+  std::vector<Of> of;            // one a policy
+  uint32_t experiment = 0;       // whose arms `stopped` speaks of
+  std::vector<uint8_t> stopped;  // arms that a guardrail stopped
 };
 
 // One feedback request on its way to disk and back.
@@ -60,8 +63,8 @@ class Learner {
     int64_t window = 64, publish_ms = 20, snapshot_every = 20000, queue = 65536, commit_ms = 2;
   };
   // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's thread.
-  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>, Store& store, const Options&,
-                                                        std::function<void()> done);
+  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&,
+                                                        Store& store, const Options&, std::function<void()> done);
   ~Learner();  // drains, saves a snapshot
 
   // False: the queue is full and nothing was taken.
@@ -69,7 +72,9 @@ class Learner {
   std::vector<std::unique_ptr<FeedbackJob>> TakeDone();
   Published<LearnedState>& published() { return published_; }
   // The same graph with other policies or settings of them: ledgers are restored beside the running ones, then swapped.
-  void Replace(std::shared_ptr<const PolicySet>);
+  void Replace(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&);
+  void ReportExperiment(v1::ExperimentResponse& out);
+  std::string WhyStopped(size_t arm);
   // A lease of ids ahead of need; 0: none ready.
   uint64_t TakeLease() { return lease_.exchange(0); }
   static constexpr uint64_t kLease = 1 << 20;
@@ -86,7 +91,7 @@ class Learner {
     std::unique_ptr<Ledger> ledger;
     uint64_t through = 0;  // already inside, when it was restored
   };
-  absl::Status Restore(std::shared_ptr<const PolicySet>);
+  absl::Status Restore(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&);
   void Apply(uint64_t sequence, const OutcomeRecord&);
   absl::Status ApplyStored();
   void Publish();
@@ -108,10 +113,16 @@ class Learner {
   size_t queued_ = 0;  // outcomes
   std::vector<std::unique_ptr<FeedbackJob>> done_;
   std::shared_ptr<const PolicySet> replacement_;
+  v1::ExperimentConfig replacement_experiment_;
   std::string trouble_;
   bool stop_ = false;
   uint64_t save_asked_ = 0, save_done_ = 0;
   absl::Status save_status_;
+
+  std::mutex experiment_mutex_;  // the learner writes, a reader of results waits for one outcome at most
+  ExperimentBook experiment_;
+  uint32_t experiment_id_ = 0;
+  uint64_t experiment_through_ = 0;
 
   // The thread's own.
   std::shared_ptr<const PolicySet> policies_;

@@ -121,7 +121,8 @@ class ServerImpl final : public Server {
     learning.window = c.learning().window_epochs(), learning.publish_ms = c.learning().publish_ms();
     learning.commit_ms = c.learning().commit_ms(), learning.snapshot_every = c.learning().snapshot_every(),
     learning.queue = c.limits().feedback_queue();
-    SLUICE_ASSIGN_OR_RETURN(learner_, Learner::Start(settings_.policies, *store_, learning, [this] { Wake(); }));
+    SLUICE_ASSIGN_OR_RETURN(learner_,
+                            Learner::Start(settings_.policies, c.experiment(), *store_, learning, [this] { Wake(); }));
     {
       Published<LearnedState>::Guard state(learner_->published(), 0);
       epoch_ = state->newest_epoch + 1;
@@ -282,7 +283,7 @@ class ServerImpl final : public Server {
       (void)Adopt();
       return fail(std::string(status.message()));
     }
-    learner_->Replace(settings_.policies);
+    learner_->Replace(settings_.policies, settings_.config.experiment());
     ++counters_.reloads;
     reload_error_.clear();
     Log("reloaded", {{"file", options_.config_path}});
@@ -314,6 +315,7 @@ class ServerImpl final : public Server {
       if (draining && taken == 0 && (learner_->queued() == 0 || now_ > drain_until)) {
         AnswerFeedback();
         const absl::Status saved = learner_->SaveNow();
+        NoteStoppedArms();
         if (!saved.ok()) Log("snapshot failed", {{"why", std::string(saved.message())}});
         return;
       }
@@ -331,6 +333,16 @@ class ServerImpl final : public Server {
       trouble_ = trouble;
     }
     if (buckets_.size() > kMaxClients) buckets_.clear();
+    NoteStoppedArms();
+  }
+  void NoteStoppedArms() {
+    Published<LearnedState>::Guard state(learner_->published(), 0);
+    if (state->stopped == stopped_) return;
+    for (size_t a = 0; a < state->stopped.size(); ++a) {
+      if (state->stopped[a] != 0 && !(a < stopped_.size() && stopped_[a] != 0))
+        Log("experiment arm stopped", {{"arm", absl::StrCat(a)}, {"why", learner_->WhyStopped(a)}});
+    }
+    stopped_ = state->stopped;
   }
 
   // One message off the socket, and its answer. False: none was there.
@@ -454,7 +466,7 @@ class ServerImpl final : public Server {
           SetError(r.mutable_error(), v1::NOT_FOUND, "no experiment is configured (experiment { name: })");
           return false;
         }
-        experiment_.Report(*r.mutable_experiment());
+        ReportExperiment(*r.mutable_experiment());
         return false;
       case v1::Request::kHealth:
         r.mutable_health()->set_ready(ready_);
@@ -536,11 +548,14 @@ class ServerImpl final : public Server {
       v1::Decision& d = *out.add_decisions();
       const uint64_t id = NextId();
       int active = everyone;
-      uint32_t mark = 0;
-      if (experiment_.running() && !q.unit().empty()) {
-        const int arm = experiment_.Assign(q.unit());
-        const int index = set.Find(experiment_.policy(arm));  // -1: the learner has not caught up with a reload
-        if (index >= 0) active = index, mark = experiment_.Mark(arm);
+      record_.unit = q.unit().empty() ? 0 : std::max<uint64_t>(1, HashText(q.unit()));
+      record_.experiment = 0, record_.arm = 0;
+      if (experiment_.running() && !q.unit().empty() &&
+          experiment_.id() == state->experiment) {  // else: after a reload
+        const Experiment::Assigned to = experiment_.Assign(q.unit(), state->stopped);
+        const int index = set.Find(*to.policy);
+        if (index >= 0) active = index;
+        if (index >= 0 && to.counts) record_.experiment = experiment_.id(), record_.arm = static_cast<uint8_t>(to.arm);
       }
       const PolicySet::Policy& policy = set.policies[static_cast<size_t>(active)];
       const absl::Span<const double> learned = state->of[static_cast<size_t>(active)].state;
@@ -561,7 +576,7 @@ class ServerImpl final : public Server {
       }
       slot.id = id, slot.snapshot = state->version, slot.policies = state->policies, slot.policy = active;
       slot.propensity = decision.propensity, slot.intent = intent_now_, slot.unix_ms = UnixMs();
-      record_.id = id, record_.graph = set.fingerprint, record_.policy = static_cast<uint32_t>(active) | mark;
+      record_.id = id, record_.graph = set.fingerprint, record_.policy = static_cast<uint32_t>(active);
       record_.epoch = epoch_, record_.propensity = decision.propensity, record_.intent = intent_now_;
       record_.path.assign(decision.path.begin(), decision.path.begin() + decision.stages);
       record_.features.assign(q.features().begin(), q.features().end());
@@ -603,6 +618,13 @@ class ServerImpl final : public Server {
       }
     }
     shadowed_.clear();
+  }
+  void ReportExperiment(v1::ExperimentResponse& out) {
+    learner_->ReportExperiment(out);
+    for (const Experiment::Shadow& s : experiment_.shadows()) {
+      v1::ShadowResult& r = *out.add_shadows();
+      r.set_policy(s.policy), r.set_decisions(s.decisions), r.set_same(s.same);
+    }
   }
   void CountForEpoch() {
     if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
@@ -729,7 +751,6 @@ class ServerImpl final : public Server {
     ++second_.outcomes, ++noticed_;
     second_.quality += o.quality, second_.cost += o.cost_usd, second_.latency += o.latency_s;
     counters_.quality += o.quality, counters_.cost += o.cost_usd;
-    experiment_.Learn(o.decision.policy, o.quality, o.cost_usd);
     const bool labelled = (o.decision.id >> 63) != 0;  // says nothing of how agents do now
     if (labelled || o.decision.graph != settings_.policies->fingerprint) return;
     const double share = 1.0 / static_cast<double>(std::max<size_t>(1, o.decision.path.size()));
@@ -940,6 +961,7 @@ class ServerImpl final : public Server {
   uint64_t next_id_ = 0, ids_left_ = 0, epoch_ = 1, noticed_ = 0;
   uint32_t decisions_in_epoch_ = 0;
   Experiment experiment_;
+  std::vector<uint8_t> stopped_;  // arms, as last logged
   std::vector<Shadowed> shadowed_;
   std::vector<Explained> explained_;
   std::unordered_map<uint64_t, Path> paths_;

@@ -21,6 +21,9 @@ struct DecisionRecord {
   uint64_t graph = 0;   // fingerprint: numbers of agents mean nothing in another graph
   uint32_t policy = 0;  // index in the configuration, for reports
   double propensity = 1;
+  uint64_t unit = 0;        // hash of the user or session; 0: none was named
+  uint32_t experiment = 0;  // which one decided the policy; 0: none
+  uint8_t arm = 0;
   std::vector<int32_t> path;
   std::vector<double> intent;
   std::vector<float> features;
@@ -78,11 +81,12 @@ class Reader {
 };
 }  // namespace record_internal
 
-inline constexpr uint8_t kRecordVersion = 1;
+inline constexpr uint8_t kRecordVersion = 2;  // 1 had neither unit nor experiment
 inline void AppendDecision(const DecisionRecord& d, std::string& out) {
   using record_internal::Put;
   Put(out, kRecordVersion);
   Put(out, d.id), Put(out, d.epoch), Put(out, d.graph), Put(out, d.policy), Put(out, d.propensity);
+  Put(out, d.unit), Put(out, d.experiment), Put(out, d.arm);
   Put(out, static_cast<uint8_t>(d.path.size()));
   Put(out, static_cast<uint8_t>(d.intent.size()));
   Put(out, static_cast<uint16_t>(d.features.size()));
@@ -93,12 +97,13 @@ inline void AppendDecision(const DecisionRecord& d, std::string& out) {
 namespace record_internal {
 inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
   const auto version = r.Get<uint8_t>();
-  if (!r.failed() && version != kRecordVersion) {
+  if (!r.failed() && version != kRecordVersion && version != 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("receipt of version ", version, "; this server reads ", kRecordVersion));
   }
   d.id = r.Get<uint64_t>(), d.epoch = r.Get<uint64_t>(), d.graph = r.Get<uint64_t>(), d.policy = r.Get<uint32_t>();
   d.propensity = r.Get<double>();
+  if (version > 1) d.unit = r.Get<uint64_t>(), d.experiment = r.Get<uint32_t>(), d.arm = r.Get<uint8_t>();
   const size_t path = r.Get<uint8_t>(), intent = r.Get<uint8_t>(), features = r.Get<uint16_t>();
   r.GetMany<uint16_t>(path, d.path);
   r.GetMany<double>(intent, d.intent);

@@ -155,7 +155,7 @@ TEST(Store, RedisSaysWhereItCannotReach) {
 
 TEST(Record, ReadsBackAndRefusesDamage) {
   OutcomeRecord o;
-  o.decision = {12, 3, 77, 1, 0.25, {4, 300}, {0.5, 0.25, 0.25}, {1.5f, -2}};
+  o.decision = {12, 3, 77, 1, 0.25, 99, 5, 2, {4, 300}, {0.5, 0.25, 0.25}, {1.5f, -2}};
   o.quality = 0.75, o.accepted = true, o.cost_usd = 0.01, o.latency_s = 1.5;
   const std::string bytes = SerializeOutcome(o);
   const auto back = ParseOutcome(bytes);
@@ -164,6 +164,12 @@ TEST(Record, ReadsBackAndRefusesDamage) {
   EXPECT_EQ(back->decision.path, o.decision.path);
   for (size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(ParseOutcome(bytes.substr(0, n)).ok());
   EXPECT_FALSE(ParseOutcome(bytes + "x").ok());
+  std::string old = bytes;  // version 1 had neither unit nor experiment
+  old[0] = 1, old.erase(1 + 8 + 8 + 8 + 4 + 8, 8 + 4 + 1);
+  const auto first = ParseOutcome(old);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->decision.unit, 0u);
+  EXPECT_EQ(first->decision.features, o.decision.features);
   for (uint64_t i = 0; i < 2000; ++i) {  // any flipped byte is refused or read, never worse
     std::string bad = bytes;
     bad[RandomBits({1, i, 0, 0, 0}) % bad.size()] ^= static_cast<char>(1 + RandomBits({2, i, 0, 0, 0}) % 255);

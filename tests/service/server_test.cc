@@ -162,11 +162,98 @@ TEST(Server, AnExperimentSplitsUnitsAndFindsTheBetterArm) {
   EXPECT_EQ(e.arms(0).outcomes() + e.arms(1).outcomes(), 3000u);
   EXPECT_EQ(e.arms(0).units() + e.arms(1).units(), 1500u);
   EXPECT_TRUE(e.readable());
-  EXPECT_GT(e.arms(1).gain() - e.arms(1).half_interval(), 0);
+  EXPECT_GT(e.arms(1).metrics(v1::QUALITY).gain() - e.arms(1).metrics(v1::QUALITY).half_interval(), 0);
   EXPECT_LT(e.arms(1).p(), 0.05);
   EXPECT_EQ(e.shadows(0).decisions(), 3001u);
   EXPECT_GT(e.shadows(0).same(), 0u);
   EXPECT_LT(e.shadows(0).same(), 2000u);
+}
+
+// Sends `n` decisions of `units` users with what the arms earn; waits until all outcomes are in the books.
+v1::ExperimentResponse RunExperiment(Client& c, int n, int units, uint64_t have,
+                                     const std::function<double(const v1::Decision&, int unit)>& quality) {
+  for (int i = 0; i < n; ++i) {
+    v1::Query q = Task("math");
+    q.set_unit(absl::StrCat("user ", i % units));
+    const auto d = c.Route(q);
+    EXPECT_TRUE(d.ok()) << d.status();
+    v1::Request tell;
+    *tell.mutable_feedback()->add_outcomes() = Good(*d, quality(*d, i % units));
+    EXPECT_TRUE(c.Send(tell).ok());
+  }
+  v1::ExperimentResponse e;
+  for (int i = 0; i < 1000; ++i) {
+    e = Ask(c, [](v1::Request& q) { q.mutable_experiment(); }).experiment();
+    uint64_t outcomes = 0;
+    for (const v1::ArmResult& a : e.arms()) outcomes += a.outcomes();
+    if (outcomes >= have) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return e;
+}
+
+TEST(Server, AGuardrailStopsAnArmAndItsUnitsGetTheControl) {
+  RunningServer s(absl::StrCat(kTwoStages, R"(
+    policy { name: "control" spec: "best_single:prior=1" } policy { name: "worse" spec: "random" }
+    experiment { name: "spring" arm { policy: "control" } arm { policy: "worse" } guardrail { metric: QUALITY worse_by: 0.05 } })"));
+  auto c = s.Connect();
+  const auto quality = [](const v1::Decision& d, int unit) {
+    return (d.policy() == "control" ? 0.9 : 0.4) + (unit % 10) / 100.0;
+  };
+  const v1::ExperimentResponse e = RunExperiment(*c, 2000, 1000, 1000, quality);
+  EXPECT_THAT(e.arms(1).stopped(), HasSubstr("QUALITY worse by 0."));
+  EXPECT_EQ(e.arms(0).stopped(), "");
+  EXPECT_LT(e.arms(1).outcomes(), 900u);  // of about 1000, had it gone on
+  EXPECT_TRUE(e.readable());              // the stopped arm's share is not held against the split
+  for (int i = 0; i < 50; ++i) {
+    v1::Query q = Task("math");
+    q.set_unit(absl::StrCat("user ", i));
+    EXPECT_EQ(c->Route(q)->policy(), "control");
+  }
+  s.Stop();
+  EXPECT_THAT(s.log(), HasSubstr("experiment arm stopped"));
+}
+
+TEST(Server, AnExperimentOutlivesTheServerAndUsesWhatWasKnownBefore) {
+  const std::string state = absl::StrCat(
+                        kTwoStages, "state { sqlite: \"", MakeTempDir(), "/state.db\" }",
+                        R"( policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } )"),
+                    experiment = R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" } })";
+  // Users differ for ever, arms do not.
+  const auto quality = [](const v1::Decision& d, int unit) {
+    return 0.1 + 0.8 * (unit * 37 % 100) / 100.0 + static_cast<double>(d.id() % 7) / 100.0;
+  };
+  {
+    RunningServer before(state);
+    auto c = before.Connect();
+    for (int i = 0; i < 1000; ++i) {
+      v1::Query q = Task("math");
+      q.set_unit(absl::StrCat("user ", i % 200));
+      const auto d = c->Route(q);
+      ASSERT_TRUE(d.ok());
+      ASSERT_TRUE(c->Feedback(Good(*d, quality(*d, i % 200))).ok());
+    }
+  }
+  v1::ExperimentResponse first, second;
+  {
+    RunningServer running(state + experiment);
+    auto c = running.Connect();
+    first = RunExperiment(*c, 1000, 200, 1000, quality);
+    EXPECT_LT(first.arms(1).metrics(v1::QUALITY).variance_kept(), 0.2);
+    EXPECT_EQ(first.arms(0).outcomes() + first.arms(1).outcomes(), 1000u);
+  }
+  {
+    RunningServer again(state + experiment);
+    auto c = again.Connect();
+    second = Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment();
+  }
+  EXPECT_EQ(first.SerializeAsString(), second.SerializeAsString());
+  {  // other arms are another experiment, whatever its name
+    RunningServer other(state +
+                        R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" weight: 2 } })");
+    auto c = other.Connect();
+    EXPECT_EQ(Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment().arms(0).outcomes(), 0u);
+  }
 }
 
 TEST(Server, BatchesAnswerEachQuery) {
@@ -285,7 +372,7 @@ TEST(Server, MalformedMessagesLeaveItServing) {
     zmq::message_t m;
     zmq::pollitem_t item{dealer.handle(), 0, ZMQ_POLLIN, 0};
     while (zmq::poll(&item, 1, std::chrono::milliseconds(wait_ms)) > 0) {
-      while (dealer.recv(m, zmq::recv_flags::dontwait)) ++answered;
+      while (dealer.recv(m, zmq::recv_flags::dontwait)) answered += !m.more();  // frames are not messages
     }
   };
   for (uint64_t i = 0; i < kMessages; ++i) {
@@ -535,6 +622,7 @@ TEST(Server, ConfigurationErrorsNameTheirPlace) {
   EXPECT_THAT(error(base + "active_policy: \"y\""), HasSubstr("no policy 'y'; known: amro_s"));
   EXPECT_THAT(error(base + "state { sqlite: \"a\" redis: \"b\" }"), HasSubstr("sqlite and redis"));
   EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"amro_s\" } }"), HasSubstr("1 arms, allowed 2"));
+  EXPECT_THAT(error(base + "experiment { name: \"x\" guardrail { worse_by: -1 } }"), HasSubstr("worse_by -1"));
   EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"b\" } }"), HasSubstr("experiment: no policy 'b'"));
   EXPECT_THAT(error(base + "learning { gate: 2 }"), HasSubstr("gate: 2 is outside [0, 1]"));
   EXPECT_THAT(error(base + "curve { secret_key_file: \"k\" }"), HasSubstr("without allow_file"));
