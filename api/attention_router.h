@@ -43,6 +43,7 @@ struct AttentionInputs {
   KvView v;                               // [kv_len, kv_heads, dv]; only oracles and value-aware routers read it
   int64_t q_begin = 0;                    // absolute position of q row 0
   absl::Span<const int32_t> q_positions;  // optional [q.rows]: see AttentionPlan
+  int32_t layer = -1;                     // which of the model's layers asks; -1: unknown
   int64_t prompt_end = 0;                 // one past the last token of the prompt being fed; 0: unknown
   float scale = 1;                        // logit scale, usually d^-1/2
   HeadsView<const float> q_pre;           // before RoPE; optional

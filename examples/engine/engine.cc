@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/policies/compose/attention.h"
 #include "sluice/pruners/token/ftp/ftp.h"
 #include "sluice/routers/attention/sink_window/sink_window.h"
 #include "sluice/routers/builtin.h"
@@ -130,7 +131,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
     SLUICE_RETURN_IF_ERROR(e->PrepareLayerRouting());
   }
   for (const auto& [routing, spec] : wanted) {
-    SLUICE_ASSIGN_OR_RETURN(routing->router, sluice::BuiltinRouters().attention.Create(spec));
+    SLUICE_ASSIGN_OR_RETURN(routing->router, sluice::MakeAttentionPolicy(spec, sluice::BuiltinRouters().attention));
     SLUICE_ASSIGN_OR_RETURN(routing->plan, routing->router->MakePlan(shape));
     const sluice::AttentionPlanInfo& info = routing->plan->info();
     routing->buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
@@ -387,6 +388,7 @@ absl::Status Engine::Attention(int64_t li, const float* q, int64_t q_stride, int
   in.v = {cache.v.data(), options_.cache, cache.rows, m.kv_heads, d, kw, d};
   in.q_begin = begin - cache.missing;
   in.q_positions = positions;
+  in.layer = static_cast<int32_t>(li);
   in.prompt_end = end - cache.missing;
   in.scale = 1.0f / std::sqrt(static_cast<float>(d));
   in.rope_base = m.rope_base;
@@ -414,9 +416,15 @@ absl::Status Engine::Attention(int64_t li, const float* q, int64_t q_stride, int
   ao.counters = &counted;
   mark = Clock::now();
   SLUICE_RETURN_IF_ERROR(s.attend->Run(plan, ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
-  timing_.attend_s += Seconds(mark);
+  const double attend_s = Seconds(mark);
+  timing_.attend_s += attend_s;
   counters_.Add(counted);
   layer_counters_[static_cast<size_t>(li)].Add(counted);
+  if (options_.on_plan) {
+    mark = Clock::now();
+    options_.on_plan(li, plan, attend_s);
+    timing_.total_s -= Seconds(mark);
+  }
   if (options_.quality_stride > 0 && n > 1) {
     mark = Clock::now();
     quality_.Add(sluice::MeasurePlan(plan, in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
@@ -779,19 +787,17 @@ absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& to
                                   const std::function<void(int64_t)>& progress) {
   engine.Reset();
   Score score;
-  double sum = 0;
-  int64_t counted = 0, right = 0;
   const size_t vocab = static_cast<size_t>(engine.model().shape.vocab);
   const auto see = [&](int64_t p, const float* logits) {
     const size_t next = static_cast<size_t>(p) + 1;
     if (next >= tokens.size()) return;
     if (text[next] != 0) {
-      sum += sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[next]];
-      ++counted;
+      score.nll += sluice::kernels::LogSumExp(logits, vocab) - logits[tokens[next]];
+      ++score.counted;
     }
     if (answer[next] != 0) {
       ++score.asked;
-      right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
+      score.right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
     }
   };
   const auto first = engine.prunes() ? std::find(answer.begin(), answer.end(), 1) - answer.begin() : 0;
@@ -799,8 +805,8 @@ absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& to
     SLUICE_RETURN_IF_ERROR(engine.Feed({tokens.begin(), tokens.begin() + first}, first - 1, see, progress));
   SLUICE_RETURN_IF_ERROR(
       engine.Feed({tokens.begin() + first, tokens.end()}, first, see, first > 0 ? nullptr : progress));
-  score.perplexity = counted > 0 ? std::exp(sum / static_cast<double>(counted)) : 0;
-  score.accuracy = score.asked > 0 ? static_cast<double>(right) / static_cast<double>(score.asked) : 0;
+  score.perplexity = score.counted > 0 ? std::exp(score.nll / static_cast<double>(score.counted)) : 0;
+  score.accuracy = score.asked > 0 ? static_cast<double>(score.right) / static_cast<double>(score.asked) : 0;
   return score;
 }
 

@@ -52,7 +52,7 @@ struct TokenPruning {
   bool on() const { return by != By::kOff; }
 };
 struct EngineOptions {
-  std::string router = "dense";
+  std::string router = "dense";  // an attention router's spec, or a composition (policies/compose/attention.h)
   LayerRouting layers;
   TokenRouting tokens;
   TokenPruning pruning;
@@ -63,6 +63,8 @@ struct EngineOptions {
   int threads = 0;           // 0: one per CPU
   // Sees what every residual unit (0: attention, 1: FFN) was given (normalised) and added, both [n, width], packed.
   std::function<void(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u)> observe;
+  // Sees every plan that was attended to and how long that took; not in the timing.
+  std::function<void(int64_t layer, const sluice::AttentionPlan& plan, double seconds)> on_plan;
   int64_t quality_stride = 0;  // > 0: measure density and mass recall of every so many queries (slow)
 };
 struct Timing {
@@ -161,8 +163,8 @@ absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& to
 // engine that prunes gets what stands before the first answer as its prompt, and the rest after it: perplexity is then
 // 0, unknown.
 struct Score {
-  double perplexity = 0, accuracy = 0;
-  int64_t asked = 0;
+  double perplexity = 0, accuracy = 0, nll = 0;  // nll: summed over `counted` tokens
+  int64_t asked = 0, right = 0, counted = 0;
 };
 absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& tokens,
                                   const std::vector<uint8_t>& answer, const std::vector<uint8_t>& text,

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <numeric>
 #include <sstream>
 
@@ -15,9 +14,10 @@
 #include "sluice/examples/engine/engine.h"
 #include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/evaluate/pruning_task.h"
-#include "sluice/examples/engine/report.h"
+#include "sluice/examples/engine/policy.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/runtime/report/report.h"
 #include "sluice/runtime/text/encoder.h"
 #include "sluice/runtime/weights/gguf.h"
 
@@ -70,32 +70,6 @@ absl::StatusOr<sluice::DType> ReadDType(const std::string& s) {
 
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
 
-// The schedule of block sparsities is in the file; exactly its budget is computed.
-void UsePruning(const sluice::Gguf& w, engine::TokenPruning::By by, EngineOptions& o) {
-  const uint64_t layers[] = {static_cast<uint64_t>(*w.Int("sluice.ftp.layers"))};
-  const absl::StatusOr<std::vector<float>> schedule = w.ReadF32("ftp.schedule", layers);
-  if (schedule.ok()) o.pruning.sparsity.assign(schedule->begin(), schedule->end());
-  o.pruning.by = by, o.pruning.weights = &w, o.pruning.topk = true;
-  o.quality_stride = 0;  // no plan to measure: the tokens are not there
-}
-// Methods whose trained weights of the bundled model stand in for a router spec.
-struct Learned {
-  const char *name, *file, *layers_key;
-  void (*use)(const sluice::Gguf& weights, EngineOptions& o);
-};
-constexpr Learned kLearned[] = {
-    {"flux_attention", "/flux_attention-s1.gguf", "sluice.flux.layers",
-     [](const sluice::Gguf& w, EngineOptions& o) { o.layers.weights = &w; }},
-    {"informed_routing", "/informed_routing-lff25-s1.gguf", "sluice.informed.layers",
-     [](const sluice::Gguf& w, EngineOptions& o) {
-       o.tokens.weights = &w, o.tokens.gate = engine::TokenRouting::Gate::kLearned;
-     }},
-    {"ftp", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
-     [](const sluice::Gguf& w, EngineOptions& o) { UsePruning(w, engine::TokenPruning::By::kLearned, o); }},
-    {"ftp_static", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
-     [](const sluice::Gguf& w, EngineOptions& o) { UsePruning(w, engine::TokenPruning::By::kStatic, o); }},
-};
-
 struct DemoOptions {
   int64_t length = 16000, facts = 16;
   std::string separator = "\n";
@@ -133,12 +107,10 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
                     "hisa:k=512,m=16",
                     "oracle_block_topk:k=16"};
   }
-  std::map<std::string, sluice::Gguf> trained;
-  for (const Learned& l : kLearned) {
-    absl::StatusOr<sluice::Gguf> w = sluice::Gguf::Open(kModels + l.file);
-    if (!w.ok() || *w->Int(l.layers_key) != model.shape.layers) continue;  // another model: nothing trained for it
-    trained.emplace(l.name, *std::move(w));
-    if (all) demo.routers.insert(demo.routers.begin() + static_cast<int64_t>(trained.size()), l.name);
+  if (all) {
+    int64_t at = 1;
+    for (const std::string& name : engine::LearnedPolicies(model))
+      demo.routers.insert(demo.routers.begin() + at++, name);
   }
   options.max_tokens = n + 64;
   std::printf("%lld tokens of %s with %lld planted facts; %s cache, %lld layers\n\n", static_cast<long long>(n),
@@ -146,20 +118,21 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
               sluice::DTypeName(options.cache), static_cast<long long>(model.shape.layers));
   std::printf("%-30s %9s %7s %9s %9s %8s %7s %8s %9s %7s\n", "router", "prefill s", "plan s", "attend s", "decode ms",
               "density", "mass", "ppl", "facts", "speed");
-  std::vector<engine::ReportRow> rows;
+  struct Row {
+    std::string router, spec;
+    double prefill_s = 0, plan_s = 0, attend_s = 0, decode_ms = 0, density = 0, mass_recall = 0, perplexity = 0,
+           accuracy = 0;
+  };
+  std::vector<Row> rows;
   std::string spoken;
   int64_t first_pairs = 0;
   for (const std::string& spec : demo.routers) {
-    options.router = trained.count(spec) > 0 ? "dense" : spec;
-    options.layers = {}, options.tokens = {}, options.pruning = {}, options.quality_stride = 509;
-    for (const Learned& l : kLearned) {
-      if (spec == l.name && trained.count(spec) > 0) l.use(trained.at(spec), options);
-    }
-    auto e = Engine::Create(model, options);
+    options.quality_stride = 509;
+    auto e = engine::CreateWithPolicy(model, options, spec);
     if (!e.ok()) return Fail(e.status());
     auto score = engine::ScoreMarked(**e, prompt.tokens, prompt.answer, prompt.text, Progress(spec, n));
     if (!score.ok()) return Fail(score.status());
-    engine::ReportRow r;
+    Row r;
     r.spec = spec;
     r.router = spec.substr(0, spec.find(':'));
     r.prefill_s = (*e)->timing().total_s, r.plan_s = (*e)->timing().plan_s, r.attend_s = (*e)->timing().attend_s;
@@ -205,13 +178,53 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
       "prompt in every block; what follows the prompt is dense.\n");
   std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n%s", prompt.facts[0].first.c_str(),
               prompt.facts[0].second.c_str(), spoken.c_str());
-  if (absl::Status s =
-          engine::WriteReport(demo.report, "Routed attention, density against quality",
-                              absl::StrCat(n, " tokens, ", demo.facts, " planted facts, ", model.shape.layers,
-                                           " layers; prefill in chunks of ", options.chunk),
-                              rows);
-      !s.ok())
-    return Fail(s);
+  sluice::Report report;
+  report.title = "Routed attention, density against quality";
+  report.notes = absl::StrCat(n, " tokens, ", demo.facts, " planted facts, ", model.shape.layers,
+                              " layers; prefill in chunks of ", options.chunk);
+  report.tables.push_back({"Routers",
+                           "Speed is prefill time against the first router, planning included.",
+                           {{"router", -1},
+                            {"prefill s", 2},
+                            {"plan s", 2},
+                            {"attend s", 2},
+                            {"decode ms", 2},
+                            {"density", 3},
+                            {"mass recall", 3},
+                            {"perplexity", 2},
+                            {"facts", 3},
+                            {"speed", 2}},
+                           {},
+                           {}});
+  const auto chart = [&](const char* title, const char* y, const std::function<double(const Row&)>& of) {
+    sluice::ReportChart c{title, "density, measured", y, true, {}};
+    for (const Row& r : rows) {
+      auto at = std::find_if(c.series.begin(), c.series.end(), [&](const auto& s) { return s.name == r.router; });
+      if (at == c.series.end()) at = c.series.insert(at, {r.router, {}, true, r.router == rows[0].router});
+      at->points.push_back({r.density, of(r), NAN, NAN, r.spec});
+    }
+    for (auto& s : c.series)
+      std::sort(s.points.begin(), s.points.end(), [](const auto& a, const auto& b) { return a.x < b.x; });
+    report.charts.push_back(std::move(c));
+  };
+  const auto known_value = [](double v) { return v > 0 ? v : NAN; };
+  chart("Fact accuracy", "facts answered right", [](const Row& r) { return r.accuracy; });
+  chart("Mass recall", "dense probability attended", [&](const Row& r) { return known_value(r.mass_recall); });
+  chart("Perplexity", "perplexity", [&](const Row& r) { return known_value(r.perplexity); });
+  chart("Attention speed, planning included", "times the first router",
+        [&](const Row& r) { return (rows[0].plan_s + rows[0].attend_s) / (r.plan_s + r.attend_s); });
+  for (const Row& r : rows)
+    report.tables[0].rows.push_back({{r.spec},
+                                     {"", r.prefill_s},
+                                     {"", r.plan_s},
+                                     {"", r.attend_s},
+                                     {"", r.decode_ms},
+                                     {"", r.density},
+                                     {"", known_value(r.mass_recall)},
+                                     {"", known_value(r.perplexity)},
+                                     {"", r.accuracy},
+                                     {"", rows[0].prefill_s / r.prefill_s}});
+  if (absl::Status s = sluice::WriteWholeFile(demo.report, sluice::ReportHtml(report)); !s.ok()) return Fail(s);
   std::printf("\nwrote %s\n", demo.report.c_str());
   if (!all) return 0;
   std::printf("\nThe bundled encoder, its layers pruned to one head each by SHRP:");

@@ -1,6 +1,6 @@
 #ifndef SLUICE_POLICIES_SEARCH_GENETIC_H_
 #define SLUICE_POLICIES_SEARCH_GENETIC_H_
-// Genetic search for a sparsity per block under a fixed mean, as FTP's scheduler uses (arXiv 2412.11494; the paper
+// Genetic search, as FTP's scheduler uses it for a sparsity per block under a fixed mean (arXiv 2412.11494; the paper
 // gives no settings, these are ours). Deterministic from its seed.
 #include <algorithm>
 #include <cmath>
@@ -11,25 +11,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/policies/common/budget.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Shifts all free genes by one amount, clipped to [0, max], so that the mean over all is `mean`. `fixed` first genes
-// stay. Precondition: reachable. The mean is within 1e-9. O(n log 1/eps).
-inline void WaterFill(std::vector<double>& genes, size_t fixed, double mean, double max) {
-  double want = mean * static_cast<double>(genes.size());
-  for (size_t i = 0; i < fixed; ++i) want -= genes[i];
-  double low = -max - 1, high = max + 1;
-  for (size_t i = fixed; i < genes.size(); ++i) high = std::max(high, max - genes[i]), low = std::min(low, -genes[i]);
-  for (int turn = 0; turn < 100; ++turn) {
-    const double shift = (low + high) / 2;
-    double sum = 0;
-    for (size_t i = fixed; i < genes.size(); ++i) sum += std::clamp(genes[i] + shift, 0.0, max);
-    (sum < want ? low : high) = shift;
-  }
-  for (size_t i = fixed; i < genes.size(); ++i) genes[i] = std::clamp(genes[i] + high, 0.0, max);
-}
-
 struct GeneticOptions {
   int64_t population = 32, generations = 30, tournament = 3, elite = 2;
   double mutation = 0.1;  // largest amount moved between two genes of a child
@@ -42,21 +27,19 @@ struct GeneticResult {
   double fitness = 0;
   std::vector<double> history;  // best fitness after each generation, never falling
 };
-// Maximises fitness(genes) over `length` genes in [0, max] of this mean. `start` (optional) joins the first population,
-// beside the uniform schedule. A fitness that is not a number ranks last; ties keep the earlier. population *
-// generations calls at most.
-inline absl::StatusOr<GeneticResult> GeneticSearch(
-    size_t length, double mean, const GeneticOptions& o,
-    const std::function<absl::StatusOr<double>(const std::vector<double>&)>& fitness,
-    const std::vector<double>& start = {}, const std::function<void(int64_t, double)>& progress = {}) {
+using Fitness = std::function<absl::StatusOr<double>(const std::vector<double>&)>;
+// Maximises fitness(genes) over `length` genes in [0, max] that `repair` makes allowed. The first population: `first`,
+// `start` when there is one, and random genes. A fitness that is not a number ranks last; ties keep the earlier.
+// population * generations calls at most.
+inline absl::StatusOr<GeneticResult> Evolve(size_t length, const std::vector<double>& first, const GeneticOptions& o,
+                                            const std::function<void(std::vector<double>&)>& repair,
+                                            const Fitness& fitness, const std::vector<double>& start = {},
+                                            const std::function<void(int64_t, double)>& progress = {}) {
   if (o.fixed >= length || o.population < 2 || o.generations < 1 || o.tournament < 1 || o.elite < 1 ||
       o.elite >= o.population || !(o.max > 0 && o.max <= 1))
     return absl::InvalidArgumentError(
         absl::StrCat("genetic search of ", length, " genes, ", o.fixed, " fixed, population ", o.population, ", elite ",
                      o.elite, ", generations ", o.generations, ", tournament ", o.tournament, ", max ", o.max));
-  if (!(mean >= 0) || mean * static_cast<double>(length) > o.max * static_cast<double>(length - o.fixed) + 1e-12)
-    return absl::InvalidArgumentError(absl::StrCat("a mean of ", mean, " is out of reach for ", length - o.fixed,
-                                                   " free genes of ", length, " in [0, ", o.max, "]"));
   if (!start.empty() && start.size() != length)
     return absl::InvalidArgumentError(absl::StrCat("a start of ", start.size(), " genes, wanted ", length));
   struct Member {
@@ -68,14 +51,14 @@ inline absl::StatusOr<GeneticResult> GeneticSearch(
   };
   const auto rate = [&](std::vector<double> genes) -> absl::StatusOr<Member> {
     for (size_t i = 0; i < o.fixed; ++i) genes[i] = 0;
-    WaterFill(genes, o.fixed, mean, o.max);
+    repair(genes);
     SLUICE_ASSIGN_OR_RETURN(double f, fitness(genes));
     return Member{std::move(genes), std::isnan(f) ? -HUGE_VAL : f};
   };
   const auto better = [](const Member& a, const Member& b) { return a.fitness > b.fitness; };
   std::vector<Member> now;
   for (int64_t m = 0; m < o.population; ++m) {
-    std::vector<double> genes(length, mean);
+    std::vector<double> genes = first;
     if (m == 1 && !start.empty())
       genes = start;
     else if (m > 0)
@@ -115,6 +98,19 @@ inline absl::StatusOr<GeneticResult> GeneticSearch(
   }
   r.best = now[0].genes, r.fitness = now[0].fitness;
   return r;
+}
+
+// The same for a schedule whose mean is given: FTP's sparsity of every block. Starts beside the uniform schedule.
+inline absl::StatusOr<GeneticResult> GeneticSearch(size_t length, double mean, const GeneticOptions& o,
+                                                   const Fitness& fitness, const std::vector<double>& start = {},
+                                                   const std::function<void(int64_t, double)>& progress = {}) {
+  if (!(mean >= 0) ||
+      (o.fixed < length && mean * static_cast<double>(length) > o.max * static_cast<double>(length - o.fixed) + 1e-12))
+    return absl::InvalidArgumentError(absl::StrCat("a mean of ", mean, " is out of reach for ", length - o.fixed,
+                                                   " free genes of ", length, " in [0, ", o.max, "]"));
+  return Evolve(
+      length, std::vector<double>(length, mean), o,
+      [&](std::vector<double>& genes) { WaterFill(genes, o.fixed, mean, o.max); }, fitness, start, progress);
 }
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_POLICIES_SEARCH_GENETIC_H_

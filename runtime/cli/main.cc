@@ -1,15 +1,43 @@
 // sluice: routing as a service, and what an operator and a researcher need around it.
 #include <google/protobuf/stubs/logging.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/cli/commands.h"
+
+namespace {
+// `sluice NAME ...` runs sluice-NAME, beside this program or on the PATH, as git does: commands may come from
+// elsewhere.
+void RunExternal(const CLI::App& app, char** argv) {
+  const std::string name = argv[1];
+  const auto same = [&](const CLI::App* s) { return s->get_name() == name; };
+  if (name.empty() || name[0] == '-' || name.find('/') != std::string::npos || !app.get_subcommands(same).empty())
+    return;
+  std::error_code error;
+  const std::filesystem::path beside =
+      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / ("sluice-" + name);
+  std::string program = beside.string();
+  argv[1] = program.data();
+  execv(program.c_str(), argv + 1);
+  program = "sluice-" + name;
+  argv[1] = program.data();
+  execvp(program.c_str(), argv + 1);
+  static std::string kept;  // nothing of that name: the parser says so
+  kept = name;
+  argv[1] = kept.data();
+}
+}  // namespace
 
 int main(int argc, char** argv) {
   google::protobuf::SetLogHandler(nullptr);  // what clients send wrong is counted and answered, not printed
   CLI::App app{"Routes queries through teams of agents and learns from how they end."};
   app.require_subcommand(1);
   app.set_version_flag("--version", SLUICE_VERSION);
-  app.footer("Example: sluice serve --config team.textproto &\n         sluice route --task math");
+  app.footer(
+      "Example: sluice serve --config team.textproto &\n         sluice route --task math\nWith the model engine "
+      "installed: sluice compare, sluice search.");
   int status = 0;
   const sluice::cli::Exit exit = [&](int s) { status = s; };
   sluice::cli::AddServe(app, exit);
@@ -23,6 +51,7 @@ int main(int argc, char** argv) {
     for (const auto& [name, factory] : sluice::BuiltinRouters().agents)
       std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
   });
+  if (argc > 1) RunExternal(app, argv);
   CLI11_PARSE(app, argc, argv);
   return status;
 }

@@ -130,6 +130,24 @@ std::string ChartSvg(const ReportChart& c) {
   return s + "</p>";
 }
 
+// Cells as rectangles, no numbers.
+std::string HeatSvg(const ReportHeat& h) {
+  constexpr double kCell = 10;
+  const double width = kCell * static_cast<double>(h.columns.size()),
+               height = kCell * static_cast<double>(h.values.size());
+  std::string s =
+      absl::StrFormat("<svg viewBox='0 0 %g %g' role='img' aria-label='%s'>", width, height, Escape(h.title));
+  for (size_t r = 0; r < h.values.size(); ++r) {
+    for (size_t c = 0; c < h.values[r].size(); ++c) {
+      const double v = h.values[r][c];
+      if (!std::isfinite(v)) continue;
+      absl::StrAppendFormat(&s, "<rect x='%g' y='%g' width='9' height='9' class='heat-cell' style='opacity:%.2f'/>",
+                            kCell * static_cast<double>(c), kCell * static_cast<double>(r),
+                            0.06 + 0.94 * std::clamp((v - h.low) / (h.high - h.low), 0.0, 1.0));
+    }
+  }
+  return s + "</svg>";
+}
 std::string HeatHtml(const ReportHeat& h) {
   std::string s =
       absl::StrCat("<div class='wide'><table class='heat' aria-label='", Escape(h.title), "'><tr><th></th>");
@@ -189,6 +207,7 @@ svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:13p
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}.c6{--c:var(--c6)}.c7{--c:var(--c7)}.quiet{--c:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}td,th{padding:5px 10px;border-bottom:1px solid var(--grid);text-align:right;white-space:nowrap}
 .name{text-align:left}td.name{font-family:ui-monospace,monospace;font-size:13px}th{color:var(--soft);font-weight:600}small{color:var(--soft)}.marked{background:var(--mark)}
+.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr));gap:28px}.maps h2{font-size:15px;overflow-wrap:anywhere}.heat-cell{fill:var(--heat)}
 .heat td{background:color-mix(in srgb,var(--heat) var(--t),transparent);text-align:center;min-width:44px}.heat td.strong{color:#fff}.heat th:first-child{text-align:left;font-family:ui-monospace,monospace;font-size:13px}
 )";
 }  // namespace
@@ -294,9 +313,14 @@ std::string ReportHtml(const Report& r) {
   for (const ReportTable& t : r.tables)
     absl::StrAppend(&h, "<section><h2>", Escape(t.title), "</h2><p class='note'>", Escape(t.note), "</p>", TableHtml(t),
                     "</section>");
-  for (const ReportHeat& m : r.heats)
-    absl::StrAppend(&h, "<section><h2>", Escape(m.title), "</h2><p class='note'>", Escape(m.note), "</p>", HeatHtml(m),
-                    "</section>");
+  bool maps = false;
+  for (const ReportHeat& m : r.heats) {
+    if (m.picture != maps) h += m.picture ? "<div class='maps'>" : "</div>";
+    maps = m.picture;
+    absl::StrAppend(&h, "<section><h2>", Escape(m.title), "</h2><p class='note'>", Escape(m.note), "</p>",
+                    m.picture ? HeatSvg(m) : HeatHtml(m), "</section>");
+  }
+  if (maps) h += "</div>";
   return h + "</body></html>\n";
 }
 

@@ -46,6 +46,7 @@ struct ReportHeat {
   std::vector<std::string> rows, columns;
   std::vector<std::vector<double>> values;  // [rows][columns]; not finite: blank
   double low = 0, high = 1;                 // of the colour scale
+  bool picture = false;                     // a map of many cells: no numbers, small squares
 };
 struct Report {
   std::string title, notes;
