@@ -24,9 +24,10 @@ void RunExternal(const CLI::App& app, char** argv) {
   program = "sluice-" + name;
   argv[1] = program.data();
   execvp(program.c_str(), argv + 1);
-  static std::string kept;  // nothing of that name: the parser says so
-  kept = name;
-  argv[1] = kept.data();
+  std::fprintf(stderr,
+               "error: no command '%s' and no sluice-%s here or on the PATH; sluice --help lists the commands\n",
+               name.c_str(), name.c_str());
+  std::exit(2);
 }
 }  // namespace
 

@@ -1,9 +1,14 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "sluice/policies/experiment/bootstrap.h"
 #include "sluice/runtime/cli/commands.h"
+#include "sluice/runtime/report/report.h"
 #include "sluice/runtime/service/replay.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -41,7 +46,8 @@ absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::stri
   return std::fclose(f) == 0 ? absl::OkStatus() : absl::UnavailableError(path + ": cannot be written");
 }
 int Run(const std::string& path, std::vector<std::string> policies, const std::vector<double>& weights, int seeds,
-        uint64_t first_seed, ReplayOptions o, const std::string& curve, const std::string& export_to) {
+        uint64_t first_seed, ReplayOptions o, const std::string& curve, const std::string& export_to,
+        const std::string& report_to) {
   const auto log = LoadOutcomeLog(path);
   if (!log.ok()) return Fail(log.status());
   if (policies.empty()) {
@@ -55,24 +61,40 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
     if (out == nullptr) return Fail(absl::UnavailableError(curve + ": cannot be written"));
     std::fprintf(out, "cost_weight,policy,decision,regret,half_interval\n");
   }
-  std::printf(
-      "%zu queries, %zu agents, %zu tasks; %lld decisions, %d seeds from %llu, intent %s, warm-up on %.0f %% of the "
-      "queries\n",
-      log->rows.size(), log->agents.size(), log->tasks.size(), static_cast<long long>(o.decisions), seeds,
-      static_cast<unsigned long long>(first_seed), o.predicted_intent ? "predicted" : "given", 100 * o.warm_up);
+  Report report;
+  report.title = absl::StrCat("Agent policies on ", std::filesystem::path(path).filename().string());
+  report.notes = absl::StrFormat(
+      "%d queries, %d agents, %d tasks; %d decisions, %d seeds from %d, intent %s, warm-up on %.0f %% of the queries",
+      log->rows.size(), log->agents.size(), log->tasks.size(), o.decisions, seeds, first_seed,
+      o.predicted_intent ? "predicted" : "given", 100 * o.warm_up);
+  std::printf("%s\n%s\n", report.title.c_str(), report.notes.c_str());
   for (double weight : weights) {
     o.cost_weight = weight;
     const Ceilings c = CeilingsOf(*log, weight, o.latency_weight);
-    std::printf("\ncost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f\n", weight,
-                c.best_single, c.task_best, c.oracle);
-    std::printf("%-10s %-8s %-8s %-8s %-9s %-9s %-8s  %s\n", "utility", "+- 95 %", "gain", "+- 95 %", "quality",
-                "USD/query", "regret",
-                "policy (last third; gain over the first policy, paired by seed; regret of the whole against each "
-                "task's best)");
+    ReportTable table;
+    table.title = absl::StrFormat("Cost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f",
+                                  weight, c.best_single, c.task_best, c.oracle);
+    table.note =
+        "Utility, quality and cost are of the last third, regret of the whole against each task's best; gains over the "
+        "first policy are paired by seed; 95 % intervals. Marked: no other policy has both less cost and more quality.";
+    table.columns = {{"policy", -1}, {"utility", 4}, {"gain", 4}, {"quality", 4}, {"USD/query", 6}, {"regret", 1}};
+    ReportChart regret_chart{absl::StrFormat("Regret, cost weight %g", weight), "decisions", "regret", false, {}};
+    ReportChart tradeoff{
+        absl::StrFormat("Quality against cost, cost weight %g", weight), "USD a query", "quality", true, {}};
+    ReportHeat chosen{absl::StrFormat("Agents chosen, cost weight %g", weight),
+                      "share of the last third's decisions",
+                      {},
+                      log->agents,
+                      {},
+                      0,
+                      1};
+    ReportHeat by_task;
+    std::vector<Tradeoff> points;
     std::vector<double> first;  // the first policy's, per seed
     for (const std::string& policy : policies) {
       std::vector<double> utility, quality, cost, regret, gain;
       constexpr int kPoints = 40;
+      std::vector<std::vector<double>> share(log->tasks.size(), std::vector<double>(log->agents.size()));
       std::vector<std::vector<double>> along(kPoints);
       for (int s = 0; s < seeds; ++s) {
         if (isatty(2)) std::fprintf(stderr, "\r%s, seed %d of %d\033[K", policy.c_str(), s + 1, seeds);
@@ -88,6 +110,9 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
         double sum = 0;
         int point = 0;
         for (size_t i = 0; i < run->utility.size(); ++i) {
+          if (3 * i >= 2 * run->utility.size())
+            ++share[static_cast<size_t>(log->rows[static_cast<size_t>(run->row[i])].task)]
+                   [static_cast<size_t>(run->agent[i])];
           sum += run->task_best[i] - run->utility[i];
           if ((i + 1) * kPoints / run->utility.size() > static_cast<size_t>(point))
             along[static_cast<size_t>(point++)].push_back(sum);
@@ -97,9 +122,37 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
       if (isatty(2)) std::fprintf(stderr, "\r\033[K");
       const Mean u = Interval(utility);
       const Mean g = Interval(gain);
-      std::printf("%-10.4f %-8.4f %+-8.4f %-8.4f %-9.4f %-9.6f %-8.1f  %s\n", u.mean, u.half, g.mean, g.half,
-                  Interval(quality).mean, Interval(cost).mean, Interval(regret).mean, policy.c_str());
-      std::fflush(stdout);
+      const Mean q = Interval(quality), usd = Interval(cost), lost = Interval(regret);
+      const auto cell = [](const Mean& m) { return ReportCell{"", m.mean, m.mean - m.half, m.mean + m.half}; };
+      table.rows.push_back({{policy}, cell(u), cell(g), {"", q.mean}, {"", usd.mean}, cell(lost)});
+      points.push_back({usd.mean, q.mean});
+      tradeoff.series.push_back({policy, {{usd.mean, q.mean, q.mean - q.half, q.mean + q.half, ""}}, false, false});
+      ReportChart::Series line{policy, {}, true, false};
+      for (int i = 0; i < kPoints; ++i) {
+        const Mean m = Interval(along[static_cast<size_t>(i)]);
+        line.points.push_back(
+            {static_cast<double>((i + 1) * o.decisions / kPoints), m.mean, m.mean - m.half, m.mean + m.half, ""});
+      }
+      regret_chart.series.push_back(std::move(line));
+      // Of all tasks together, and for the last policy by task.
+      std::vector<double> all(log->agents.size());
+      double total = 0;
+      for (const auto& task : share) {
+        for (size_t i = 0; i < task.size(); ++i) all[i] += task[i], total += task[i];
+      }
+      for (double& x : all) x /= std::max(1.0, total);
+      chosen.rows.push_back(policy), chosen.values.push_back(std::move(all));
+      by_task = {absl::StrFormat("Agents chosen by %s for each task, cost weight %g", policy, weight),
+                 "share of the last third's decisions",
+                 log->tasks,
+                 log->agents,
+                 share,
+                 0,
+                 1};
+      for (auto& task : by_task.values) {
+        const double sum = std::accumulate(task.begin(), task.end(), 0.0);
+        for (double& x : task) x = sum > 0 ? x / sum : NAN;
+      }
       if (out != nullptr) {
         for (int i = 0; i < kPoints; ++i) {
           const Mean m = Interval(along[static_cast<size_t>(i)]);
@@ -108,8 +161,21 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
         }
       }
     }
+    table.marked = ParetoFront(points);
+    Report printed;
+    printed.title = table.title, printed.tables.push_back(table);
+    printed.tables[0].title.clear(), printed.tables[0].note.clear();
+    std::printf("\n%s", ReportText(printed).c_str());
+    std::fflush(stdout);
+    report.tables.push_back(std::move(table));
+    report.charts.push_back(std::move(regret_chart)), report.charts.push_back(std::move(tradeoff));
+    report.heats.push_back(std::move(chosen)), report.heats.push_back(std::move(by_task));
   }
+  std::printf("\n%s\n", report.tables.back().note.c_str());
   if (out != nullptr) std::fclose(out);
+  if (report_to.empty()) return 0;
+  if (const absl::Status status = WriteReport(report, report_to); !status.ok()) return Fail(status);
+  std::printf("wrote %s.html, .json, .csv\n", report_to.c_str());
   return 0;
 }
 }  // namespace
@@ -117,7 +183,7 @@ int Run(const std::string& path, std::vector<std::string> policies, const std::v
 void AddReplay(CLI::App& app, const Exit& exit) {
   auto* s = app.add_subcommand("replay", "Replay an outcome log through policies and say what each would have earned");
   struct Args {
-    std::string log, curve, export_to;
+    std::string log, curve, export_to, report;
     std::vector<std::string> policies;
     std::vector<double> weights = {0, 5, 20};
     int seeds = 5;
@@ -146,9 +212,12 @@ void AddReplay(CLI::App& app, const Exit& exit) {
   s->add_flag("--predicted-intent", a->o.predicted_intent, "the log's intent columns instead of the task's name");
   s->add_option("--curve", a->curve, "CSV of regret along the way, with 95 % intervals");
   s->add_option("--export", a->export_to, "CSV of the first policy's decisions in Open Bandit Pipeline's columns");
+  s->add_option("--report", a->report,
+                "prefix of an .html, .json and .csv report: regret, quality against cost, who was chosen");
   s->footer("Example: sluice replay --log examples/agents/pool_a.csv.gz --policy thompson --policy amro_s --seeds 20");
-  s->callback(
-      [=] { exit(Run(a->log, a->policies, a->weights, a->seeds, a->first_seed, a->o, a->curve, a->export_to)); });
+  s->callback([=] {
+    exit(Run(a->log, a->policies, a->weights, a->seeds, a->first_seed, a->o, a->curve, a->export_to, a->report));
+  });
 }
 }  // namespace cli
 SLUICE_END_NAMESPACE

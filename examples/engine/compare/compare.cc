@@ -375,7 +375,7 @@ sluice::Report MakeReport(const std::vector<CompareDocument>& documents, const C
     for (size_t i = 0; i < one.size(); ++i) t.marked.push_back(one[i] || two[i]);
     // The front as a line under the points.
     const auto front = [&](sluice::ReportChart& chart, sluice::ReportChart::Series& s, const std::vector<bool>& on) {
-      sluice::ReportChart::Series line{absl::StrCat("front at ", s.name), {}, true, true};
+      sluice::ReportChart::Series line{"Pareto front of a context", {}, true, true};
       for (size_t i = 0; i < s.points.size(); ++i) {
         if (on[i]) line.points.push_back(s.points[i]);
       }
