@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "sluice/api/check.h"
 #include "sluice/examples/engine/policy.h"
 #include "sluice/policies/experiment/bootstrap.h"
 #include "sluice/runtime/base/hash.h"
@@ -125,7 +126,7 @@ std::string ContextName(int64_t c) { return c % 1024 == 0 ? absl::StrCat(c / 102
 
 absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, const std::string& model_path,
                                                            const std::vector<int32_t>& tokens, const CompareOptions& o,
-                                                           const sluice::MachineRates& rates) {
+                                                           AttentionClock* clock) {
   if (o.policies.empty() || o.contexts.empty() || o.documents < 1 || (!o.perplexity && !o.facts))
     return absl::InvalidArgumentError("compare: wanted at least one policy, one context, one document and one task");
   for (size_t i = 0; i < o.policies.size(); ++i) {
@@ -200,9 +201,7 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
           EngineOptions e = o.engine;
           e.max_tokens = context + 64, e.quality_stride = 0;
           e.on_plan = [&](int64_t, const sluice::AttentionPlan& plan, double) {
-            predicted += rates.Seconds(
-                sluice::WorkOf(plan, {static_cast<int>(model.shape.head_dim), static_cast<int>(model.shape.head_dim),
-                                      static_cast<int64_t>(sluice::DTypeBytes(o.engine.cache)), 8}));
+            if (clock != nullptr) predicted += clock->Seconds(plan);
             Count(plan, context, listed);
           };
           auto made = CreateWithPolicy(model, e, policy);
@@ -216,6 +215,7 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
         if (o.progress)
           o.progress(absl::StrCat(policy, " at ", ContextName(context), ", document ", d + 1, "/", documents[ci]),
                      spent / total);
+        if (clock != nullptr) SLUICE_RETURN_IF_ERROR(clock->Probe());
         const FactPrompt& p = prompts[static_cast<size_t>(d)];
         auto score = ScoreMarked(*engine, p.tokens, p.answer, p.text);
         if (!score.ok())

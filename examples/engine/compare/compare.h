@@ -37,18 +37,33 @@ struct CompareDocument {
 };
 inline constexpr int kMapBins = 24;
 
-// Measures what `resume` lacks. The same options give the same numbers apart from times, whatever was interrupted.
+// Foretells the time of attention in a model on this machine. Rates are fitted once, from a short prompt of random
+// tokens under a few routers (some seconds); Probe asks how fast the machine is now, for machines that are shared.
+class AttentionClock {
+ public:
+  static absl::StatusOr<AttentionClock> Create(const Model& model, const EngineOptions& options);
+  absl::Status Probe();
+  double Seconds(const sluice::AttentionPlan& plan) const;
+
+ private:
+  sluice::WorkShape shape_;
+  sluice::MachineRates rates_;
+  std::vector<int32_t> tokens_;
+  std::unique_ptr<Engine> probe_;
+  std::unique_ptr<double[]> sums_;  // of the probe: measured, foretold at pace 1; the engine's callback points here
+  std::vector<double> recent_;      // of the last probes
+  double pace_ = 1;                 // how much slower than when it was fitted
+};
+
+// Measures what `resume` lacks. Without a clock no time is foretold. The same options give the same numbers apart from
+// times, whatever was interrupted.
 absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, const std::string& model_path,
                                                            const std::vector<int32_t>& tokens,
                                                            const CompareOptions& options,
-                                                           const sluice::MachineRates& rates);
+                                                           AttentionClock* clock = nullptr);
 // `times`: with wall-clock columns, which no two runs share.
 sluice::Report MakeReport(const std::vector<CompareDocument>& documents, const CompareOptions& options,
                           const std::string& title, bool times);
-
-// Rates of attention on this machine with so many threads, from synthetic plans of a model's shape. About three
-// seconds.
-absl::StatusOr<sluice::MachineRates> CalibrateMachine(const ModelShape& shape, const EngineOptions& options);
 
 // The best plan per layer among `palette` within `budget`, a share of the first palette entry's attention pairs, as a
 // per_layer composition. Quality is the mean log-likelihood over `documents` of `context` tokens.

@@ -24,8 +24,7 @@ struct Compared {
       if (++started == stop_after) throw std::runtime_error("interrupted");
     };
     return RunComparison(Mini(), kFolder + "sluice-mini-q8_0.gguf",
-                         *ReadTokens(kFolder + "sluice-mini-eval.u16", 0, -1), o,
-                         sluice::MachineRates{1e-11, 0, 0, 0, 0});
+                         *ReadTokens(kFolder + "sluice-mini-eval.u16", 0, -1), o);
   }
   Compared() {
     o.policies = {"dense", "mean_pool:k=2", "ftp"};

@@ -116,9 +116,10 @@ int Compare(int argc, char** argv) {
                  what.c_str(), left);
     if (terminal && share >= 1) std::fprintf(stderr, "\r\033[K");
   };
-  const auto rates = engine::CalibrateMachine(model->shape, o.engine);
-  if (!rates.ok()) return Fail(rates.status());
-  const auto documents = engine::RunComparison(*model, common.model, *tokens, o, *rates);
+  o.progress("calibrating the cost model", 0);
+  auto clock = engine::AttentionClock::Create(*model, o.engine);
+  if (!clock.ok()) return Fail(clock.status());
+  const auto documents = engine::RunComparison(*model, common.model, *tokens, o, &*clock);
   if (!documents.ok()) return Fail(documents.status());
   title = absl::StrCat("Policies on ", std::filesystem::path(common.model).filename().string());
   const sluice::Report r = engine::MakeReport(*documents, o, title, !no_times);

@@ -1,0 +1,399 @@
+#include "sluice/plugins/ggml/routed_attention.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "sluice/api/check.h"
+#include "sluice/policies/compose/attention.h"
+#include "sluice/routers/builtin.h"
+#include "sluice/runtime/base/hash.h"
+#include "sluice/runtime/base/tbb_executor.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace ggml {
+namespace {
+constexpr uint16_t kHidden = 0xFC00;  // -inf in f16
+using Clock = std::chrono::steady_clock;
+double Since(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
+
+// Aligned, growing, zeroed when it grows.
+class Block {
+ public:
+  std::byte* Need(size_t bytes) {
+    if (bytes > size_) {
+      data_.assign(bytes + kWorkspaceAlign, std::byte{0});
+      size_ = bytes;
+    }
+    return at();
+  }
+  std::byte* at() {
+    return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(data_.data()) + kWorkspaceAlign - 1) /
+                                        kWorkspaceAlign * kWorkspaceAlign);
+  }
+  void Zero() { std::fill(data_.begin(), data_.end(), std::byte{0}); }
+  size_t bytes() const { return size_; }
+
+ private:
+  std::vector<std::byte> data_;
+  size_t size_ = 0;
+};
+bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
+  uint16_t off = 0;
+  for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
+  return off == 0;
+}
+}  // namespace
+
+absl::StatusOr<Config> ParseConfig(absl::string_view text) {
+  Config c;
+  int number = 0;
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    ++number;
+    line = absl::StripAsciiWhitespace(line.substr(0, line.find('#')));
+    if (line.empty()) continue;
+    const auto bad = [&](auto&&... why) {
+      return absl::InvalidArgumentError(absl::StrCat("line ", number, ": ", why...));
+    };
+    const size_t eq = line.find('=');
+    if (eq == absl::string_view::npos) return bad("'", line, "' is not key = value");
+    const absl::string_view key = absl::StripAsciiWhitespace(line.substr(0, eq)),
+                            value = absl::StripAsciiWhitespace(line.substr(eq + 1));
+    const auto integer = [&](int64_t least, int64_t most, int64_t& out) {
+      int64_t x = 0;
+      if (!absl::SimpleAtoi(value, &x) || x < least || x > most)
+        return bad(key, " = '", value, "', allowed ", least, " to ", most);
+      out = x;
+      return absl::OkStatus();
+    };
+    absl::Status status;
+    if (key == "prefill" || key == "decode" || key == "attention") {
+      if (const auto made = MakeAttentionPolicy(value, BuiltinRouters().attention); !made.ok())
+        return bad(key, ": ", made.status().message());
+      else if ((*made)->needs_pre_rope())
+        return bad(key, ": '", value, "' wants keys from before their rotation, which this host does not give");
+      if (key != "decode") c.prefill = std::string(value);
+      if (key != "prefill") c.decode = std::string(value);
+    } else if (key == "min_keys") {
+      status = integer(0, int64_t{1} << 31, c.min_keys);
+    } else if (key == "reuse_layers") {
+      status = integer(1, 1024, c.reuse_layers);
+    } else if (key == "threads") {
+      status = integer(0, 1024, c.threads);
+    } else if (key == "counters") {
+      c.counters = std::string(value);
+    } else {
+      return bad("unknown key '", key,
+                 "'; known: attention, prefill, decode, min_keys, reuse_layers, threads, counters");
+    }
+    SLUICE_RETURN_IF_ERROR(status);
+  }
+  return c;
+}
+
+MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv) {
+  MaskShape s;
+  if (mask == nullptr || n_q == 0) return s;
+  bool causal = true, window = true, zeros = true;
+  for (int64_t i = 0; i < n_q; ++i) {
+    const uint16_t* row = mask + i * stride;
+    // Where the row before this one ended; the first row is searched.
+    int64_t begin = 0, end = 0;
+    if (i == 0) {
+      while (begin < n_kv && row[begin] == kHidden) ++begin;
+      end = n_kv;
+      while (end > begin && row[end - 1] == kHidden) --end;
+      if (begin == end) causal = window = false;  // a query that sees nothing
+      s.first = end - 1;
+      s.window = begin > 0 ? end - begin : 0;
+    } else {
+      end = s.first + i + 1;
+      begin = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
+      if (causal && s.window == 0 && end <= n_kv && begin < end && row[0] == kHidden && i > 0) {
+        // A window that begins to cut inside this pass: its width shows at the first hidden key.
+        int64_t cut = 0;
+        while (cut < end && row[cut] == kHidden) ++cut;
+        s.window = end - cut, begin = cut, causal = false;
+      }
+    }
+    const bool fits = end <= n_kv && begin < end && AllAre(row, begin, kHidden) &&
+                      AllAre(row + begin, end - begin, 0) && AllAre(row + end, n_kv - end, kHidden);
+    if (!fits) causal = window = false;
+    if (begin > 0) causal = false;
+    if (!causal && !window) break;
+  }
+  if (causal) {
+    s.kind = MaskShape::Kind::kCausal;
+    return s;
+  }
+  if (window && s.window > 0) {
+    s.kind = MaskShape::Kind::kWindow;
+    return s;
+  }
+  for (int64_t i = 0; i < n_q && zeros; ++i) {
+    const uint16_t* row = mask + i * stride;
+    for (int64_t k = 0; k < n_kv; ++k) zeros = zeros && (row[k] == kHidden || row[k] == 0 || row[k] == 0x8000);
+  }
+  s.kind = zeros ? MaskShape::Kind::kRuns : MaskShape::Kind::kValues;
+  return s;
+}
+
+// A router planned for one shape, and what it knows of every (layer, stream).
+struct RoutedAttention::Planned {
+  const AttentionRouter* router = nullptr;
+  std::unique_ptr<const AttentionRouter::Plan> plan;
+  AttentionPlanBuffer buffer;
+  struct Known {
+    Block state;
+    int64_t keys = 0;          // that the state may speak of
+    uint64_t fingerprint = 0;  // of a few of these
+  };
+  std::map<std::pair<int, int64_t>, Known> known;
+  // The plan in `buffer`.
+  int layer = -1;
+  int64_t q_begin = -1, n_q = 0, stream = 0;
+};
+struct RoutedAttention::Shape {
+  AttentionShape shape;
+  std::unique_ptr<Attend> attend;
+  Planned prefill, decode, dense;
+  Block workspace, attend_workspace;
+  std::vector<float> lse;
+};
+
+RoutedAttention::RoutedAttention(const Config& config) : config_(config) {}
+RoutedAttention::~RoutedAttention() = default;
+absl::StatusOr<std::unique_ptr<RoutedAttention>> RoutedAttention::Create(const Config& config) {
+  std::unique_ptr<RoutedAttention> r(new RoutedAttention(config));
+  const FactoryMap<AttentionRouter>& routers = BuiltinRouters().attention;
+  SLUICE_ASSIGN_OR_RETURN(r->prefill_, MakeAttentionPolicy(config.prefill, routers));
+  SLUICE_ASSIGN_OR_RETURN(r->decode_, MakeAttentionPolicy(config.decode, routers));
+  SLUICE_ASSIGN_OR_RETURN(r->dense_, routers.Create("dense"));
+  r->executor_ = MakeTbbExecutor(static_cast<int>(config.threads));
+  return r;
+}
+void RoutedAttention::SetThreads(int threads) {
+  if (config_.threads > 0 || threads == executor_->num_workers()) return;
+  executor_ = MakeTbbExecutor(std::max(1, threads));
+  shapes_.clear();  // scratch is sized by workers; states are made again from the cache
+}
+
+absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall& c) {
+  uint32_t cap = 0;
+  std::memcpy(&cap, &c.softcap, sizeof cap);
+  std::unique_ptr<Shape>& slot = shapes_[{c.q.heads, c.k.heads, c.q.dim, c.v.dim, cap}];
+  if (slot != nullptr && c.q.rows <= slot->shape.max_queries && c.k.rows <= slot->shape.max_kv) return slot.get();
+  // Grows by doubling; what routers knew of the keys is found again.
+  auto s = std::make_unique<Shape>();
+  AttentionShape& a = s->shape;
+  a.max_queries = std::max<int64_t>(slot != nullptr ? slot->shape.max_queries : 1, c.q.rows);
+  a.max_kv = slot != nullptr ? slot->shape.max_kv : 4096;
+  while (a.max_kv < c.k.rows) a.max_kv *= 2;
+  a.heads = static_cast<int>(c.q.heads), a.kv_heads = static_cast<int>(c.k.heads);
+  a.head_dim = static_cast<int>(c.q.dim), a.value_dim = static_cast<int>(c.v.dim);
+  a.workers = executor_->num_workers();
+  AttendOptions o;
+  o.softcap = c.softcap;
+  SLUICE_ASSIGN_OR_RETURN(
+      Attend attend,
+      Attend::Create({a.max_queries, a.max_kv, a.heads, a.kv_heads, a.head_dim, a.value_dim, 64, 1, a.workers}, o));
+  s->attend = std::make_unique<Attend>(std::move(attend));
+  s->attend_workspace.Need(s->attend->workspace_bytes());
+  size_t workspace = 0;
+  const std::pair<Planned*, const AttentionRouter*> all[] = {
+      {&s->prefill, prefill_.get()}, {&s->decode, decode_.get()}, {&s->dense, dense_.get()}};
+  for (const auto& [planned, router] : all) {
+    AttentionShape shape = a;
+    if (planned == &s->decode) shape.max_queries = 1;
+    planned->router = router;
+    SLUICE_ASSIGN_OR_RETURN(planned->plan, router->MakePlan(shape));
+    const AttentionPlanInfo& i = planned->plan->info();
+    planned->buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
+    workspace = std::max(workspace, i.workspace_bytes);
+  }
+  s->workspace.Need(workspace);
+  slot = std::move(s);
+  return slot.get();
+}
+
+absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, const FlashCall& c,
+                                       LayerCounters& counters) {
+  AttendInputs in;
+  in.q = c.q, in.k = c.k, in.v = c.v, in.scale = c.scale;
+  AttendOutputs out;
+  out.o = c.out, out.counters = &counters.work;
+  if (c.sinks != nullptr) {
+    s.lse.resize(static_cast<size_t>(c.q.rows * c.q.heads));
+    out.lse = s.lse.data();
+  }
+  const auto from = Clock::now();
+  SLUICE_RETURN_IF_ERROR(
+      s.attend->Run(plan, in, {{s.attend_workspace.at(), s.attend_workspace.bytes()}, executor_.get()}, out));
+  if (c.sinks != nullptr) {
+    for (int64_t i = 0; i < c.q.rows; ++i) {
+      for (int64_t h = 0; h < c.q.heads; ++h) {
+        const float lse = s.lse[static_cast<size_t>(i * c.q.heads + h)];
+        const float share = 1 / (1 + std::exp(c.sinks[h] - lse));
+        float* o = c.out.at(i, h);
+        for (int64_t d = 0; d < c.out.dim; ++d) o[d] *= share;
+      }
+    }
+  }
+  counters.attend_s += Since(from);
+  return absl::OkStatus();
+}
+
+// Any mask, in double precision: for biases that are neither 0 nor -inf.
+void RoutedAttention::Plain(const FlashCall& c) {
+  const int64_t group = c.q.heads / c.k.heads;
+  executor_->ParallelFor(c.q.rows * c.q.heads, 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<double> logit(static_cast<size_t>(c.k.rows)), o(static_cast<size_t>(c.v.dim));
+    const auto element = [](const KvView& x, int64_t row, int64_t head, int64_t d) -> double {
+      const std::byte* p = x.at(row, head);
+      if (x.dtype == DType::kF32) return reinterpret_cast<const float*>(p)[d];
+      return F16ToF32(reinterpret_cast<const uint16_t*>(p)[d]);
+    };
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / c.q.heads, h = i % c.q.heads, kv = h / group;
+      double most = c.sinks != nullptr ? static_cast<double>(c.sinks[h]) : -HUGE_VAL, sum = 0;
+      for (int64_t k = 0; k < c.k.rows; ++k) {
+        double x = 0;
+        for (int64_t d = 0; d < c.q.dim; ++d) x += static_cast<double>(c.q.at(row, h)[d]) * element(c.k, k, kv, d);
+        x *= static_cast<double>(c.scale);
+        if (c.softcap > 0) x = static_cast<double>(c.softcap) * std::tanh(x / static_cast<double>(c.softcap));
+        if (c.mask != nullptr) x += static_cast<double>(F16ToF32(c.mask[row * c.mask_stride + k]));
+        logit[static_cast<size_t>(k)] = x, most = std::max(most, x);
+      }
+      std::fill(o.begin(), o.end(), 0.0);
+      if (most == -HUGE_VAL) most = 0;
+      if (c.sinks != nullptr) sum = std::exp(static_cast<double>(c.sinks[h]) - most);
+      for (int64_t k = 0; k < c.k.rows; ++k) {
+        const double w = std::exp(logit[static_cast<size_t>(k)] - most);
+        if (!(w > 0)) continue;
+        sum += w;
+        for (int64_t d = 0; d < c.v.dim; ++d) o[static_cast<size_t>(d)] += w * element(c.v, k, kv, d);
+      }
+      for (int64_t d = 0; d < c.v.dim; ++d)
+        c.out.at(row, h)[d] = static_cast<float>(sum > 0 ? o[static_cast<size_t>(d)] / sum : 0);
+    }
+  });
+}
+
+absl::Status RoutedAttention::Run(const FlashCall& call) {
+  FlashCall c = call;
+  if (c.q.rows <= 0 || c.k.rows <= 0 || c.q.heads <= 0 || c.k.heads <= 0 || c.q.heads % c.k.heads != 0 ||
+      c.q.dim != c.k.dim || c.v.rows != c.k.rows || c.v.heads != c.k.heads || c.out.dim != c.v.dim)
+    return absl::InvalidArgumentError(absl::StrCat("flash attention of q [", c.q.rows, ", ", c.q.heads, ", ", c.q.dim,
+                                                   "], k [", c.k.rows, ", ", c.k.heads, ", ", c.k.dim, "], v [",
+                                                   c.v.rows, ", ", c.v.heads, ", ", c.v.dim, "]"));
+  LayerCounters& counters = counters_[c.layer];
+  ++counters.calls;
+  auto from = Clock::now();
+  if (c.layer < 0 || c.layer <= seen_.layer || seen_.mask != c.mask || seen_.n_q != c.q.rows ||
+      seen_.n_kv != c.k.rows || seen_.stream != c.stream) {
+    seen_ = {c.mask, c.q.rows, c.k.rows, c.stream, c.layer, ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows)};
+  }
+  seen_.layer = c.layer;
+  const MaskShape& mask = seen_.shape;
+  if (mask.kind == MaskShape::Kind::kValues) {
+    Plain(c);
+    counters.attend_s += Since(from);
+    return absl::OkStatus();
+  }
+  if (mask.kind == MaskShape::Kind::kCausal) c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
+  SLUICE_ASSIGN_OR_RETURN(Shape* const shape, ShapeOf(c));
+  Shape& s = *shape;
+  if (mask.kind != MaskShape::Kind::kCausal) {
+    // Not a plain prompt or step: exactly what the mask shows, without routing.
+    AttentionPlan plan;
+    plan.q_count = c.q.rows, plan.kv_len = c.k.rows, plan.heads = s.shape.heads, plan.kv_heads = s.shape.kv_heads;
+    plan.scope = ListScope::kAllHeads;
+    plan.tile = mask.kind == MaskShape::Kind::kRuns ? 1 : 64;
+    plan.q_begin = mask.kind == MaskShape::Kind::kWindow ? mask.first : 0;
+    plan.window = mask.window;
+    std::vector<PlanEntry> entries;
+    std::vector<uint32_t> begin, count;
+    for (int64_t t = 0; t < plan.num_tiles(); ++t) {
+      begin.push_back(static_cast<uint32_t>(entries.size()));
+      const auto add = [&](int64_t lo, int64_t hi, MaskClass kind) {
+        PlanEntry e;
+        e.start = static_cast<uint32_t>(lo), e.len = static_cast<uint32_t>(hi - lo), e.mask = kind;
+        entries.push_back(e);
+      };
+      if (mask.kind == MaskShape::Kind::kAll) {
+        add(0, c.k.rows, MaskClass::kNone);
+      } else if (mask.kind == MaskShape::Kind::kWindow) {
+        const int64_t first = mask.first + t * 64, last = std::min(mask.first + c.q.rows, first + 64);
+        add(std::max<int64_t>(0, first - mask.window + 1), std::min(c.k.rows, last), MaskClass::kLowerBound);
+      } else {
+        const uint16_t* row = c.mask + t * c.mask_stride;
+        for (int64_t k = 0; k < c.k.rows; ++k) {
+          if (row[k] == kHidden) continue;
+          int64_t end = k;
+          while (end < c.k.rows && row[end] != kHidden) ++end;
+          add(k, end, MaskClass::kNone);
+          k = end;
+        }
+      }
+      count.push_back(static_cast<uint32_t>(entries.size()) - begin.back());
+    }
+    AttentionBranch branch;
+    branch.encoding = Encoding::kRuns;
+    branch.rows = {begin, count}, branch.entries = entries;
+    plan.branches = absl::MakeConstSpan(&branch, 1);
+    counters.plan_s += Since(from);
+    return Attended(s, plan, c, counters);
+  }
+  const bool step = c.q.rows == 1;
+  const bool routed = c.k.rows >= config_.min_keys;
+  Planned& p = !routed ? s.dense : step ? s.decode : s.prefill;
+  const bool reuse = config_.reuse_layers > 1 && c.layer > 0 && c.layer % config_.reuse_layers != 0 && p.layer >= 0 &&
+                     p.layer == c.layer / config_.reuse_layers * config_.reuse_layers && p.q_begin == mask.first &&
+                     p.n_q == c.q.rows && p.stream == c.stream;
+  if (!reuse) {
+    AttentionInputs in;
+    in.q = c.q, in.k = c.k, in.v = c.v;
+    in.q_begin = mask.first, in.layer = c.layer, in.scale = c.scale;
+    Planned::Known& known = p.known[{c.layer, c.stream}];
+    std::byte* state = known.state.Need(p.plan->info().state_bytes);
+    // The host does not say when it clears or changes its cache: a state is used only for keys that went before, and
+    // that still look the same where it was looked at.
+    const auto fingerprint = [&](int64_t keys) {
+      uint64_t h = 0;
+      for (int64_t row : {int64_t{0}, keys / 3, keys / 2, keys - 1}) {
+        if (row < 0 || keys == 0) continue;
+        const size_t bytes = static_cast<size_t>(c.k.dim) * DTypeBytes(c.k.dtype);
+        h ^= HashText({reinterpret_cast<const char*>(c.k.at(row, 0)), bytes}) + static_cast<uint64_t>(row);
+      }
+      return h;
+    };
+    if (known.keys > mask.first || (known.keys > 0 && fingerprint(known.keys) != known.fingerprint)) known.state.Zero();
+    SLUICE_RETURN_IF_ERROR(
+        p.router->Run(*p.plan, in, state, {{s.workspace.at(), s.workspace.bytes()}, executor_.get()}, p.buffer));
+    known.keys = c.k.rows, known.fingerprint = fingerprint(c.k.rows);
+    p.layer = c.layer, p.q_begin = mask.first, p.n_q = c.q.rows, p.stream = c.stream;
+  }
+  counters.routed += routed;
+  counters.plan_s += Since(from);
+  return Attended(s, p.buffer.plan(), c, counters);
+}
+
+std::string RoutedAttention::CountersJson() const {
+  std::string out =
+      absl::StrCat("{\"prefill\": \"", config_.prefill, "\", \"decode\": \"", config_.decode, "\", \"layers\": [");
+  for (const auto& [layer, c] : counters_)
+    absl::StrAppendFormat(
+        &out,
+        "%s\n {\"layer\": %d, \"calls\": %d, \"routed\": %d, \"exact_pairs\": %d, \"causal_pairs\": %d, "
+        "\"density\": %.6f, \"kv_bytes\": %d, \"macs\": %d, \"plan_s\": %.6f, \"attend_s\": %.6f}",
+        layer == counters_.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs, c.work.causal_pairs,
+        c.work.density(), c.work.kv_bytes, c.work.macs, c.plan_s, c.attend_s);
+  return out + "\n]}\n";
+}
+}  // namespace ggml
+SLUICE_END_NAMESPACE

@@ -1,0 +1,96 @@
+#ifndef SLUICE_PLUGINS_GGML_ROUTED_ATTENTION_H_
+#define SLUICE_PLUGINS_GGML_ROUTED_ATTENTION_H_
+// Attention as ggml's FLASH_ATTN_EXT asks for it, routed: causality is read from the mask, lists come from a router,
+// the executor of runtime/attend runs them. Knows nothing of ggml's types, so it is tested without them.
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "sluice/api/attention_router.h"
+#include "sluice/runtime/attend/attend.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace ggml {
+// A text file of lines "key = value"; '#' begins a comment. prefill and decode take a router or a composition
+// (policies/compose/attention.h).
+struct Config {
+  std::string prefill = "dense", decode = "dense";
+  int64_t min_keys = 0;      // shorter contexts stay dense
+  int64_t reuse_layers = 1;  // so many layers in a row share the plan of their first
+  int64_t threads = 0;       // 0: what the host sets
+  std::string counters;      // file written at the end, JSON; "": none
+};
+absl::StatusOr<Config> ParseConfig(absl::string_view text);
+
+struct FlashCall {
+  int layer = -1;  // -1: unknown
+  int64_t stream = 0;
+  HeadsView<const float> q;        // [n_q, heads, d]
+  KvView k, v;                     // [n_kv, kv_heads, d or dv], f16 or f32
+  const uint16_t* mask = nullptr;  // f16 [n_q, n_kv], added to the logits; null: all keys visible
+  int64_t mask_stride = 0;         // elements a row
+  float scale = 1, softcap = 0;
+  const float* sinks = nullptr;  // [heads], a logit that takes part in the sum but has no value; null: none
+  HeadsView<float> out;          // [n_q, heads, dv]
+};
+
+// What a mask shows, row by row.
+struct MaskShape {
+  enum class Kind : uint8_t {
+    kAll,     // every key
+    kCausal,  // query i sees [0, first + i]
+    kWindow,  // query i sees (first + i - window, first + i]
+    kRuns,    // any set of keys
+    kValues,  // biases other than 0 and -inf
+  };
+  Kind kind = Kind::kAll;
+  int64_t first = 0, window = 0;
+};
+// O(n_q * n_kv).
+MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
+
+struct LayerCounters {
+  int64_t calls = 0, routed = 0;  // routed: by the configured router, not because of length or mask
+  AttentionCounters work;
+  double plan_s = 0, attend_s = 0;
+};
+
+// Not for concurrent use: a host computes one graph at a time.
+class RoutedAttention {
+ public:
+  static absl::StatusOr<std::unique_ptr<RoutedAttention>> Create(const Config& config);
+  ~RoutedAttention();
+  void SetThreads(int threads);
+  absl::Status Run(const FlashCall& call);
+  const std::map<int, LayerCounters>& counters() const { return counters_; }
+  std::string CountersJson() const;
+  const Config& config() const { return config_; }
+
+ private:
+  struct Shape;  // everything that depends on heads, widths and soft-cap
+  struct Planned;
+  explicit RoutedAttention(const Config& config);
+  absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
+  absl::Status Attended(Shape& s, const AttentionPlan& plan, const FlashCall& call, LayerCounters& counters);
+  void Plain(const FlashCall& call);
+
+  Config config_;
+  std::unique_ptr<const AttentionRouter> prefill_, decode_, dense_;
+  std::unique_ptr<Executor> executor_;
+  std::map<std::vector<int64_t>, std::unique_ptr<Shape>> shapes_;
+  std::map<int, LayerCounters> counters_;
+  // The mask is the same for every layer of a pass.
+  struct Seen {
+    const void* mask = nullptr;
+    int64_t n_q = 0, n_kv = 0, stream = 0;
+    int layer = -1;
+    MaskShape shape;
+  } seen_;
+};
+}  // namespace ggml
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_PLUGINS_GGML_ROUTED_ATTENTION_H_

@@ -1,0 +1,241 @@
+#include "sluice/plugins/ggml/routed_attention.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "sluice/runtime/base/counter_rng.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace ggml {
+namespace {
+using testing::HasSubstr;
+using Kind = MaskShape::Kind;
+constexpr uint16_t kHidden = 0xFC00;
+
+// A call as ggml lays it out: q [d, n_q, H] by row within a head, cache rows with all heads side by side, f16 or f32.
+struct Case {
+  int64_t n_q, n_kv, heads = 4, kv_heads = 2, d = 16, padding = 37;
+  std::vector<float> q, k32, v32, out, sinks;
+  std::vector<uint16_t> k16, v16, mask;
+  FlashCall call;
+  Case(int64_t queries, int64_t keys, bool half, uint64_t seed = 1) : n_q(queries), n_kv(keys) {
+    const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t what) {
+      x.resize(static_cast<size_t>(n));
+      for (size_t i = 0; i < x.size(); ++i) x[i] = 3 * static_cast<float>(RandomUniform({seed, what, 0, 0, i})) - 1.5f;
+    };
+    const int64_t rows = n_kv + padding;
+    fill(q, n_q * heads * d, 1), fill(k32, rows * kv_heads * d, 2), fill(v32, rows * kv_heads * d, 3);
+    out.assign(static_cast<size_t>(n_q * heads * d), NAN);
+    for (float x : k32) k16.push_back(F32ToF16(x));
+    for (float x : v32) v16.push_back(F32ToF16(x));
+    if (half) {
+      for (size_t i = 0; i < k32.size(); ++i) k32[i] = F16ToF32(k16[i]), v32[i] = F16ToF32(v16[i]);
+    }
+    call.layer = 0;
+    call.q = {q.data(), n_q, heads, d, d, n_q * d};
+    const DType t = half ? DType::kF16 : DType::kF32;
+    call.k = {half ? static_cast<const void*>(k16.data()) : k32.data(), t, rows, kv_heads, d, kv_heads * d, d};
+    call.v = {half ? static_cast<const void*>(v16.data()) : v32.data(), t, rows, kv_heads, d, kv_heads * d, d};
+    call.scale = 0.4f;
+    call.out = {out.data(), n_q, heads, d, heads * d, d};
+    mask.assign(static_cast<size_t>(n_q * rows), kHidden);
+    call.mask = mask.data(), call.mask_stride = rows;
+  }
+  void Show(const std::function<bool(int64_t q, int64_t k)>& visible) {
+    for (int64_t i = 0; i < n_q; ++i) {
+      for (int64_t k = 0; k < n_kv; ++k)
+        mask[static_cast<size_t>(i * call.mask_stride + k)] = visible(i, k) ? 0 : kHidden;
+    }
+  }
+  void Causal() {
+    Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i; });
+  }
+  // Straight from the definition.
+  std::vector<double> Expected() const {
+    std::vector<double> o(out.size());
+    for (int64_t i = 0; i < n_q; ++i) {
+      for (int64_t h = 0; h < heads; ++h) {
+        std::vector<double> w(static_cast<size_t>(call.k.rows));
+        double sum = call.sinks != nullptr ? std::exp(static_cast<double>(call.sinks[h])) : 0;
+        for (int64_t k = 0; k < call.k.rows; ++k) {
+          double x = 0;
+          for (int64_t c = 0; c < d; ++c)
+            x += static_cast<double>(call.q.at(i, h)[c]) *
+                 static_cast<double>(k32[static_cast<size_t>((k * kv_heads + h / (heads / kv_heads)) * d + c)]);
+          x *= static_cast<double>(call.scale);
+          if (call.softcap > 0)
+            x = static_cast<double>(call.softcap) * std::tanh(x / static_cast<double>(call.softcap));
+          const double bias =
+              call.mask == nullptr ? 0 : static_cast<double>(F16ToF32(call.mask[i * call.mask_stride + k]));
+          w[static_cast<size_t>(k)] = std::exp(x + bias), sum += w[static_cast<size_t>(k)];
+        }
+        for (int64_t k = 0; k < call.k.rows && sum > 0; ++k) {
+          for (int64_t c = 0; c < d; ++c)
+            o[static_cast<size_t>((i * heads + h) * d + c)] +=
+                w[static_cast<size_t>(k)] / sum *
+                static_cast<double>(v32[static_cast<size_t>((k * kv_heads + h / (heads / kv_heads)) * d + c)]);
+        }
+      }
+    }
+    return o;
+  }
+  void ExpectRight(const char* what) const {
+    const std::vector<double> want = Expected();
+    double worst = 0;
+    for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::abs(want[i] - static_cast<double>(out[i])));
+    EXPECT_LT(worst, 2e-5) << what;  // NaN fails too
+  }
+};
+std::unique_ptr<RoutedAttention> Make(const std::string& text) {
+  const auto config = ParseConfig(text);
+  EXPECT_TRUE(config.ok()) << config.status();
+  auto r = RoutedAttention::Create(*config);
+  EXPECT_TRUE(r.ok()) << r.status();
+  (*r)->SetThreads(2);
+  return *std::move(r);
+}
+
+TEST(ReadMask, KnowsWhatItIs) {
+  Case c(5, 40, false);
+  const auto kind = [&] { return ReadMask(c.mask.data(), c.call.mask_stride, c.n_q, c.call.k.rows); };
+  c.Causal();
+  EXPECT_EQ(kind().kind, Kind::kCausal);
+  EXPECT_EQ(kind().first, 35);
+  c.Show([](int64_t i, int64_t k) { return k <= 35 + i && k > 35 + i - 8; });
+  EXPECT_EQ(kind().kind, Kind::kWindow);
+  EXPECT_EQ(kind().window, 8);
+  c.Show([](int64_t i, int64_t k) { return k <= 3 + i && k > 3 + i - 6; });  // the window fills up on the way
+  EXPECT_EQ(kind().kind, Kind::kWindow);
+  EXPECT_EQ(kind().window, 6);
+  c.Show([](int64_t i, int64_t k) { return k <= 35 + i && k != 7; });  // another sequence's cell in between
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.Show([](int64_t i, int64_t k) { return k <= 20 + 2 * i; });
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.Show([](int64_t, int64_t) { return false; });
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.mask[3] = F32ToF16(-1);
+  EXPECT_EQ(kind().kind, Kind::kValues);
+  EXPECT_EQ(ReadMask(nullptr, 0, 5, 40).kind, Kind::kAll);
+}
+
+TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
+  const auto r = Make("");
+  for (bool half : {false, true}) {
+    for (int64_t n_q : {1, 2, 63, 130}) {
+      for (int64_t n_kv : {int64_t{130}, int64_t{700}}) {
+        const auto run = [&](const char* what, const std::function<void(Case&)>& set) {
+          Case c(n_q, n_kv, half);
+          set(c);
+          ASSERT_TRUE(r->Run(c.call).ok());
+          c.ExpectRight(what);
+        };
+        run("causal", [](Case& c) { c.Causal(); });
+        run("window", [&](Case& c) {
+          c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && k > n_kv - n_q + i - 50; });
+        });
+        run("other sequences",
+            [&](Case& c) { c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && (k + i) % 3 != 0; }); });
+        run("all", [](Case& c) { c.call.mask = nullptr; });
+        run("biases", [](Case& c) {
+          c.Causal();
+          for (size_t i = 0; i < c.mask.size(); i += 7) c.mask[i] = F32ToF16(-0.5f);
+        });
+        run("soft-cap", [](Case& c) { c.Causal(), c.call.softcap = 2; });
+        run("sinks", [](Case& c) {
+          c.Causal();
+          c.sinks = {0.5f, -1, 3, -INFINITY};
+          c.call.sinks = c.sinks.data();
+        });
+        run("biases and sinks", [](Case& c) {
+          c.Causal();
+          for (size_t i = 0; i < c.mask.size(); i += 7) c.mask[i] = F32ToF16(-0.5f);
+          c.sinks = {0.5f, -1, 3, 0};
+          c.call.sinks = c.sinks.data(), c.call.softcap = 2;
+        });
+      }
+    }
+  }
+}
+
+TEST(RoutedAttention, AQueryThatSeesNothingGivesZero) {
+  Case c(2, 64, false);
+  c.Show([](int64_t i, int64_t) { return i == 1; });
+  ASSERT_TRUE(Make("")->Run(c.call).ok());
+  for (int64_t i = 0; i < c.heads * c.d; ++i) EXPECT_EQ(c.out[static_cast<size_t>(i)], 0);
+}
+
+TEST(RoutedAttention, RoutersSkipAndCountersSaySo) {
+  const auto dense = Make("attention = dense"),
+             sparse = Make("prefill = mean_pool:k=2\ndecode = sink_window:sink=16,window=64"),
+             full = Make("attention = mean_pool:k=1000"), late = Make("attention = mean_pool:k=2\nmin_keys = 2000");
+  Case a(128, 1024, true);
+  a.Causal();
+  for (RoutedAttention* r : {dense.get(), sparse.get(), full.get(), late.get()}) ASSERT_TRUE(r->Run(a.call).ok());
+  EXPECT_EQ(dense->counters().at(0).work.density(), 1);
+  EXPECT_LT(sparse->counters().at(0).work.density(), 0.4);
+  EXPECT_EQ(full->counters().at(0).work.density(), 1);
+  EXPECT_EQ(late->counters().at(0).work.density(), 1);
+  EXPECT_EQ(late->counters().at(0).routed, 0);
+  Case b(1, 1024, true);
+  b.Causal();
+  b.call.layer = 1;
+  ASSERT_TRUE(sparse->Run(b.call).ok());
+  EXPECT_EQ(sparse->counters().at(1).work.exact_pairs, 4 * (16 + 64));
+  EXPECT_THAT(sparse->CountersJson(), HasSubstr("\"layer\": 1, \"calls\": 1, \"routed\": 1"));
+}
+
+TEST(RoutedAttention, KnowsStaleKeysByTheirPlaceAndLook) {
+  const std::string text = "attention = mean_pool:k=2";
+  const auto once = [&](Case& c) {
+    EXPECT_TRUE(Make(text)->Run(c.call).ok());
+    return c.out;
+  };
+  const auto r = Make(text);
+  Case first(256, 256, true, 1), second(256, 256, true, 2), more(1, 300, true, 2), other(1, 300, true, 3);
+  for (Case* c : {&first, &second, &more, &other}) c->Causal();
+  ASSERT_TRUE(r->Run(first.call).ok());
+  ASSERT_TRUE(r->Run(second.call).ok());  // the cache was cleared, another prompt came
+  EXPECT_EQ(second.out, once(second));
+  ASSERT_TRUE(r->Run(more.call).ok());  // goes on, though some keys came without a call
+  EXPECT_EQ(more.out, once(more));
+  ASSERT_TRUE(r->Run(other.call).ok());  // as long, and other keys
+  EXPECT_EQ(other.out, once(other));
+}
+
+TEST(RoutedAttention, LayersMayShareAPlan) {
+  const auto r = Make("attention = mean_pool:k=5\nreuse_layers = 2");
+  Case a(64, 1500, true, 1), b(64, 1500, true, 2);
+  a.Causal(), b.Causal();
+  b.call.layer = 1, b.call.mask = a.call.mask;
+  ASSERT_TRUE(r->Run(a.call).ok());
+  ASSERT_TRUE(r->Run(b.call).ok());
+  EXPECT_EQ(r->counters().at(0).work.exact_pairs, r->counters().at(1).work.exact_pairs);
+  Case alone(64, 1500, true, 2);
+  alone.Causal();
+  ASSERT_TRUE(Make("attention = mean_pool:k=5")->Run(alone.call).ok());
+  EXPECT_NE(alone.out, b.out);  // the other layer's lists
+}
+
+TEST(ParseConfig, NamesLineAndChoices) {
+  const auto error = [](absl::string_view text) { return std::string(ParseConfig(text).status().message()); };
+  EXPECT_THAT(error("\n# fine\nattention = nothing"), HasSubstr("line 3: attention: no method 'nothing'"));
+  EXPECT_THAT(error("router = dense"), HasSubstr("unknown key 'router'; known: attention, prefill"));
+  EXPECT_THAT(error("dense"), HasSubstr("is not key = value"));
+  EXPECT_THAT(error("min_keys = -1"), HasSubstr("allowed 0 to"));
+  EXPECT_THAT(error("prefill = seer_attention:density=0.2"), HasSubstr("before their rotation"));
+  const auto c = ParseConfig("attention = per_layer(2*dense | hip:mask_k=512)  # both\nthreads=3");
+  ASSERT_TRUE(c.ok()) << c.status();
+  EXPECT_EQ(c->decode, "per_layer(2*dense | hip:mask_k=512)");
+  EXPECT_EQ(c->threads, 3);
+}
+
+TEST(RoutedAttention, WrongShapesAreRefused) {
+  Case c(2, 64, false);
+  c.call.q.heads = 3;
+  EXPECT_THAT(Make("")->Run(c.call).message(), HasSubstr("q [2, 3, 16]"));
+}
+}  // namespace
+}  // namespace ggml
+SLUICE_END_NAMESPACE
