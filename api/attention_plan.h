@@ -138,38 +138,47 @@ class AttentionPlanBuffer {
  public:
   // `slots` entries (kBlocks, kRuns) or tokens (kTokens, kRankedPrefix) per row.
   void Reserve(int64_t max_rows, int64_t entry_slots, int64_t token_slots, int64_t max_prefix) {
-    begin_.resize(static_cast<size_t>(max_rows));
-    count_.resize(static_cast<size_t>(max_rows));
-    entries_.resize(static_cast<size_t>(max_rows * entry_slots));
-    tokens_.resize(static_cast<size_t>(max_rows * token_slots));
-    prefix_.resize(static_cast<size_t>(max_prefix));
-    entry_slots_ = entry_slots;
-    token_slots_ = token_slots;
+    own_begin_.resize(static_cast<size_t>(max_rows));
+    own_count_.resize(static_cast<size_t>(max_rows));
+    own_entries_.resize(static_cast<size_t>(max_rows * entry_slots));
+    own_tokens_.resize(static_cast<size_t>(max_rows * token_slots));
+    own_prefix_.resize(static_cast<size_t>(max_prefix));
+    Borrow({own_begin_.data(), own_count_.data(), own_entries_.data(), own_tokens_.data(), own_prefix_.data(), max_rows,
+            entry_slots, token_slots, max_prefix});
+  }
+  // Storage of somebody else's instead: a plan that another language or library filled, or is to fill.
+  struct Storage {
+    uint32_t *begin, *count;
+    PlanEntry* entries;
+    uint32_t *tokens, *prefix;
+    int64_t max_rows, entry_slots, token_slots, max_prefix;
+  };
+  void Borrow(const Storage& s) {
+    const auto rows = static_cast<size_t>(s.max_rows);
+    begin_ = {s.begin, rows}, count_ = {s.count, rows};
+    entries_ = {s.entries, rows * static_cast<size_t>(s.entry_slots)};
+    tokens_ = {s.tokens, rows * static_cast<size_t>(s.token_slots)};
+    prefix_ = {s.prefix, static_cast<size_t>(s.max_prefix)};
+    entry_slots_ = s.entry_slots;
+    token_slots_ = s.token_slots;
+  }
+  Storage storage() {
+    return {begin_.data(),  count_.data(),  entries_.data(),
+            tokens_.data(), prefix_.data(), static_cast<int64_t>(begin_.size()),
+            entry_slots_,   token_slots_,   static_cast<int64_t>(prefix_.size())};
   }
   // Starts a plan; call before filling rows. Fails when the plan has more rows than were reserved.
   absl::Status Begin(const AttentionPlan& header, Encoding encoding, int64_t unit) {
-    plan_ = header;
-    branch_ = AttentionBranch{};
-    branch_.encoding = encoding;
-    branch_.unit = unit;
-    const int64_t rows = plan_.num_lists() * plan_.num_tiles();
-    if (rows > static_cast<int64_t>(begin_.size())) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the plan has ", rows, " rows but ", begin_.size(), " were reserved by MakePlan"));
+    return Start(header, encoding, unit, false);
+  }
+  // A plan whose rows somebody else has filled already; a row longer than its slot is an error.
+  absl::Status Adopt(const AttentionPlan& header, Encoding encoding, int64_t unit) {
+    absl::Status s = Start(header, encoding, unit, true);
+    for (size_t r = 0; s.ok() && r < branch_.rows.count.size(); ++r) {
+      if (static_cast<int64_t>(count_[r]) > slots_)
+        s = absl::InternalError(absl::StrCat("row ", r, " has ", count_[r], " entries in ", slots_, " slots"));
     }
-    const bool by_token = encoding == Encoding::kTokens || encoding == Encoding::kRankedPrefix;
-    slots_ = by_token ? token_slots_ : entry_slots_;
-    for (int64_t r = 0; r < rows; ++r) {
-      begin_[static_cast<size_t>(r)] = static_cast<uint32_t>(r * slots_);
-      count_[static_cast<size_t>(r)] = 0;
-    }
-    branch_.rows = {absl::MakeConstSpan(begin_.data(), static_cast<size_t>(rows)),
-                    absl::MakeConstSpan(count_.data(), static_cast<size_t>(rows))};
-    branch_.entries = entries_;
-    branch_.tokens = tokens_;
-    branch_.prefix = prefix_;
-    plan_.branches = absl::MakeConstSpan(&branch_, 1);
-    return absl::OkStatus();
+    return s;
   }
   int64_t row_of(int64_t list, int64_t tile) const { return list * plan_.num_tiles() + tile; }
   int64_t slots() const { return slots_; }
@@ -187,8 +196,34 @@ class AttentionPlanBuffer {
   AttentionPlanBuffer& operator=(const AttentionPlanBuffer&) = delete;
 
  private:
-  std::vector<uint32_t> begin_, count_, tokens_, prefix_;
-  std::vector<PlanEntry> entries_;
+  absl::Status Start(const AttentionPlan& header, Encoding encoding, int64_t unit, bool filled) {
+    plan_ = header;
+    branch_ = AttentionBranch{};
+    branch_.encoding = encoding;
+    branch_.unit = unit;
+    const int64_t rows = plan_.num_lists() * plan_.num_tiles();
+    if (rows > static_cast<int64_t>(begin_.size())) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the plan has ", rows, " rows but ", begin_.size(), " were reserved by MakePlan"));
+    }
+    const bool by_token = encoding == Encoding::kTokens || encoding == Encoding::kRankedPrefix;
+    slots_ = by_token ? token_slots_ : entry_slots_;
+    for (int64_t r = 0; r < rows; ++r) {
+      begin_[static_cast<size_t>(r)] = static_cast<uint32_t>(r * slots_);
+      if (!filled) count_[static_cast<size_t>(r)] = 0;
+    }
+    branch_.rows = {absl::MakeConstSpan(begin_.data(), static_cast<size_t>(rows)),
+                    absl::MakeConstSpan(count_.data(), static_cast<size_t>(rows))};
+    branch_.entries = entries_;
+    branch_.tokens = tokens_;
+    branch_.prefix = prefix_;
+    plan_.branches = absl::MakeConstSpan(&branch_, 1);
+    return absl::OkStatus();
+  }
+  std::vector<uint32_t> own_begin_, own_count_, own_tokens_, own_prefix_;
+  std::vector<PlanEntry> own_entries_;
+  absl::Span<uint32_t> begin_, count_, tokens_, prefix_;
+  absl::Span<PlanEntry> entries_;
   int64_t entry_slots_ = 0, token_slots_ = 0, slots_ = 0;
   AttentionBranch branch_;
   AttentionPlan plan_;

@@ -4,7 +4,6 @@
 
 #include <filesystem>
 
-#include "sluice/routers/builtin.h"
 #include "sluice/runtime/cli/commands.h"
 
 namespace {
@@ -47,11 +46,7 @@ int main(int argc, char** argv) {
   sluice::cli::AddReplay(app, exit);
   sluice::cli::AddBench(app, exit);
   sluice::cli::AddDemo(app, exit);
-  auto* list = app.add_subcommand("list", "Built-in agent routers and their settings");
-  list->callback([] {
-    for (const auto& [name, factory] : sluice::BuiltinRouters().agents)
-      std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
-  });
+  sluice::cli::AddPlugin(app, exit);
   if (argc > 1) RunExternal(app, argv);
   CLI11_PARSE(app, argc, argv);
   return status;

@@ -6,6 +6,7 @@
 
 #include "sluice/routers/builtin.h"
 #include "sluice/tests/support/counting_allocator.h"
+#include "sluice/tests/support/plugin_registry.h"
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -25,7 +26,7 @@ struct Out {
 class AssignmentRouters : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto made = BuiltinRouters().routers.Create(GetParam(), &Weights());
+    auto made = Create("");
     ASSERT_TRUE(made.ok()) << made.status();
     router_ = std::move(*made);
     auto plan = router_->MakePlan({kItems, kUnits, kWidth, 1});
@@ -34,6 +35,12 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
     memory_ = std::make_unique<AlignedBytes>(plan_->info().workspace_bytes);
     ctx_.workspace = {memory_->data(), plan_->info().workspace_bytes};
     ctx_.executor = &inline_;
+  }
+  // The same methods again, out of a plug-in: "plugin_flux_attention".
+  absl::StatusOr<std::unique_ptr<const Router>> Create(const std::string& options) const {
+    const bool plugin = GetParam().rfind("plugin_", 0) == 0;
+    return plugin ? PluginRouters().routers.Create(GetParam().substr(7) + options, &Weights())
+                  : BuiltinRouters().routers.Create(GetParam() + options, &Weights());
   }
   absl::Status Run(const std::vector<float>& x, Out& out) {
     RouteInputs in;
@@ -48,7 +55,10 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
 };
 std::vector<std::string> Names() {
   std::vector<std::string> names;
-  for (const auto& [name, factory] : BuiltinRouters().routers) names.push_back(name);
+  for (const auto& [name, factory] : BuiltinRouters().routers) {
+    names.push_back(name);
+    if (PluginRouters().routers.size() > 0) names.push_back("plugin_" + name);
+  }
   return names;
 }
 INSTANTIATE_TEST_SUITE_P(All, AssignmentRouters, testing::ValuesIn(Names()));
@@ -91,9 +101,8 @@ TEST_P(AssignmentRouters, ErrorsSayWhatWasGiven) {
               testing::HasSubstr("planned for at most"));
   EXPECT_THAT(std::string(router_->MakePlan({kItems, kUnits, kWidth + 1, 1}).status().message()),
               testing::HasSubstr("wanted"));
-  EXPECT_THAT(
-      std::string(BuiltinRouters().routers.Create(GetParam() + ":no_such_key=1", &Weights()).status().message()),
-      testing::HasSubstr("unknown key 'no_such_key'"));
+  EXPECT_THAT(std::string(Create(":no_such_key=1").status().message()),
+              testing::HasSubstr("unknown key 'no_such_key'"));
   ctx_.workspace.bytes = 0;
   EXPECT_THAT(std::string(Run(RandomFeatures(2, kWidth, 1), out).message()),
               testing::HasSubstr("workspace of 0 bytes"));

@@ -4,6 +4,7 @@
 
 #include "sluice/routers/builtin.h"
 #include "sluice/tests/support/counting_allocator.h"
+#include "sluice/tests/support/plugin_registry.h"
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -20,21 +21,30 @@ const std::map<std::string, std::string> kSmallBudget = {
     {"hisa", "k=40,m=4,block=16"},
 };
 
+// The same methods again, out of a plug-in: "plugin_mean_pool".
+const std::string kPlugin = "plugin_";
+const FactoryMap<AttentionRouter>& Routers(const std::string& param) {
+  return param.rfind(kPlugin, 0) == 0 ? PluginRouters().attention : BuiltinRouters().attention;
+}
+std::string NameOf(const std::string& param) {
+  return param.rfind(kPlugin, 0) == 0 ? param.substr(kPlugin.size()) : param;
+}
+
 class AttentionRouters : public testing::TestWithParam<std::string> {
  protected:
   std::unique_ptr<const AttentionRouter> Make(const std::string& options) const {
-    auto r = BuiltinRouters().attention.Create(options.empty() ? GetParam() : GetParam() + ":" + options);
+    auto r = Routers(GetParam()).Create(options.empty() ? NameOf(GetParam()) : NameOf(GetParam()) + ":" + options);
     EXPECT_TRUE(r.ok()) << r.status();
     return std::move(*r);
   }
   std::unique_ptr<const AttentionRouter> Small() const {
-    auto it = kSmallBudget.find(GetParam());
+    auto it = kSmallBudget.find(NameOf(GetParam()));
     // A router that is not listed runs its defaults; tile-free ones may then skip nothing.
     return Make(it == kSmallBudget.end() ? "" : it->second);
   }
   std::unique_ptr<const AttentionRouter> Full() const {
-    for (const auto& [name, factory] : BuiltinRouters().attention) {
-      if (name == GetParam()) return Make(factory->FullBudget());
+    for (const auto& [name, factory] : Routers(GetParam())) {
+      if (name == NameOf(GetParam())) return Make(factory->FullBudget());
     }
     return nullptr;
   }
@@ -42,6 +52,8 @@ class AttentionRouters : public testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(All, AttentionRouters, testing::ValuesIn([] {
                            std::vector<std::string> names;
                            for (const auto& [name, factory] : BuiltinRouters().attention) names.push_back(name);
+                           for (const auto& [name, factory] : PluginRouters().attention)
+                             names.push_back(kPlugin + name);
                            return names;
                          }()),
                          [](const auto& info) { return info.param; });
@@ -69,7 +81,7 @@ TEST_P(AttentionRouters, SkipsAndStaysWithinTheMassCertificate) {
   o.chunk = 64;
   const RoutedRun r = RunRouter(*Small(), a, o);
   ASSERT_TRUE(r.status.ok()) << r.status;
-  if (GetParam() != "dense" && kSmallBudget.count(GetParam()) > 0) {
+  if (NameOf(GetParam()) != "dense" && kSmallBudget.count(NameOf(GetParam())) > 0) {
     EXPECT_LT(r.counters.density(), 0.75);
   }
   EXPECT_LE(r.quality.bound_slack.max(), 1);
@@ -135,7 +147,7 @@ TEST_P(AttentionRouters, ChunkedPrefillMatchesOneCall) {
   chunked.chunk = 64;
   const RoutedRun x = RunRouter(*Small(), a), y = RunRouter(*Small(), a, chunked);
   ASSERT_TRUE(x.status.ok() && y.status.ok());
-  if (GetParam() == "seer_attention") return;  // its density rule counts the blocks of the whole call
+  if (NameOf(GetParam()) == "seer_attention") return;  // its density rule counts the blocks of the whole call
   EXPECT_EQ(x.lists, y.lists);
   for (size_t i = 0; i < x.o.size(); ++i) ASSERT_NEAR(x.o[i], y.o[i], 2e-5);
 }
@@ -203,12 +215,12 @@ TEST_P(AttentionRouters, ErrorsAreClear) {
   const absl::Status s = router->Run(**plan, a.Inputs(), nullptr, {{}, &ex}, buffer);
   EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(s.message()), testing::HasSubstr("planned for at most"));
-  auto unknown = BuiltinRouters().attention.Create(GetParam() + ":no_such_key=1");
+  auto unknown = Routers(GetParam()).Create(NameOf(GetParam()) + ":no_such_key=1");
   EXPECT_THAT(std::string(unknown.status().message()), testing::HasSubstr("unknown key 'no_such_key'"));
 }
 TEST_P(AttentionRouters, ConfigPrintsAndReadsBack) {
-  for (const auto& [name, factory] : BuiltinRouters().attention) {
-    if (name != GetParam()) continue;
+  for (const auto& [name, factory] : Routers(GetParam())) {
+    if (name != NameOf(GetParam())) continue;
     EXPECT_TRUE(factory->Create(ParseSpec("x:" + factory->FullBudget())->options, nullptr).ok());
     EXPECT_FALSE(factory->Describe().empty());
   }

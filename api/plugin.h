@@ -1,0 +1,314 @@
+#ifndef SLUICE_API_PLUGIN_H_
+#define SLUICE_API_PLUGIN_H_
+// Author models as a plug-in. One .cc per plug-in, linked with a version script that exports sluice_plugin_entry_v1:
+//
+//   #include "sluice/api/plugin.h"
+//   #include "my_router.h"
+//   SLUICE_PLUGIN("my_routers", "1.2.0", MyRouter)       // any number of models
+//
+// Models are not changed for it. No exception and no C++ type leaves the .so.
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "sluice/api/abi/sluice_abi.h"
+#include "sluice/api/attention_router.h"
+#include "sluice/api/config.h"
+#include "sluice/api/router.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace plugin_internal {
+inline sluice_code Fail(sluice_error* e, absl::StatusCode code, absl::string_view text) {
+  if (e != nullptr && e->text != nullptr && e->capacity > 0) {
+    const size_t n = std::min(text.size(), e->capacity - 1);
+    std::memcpy(e->text, text.data(), n);
+    e->text[n] = 0;
+  }
+  return static_cast<sluice_code>(code);
+}
+template <class F>
+sluice_code Guard(sluice_error* e, F&& f) noexcept {
+  try {
+    const absl::Status s = f();
+    return s.ok() ? 0 : Fail(e, s.code(), s.message());
+  } catch (const std::bad_alloc&) {
+    return Fail(e, absl::StatusCode::kResourceExhausted, "out of memory");
+  } catch (const std::exception& x) {
+    return Fail(e, absl::StatusCode::kInternal, x.what());
+  } catch (...) {
+    return Fail(e, absl::StatusCode::kInternal, "an exception that is no std::exception");
+  }
+}
+struct ErrorText {
+  char text[512] = {};
+  sluice_error c{text, sizeof text};
+  absl::Status Status(sluice_code code) const {
+    return code == 0 ? absl::OkStatus() : absl::Status(static_cast<absl::StatusCode>(code), text);
+  }
+};
+
+class LentExecutor final : public Executor {
+ public:
+  explicit LentExecutor(const sluice_executor& e) : e_(e) {}
+  int num_workers() const override { return e_.num_workers; }
+  void ParallelFor(int64_t n, int64_t grain, Body body) override {
+    e_.parallel_for(
+        e_.self, n, grain,
+        [](void* arg, int64_t begin, int64_t end, int32_t worker) { (*static_cast<Body*>(arg))(begin, end, worker); },
+        &body);
+  }
+
+ private:
+  const sluice_executor& e_;
+};
+class LentWeights final : public WeightSource {
+ public:
+  explicit LentWeights(const sluice_weights& w) : w_(w) {}
+  absl::StatusOr<int64_t> Int(const std::string& key) const override {
+    int64_t out = 0;
+    ErrorText e;
+    const sluice_code code = w_.get_int(w_.self, key.c_str(), &out, &e.c);
+    if (code != 0) return e.Status(code);
+    return out;
+  }
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override {
+    uint64_t count = 1;
+    for (uint64_t n : shape) {
+      if (n != 0 && count > (uint64_t{1} << 40) / n)
+        return absl::InvalidArgumentError(absl::StrCat(name, ": a shape of too many elements"));
+      count *= n;
+    }
+    std::vector<float> out(count);
+    ErrorText e;
+    const sluice_code code = w_.read_f32(w_.self, name.c_str(), shape.data(), shape.size(), out.data(), count, &e.c);
+    if (code != 0) return e.Status(code);
+    return out;
+  }
+
+ private:
+  const sluice_weights& w_;
+};
+
+inline MatrixView<const float> View(const sluice_matrix& m) { return {m.data, m.rows, m.cols, m.row_stride}; }
+inline HeadsView<const float> Heads(const sluice_view& v) {
+  return {static_cast<const float*>(v.data), v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
+}
+inline KvView Kv(const sluice_view& v) {
+  return {v.data, static_cast<DType>(v.dtype), v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
+}
+template <class R>
+absl::Status CreateModel(const sluice_kv* kv, size_t n, const sluice_weights* weights, void** out) {
+  std::vector<KeyValue> kvs;
+  for (size_t i = 0; i < n; ++i)
+    kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len), absl::string_view(kv[i].value, kv[i].value_len));
+  typename R::Config config;
+  SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
+  if constexpr (LearnedModel<R>) {
+    if (weights == nullptr) return absl::FailedPreconditionError("needs trained weights and got none");
+    SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, LentWeights(*weights)));
+    *out = new R(std::move(r));
+  } else {
+    SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
+    *out = new R(std::move(r));
+  }
+  return absl::OkStatus();
+}
+inline RunContext Context(const sluice_run_context& c, Executor& executor) {
+  return {{static_cast<std::byte*>(c.workspace), c.workspace_bytes}, &executor};
+}
+
+template <RouterModel R>
+struct RouterC {
+  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* w, void** out,
+                            sluice_error* e) noexcept {
+    return Guard(e, [&] { return CreateModel<R>(kv, n, w, out); });
+  }
+  static void Destroy(void* r) noexcept { delete static_cast<R*>(r); }
+  static sluice_code MakePlan(const void* r, const sluice_route_shape* s, void** out, sluice_route_info* info,
+                              sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      SLUICE_ASSIGN_OR_RETURN(auto plan,
+                              static_cast<const R*>(r)->MakePlan({s->items, s->units, s->width, s->workers}));
+      info->workspace_bytes = plan.workspace_bytes, info->max_entries = plan.max_entries;
+      *out = new typename R::Plan(std::move(plan));
+      return absl::OkStatus();
+    });
+  }
+  static void DestroyPlan(void* p) noexcept { delete static_cast<typename R::Plan*>(p); }
+  static sluice_code Run(const void* r, const void* p, const sluice_route_inputs* in, const sluice_run_context* c,
+                         sluice_assignment* a, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      LentExecutor executor(*c->executor);
+      Assignment out;
+      out.items = a->items, out.units = a->units;
+      out.row_ptr = {a->row_ptr, static_cast<size_t>(a->row_ptr_size)};
+      out.unit = {a->unit, static_cast<size_t>(a->unit_size)};
+      out.weight = {a->weight, static_cast<size_t>(a->weight_size)};
+      out.dropped = {a->dropped, static_cast<size_t>(a->dropped_size)};
+      SLUICE_RETURN_IF_ERROR(static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p),
+                                                           {View(in->scores), View(in->features)},
+                                                           Context(*c, executor), out));
+      a->items = out.items, a->units = out.units, a->num_dropped = out.num_dropped;
+      return absl::OkStatus();
+    });
+  }
+  static const sluice_router_v1* Table() {
+    static const std::string name(R::kName), help = DescribeConfig<typename R::Config>();
+    static const sluice_router_v1 t = {sizeof(sluice_router_v1),
+                                       name.c_str(),
+                                       static_cast<uint32_t>(R::kDomain),
+                                       LearnedModel<R>,
+                                       help.c_str(),
+                                       Create,
+                                       Destroy,
+                                       MakePlan,
+                                       DestroyPlan,
+                                       Run};
+    return &t;
+  }
+};
+
+template <AttentionRouterModel R>
+struct AttentionRouterC {
+  using Bridge = AttentionRouterOf<R>;  // its checks of shapes and inputs come with it
+  struct Made {
+    explicit Made(R r) : bridge(std::move(r)) {}
+    Bridge bridge;
+  };
+  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* w, void** out,
+                            sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      void* model = nullptr;
+      SLUICE_RETURN_IF_ERROR(CreateModel<R>(kv, n, w, &model));
+      std::unique_ptr<R> owned(static_cast<R*>(model));
+      *out = new Made(std::move(*owned));
+      return absl::OkStatus();
+    });
+  }
+  static void Destroy(void* r) noexcept { delete static_cast<Made*>(r); }
+  static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out, sluice_attention_info* info,
+                              sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      AttentionShape shape;
+      shape.max_queries = s->max_queries, shape.max_kv = s->max_kv, shape.heads = s->heads,
+      shape.kv_heads = s->kv_heads;
+      shape.head_dim = s->head_dim, shape.value_dim = s->value_dim, shape.index_heads = s->index_heads;
+      shape.index_dim = s->index_dim, shape.workers = s->workers;
+      SLUICE_ASSIGN_OR_RETURN(auto plan, static_cast<const Made*>(r)->bridge.MakePlan(shape));
+      const AttentionPlanInfo& i = plan->info();
+      info->workspace_bytes = i.workspace_bytes, info->state_bytes = i.state_bytes, info->max_rows = i.max_rows;
+      info->entry_slots = i.entry_slots, info->token_slots = i.token_slots, info->prefix_slots = i.prefix_slots;
+      *out = const_cast<AttentionRouter::Plan*>(plan.release());
+      return absl::OkStatus();
+    });
+  }
+  static void DestroyPlan(void* p) noexcept { delete static_cast<AttentionRouter::Plan*>(p); }
+  static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in, void* state,
+                         const sluice_run_context* c, sluice_attention_plan* out, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      LentExecutor executor(*c->executor);
+      AttentionInputs i;
+      i.q = Heads(in->q), i.k = Kv(in->k), i.v = Kv(in->v), i.q_begin = in->q_begin;
+      i.q_positions = {in->q_positions, in->num_positions};
+      i.layer = in->layer, i.prompt_end = in->prompt_end, i.scale = in->scale, i.rope_base = in->rope_base;
+      i.q_pre = Heads(in->q_pre), i.k_pre = Kv(in->k_pre), i.index.q = Heads(in->index_q);
+      i.index.k = {static_cast<const float*>(in->index_k.data), in->index_k.rows, in->index_k.dim,
+                   in->index_k.row_stride};
+      i.index.weight = View(in->index_weight);
+      AttentionPlanBuffer buffer;
+      buffer.Borrow({out->row_begin, out->row_count, reinterpret_cast<PlanEntry*>(out->entries), out->tokens,
+                     out->prefix, out->max_rows, out->entry_slots, out->token_slots, out->prefix_slots});
+      SLUICE_RETURN_IF_ERROR(static_cast<const Made*>(r)->bridge.Run(*static_cast<const AttentionRouter::Plan*>(p), i,
+                                                                     static_cast<std::byte*>(state),
+                                                                     Context(*c, executor), buffer));
+      const AttentionPlan& plan = buffer.plan();
+      const AttentionBranch& b = buffer.branch();
+      if (plan.branches.size() != 1 || plan.merge != Merge::kLse || !plan.kperm.empty() || !plan.key_bias.empty() ||
+          !b.entry_bias.empty() || !b.row_mask.empty())
+        return absl::UnimplementedError(
+            "a plan of several branches, permuted keys or biases cannot leave a plug-in of ABI 1.0");
+      out->q_begin = plan.q_begin, out->q_count = plan.q_count, out->kv_len = plan.kv_len, out->tile = plan.tile;
+      out->window = plan.window, out->unit = b.unit, out->heads = plan.heads, out->kv_heads = plan.kv_heads;
+      out->scope = static_cast<uint8_t>(plan.scope), out->encoding = static_cast<uint8_t>(b.encoding);
+      out->token_mask = static_cast<uint8_t>(b.token_mask), out->order = static_cast<uint8_t>(b.order);
+      out->stop = static_cast<uint8_t>(b.stop), out->stop_tau = b.stop_tau;
+      return absl::OkStatus();
+    });
+  }
+  static const sluice_attention_router_v1* Table() {
+    static const std::string name(R::kName), help = DescribeConfig<typename R::Config>(),
+                                             full = PrintConfig(R::FullBudget());
+    constexpr bool pre = [] {
+      if constexpr (requires { R::kNeedsPreRope; }) return R::kNeedsPreRope;
+      return false;
+    }();
+    static const sluice_attention_router_v1 t = {
+        sizeof(sluice_attention_router_v1),
+        name.c_str(),
+        (R::kTokenCausal ? SLUICE_TOKEN_CAUSAL : 0u) | (pre ? SLUICE_NEEDS_PRE_ROPE : 0u) |
+            (R::kExactAtFullBudget ? SLUICE_EXACT_AT_FULL_BUDGET : 0u) | (LearnedModel<R> ? SLUICE_NEEDS_WEIGHTS : 0u),
+        help.c_str(),
+        full.c_str(),
+        Create,
+        Destroy,
+        MakePlan,
+        DestroyPlan,
+        Run};
+    return &t;
+  }
+};
+
+template <class... R>
+const sluice_plugin_v1* Plugin(const char* name, const char* version) noexcept {
+  try {
+    static const auto* tables = [] {
+      struct Tables {
+        std::vector<const sluice_router_v1*> routers;
+        std::vector<const sluice_attention_router_v1*> attention;
+      };
+      auto* t = new Tables;
+      const auto add = [&]<class M>(M*) {
+        if constexpr (AttentionRouterModel<M>) {
+          t->attention.push_back(AttentionRouterC<M>::Table());
+        } else {
+          static_assert(RouterModel<M>, "a plug-in takes models of RouterModel and AttentionRouterModel");
+          t->routers.push_back(RouterC<M>::Table());
+        }
+      };
+      (add(static_cast<R*>(nullptr)), ...);
+      return t;
+    }();
+    static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1),
+                                       SLUICE_PLUGIN_MAGIC,
+                                       SLUICE_ABI_MAJOR,
+                                       SLUICE_ABI_MINOR,
+                                       0,
+                                       name,
+                                       version,
+                                       tables->routers.size(),
+                                       tables->routers.data(),
+                                       tables->attention.size(),
+                                       tables->attention.data()};
+    return &p;
+  } catch (...) {
+    return nullptr;
+  }
+}
+}  // namespace plugin_internal
+SLUICE_END_NAMESPACE
+
+#define SLUICE_PLUGIN_TEXT_(x) #x
+#define SLUICE_PLUGIN_TEXT(x) SLUICE_PLUGIN_TEXT_(x)
+// name and version: string literals.
+#define SLUICE_PLUGIN(name, version, ...)                                                                            \
+  extern "C" __attribute__((section(SLUICE_MANIFEST_SECTION), used)) const char sluice_plugin_manifest[] =           \
+      "sluice-plugin 1\nname=" name "\nversion=" version                                                             \
+      "\nabi=" SLUICE_PLUGIN_TEXT(SLUICE_ABI_MAJOR) "." SLUICE_PLUGIN_TEXT(SLUICE_ABI_MINOR) "\nmin_host_minor=0\n"; \
+  extern "C" __attribute__((visibility("default"))) const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t,         \
+                                                                                                   uint32_t) {       \
+    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version);                                            \
+  }
+#endif  // SLUICE_API_PLUGIN_H_

@@ -1,0 +1,442 @@
+#include "sluice/runtime/dynload/plugin_library.h"
+
+#include <dlfcn.h>
+#include <elf.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "sluice/api/check.h"
+#include "sluice/api/plugin.h"
+
+#ifndef SLUICE_PLUGIN_FOLDER
+#define SLUICE_PLUGIN_FOLDER "/usr/lib/sluice/plugins"
+#endif
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+using plugin_internal::ErrorText;
+
+void ParallelFor(void* self, int64_t n, int64_t grain, sluice_body body, void* arg) {
+  static_cast<Executor*>(self)->ParallelFor(
+      n, grain, [&](int64_t begin, int64_t end, int worker) { body(arg, begin, end, worker); });
+}
+sluice_executor Lend(Executor& e) { return {&e, e.num_workers(), 0, ParallelFor}; }
+sluice_view View(const KvView& v) {
+  return {v.data, static_cast<int32_t>(v.dtype), 0, v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
+}
+sluice_view View(const HeadsView<const float>& v) { return View(AsKv(v)); }
+sluice_matrix Matrix(const MatrixView<const float>& m) { return {m.data, m.rows, m.cols, m.row_stride}; }
+sluice_weights Lend(const WeightSource& w) {
+  sluice_weights c{sizeof c, &w, nullptr, nullptr};
+  c.get_int = [](const void* self, const char* key, int64_t* out, sluice_error* e) noexcept {
+    return plugin_internal::Guard(e, [&]() -> absl::Status {
+      SLUICE_ASSIGN_OR_RETURN(*out, static_cast<const WeightSource*>(self)->Int(key));
+      return absl::OkStatus();
+    });
+  };
+  c.read_f32 = [](const void* self, const char* name, const uint64_t* shape, size_t rank, float* out, size_t count,
+                  sluice_error* e) noexcept {
+    return plugin_internal::Guard(e, [&]() -> absl::Status {
+      SLUICE_ASSIGN_OR_RETURN(const std::vector<float> x,
+                              static_cast<const WeightSource*>(self)->ReadF32(name, absl::MakeConstSpan(shape, rank)));
+      if (x.size() != count)
+        return absl::InvalidArgumentError(absl::StrCat(name, " has ", x.size(), " elements, wanted ", count));
+      std::copy(x.begin(), x.end(), out);
+      return absl::OkStatus();
+    });
+  };
+  return c;
+}
+template <class Table>
+absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs, const WeightSource* weights) {
+  std::vector<sluice_kv> kv;
+  for (const auto& [k, v] : kvs) kv.push_back({k.data(), k.size(), v.data(), v.size()});
+  sluice_weights lent{};
+  if (weights != nullptr) lent = Lend(*weights);
+  void* self = nullptr;
+  ErrorText e;
+  const sluice_code code = t->create(kv.data(), kv.size(), weights != nullptr ? &lent : nullptr, &self, &e.c);
+  if (code != 0) return e.Status(code);
+  if (self == nullptr) return absl::InternalError("the plug-in made nothing and said OK");
+  return self;
+}
+
+class RemoteRouter final : public Router {
+ public:
+  RemoteRouter(const sluice_router_v1* t, void* self) : t_(t), self_(self) {}
+  ~RemoteRouter() override { t_->destroy(self_); }
+  absl::string_view name() const override { return t_->name; }
+  Domain domain() const override { return static_cast<Domain>(t_->domain); }
+  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const RouteShape& s) const override {
+    const sluice_route_shape shape{s.items, s.units, s.width, s.workers, 0};
+    sluice_route_info info{sizeof info, 0, 0};
+    void* p = nullptr;
+    ErrorText e;
+    const sluice_code code = t_->make_plan(self_, &shape, &p, &info, &e.c);
+    if (code != 0) return e.Status(code);
+    auto plan = std::make_unique<PlanOf>(t_, p);
+    plan->info_.shape = s, plan->info_.workspace_bytes = info.workspace_bytes,
+    plan->info_.max_entries = info.max_entries;
+    return plan;
+  }
+  absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx, Assignment& out) const override {
+    const sluice_route_inputs inputs{sizeof inputs, Matrix(in.scores), Matrix(in.features)};
+    const sluice_executor executor = Lend(*ctx.executor);
+    const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
+    sluice_assignment a{sizeof a,
+                        out.items,
+                        out.units,
+                        out.row_ptr.data(),
+                        static_cast<int64_t>(out.row_ptr.size()),
+                        out.unit.data(),
+                        static_cast<int64_t>(out.unit.size()),
+                        out.weight.data(),
+                        static_cast<int64_t>(out.weight.size()),
+                        out.dropped.data(),
+                        static_cast<int64_t>(out.dropped.size()),
+                        0};
+    ErrorText e;
+    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan, &inputs, &context, &a, &e.c);
+    if (code != 0) return e.Status(code);
+    out.items = a.items, out.units = a.units, out.num_dropped = a.num_dropped;
+    return absl::OkStatus();
+  }
+
+ private:
+  struct PlanOf final : Plan {
+    PlanOf(const sluice_router_v1* table, void* p) : t(table), plan(p) {}
+    ~PlanOf() override { t->destroy_plan(plan); }
+    const RoutePlanInfo& info() const override { return info_; }
+    const sluice_router_v1* t;
+    void* plan;
+    RoutePlanInfo info_;
+  };
+  const sluice_router_v1* t_;
+  void* self_;
+};
+
+class RemoteAttentionRouter final : public AttentionRouter {
+ public:
+  RemoteAttentionRouter(const sluice_attention_router_v1* t, void* self) : t_(t), self_(self) {}
+  ~RemoteAttentionRouter() override { t_->destroy(self_); }
+  absl::string_view name() const override { return t_->name; }
+  bool token_causal() const override { return (t_->flags & SLUICE_TOKEN_CAUSAL) != 0; }
+  bool needs_pre_rope() const override { return (t_->flags & SLUICE_NEEDS_PRE_ROPE) != 0; }
+  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape& s) const override {
+    const sluice_attention_shape shape{sizeof shape, s.max_queries, s.max_kv,    s.heads,   s.kv_heads, s.head_dim,
+                                       s.value_dim,  s.index_heads, s.index_dim, s.workers, 0};
+    sluice_attention_info i{sizeof i, 0, 0, 0, 0, 0, 0};
+    void* p = nullptr;
+    ErrorText e;
+    const sluice_code code = t_->make_plan(self_, &shape, &p, &i, &e.c);
+    if (code != 0) return e.Status(code);
+    auto plan = std::make_unique<PlanOf>(t_, p);
+    AttentionPlanInfo& info = plan->info_;
+    info.shape = s, info.workspace_bytes = i.workspace_bytes, info.state_bytes = i.state_bytes,
+    info.max_rows = i.max_rows;
+    info.entry_slots = i.entry_slots, info.token_slots = i.token_slots, info.prefix_slots = i.prefix_slots;
+    if (i.max_rows < 0 || i.entry_slots < 0 || i.token_slots < 0 || i.prefix_slots < 0)
+      return absl::InternalError("the plug-in asks for a negative size");
+    return plan;
+  }
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
+                   AttentionPlanBuffer& out) const override {
+    SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
+    const sluice_executor executor = Lend(*ctx.executor);
+    const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
+    sluice_attention_inputs i{};
+    i.struct_size = sizeof i;
+    i.q = View(in.q), i.k = View(in.k), i.v = View(in.v), i.q_begin = in.q_begin;
+    i.q_positions = in.q_positions.data(), i.num_positions = in.q_positions.size();
+    i.prompt_end = in.prompt_end, i.layer = in.layer, i.scale = in.scale, i.rope_base = in.rope_base;
+    i.q_pre = View(in.q_pre), i.k_pre = View(in.k_pre), i.index_q = View(in.index.q);
+    i.index_k = {in.index.k.data, 0, 0, in.index.k.rows, 1, in.index.k.cols, in.index.k.row_stride, in.index.k.cols};
+    i.index_weight = Matrix(in.index.weight);
+    const AttentionPlanBuffer::Storage s = out.storage();
+    static_assert(sizeof(PlanEntry) == sizeof(sluice_plan_entry));
+    sluice_attention_plan p{};
+    p.struct_size = sizeof p;
+    p.row_begin = s.begin, p.row_count = s.count, p.max_rows = s.max_rows;
+    p.entries = reinterpret_cast<sluice_plan_entry*>(s.entries), p.entry_slots = s.entry_slots;
+    p.tokens = s.tokens, p.token_slots = s.token_slots, p.prefix = s.prefix, p.prefix_slots = s.max_prefix;
+    ErrorText e;
+    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan, &i, state, &context, &p, &e.c);
+    if (code != 0) return e.Status(code);
+    if (p.scope > 2 || p.encoding > 3 || p.token_mask > 4 || p.order > 1 || p.stop > 1 || p.tile <= 0 || p.unit <= 0)
+      return absl::InternalError("the plug-in's plan has an unknown scope, encoding, mask or order");
+    // Begin lays rows out and empties them; the plug-in has filled them already, in the same layout.
+    AttentionPlan header;
+    header.q_begin = p.q_begin, header.q_count = p.q_count, header.kv_len = p.kv_len, header.tile = p.tile;
+    header.window = p.window, header.heads = p.heads, header.kv_heads = p.kv_heads;
+    header.scope = static_cast<ListScope>(p.scope), header.q_positions = in.q_positions;
+    SLUICE_RETURN_IF_ERROR(out.Adopt(header, static_cast<Encoding>(p.encoding), p.unit));
+    AttentionBranch& b = out.branch();
+    b.token_mask = static_cast<MaskClass>(p.token_mask), b.order = static_cast<EntryOrder>(p.order);
+    b.stop = static_cast<StopRule>(p.stop), b.stop_tau = p.stop_tau;
+    return absl::OkStatus();
+  }
+
+ private:
+  struct PlanOf final : Plan {
+    PlanOf(const sluice_attention_router_v1* table, void* p) : t(table), plan(p) {}
+    ~PlanOf() override { t->destroy_plan(plan); }
+    const AttentionPlanInfo& info() const override { return info_; }
+    const sluice_attention_router_v1* t;
+    void* plan;
+    AttentionPlanInfo info_;
+  };
+  const sluice_attention_router_v1* t_;
+  void* self_;
+};
+
+template <class Base, class Remote, class Table>
+class RemoteFactory final : public Factory<Base> {
+ public:
+  explicit RemoteFactory(const Table* t) : t_(t) {}
+  absl::string_view name() const override { return t_->name; }
+  std::string Describe() const override { return t_->config_help != nullptr ? t_->config_help : ""; }
+  std::string FullBudget() const override {
+    if constexpr (std::is_same_v<Table, sluice_attention_router_v1>) {
+      if (t_->full_budget != nullptr) return t_->full_budget;
+    }
+    return "";
+  }
+  absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue> kvs,
+                                                     const WeightSource* weights) const override {
+    SLUICE_ASSIGN_OR_RETURN(void* self, CreateSelf(t_, kvs, weights));
+    return std::make_unique<const Remote>(t_, self);
+  }
+
+ private:
+  const Table* t_;
+};
+
+// Everything that must hold of what the entry point returned, before a field beyond struct_size is read.
+absl::Status CheckTables(const sluice_plugin_v1* p) {
+  if (p == nullptr)
+    return absl::FailedPreconditionError("its entry point returned nothing: it does not want this host");
+  if (p->struct_size < offsetof(sluice_plugin_v1, attention) + sizeof p->attention)
+    return absl::InternalError(absl::StrCat("its record has ", p->struct_size, " bytes, wanted at least ", sizeof *p));
+  if (p->magic != SLUICE_PLUGIN_MAGIC) return absl::InternalError("its record has a wrong magic number");
+  if (p->abi_major != SLUICE_ABI_MAJOR || p->min_host_minor > SLUICE_ABI_MINOR)
+    return absl::FailedPreconditionError(absl::StrCat("it wants a host of ABI ", p->abi_major, ".", p->min_host_minor,
+                                                      " or later of that major number, this is ", SLUICE_ABI_MAJOR, ".",
+                                                      SLUICE_ABI_MINOR));
+  if (p->name == nullptr || p->version == nullptr) return absl::InternalError("it has no name or version");
+  if ((p->num_routers > 0 && p->routers == nullptr) || (p->num_attention > 0 && p->attention == nullptr) ||
+      p->num_routers > 4096 || p->num_attention > 4096)
+    return absl::InternalError("its tables are missing or too many");
+  const auto complete = [](const auto* t, size_t bytes) -> bool {
+    return t != nullptr && t->struct_size >= bytes && t->name != nullptr && *t->name != 0 && t->create != nullptr &&
+           t->destroy != nullptr && t->make_plan != nullptr && t->destroy_plan != nullptr && t->run != nullptr;
+  };
+  for (size_t i = 0; i < p->num_routers; ++i) {
+    if (!complete(p->routers[i], offsetof(sluice_router_v1, run) + sizeof(void*)))
+      return absl::InternalError(absl::StrCat("its router ", i, " is incomplete"));
+    if (p->routers[i]->domain < 1 || p->routers[i]->domain > 7)
+      return absl::InternalError(absl::StrCat("its router ", i, " has domain ", p->routers[i]->domain));
+  }
+  for (size_t i = 0; i < p->num_attention; ++i) {
+    if (!complete(p->attention[i], offsetof(sluice_attention_router_v1, run) + sizeof(void*)))
+      return absl::InternalError(absl::StrCat("its attention router ", i, " is incomplete"));
+  }
+  return absl::OkStatus();
+}
+absl::StatusOr<const sluice_plugin_v1*> Open(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+  if (library == nullptr) return absl::FailedPreconditionError(absl::StrCat("it cannot be loaded: ", dlerror()));
+  const auto entry = reinterpret_cast<sluice_plugin_entry_v1_fn>(dlsym(library, SLUICE_PLUGIN_ENTRY));
+  if (entry == nullptr) return absl::InternalError(absl::StrCat("it exports no ", SLUICE_PLUGIN_ENTRY));
+  const sluice_plugin_v1* p = entry(SLUICE_ABI_MAJOR, SLUICE_ABI_MINOR);
+  SLUICE_RETURN_IF_ERROR(CheckTables(p));
+  return p;
+}
+absl::Status Named(const std::string& path, const absl::Status& s) {
+  return absl::Status(s.code(), absl::StrCat(path, ": ", s.message()));
+}
+const char* DomainName(uint32_t d) {
+  constexpr const char* kNames[] = {"?", "layer", "token", "head", "attention", "expert", "adapter", "agent"};
+  return kNames[d < 8 ? d : 0];
+}
+std::vector<std::string> Methods(const sluice_plugin_v1* p) {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < p->num_routers; ++i)
+    names.push_back(absl::StrCat(DomainName(p->routers[i]->domain), "/", p->routers[i]->name));
+  for (size_t i = 0; i < p->num_attention; ++i) names.push_back(absl::StrCat("attention/", p->attention[i]->name));
+  return names;
+}
+
+absl::StatusOr<PluginManifest> ParseManifest(absl::string_view text) {
+  text = text.substr(0, text.find('\0'));
+  PluginManifest m;
+  const std::vector<absl::string_view> lines = absl::StrSplit(text, '\n');
+  if (lines.empty() || lines[0] != "sluice-plugin 1")
+    return absl::InvalidArgumentError("its manifest is of an unknown kind");
+  bool abi = false;
+  for (absl::string_view line : lines) {
+    const std::pair<absl::string_view, absl::string_view> kv = absl::StrSplit(line, absl::MaxSplits('=', 1));
+    if (kv.first == "name") m.name = std::string(kv.second);
+    if (kv.first == "version") m.version = std::string(kv.second);
+    if (kv.first == "min_host_minor" && !absl::SimpleAtoi(kv.second, &m.min_host_minor))
+      return absl::InvalidArgumentError("its manifest has a min_host_minor that is no number");
+    if (kv.first == "abi") {
+      const std::pair<absl::string_view, absl::string_view> n = absl::StrSplit(kv.second, absl::MaxSplits('.', 1));
+      abi = absl::SimpleAtoi(n.first, &m.abi_major) && absl::SimpleAtoi(n.second, &m.abi_minor);
+    }
+  }
+  if (m.name.empty() || !abi) return absl::InvalidArgumentError("its manifest lacks a name or an ABI number");
+  return m;
+}
+}  // namespace
+
+absl::StatusOr<PluginManifest> ReadPluginManifest(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  const auto read = [&](uint64_t at, void* to, size_t n) {
+    file.clear();
+    file.seekg(static_cast<std::streamoff>(at));
+    file.read(static_cast<char*>(to), static_cast<std::streamsize>(n));
+    return static_cast<size_t>(file.gcount()) == n;
+  };
+  const auto bad = [&](absl::string_view why) { return absl::InvalidArgumentError(absl::StrCat(path, ": ", why)); };
+  Elf64_Ehdr e;
+  if (!read(0, &e, sizeof e) || std::memcmp(e.e_ident, ELFMAG, SELFMAG) != 0 || e.e_ident[EI_CLASS] != ELFCLASS64)
+    return bad("no 64-bit ELF file");
+  if (e.e_shentsize != sizeof(Elf64_Shdr) || e.e_shnum == 0 || e.e_shstrndx >= e.e_shnum ||
+      e.e_shoff > (uint64_t{1} << 40))
+    return bad("its section table cannot be read");
+  std::vector<Elf64_Shdr> sections(e.e_shnum);
+  if (!read(e.e_shoff, sections.data(), sections.size() * sizeof(Elf64_Shdr)))
+    return bad("its section table is cut short");
+  const Elf64_Shdr& names = sections[e.e_shstrndx];
+  if (names.sh_size > (1u << 20) || names.sh_offset > (uint64_t{1} << 40))
+    return bad("its section names cannot be read");
+  std::string text(names.sh_size, '\0');
+  if (!read(names.sh_offset, text.data(), text.size())) return bad("its section names are cut short");
+  for (const Elf64_Shdr& s : sections) {
+    if (s.sh_name >= text.size() || std::strcmp(text.c_str() + s.sh_name, SLUICE_MANIFEST_SECTION) != 0) continue;
+    if (s.sh_size > 65536 || s.sh_offset > (uint64_t{1} << 40)) return bad("its manifest is too long");
+    std::string manifest(s.sh_size, '\0');
+    if (!read(s.sh_offset, manifest.data(), manifest.size())) return bad("its manifest is cut short");
+    auto m = ParseManifest(manifest);
+    if (!m.ok()) return Named(path, m.status());
+    return m;
+  }
+  return bad("no Sluice plug-in: it has no section " SLUICE_MANIFEST_SECTION);
+}
+
+absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path) {
+  PluginInfo info;
+  SLUICE_ASSIGN_OR_RETURN(info.manifest, ReadPluginManifest(path));
+  if (info.manifest.abi_major != SLUICE_ABI_MAJOR || info.manifest.min_host_minor > SLUICE_ABI_MINOR)
+    return absl::FailedPreconditionError(absl::StrCat(path, ": built for ABI ", info.manifest.abi_major, ".",
+                                                      info.manifest.abi_minor, ", wants a host of at least ",
+                                                      info.manifest.abi_major, ".", info.manifest.min_host_minor,
+                                                      "; this host is ", SLUICE_ABI_MAJOR, ".", SLUICE_ABI_MINOR));
+  int ends[2];
+  if (pipe(ends) != 0) return absl::InternalError("pipe failed");
+  const pid_t child = fork();
+  if (child < 0) return absl::InternalError("fork failed");
+  if (child == 0) {
+    close(ends[0]);
+    const auto p = Open(path);
+    std::string out = p.ok() ? "+" : absl::StrCat("-", static_cast<int>(p.status().code()), "\n", p.status().message());
+    if (p.ok()) {
+      for (const std::string& m : Methods(*p)) absl::StrAppend(&out, m, "\n");
+    }
+    ssize_t wrote = 0;
+    for (size_t at = 0; at < out.size() && wrote >= 0; at += static_cast<size_t>(wrote))
+      wrote = write(ends[1], out.data() + at, out.size() - at);
+    _exit(0);
+  }
+  close(ends[1]);
+  std::string said;
+  char buffer[4096];
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) said.append(buffer, static_cast<size_t>(n));
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFSIGNALED(status))
+    return absl::InternalError(absl::StrCat(path, ": it crashes when it is loaded (signal ", WTERMSIG(status), ")"));
+  if (said.empty()) return absl::InternalError(absl::StrCat(path, ": it ends the process when it is loaded"));
+  if (said[0] == '-') {
+    const std::pair<std::string, std::string> parts = absl::StrSplit(said.substr(1), absl::MaxSplits('\n', 1));
+    int code = 0;
+    (void)absl::SimpleAtoi(parts.first, &code);
+    return absl::Status(static_cast<absl::StatusCode>(code), absl::StrCat(path, ": ", parts.second));
+  }
+  info.methods = absl::StrSplit(said.substr(1), '\n', absl::SkipEmpty());
+  return info;
+}
+
+absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registry, bool isolated) {
+  PluginInfo info;
+  if (isolated) {
+    SLUICE_ASSIGN_OR_RETURN(info, CheckPlugin(path));
+  } else {
+    SLUICE_ASSIGN_OR_RETURN(info.manifest, ReadPluginManifest(path));
+  }
+  const auto opened = Open(path);
+  if (!opened.ok()) return Named(path, opened.status());
+  const sluice_plugin_v1* p = *opened;
+  info.methods = Methods(p);
+  // All or none.
+  for (size_t i = 0; i < p->num_routers; ++i) {
+    for (const auto& [name, factory] : registry.routers)
+      if (name == p->routers[i]->name)
+        return absl::AlreadyExistsError(absl::StrCat(path, ": '", name, "' is registered already"));
+  }
+  for (size_t i = 0; i < p->num_attention; ++i) {
+    for (const auto& [name, factory] : registry.attention)
+      if (name == p->attention[i]->name)
+        return absl::AlreadyExistsError(absl::StrCat(path, ": '", name, "' is registered already"));
+  }
+  absl::Status status;
+  for (size_t i = 0; i < p->num_routers; ++i)
+    status.Update(registry.routers.Add(
+        std::make_unique<const RemoteFactory<Router, RemoteRouter, sluice_router_v1>>(p->routers[i])));
+  for (size_t i = 0; i < p->num_attention; ++i)
+    status.Update(registry.attention.Add(
+        std::make_unique<const RemoteFactory<AttentionRouter, RemoteAttentionRouter, sluice_attention_router_v1>>(
+            p->attention[i])));
+  if (!status.ok()) return Named(path, status);
+  return info;
+}
+
+std::vector<std::string> PluginFolders() {
+  std::vector<std::string> folders;
+  if (const char* path = std::getenv("SLUICE_PLUGIN_PATH")) {
+    for (absl::string_view f : absl::StrSplit(path, ':', absl::SkipEmpty())) folders.emplace_back(f);
+  }
+  folders.push_back(SLUICE_PLUGIN_FOLDER);
+  return folders;
+}
+std::vector<PluginInfo> LoadPlugins(const std::vector<std::string>& folders, Registry& registry,
+                                    std::vector<absl::Status>& refused) {
+  std::vector<PluginInfo> loaded;
+  for (const std::string& folder : folders) {
+    std::vector<std::string> files;
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+      if (it->path().extension() == ".so") files.push_back(it->path().string());
+    }
+    std::sort(files.begin(), files.end());
+    for (const std::string& file : files) {
+      auto info = LoadPlugin(file, registry);
+      if (info.ok())
+        loaded.push_back(*std::move(info));
+      else
+        refused.push_back(info.status());
+    }
+  }
+  return loaded;
+}
+SLUICE_END_NAMESPACE

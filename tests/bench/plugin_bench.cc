@@ -1,0 +1,36 @@
+// What a batch costs more through a plug-in than through the virtual call: the same router, the smallest plan there is.
+#include <benchmark/benchmark.h>
+
+#include "sluice/routers/builtin.h"
+#include "sluice/runtime/dynload/plugin_library.h"
+#include "sluice/tests/support/attention_data.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+void Decode(benchmark::State& state, const FactoryMap<AttentionRouter>& routers) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 4096, 1, 4, 2, 64, 64, 1);
+  const auto router = *routers.Create("sink_window");
+  AttentionShape s;
+  s.max_queries = 1, s.max_kv = 4096, s.heads = 4, s.kv_heads = 2, s.head_dim = s.value_dim = 64;
+  const auto plan = *router->MakePlan(s);
+  AttentionPlanBuffer buffer;
+  buffer.Reserve(plan->info().max_rows, plan->info().entry_slots, plan->info().token_slots, plan->info().prefix_slots);
+  InlineExecutor one;
+  const AttentionInputs in = a.Inputs();
+  for (auto _ : state) benchmark::DoNotOptimize(router->Run(*plan, in, nullptr, {{}, &one}, buffer).ok());
+}
+const Registry& Plugin() {
+  static const Registry* registry = [] {
+    auto* r = new Registry;
+    if (!LoadPlugin(SLUICE_BUILTIN_PLUGIN, *r).ok()) std::abort();
+    return r;
+  }();
+  return *registry;
+}
+void BM_VirtualCall(benchmark::State& state) { Decode(state, BuiltinRouters().attention); }
+void BM_Plugin(benchmark::State& state) { Decode(state, Plugin().attention); }
+BENCHMARK(BM_VirtualCall)->Repetitions(9)->ReportAggregatesOnly();
+BENCHMARK(BM_Plugin)->Repetitions(9)->ReportAggregatesOnly();
+}  // namespace
+SLUICE_END_NAMESPACE
+BENCHMARK_MAIN();

@@ -1,0 +1,27 @@
+#ifndef SLUICE_TESTS_SUPPORT_PLUGIN_REGISTRY_H_
+#define SLUICE_TESTS_SUPPORT_PLUGIN_REGISTRY_H_
+// The built-in methods as they come out of a plug-in; empty where the build has none.
+#include <gtest/gtest.h>
+
+#include "sluice/api/registry.h"
+#ifdef SLUICE_BUILTIN_PLUGIN
+#include "sluice/runtime/dynload/plugin_library.h"
+#endif
+
+SLUICE_BEGIN_NAMESPACE
+inline const Registry& PluginRouters() {
+  static const Registry* registry = [] {
+    auto* r = new Registry;
+#ifdef SLUICE_BUILTIN_PLUGIN
+    const auto info = LoadPlugin(SLUICE_BUILTIN_PLUGIN, *r);
+    if (!info.ok()) {
+      std::fprintf(stderr, "%s\n", std::string(info.status().message()).c_str());
+      std::abort();
+    }
+#endif
+    return r;
+  }();
+  return *registry;
+}
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_TESTS_SUPPORT_PLUGIN_REGISTRY_H_
