@@ -43,7 +43,8 @@ sluice_code Guard(sluice_error* e, F&& f) noexcept {
   }
 }
 struct ErrorText {
-  char text[512] = {};
+  ErrorText() { text[0] = 0; }  // the rest is written when there is something to say
+  char text[512];
   sluice_error c{text, sizeof text};
   absl::Status Status(sluice_code code) const {
     return code == 0 ? absl::OkStatus() : absl::Status(static_cast<absl::StatusCode>(code), text);
@@ -173,22 +174,11 @@ struct RouterC {
 
 template <AttentionRouterModel R>
 struct AttentionRouterC {
-  using Bridge = AttentionRouterOf<R>;  // its checks of shapes and inputs come with it
-  struct Made {
-    explicit Made(R r) : bridge(std::move(r)) {}
-    Bridge bridge;
-  };
   static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* w, void** out,
                             sluice_error* e) noexcept {
-    return Guard(e, [&]() -> absl::Status {
-      void* model = nullptr;
-      SLUICE_RETURN_IF_ERROR(CreateModel<R>(kv, n, w, &model));
-      std::unique_ptr<R> owned(static_cast<R*>(model));
-      *out = new Made(std::move(*owned));
-      return absl::OkStatus();
-    });
+    return Guard(e, [&] { return CreateModel<R>(kv, n, w, out); });
   }
-  static void Destroy(void* r) noexcept { delete static_cast<Made*>(r); }
+  static void Destroy(void* r) noexcept { delete static_cast<R*>(r); }
   static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out, sluice_attention_info* info,
                               sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
@@ -197,15 +187,17 @@ struct AttentionRouterC {
       shape.kv_heads = s->kv_heads;
       shape.head_dim = s->head_dim, shape.value_dim = s->value_dim, shape.index_heads = s->index_heads;
       shape.index_dim = s->index_dim, shape.workers = s->workers;
-      SLUICE_ASSIGN_OR_RETURN(auto plan, static_cast<const Made*>(r)->bridge.MakePlan(shape));
-      const AttentionPlanInfo& i = plan->info();
+      SLUICE_RETURN_IF_ERROR(CheckAttentionShape(shape));
+      SLUICE_ASSIGN_OR_RETURN(auto made, static_cast<const R*>(r)->MakePlan(shape));
+      auto plan = std::make_unique<typename R::Plan>(std::move(made));
+      const AttentionPlanInfo& i = *plan;
       info->workspace_bytes = i.workspace_bytes, info->state_bytes = i.state_bytes, info->max_rows = i.max_rows;
       info->entry_slots = i.entry_slots, info->token_slots = i.token_slots, info->prefix_slots = i.prefix_slots;
-      *out = const_cast<AttentionRouter::Plan*>(plan.release());
+      *out = plan.release();
       return absl::OkStatus();
     });
   }
-  static void DestroyPlan(void* p) noexcept { delete static_cast<AttentionRouter::Plan*>(p); }
+  static void DestroyPlan(void* p) noexcept { delete static_cast<typename R::Plan*>(p); }
   static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in, void* state,
                          const sluice_run_context* c, sluice_attention_plan* out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
@@ -214,16 +206,18 @@ struct AttentionRouterC {
       i.q = Heads(in->q), i.k = Kv(in->k), i.v = Kv(in->v), i.q_begin = in->q_begin;
       i.q_positions = {in->q_positions, in->num_positions};
       i.layer = in->layer, i.prompt_end = in->prompt_end, i.scale = in->scale, i.rope_base = in->rope_base;
-      i.q_pre = Heads(in->q_pre), i.k_pre = Kv(in->k_pre), i.index.q = Heads(in->index_q);
-      i.index.k = {static_cast<const float*>(in->index_k.data), in->index_k.rows, in->index_k.dim,
-                   in->index_k.row_stride};
-      i.index.weight = View(in->index_weight);
-      AttentionPlanBuffer buffer;
+      if (in->q_pre.data != nullptr) i.q_pre = Heads(in->q_pre);
+      if (in->k_pre.data != nullptr) i.k_pre = Kv(in->k_pre);
+      if (in->index_q.data != nullptr) {
+        i.index.q = Heads(in->index_q), i.index.weight = View(in->index_weight);
+        i.index.k = {static_cast<const float*>(in->index_k.data), in->index_k.rows, in->index_k.dim,
+                     in->index_k.row_stride};
+      }
+      static thread_local AttentionPlanBuffer buffer;  // made once: constructing it costs as much as a small plan
       buffer.Borrow({out->row_begin, out->row_count, reinterpret_cast<PlanEntry*>(out->entries), out->tokens,
                      out->prefix, out->max_rows, out->entry_slots, out->token_slots, out->prefix_slots});
-      SLUICE_RETURN_IF_ERROR(static_cast<const Made*>(r)->bridge.Run(*static_cast<const AttentionRouter::Plan*>(p), i,
-                                                                     static_cast<std::byte*>(state),
-                                                                     Context(*c, executor), buffer));
+      SLUICE_RETURN_IF_ERROR(static_cast<const R*>(r)->Run(
+          *static_cast<const typename R::Plan*>(p), i, static_cast<std::byte*>(state), Context(*c, executor), buffer));
       const AttentionPlan& plan = buffer.plan();
       const AttentionBranch& b = buffer.branch();
       if (plan.branches.size() != 1 || plan.merge != Merge::kLse || !plan.kperm.empty() || !plan.key_bias.empty() ||
@@ -241,6 +235,10 @@ struct AttentionRouterC {
   static const sluice_attention_router_v1* Table() {
     static const std::string name(R::kName), help = DescribeConfig<typename R::Config>(),
                                              full = PrintConfig(R::FullBudget());
+    constexpr bool scattered = [] {
+      if constexpr (requires { R::kScatteredQueries; }) return R::kScatteredQueries;
+      return false;
+    }();
     constexpr bool pre = [] {
       if constexpr (requires { R::kNeedsPreRope; }) return R::kNeedsPreRope;
       return false;
@@ -249,7 +247,8 @@ struct AttentionRouterC {
         sizeof(sluice_attention_router_v1),
         name.c_str(),
         (R::kTokenCausal ? SLUICE_TOKEN_CAUSAL : 0u) | (pre ? SLUICE_NEEDS_PRE_ROPE : 0u) |
-            (R::kExactAtFullBudget ? SLUICE_EXACT_AT_FULL_BUDGET : 0u) | (LearnedModel<R> ? SLUICE_NEEDS_WEIGHTS : 0u),
+            (R::kExactAtFullBudget ? SLUICE_EXACT_AT_FULL_BUDGET : 0u) | (LearnedModel<R> ? SLUICE_NEEDS_WEIGHTS : 0u) |
+            (scattered ? SLUICE_SCATTERED_QUERIES : 0u),
         help.c_str(),
         full.c_str(),
         Create,

@@ -31,7 +31,8 @@ typedef struct sluice_kv {
   size_t value_len;
 } sluice_kv;
 
-/* [rows, heads, dim] with strides in elements; dtype: 0 f32, 1 bf16, 2 f16, 3 i8. data NULL: absent. */
+/* [rows, heads, dim] with strides in elements; dtype: 0 f32, 1 bf16, 2 f16, 3 i8. data NULL: absent, and
+ * the other fields mean nothing. */
 typedef struct sluice_view {
   const void* data;
   int32_t dtype;
@@ -108,7 +109,7 @@ typedef struct sluice_router_v1 {
                      sluice_assignment*, sluice_error*);
 } sluice_router_v1;
 
-/* ---- Attention routers: queries and keys -> plan ---- */
+/* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape. ---- */
 typedef struct sluice_attention_shape {
   size_t struct_size;
   int64_t max_queries, max_kv;
@@ -154,7 +155,13 @@ typedef struct sluice_attention_plan {
   uint8_t scope, encoding, token_mask, order, stop, reserved[3];
   float stop_tau;
 } sluice_attention_plan;
-enum { SLUICE_TOKEN_CAUSAL = 1, SLUICE_NEEDS_PRE_ROPE = 2, SLUICE_EXACT_AT_FULL_BUDGET = 4, SLUICE_NEEDS_WEIGHTS = 8 };
+enum {
+  SLUICE_TOKEN_CAUSAL = 1,
+  SLUICE_NEEDS_PRE_ROPE = 2,
+  SLUICE_EXACT_AT_FULL_BUDGET = 4,
+  SLUICE_NEEDS_WEIGHTS = 8,
+  SLUICE_SCATTERED_QUERIES = 16 /* takes q_positions */
+};
 typedef struct sluice_attention_router_v1 {
   size_t struct_size;
   const char* name;

@@ -150,20 +150,28 @@ class RemoteAttentionRouter final : public AttentionRouter {
   absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
                    AttentionPlanBuffer& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
+    if (!in.q_positions.empty() && (t_->flags & SLUICE_SCATTERED_QUERIES) == 0)
+      return absl::InvalidArgumentError(absl::StrCat(t_->name, " plans contiguous queries only, and got positions"));
     const sluice_executor executor = Lend(*ctx.executor);
     const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
-    sluice_attention_inputs i{};
-    i.struct_size = sizeof i;
+    sluice_attention_inputs i;  // every field is set: zeroing first would cost as much as the call
+    i.struct_size = sizeof i, i.reserved = 0;
     i.q = View(in.q), i.k = View(in.k), i.v = View(in.v), i.q_begin = in.q_begin;
     i.q_positions = in.q_positions.data(), i.num_positions = in.q_positions.size();
     i.prompt_end = in.prompt_end, i.layer = in.layer, i.scale = in.scale, i.rope_base = in.rope_base;
-    i.q_pre = View(in.q_pre), i.k_pre = View(in.k_pre), i.index_q = View(in.index.q);
-    i.index_k = {in.index.k.data, 0, 0, in.index.k.rows, 1, in.index.k.cols, in.index.k.row_stride, in.index.k.cols};
-    i.index_weight = Matrix(in.index.weight);
+    i.q_pre.data = i.k_pre.data = i.index_q.data = i.index_k.data = nullptr, i.index_weight.data = nullptr;
+    if (!in.q_pre.empty()) i.q_pre = View(in.q_pre);
+    if (!in.k_pre.empty()) i.k_pre = View(in.k_pre);
+    if (!in.index.q.empty()) {
+      i.index_q = View(in.index.q), i.index_weight = Matrix(in.index.weight);
+      i.index_k = {in.index.k.data, 0, 0, in.index.k.rows, 1, in.index.k.cols, in.index.k.row_stride, in.index.k.cols};
+    }
     const AttentionPlanBuffer::Storage s = out.storage();
     static_assert(sizeof(PlanEntry) == sizeof(sluice_plan_entry));
-    sluice_attention_plan p{};
+    sluice_attention_plan p;
     p.struct_size = sizeof p;
+    p.q_begin = p.q_count = p.kv_len = p.tile = p.window = p.unit = 0;
+    p.scope = p.encoding = p.token_mask = p.order = p.stop = 0xFF, p.stop_tau = 0, p.heads = p.kv_heads = 0;
     p.row_begin = s.begin, p.row_count = s.count, p.max_rows = s.max_rows;
     p.entries = reinterpret_cast<sluice_plan_entry*>(s.entries), p.entry_slots = s.entry_slots;
     p.tokens = s.tokens, p.token_slots = s.token_slots, p.prefix = s.prefix, p.prefix_slots = s.max_prefix;
