@@ -159,7 +159,7 @@ int main(int argc, char** argv) {
       "turn."};
   Options o;
   std::string backend = SLUICE_BACKEND, attention = "dense", decode, counters;
-  int repeats = 7, reuse = 1;
+  int repeats = 7, reuse = 1, decode_min = -1;
   bool child = false, spaces = false;
   o.model = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf";
   o.tokens = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-eval.u16";
@@ -172,6 +172,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--decode-attention", decode, "router of decode");
   app.add_option("--reuse-layers", reuse, "layers that share a plan")->capture_default_str();
+  app.add_option("--decode-min-keys", decode_min,
+                 "steps over fewer keys stay with llama.cpp; -1: where it does not pay")
+      ->capture_default_str();
   app.add_option("--counters", counters, "file for the backend's counters");
   app.add_option("--context", o.context, "tokens of a document")->capture_default_str()->check(CLI::Range(64, 1 << 20));
   app.add_option("--documents", o.documents, "documents")->capture_default_str()->check(CLI::Range(1, 1000));
@@ -195,6 +198,7 @@ int main(int argc, char** argv) {
     f << "attention = " << attention << "\n";
     if (!decode.empty()) f << "decode = " << decode << "\n";
     f << "reuse_layers = " << reuse << "\n";
+    f << "decode_min_keys = " << decode_min << "\n";
     if (!counters.empty()) f << "counters = " << counters << "\n";
   }
   const std::vector<std::string> given(argv + 1, argv + argc);

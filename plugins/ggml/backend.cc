@@ -90,6 +90,9 @@ float Param(const ggml_tensor* op, int i) {
 }
 size_t SizeOf(ggml_type t) { return t == GGML_TYPE_F32 ? 4 : 2; }
 
+int64_t Bytes(const ggml_tensor* t) {
+  return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] * static_cast<int64_t>(SizeOf(t->type));
+}
 bool Takes(const ggml_tensor* op) {
   const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
   if (q == nullptr || k == nullptr || v == nullptr) return false;
@@ -222,9 +225,12 @@ bool SupportsOp(ggml_backend_dev_t, const ggml_tensor* op) {
     case GGML_OP_TRANSPOSE:
       return true;
     case GGML_OP_FLASH_ATTN_EXT:
+      if (!TheSettings().usable || !Takes(op)) return false;
+      if (op->src[0]->ne[1] > 1) return true;
       // With `-fa auto` the host probes with one query, and turns flash attention off when another device than the
-      // layer's would take it: not taken before anything was computed, decode comes after a prompt.
-      return TheSettings().usable && Takes(op) && (computed || op->src[0]->ne[1] > 1);
+      // layer's would take it: no step is taken before anything was computed, they come after a prompt.
+      return computed &&
+             sluice::ggml::TakesStep(TheSettings().config, op->src[1]->ne[1], Bytes(op->src[1]) + Bytes(op->src[2]));
     default:
       return false;
   }

@@ -81,6 +81,8 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       if (key != "prefill") c.decode = std::string(value);
     } else if (key == "min_keys") {
       status = integer(0, int64_t{1} << 31, c.min_keys);
+    } else if (key == "decode_min_keys") {
+      status = integer(-1, int64_t{1} << 31, c.decode_min_keys);
     } else if (key == "reuse_layers") {
       status = integer(1, 1024, c.reuse_layers);
     } else if (key == "threads") {
@@ -89,7 +91,7 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       c.counters = std::string(value);
     } else {
       return bad("unknown key '", key,
-                 "'; known: attention, prefill, decode, min_keys, reuse_layers, threads, counters");
+                 "'; known: attention, prefill, decode, min_keys, decode_min_keys, reuse_layers, threads, counters");
     }
     SLUICE_RETURN_IF_ERROR(status);
   }

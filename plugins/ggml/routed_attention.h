@@ -19,12 +19,20 @@ namespace ggml {
 // (policies/compose/attention.h).
 struct Config {
   std::string prefill = "dense", decode = "dense";
-  int64_t min_keys = 0;      // shorter contexts stay dense
+  int64_t min_keys = 0;  // shorter contexts stay dense
+  // Single steps with fewer keys stay with the host altogether: handing one over and waking threads costs some 0.3 ms a
+  // layer. -1: with less than 2 MiB of keys and values, and all where decode is dense, which the host does as well.
+  int64_t decode_min_keys = -1;
   int64_t reuse_layers = 1;  // so many layers in a row share the plan of their first
   int64_t threads = 0;       // 0: what the host sets
   std::string counters;      // file written at the end, JSON; "": none
 };
 absl::StatusOr<Config> ParseConfig(absl::string_view text);
+// Is a step over so many keys, of so many bytes of keys and values, worth taking from the host?
+inline bool TakesStep(const Config& c, int64_t keys, int64_t kv_bytes) {
+  if (c.decode_min_keys >= 0) return keys >= c.decode_min_keys;
+  return c.decode != "dense" && kv_bytes >= int64_t{2} << 20;
+}
 
 struct FlashCall {
   int layer = -1;  // -1: unknown

@@ -231,6 +231,16 @@ TEST(ParseConfig, NamesLineAndChoices) {
   EXPECT_EQ(c->threads, 3);
 }
 
+TEST(TakesStep, OnlyWhereItPays) {
+  Config c;
+  EXPECT_FALSE(TakesStep(c, 100000, int64_t{1} << 30));  // dense
+  c.decode = "sink_window";
+  EXPECT_FALSE(TakesStep(c, 1000, 1 << 20));
+  EXPECT_TRUE(TakesStep(c, 16384, 8 << 20));
+  c.decode_min_keys = 500;
+  EXPECT_TRUE(TakesStep(c, 500, 1));
+  EXPECT_FALSE(TakesStep(c, 499, int64_t{1} << 30));
+}
 TEST(RoutedAttention, WrongShapesAreRefused) {
   Case c(2, 64, false);
   c.call.q.heads = 3;

@@ -2,6 +2,7 @@
 #define SLUICE_RUNTIME_SERVICE_LATENCY_HISTOGRAM_H_
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "sluice/api/version.h"

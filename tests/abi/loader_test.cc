@@ -48,6 +48,33 @@ TEST(Plugins, AnotherOnesRouterIsARouter) {
   EXPECT_THAT(LoadPlugin(kFolder + "/strided.so", r).status().message(), HasSubstr("'strided' is registered already"));
 }
 
+// Built when ABI 1.0 was made; must load and work for as long as the major number is 1.
+TEST(Plugins, TheFrozenOneStillWorks) {
+  Registry r;
+  const auto info = LoadPlugin(std::string(SLUICE_SOURCE_DIR) + "/tests/abi/frozen/1_0/first_unit.so", r);
+  ASSERT_TRUE(info.ok()) << info.status();
+  const auto router = r.routers.Create("first_unit");
+  ASSERT_TRUE(router.ok()) << router.status();
+  EXPECT_EQ((*router)->domain(), Domain::kExpert);
+  EXPECT_THAT(r.routers.Create("first_unit:k=1").status().message(), HasSubstr("first_unit has no settings"));
+  EXPECT_THAT((*router)->MakePlan({3, 0, 0, 1}).status().message(), HasSubstr("wants a unit"));
+  const auto plan = (*router)->MakePlan({3, 2, 0, 1});
+  ASSERT_TRUE(plan.ok());
+  const float scores[6] = {};
+  int32_t rows[4], units[3];
+  float weights[3];
+  Assignment a;
+  a.row_ptr = absl::MakeSpan(rows), a.unit = absl::MakeSpan(units), a.weight = absl::MakeSpan(weights);
+  RouteInputs in;
+  in.scores = {scores, 3, 2, 2};
+  InlineExecutor one;
+  ASSERT_TRUE((*router)->Run(**plan, in, {{}, &one}, a).ok());
+  EXPECT_TRUE(ValidateAssignment(a).ok());
+  EXPECT_EQ(a.items, 3);
+  a.unit = absl::MakeSpan(units, 2);
+  EXPECT_THAT((*router)->Run(**plan, in, {{}, &one}, a).message(), HasSubstr("too small"));
+}
+
 TEST(Plugins, ExceptionsStayInside) {
   Registry r;
   ASSERT_TRUE(LoadPlugin(kBad + "/throwing.so", r).ok());

@@ -1,6 +1,7 @@
 // Any text: a router spec must give a router or an error; what was read prints back to the same config.
 #include <cstdlib>
 
+#include "sluice/policies/compose/attention.h"
 #include "sluice/routers/builtin.h"
 
 namespace {
@@ -19,6 +20,7 @@ struct Config {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text(reinterpret_cast<const char*>(data), size);
   (void)sluice::BuiltinRouters().attention.Create(text);
+  (void)sluice::MakeAttentionPolicy(text, sluice::BuiltinRouters().attention);
   const auto spec = sluice::ParseSpec(text);
   Config c;
   if (!spec.ok() || !sluice::ReadConfig(spec->options, c).ok()) return 0;

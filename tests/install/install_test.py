@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Installs the build into a folder of its own and uses it as others would: find_package by component, pkg-config, every
+public header alone, a plug-in out of tree, the .deb files. Usage: install_test.py BUILD SOURCE OUT"""
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+
+build, source, out = sys.argv[1:]
+shutil.rmtree(out, ignore_errors=True)
+os.makedirs(out)
+prefix = os.path.join(out, "prefix")
+
+
+def run(*args, **kw):
+    r = subprocess.run(args, capture_output=True, text=True, **kw)
+    assert r.returncode == 0, f"{' '.join(args)}\n{r.stdout[-3000:]}{r.stderr[-3000:]}"
+    return r.stdout
+
+
+run("cmake", "--install", build, "--prefix", prefix)
+consumer = os.path.join(out, "consumer")
+strided = os.path.join(source, "plugins/example/strided.cc")
+run("cmake", "-G", "Ninja", "-B", consumer, "-S", os.path.join(source, "tests/install/consumer"), f"-DCMAKE_PREFIX_PATH={prefix}", f"-DSTRIDED={strided}",
+    "-DCMAKE_BUILD_TYPE=Release")
+run("cmake", "--build", consumer, "-j", "2")
+run(os.path.join(consumer, "headers_only"))
+linked = run("ldd", os.path.join(consumer, "headers_only"))
+assert "hwy" not in linked and "tbb" not in linked and "protobuf" not in linked, linked
+run(os.path.join(consumer, "whole"), os.path.join(consumer, "strided.so"))
+print("consumer: header-only program, whole program, plug-in built and loaded")
+
+said = run(os.path.join(prefix, "bin/sluice"), "plugin", "check", os.path.join(consumer, "strided.so"))
+assert "attention/strided" in said, said
+author = subprocess.run(["cmake", "-B", os.path.join(out, "author"), "-S", os.path.join(source, "plugins/example"), f"-DCMAKE_PREFIX_PATH={prefix}"], capture_output=True)
+assert author.returncode == 0, author.stderr  # the example's own project, as its author starts it
+run("cmake", "--build", os.path.join(out, "author"))
+
+flags = run("pkg-config", "--cflags", "sluice", env={**os.environ, "PKG_CONFIG_PATH": os.path.join(prefix, "lib/x86_64-linux-gnu/pkgconfig") + ":" + os.path.join(prefix, "lib/pkgconfig")})
+assert "include" in flags, flags
+
+root = os.path.join(prefix, "include")
+headers = [os.path.relpath(os.path.join(d, f), root) for d, _, files in os.walk(root) for f in files
+           if f.endswith(".h") and not f.endswith("-inl.h") and "for_each" not in f and not d.endswith("/v1")]
+
+
+def alone(h):
+    return subprocess.run(["g++", "-std=c++20", "-fsyntax-only", f"-I{root}", "-include", h, "-x", "c++", "/dev/null"], capture_output=True, text=True)
+
+
+with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    bad = [f"{h}: {r.stderr[-300:]}" for h, r in zip(headers, pool.map(alone, headers)) if r.returncode]
+assert not bad, "\n".join(bad)
+print(f"headers: {len(headers)} compile alone")
+
+debs = os.path.join(out, "debs")
+run("cpack", "-G", "DEB", "--config", os.path.join(build, "CPackConfig.cmake"), "-B", debs)
+names = sorted(f for f in os.listdir(debs) if f.endswith(".deb"))
+assert [n.split("_")[0] for n in names] == ["libsluice", "libsluice-dev", "sluice"], names
+print("packages:", ", ".join(names))
