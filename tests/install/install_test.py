@@ -57,5 +57,5 @@ print(f"headers: {len(headers)} compile alone")
 debs = os.path.join(out, "debs")
 run("cpack", "-G", "DEB", "--config", os.path.join(build, "CPackConfig.cmake"), "-B", debs)
 names = sorted(f for f in os.listdir(debs) if f.endswith(".deb"))
-assert [n.split("_")[0] for n in names] == ["libsluice", "libsluice-dev", "sluice"], names
+assert sorted(n.split("_")[0] for n in names) == ["libsluice", "libsluice-dev", "sluice"], names
 print("packages:", ", ".join(names))
