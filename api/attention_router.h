@@ -70,6 +70,17 @@ concept AttentionRouterModel =
 // kScatteredQueries (optional): takes AttentionInputs::q_positions.
 // FullBudget(): the config at which the plan covers every causal pair; the conformance kit runs it against dense.
 
+template <class R>
+constexpr bool NeedsPreRope() {
+  if constexpr (requires { R::kNeedsPreRope; }) return R::kNeedsPreRope;
+  return false;
+}
+template <class R>
+constexpr bool TakesScatteredQueries() {
+  if constexpr (requires { R::kScatteredQueries; }) return R::kScatteredQueries;
+  return false;
+}
+
 // What a host holds. `state` is caller-owned memory of info().state_bytes per (layer, sequence); all zero bytes mean
 // empty. Routers summarise new keys in Run; after a truncation the host zeroes it.
 class AttentionRouter {
@@ -109,6 +120,11 @@ inline absl::Status CheckAttentionInputs(const AttentionShape& s, const Attentio
     return bad("queries [", in.q_begin, ", ", in.q_begin + in.q.rows, ") of ", in.kv_len(), " keys");
   return absl::OkStatus();
 }
+// For routers that do not take scattered queries.
+inline absl::Status CheckContiguousQueries(absl::string_view name, const AttentionInputs& in) {
+  if (in.q_positions.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " plans contiguous queries only, and got positions"));
+}
 inline absl::Status CheckAttentionShape(const AttentionShape& s) {
   if (s.max_queries <= 0 || s.max_kv <= 0 || s.head_dim <= 0 || s.workers <= 0 || s.kv_heads <= 0 || s.heads <= 0 ||
       s.heads % s.kv_heads != 0) {
@@ -127,10 +143,7 @@ class AttentionRouterOf final : public AttentionRouter {
   explicit AttentionRouterOf(R r) : r_(std::move(r)) {}
   absl::string_view name() const override { return R::kName; }
   bool token_causal() const override { return R::kTokenCausal; }
-  bool needs_pre_rope() const override {
-    if constexpr (requires { R::kNeedsPreRope; }) return R::kNeedsPreRope;
-    return false;
-  }
+  bool needs_pre_rope() const override { return NeedsPreRope<R>(); }
   absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape& s) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionShape(s));
     SLUICE_ASSIGN_OR_RETURN(auto plan, r_.MakePlan(s));
@@ -139,10 +152,7 @@ class AttentionRouterOf final : public AttentionRouter {
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
                    AttentionPlanBuffer& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(p.info().shape, in));
-    if constexpr (!requires { R::kScatteredQueries; }) {
-      if (!in.q_positions.empty())
-        return absl::InvalidArgumentError(absl::StrCat(R::kName, " plans contiguous queries only, and got positions"));
-    }
+    if (!TakesScatteredQueries<R>()) SLUICE_RETURN_IF_ERROR(CheckContiguousQueries(R::kName, in));
     return r_.Run(static_cast<const PlanOf&>(p).plan, in, state, ctx, out);
   }
 

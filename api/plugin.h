@@ -100,34 +100,37 @@ inline HeadsView<const float> Heads(const sluice_view& v) {
 inline KvView Kv(const sluice_view& v) {
   return {v.data, static_cast<DType>(v.dtype), v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
 }
+// What every table has alike: making and deleting models and plans.
 template <class R>
-absl::Status CreateModel(const sluice_kv* kv, size_t n, const sluice_weights* weights, void** out) {
-  std::vector<KeyValue> kvs;
-  for (size_t i = 0; i < n; ++i)
-    kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len), absl::string_view(kv[i].value, kv[i].value_len));
-  typename R::Config config;
-  SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
-  if constexpr (LearnedModel<R>) {
-    if (weights == nullptr) return absl::FailedPreconditionError("needs trained weights and got none");
-    SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, LentWeights(*weights)));
-    *out = new R(std::move(r));
-  } else {
-    SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
-    *out = new R(std::move(r));
+struct ModelC {
+  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* weights, void** out,
+                            sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      std::vector<KeyValue> kvs;
+      for (size_t i = 0; i < n; ++i)
+        kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len), absl::string_view(kv[i].value, kv[i].value_len));
+      typename R::Config config;
+      SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
+      if constexpr (LearnedModel<R>) {
+        if (weights == nullptr) return absl::FailedPreconditionError("needs trained weights and got none");
+        SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, LentWeights(*weights)));
+        *out = new R(std::move(r));
+      } else {
+        SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
+        *out = new R(std::move(r));
+      }
+      return absl::OkStatus();
+    });
   }
-  return absl::OkStatus();
-}
+  static void Destroy(void* r) noexcept { delete static_cast<R*>(r); }
+  static void DestroyPlan(void* p) noexcept { delete static_cast<typename R::Plan*>(p); }
+};
 inline RunContext Context(const sluice_run_context& c, Executor& executor) {
   return {{static_cast<std::byte*>(c.workspace), c.workspace_bytes}, &executor};
 }
 
 template <RouterModel R>
-struct RouterC {
-  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* w, void** out,
-                            sluice_error* e) noexcept {
-    return Guard(e, [&] { return CreateModel<R>(kv, n, w, out); });
-  }
-  static void Destroy(void* r) noexcept { delete static_cast<R*>(r); }
+struct RouterC : ModelC<R> {
   static sluice_code MakePlan(const void* r, const sluice_route_shape* s, void** out, sluice_route_info* info,
                               sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
@@ -138,7 +141,6 @@ struct RouterC {
       return absl::OkStatus();
     });
   }
-  static void DestroyPlan(void* p) noexcept { delete static_cast<typename R::Plan*>(p); }
   static sluice_code Run(const void* r, const void* p, const sluice_route_inputs* in, const sluice_run_context* c,
                          sluice_assignment* a, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
@@ -163,22 +165,17 @@ struct RouterC {
                                        static_cast<uint32_t>(R::kDomain),
                                        LearnedModel<R>,
                                        help.c_str(),
-                                       Create,
-                                       Destroy,
+                                       ModelC<R>::Create,
+                                       ModelC<R>::Destroy,
                                        MakePlan,
-                                       DestroyPlan,
+                                       ModelC<R>::DestroyPlan,
                                        Run};
     return &t;
   }
 };
 
 template <AttentionRouterModel R>
-struct AttentionRouterC {
-  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* w, void** out,
-                            sluice_error* e) noexcept {
-    return Guard(e, [&] { return CreateModel<R>(kv, n, w, out); });
-  }
-  static void Destroy(void* r) noexcept { delete static_cast<R*>(r); }
+struct AttentionRouterC : ModelC<R> {
   static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out, sluice_attention_info* info,
                               sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
@@ -197,7 +194,6 @@ struct AttentionRouterC {
       return absl::OkStatus();
     });
   }
-  static void DestroyPlan(void* p) noexcept { delete static_cast<typename R::Plan*>(p); }
   static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in, void* state,
                          const sluice_run_context* c, sluice_attention_plan* out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
@@ -235,26 +231,18 @@ struct AttentionRouterC {
   static const sluice_attention_router_v1* Table() {
     static const std::string name(R::kName), help = DescribeConfig<typename R::Config>(),
                                              full = PrintConfig(R::FullBudget());
-    constexpr bool scattered = [] {
-      if constexpr (requires { R::kScatteredQueries; }) return R::kScatteredQueries;
-      return false;
-    }();
-    constexpr bool pre = [] {
-      if constexpr (requires { R::kNeedsPreRope; }) return R::kNeedsPreRope;
-      return false;
-    }();
     static const sluice_attention_router_v1 t = {
         sizeof(sluice_attention_router_v1),
         name.c_str(),
-        (R::kTokenCausal ? SLUICE_TOKEN_CAUSAL : 0u) | (pre ? SLUICE_NEEDS_PRE_ROPE : 0u) |
+        (R::kTokenCausal ? SLUICE_TOKEN_CAUSAL : 0u) | (NeedsPreRope<R>() ? SLUICE_NEEDS_PRE_ROPE : 0u) |
             (R::kExactAtFullBudget ? SLUICE_EXACT_AT_FULL_BUDGET : 0u) | (LearnedModel<R> ? SLUICE_NEEDS_WEIGHTS : 0u) |
-            (scattered ? SLUICE_SCATTERED_QUERIES : 0u),
+            (TakesScatteredQueries<R>() ? SLUICE_SCATTERED_QUERIES : 0u),
         help.c_str(),
         full.c_str(),
-        Create,
-        Destroy,
+        ModelC<R>::Create,
+        ModelC<R>::Destroy,
         MakePlan,
-        DestroyPlan,
+        ModelC<R>::DestroyPlan,
         Run};
     return &t;
   }

@@ -61,15 +61,6 @@ std::string ProjectText(const std::string& root) {
   }
   return text;
 }
-absl::StatusOr<sluice::DType> ReadDType(const std::string& s) {
-  for (sluice::DType t : {sluice::DType::kF32, sluice::DType::kBF16, sluice::DType::kF16}) {
-    if (s == sluice::DTypeName(t)) return t;
-  }
-  return absl::InvalidArgumentError(absl::StrCat("cache type '", s, "'; allowed: f32, bf16, f16"));
-}
-
-const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
-
 struct DemoOptions {
   int64_t length = 16000, facts = 16;
   std::string separator = "\n";
@@ -229,7 +220,7 @@ int Demo(const engine::Model& model, EngineOptions options, DemoOptions demo) {
   if (!all) return 0;
   std::printf("\nThe bundled encoder, its layers pruned to one head each by SHRP:");
   engine::EvaluateOptions encoder;
-  encoder.folder = kModels, encoder.threads = options.threads;
+  encoder.folder = engine::kModels, encoder.threads = options.threads;
   const absl::Status s = engine::ShrpSpeed(encoder);
   return s.ok() ? 0 : Fail(s);
 }
@@ -239,7 +230,8 @@ int main(int argc, char** argv) {
   CLI::App app(
       "A small Llama host on top of Sluice.\nExample: engine generate --prompt 'The kernel' --router mean_pool:k=16");
   app.require_subcommand(1);
-  std::string model_path = kModels + "/sluice-mini-q8_0.gguf", cache = "f32", tokens_path, nll_path, prompt = "The";
+  std::string model_path = engine::kModels + "/sluice-mini-q8_0.gguf", cache = "f32", tokens_path, nll_path,
+              prompt = "The";
   EngineOptions options;
   DemoOptions demo;
   engine::Sampling sampling;
@@ -301,7 +293,7 @@ int main(int argc, char** argv) {
                                           "engine evaluate flux_attention --prompts 12");
   std::string method;
   engine::EvaluateOptions eval;
-  eval.folder = kModels;
+  eval.folder = engine::kModels;
   eval.data = std::string(SLUICE_SOURCE_DIR) + "/../shared/data/llm-routing";
   evaluate->add_option("method", method, "learned method")
       ->required()
@@ -322,8 +314,8 @@ int main(int argc, char** argv) {
       "prune-encoder",
       "Cut an encoder converted by SHRP to its most used heads; writes a model of its own.\nExample: engine "
       "prune-encoder --conversion shrp-half-routed-s1.gguf --out pruned.gguf");
-  std::string encoder_path = kModels + "/intent-encoder-q8_0.gguf", conversion_path, pruned_path = "pruned.gguf",
-              text_in;
+  std::string encoder_path = engine::kModels + "/intent-encoder-q8_0.gguf", conversion_path,
+              pruned_path = "pruned.gguf", text_in;
   prune->add_option("--encoder", encoder_path, "dense encoder, GGUF")->capture_default_str();
   prune->add_option("--conversion", conversion_path, "converted layers, routed or pruned, GGUF")->required();
   prune->add_option("--out", pruned_path, "GGUF file to write")->capture_default_str();
@@ -373,7 +365,7 @@ int main(int argc, char** argv) {
       std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
     return 0;
   }
-  absl::StatusOr<sluice::DType> type = ReadDType(cache);
+  absl::StatusOr<sluice::DType> type = engine::ReadCacheType(cache);
   if (!type.ok()) return Fail(type.status());
   options.cache = *type;
   absl::StatusOr<engine::Model> model = engine::LoadModel(model_path);
@@ -386,7 +378,8 @@ int main(int argc, char** argv) {
     return done.ok() ? 0 : Fail(done);
   }
   if (search->parsed()) {
-    auto held = sluice::ReadTokens(tokens_path.empty() ? kModels + "/sluice-mini-eval.u16" : tokens_path, 0, -1);
+    auto held =
+        sluice::ReadTokens(tokens_path.empty() ? engine::kModels + "/sluice-mini-eval.u16" : tokens_path, 0, -1);
     if (!held.ok()) return Fail(held.status());
     absl::StatusOr<sluice::Gguf> weights;
     if (!router_path.empty()) {

@@ -5,8 +5,6 @@
 
 namespace engine {
 namespace {
-const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
-
 // The schedule of block sparsities is in the file; exactly its budget is computed.
 absl::Status UsePruning(const sluice::Gguf& w, TokenPruning::By by, EngineOptions& o) {
   const uint64_t layers[] = {static_cast<uint64_t>(*w.Int("sluice.ftp.layers"))};
@@ -45,6 +43,13 @@ absl::StatusOr<sluice::Gguf> Weights(const Learned& l, const std::string& file, 
   return w;
 }
 }  // namespace
+
+absl::StatusOr<sluice::DType> ReadCacheType(const std::string& s) {
+  for (sluice::DType t : {sluice::DType::kF32, sluice::DType::kBF16, sluice::DType::kF16}) {
+    if (s == sluice::DTypeName(t)) return t;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("cache type '", s, "'; allowed: f32, bf16, f16"));
+}
 
 std::vector<std::string> LearnedPolicies(const Model& model) {
   std::vector<std::string> names;

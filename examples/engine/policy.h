@@ -9,6 +9,10 @@
 #include "sluice/examples/engine/engine.h"
 
 namespace engine {
+// Where the bundled models, their trained weights and held-out tokens lie.
+inline const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
+// "f32", "bf16" or "f16".
+absl::StatusOr<sluice::DType> ReadCacheType(const std::string& text);
 // The learned methods whose bundled weights fit the model.
 std::vector<std::string> LearnedPolicies(const Model& model);
 // `options` without routing of its own; the policy fills it in.

@@ -16,6 +16,9 @@
 #include "ggml-backend.h"
 #include "llama.h"
 #include "sluice/examples/engine/engine.h"
+#include "sluice/examples/engine/evaluate/statistics.h"
+#include "sluice/examples/engine/policy.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace {
@@ -84,10 +87,7 @@ int Child(const Options& o) {
         const int32_t want = p.tokens[next];
         if (p.answer[next] != 0) ++asked, right += std::max_element(x, x + vocab) - x == want;
         if (p.text[next] == 0) continue;
-        const double most = static_cast<double>(*std::max_element(x, x + vocab));
-        double sum = 0;
-        for (int v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(x[v]) - most);
-        nll += std::log(sum) + most - static_cast<double>(x[want]), ++counted;
+        nll += static_cast<double>(sluice::kernels::LogSumExp(x, static_cast<size_t>(vocab)) - x[want]), ++counted;
       }
     }
     prefill.push_back(Seconds(from));
@@ -102,11 +102,7 @@ int Child(const Options& o) {
     }
     decode.push_back(Seconds(steps) / std::max(1, o.decode));
   }
-  const auto median = [](std::vector<double> x) {
-    std::sort(x.begin(), x.end());
-    return x[x.size() / 2];
-  };
-  json j = {{"prefill_s", median(prefill)}, {"decode_ms", 1e3 * median(decode)}};
+  json j = {{"prefill_s", engine::Median(prefill)}, {"decode_ms", 1e3 * engine::Median(decode)}};
   if (o.quality)
     j["perplexity"] = std::exp(nll / static_cast<double>(counted)),
     j["facts"] = static_cast<double>(right) / static_cast<double>(asked);
@@ -161,8 +157,8 @@ int main(int argc, char** argv) {
   std::string backend = SLUICE_BACKEND, attention = "dense", decode, counters;
   int repeats = 7, reuse = 1, decode_min = -1;
   bool child = false, spaces = false;
-  o.model = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf";
-  o.tokens = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-eval.u16";
+  o.model = engine::kModels + "/sluice-mini-q8_0.gguf";
+  o.tokens = engine::kModels + "/sluice-mini-eval.u16";
   app.add_option("--model", o.model, "GGUF file")->capture_default_str();
   app.add_option("--tokens", o.tokens, "held-out text, little-endian 16-bit token ids")->capture_default_str();
   app.add_option("--skip", o.skip, "tokens to skip")->capture_default_str();
@@ -230,12 +226,9 @@ int main(int argc, char** argv) {
   }
   unlink(config.c_str());
   if (repeats == 0) return 0;
-  const auto median = [](std::vector<double> x) {
-    std::sort(x.begin(), x.end());
-    return x[x.size() / 2];
-  };
   std::printf(
       "prefill    %.3f s -> %.3f s, %.2fx; decode %.2f ms -> %.2f ms, %.2fx (medians of %d runs of each in turn)\n",
-      median(a), median(b), median(c), median(d), median(e), median(f), repeats);
+      engine::Median(a), engine::Median(b), engine::Median(c), engine::Median(d), engine::Median(e), engine::Median(f),
+      repeats);
   return 0;
 }

@@ -60,13 +60,9 @@ ggml_backend_buffer_type_t CpuBufferType() {
   using Fn = ggml_backend_buffer_type_t (*)();
   static const Fn fn = [] {
     void* at = dlsym(RTLD_DEFAULT, "ggml_backend_cpu_buffer_type");
-    if (at == nullptr) {
-      if (void* base = dlopen("libggml-base.so", RTLD_NOLOAD | RTLD_LAZY))
-        at = dlsym(base, "ggml_backend_cpu_buffer_type");
-    }
-    if (at == nullptr) {
-      if (void* base = dlopen("libggml-base.so.0", RTLD_NOLOAD | RTLD_LAZY))
-        at = dlsym(base, "ggml_backend_cpu_buffer_type");
+    for (const char* name : {"libggml-base.so", "libggml-base.so.0"}) {
+      void* base = at == nullptr ? dlopen(name, RTLD_NOLOAD | RTLD_LAZY) : nullptr;
+      if (base != nullptr) at = dlsym(base, "ggml_backend_cpu_buffer_type");
     }
     return reinterpret_cast<Fn>(at);
   }();

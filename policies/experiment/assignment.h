@@ -5,6 +5,7 @@
 // nobody else.
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,13 +49,12 @@ class ArmAssignment {
     }
     return ArmAssignment(std::move(arms), salt, exposure, control);
   }
-  // Takes part at all. Who does not gets the control, but tells nothing of it: counted in, a growing exposure would mix
-  // times with few and many of one arm.
-  bool Exposed(absl::string_view unit) const { return RandomUniform({salt_, HashText(unit), 0, 0, 0}) < exposure_; }
-  // O(arms).
-  int Of(absl::string_view unit) const {
+  int Of(absl::string_view unit) const { return Taking(unit).value_or(control_); }
+  // None: the unit does not take part. It gets the control, but tells nothing of it: counted in, a growing exposure
+  // would mix times with few and many of one arm. O(arms).
+  std::optional<int> Taking(absl::string_view unit) const {
     const uint64_t key = HashText(unit);
-    if (!Exposed(unit)) return control_;
+    if (RandomUniform({salt_, key, 0, 0, 0}) >= exposure_) return std::nullopt;
     int best = control_;
     double top = -INFINITY;
     for (size_t i = 0; i < arms_.size(); ++i) {

@@ -69,6 +69,16 @@ absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs,
   return self;
 }
 
+template <class Base, class Info, class Table>
+struct RemotePlan final : Base {
+  RemotePlan(const Table* table, void* p) : t(table), plan(p) {}
+  ~RemotePlan() override { t->destroy_plan(plan); }
+  const Info& info() const override { return info_; }
+  const Table* t;
+  void* plan;
+  Info info_;
+};
+
 class RemoteRouter final : public Router {
  public:
   RemoteRouter(const sluice_router_v1* t, void* self) : t_(t), self_(self) {}
@@ -111,14 +121,7 @@ class RemoteRouter final : public Router {
   }
 
  private:
-  struct PlanOf final : Plan {
-    PlanOf(const sluice_router_v1* table, void* p) : t(table), plan(p) {}
-    ~PlanOf() override { t->destroy_plan(plan); }
-    const RoutePlanInfo& info() const override { return info_; }
-    const sluice_router_v1* t;
-    void* plan;
-    RoutePlanInfo info_;
-  };
+  using PlanOf = RemotePlan<Router::Plan, RoutePlanInfo, sluice_router_v1>;
   const sluice_router_v1* t_;
   void* self_;
 };
@@ -150,8 +153,7 @@ class RemoteAttentionRouter final : public AttentionRouter {
   absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
                    AttentionPlanBuffer& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
-    if (!in.q_positions.empty() && (t_->flags & SLUICE_SCATTERED_QUERIES) == 0)
-      return absl::InvalidArgumentError(absl::StrCat(t_->name, " plans contiguous queries only, and got positions"));
+    if ((t_->flags & SLUICE_SCATTERED_QUERIES) == 0) SLUICE_RETURN_IF_ERROR(CheckContiguousQueries(t_->name, in));
     const sluice_executor executor = Lend(*ctx.executor);
     const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
     sluice_attention_inputs i;  // every field is set: zeroing first would cost as much as the call
@@ -193,14 +195,7 @@ class RemoteAttentionRouter final : public AttentionRouter {
   }
 
  private:
-  struct PlanOf final : Plan {
-    PlanOf(const sluice_attention_router_v1* table, void* p) : t(table), plan(p) {}
-    ~PlanOf() override { t->destroy_plan(plan); }
-    const AttentionPlanInfo& info() const override { return info_; }
-    const sluice_attention_router_v1* t;
-    void* plan;
-    AttentionPlanInfo info_;
-  };
+  using PlanOf = RemotePlan<AttentionRouter::Plan, AttentionPlanInfo, sluice_attention_router_v1>;
   const sluice_attention_router_v1* t_;
   void* self_;
 };
@@ -397,24 +392,27 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
   const sluice_plugin_v1* p = *opened;
   info.methods = Methods(p);
   // All or none.
-  for (size_t i = 0; i < p->num_routers; ++i) {
-    for (const auto& [name, factory] : registry.routers)
-      if (name == p->routers[i]->name)
-        return absl::AlreadyExistsError(absl::StrCat(path, ": '", name, "' is registered already"));
-  }
-  for (size_t i = 0; i < p->num_attention; ++i) {
-    for (const auto& [name, factory] : registry.attention)
-      if (name == p->attention[i]->name)
-        return absl::AlreadyExistsError(absl::StrCat(path, ": '", name, "' is registered already"));
-  }
-  absl::Status status;
+  std::vector<std::unique_ptr<const Factory<Router>>> routers;
+  std::vector<std::unique_ptr<const Factory<AttentionRouter>>> attention;
   for (size_t i = 0; i < p->num_routers; ++i)
-    status.Update(registry.routers.Add(
-        std::make_unique<const RemoteFactory<Router, RemoteRouter, sluice_router_v1>>(p->routers[i])));
+    routers.push_back(std::make_unique<const RemoteFactory<Router, RemoteRouter, sluice_router_v1>>(p->routers[i]));
   for (size_t i = 0; i < p->num_attention; ++i)
-    status.Update(registry.attention.Add(
+    attention.push_back(
         std::make_unique<const RemoteFactory<AttentionRouter, RemoteAttentionRouter, sluice_attention_router_v1>>(
-            p->attention[i])));
+            p->attention[i]));
+  absl::Status status;
+  const auto free = [&](const auto& made, const auto& map) {
+    for (const auto& factory : made) {
+      for (const auto& [name, known] : map) {
+        if (factory->name() == name)
+          status.Update(absl::AlreadyExistsError(absl::StrCat("'", name, "' is registered already")));
+      }
+    }
+  };
+  free(routers, registry.routers), free(attention, registry.attention);
+  if (!status.ok()) return Named(path, status);
+  for (auto& f : routers) status.Update(registry.routers.Add(std::move(f)));
+  for (auto& f : attention) status.Update(registry.attention.Add(std::move(f)));
   if (!status.ok()) return Named(path, status);
   return info;
 }

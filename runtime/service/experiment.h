@@ -48,11 +48,10 @@ class Experiment {
   };
   // `stopped`: arms whose units get the control; empty: none.
   Assigned Assign(absl::string_view unit, absl::Span<const uint8_t> stopped) const {
-    const bool exposed = assignment_->Exposed(unit);
-    int arm = exposed ? assignment_->Of(unit) : 0;
-    const auto at = static_cast<size_t>(arm);
-    const bool counts = exposed && !(at < stopped.size() && stopped[at] != 0);
-    if (!counts) arm = 0;
+    const std::optional<int> taking = assignment_->Taking(unit);
+    const auto at = static_cast<size_t>(taking.value_or(0));
+    const bool counts = taking.has_value() && !(at < stopped.size() && stopped[at] != 0);
+    const int arm = counts ? *taking : 0;
     return {&assignment_->arms()[static_cast<size_t>(arm)].name, arm, counts};
   }
   struct Shadow {

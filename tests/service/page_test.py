@@ -3,25 +3,14 @@
 Usage: page_test.py SLUICE LOG OUT_FOLDER. Exit status 77: no browser here."""
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
 
+from browser import open_browser
+
 sluice, log, out = sys.argv[1:]
-try:
-    from selenium import webdriver
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.support.ui import WebDriverWait
-except ImportError:
-    print("skipped: python3-selenium is not installed")
-    sys.exit(77)
-if not shutil.which("chromium") or not shutil.which("chromedriver"):
-    print("skipped: chromium or chromedriver is not installed")
-    sys.exit(77)
 os.makedirs(out, exist_ok=True)
 with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
@@ -36,15 +25,9 @@ try:
         if line.startswith("serving on"):
             break
     assert decision, "the demo printed no decision"
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1100"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    try:
-        browser = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
-    except WebDriverException as e:
-        print("skipped: the browser does not start here:", str(e).splitlines()[0])
-        sys.exit(77)
+    browser = open_browser()
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
     browser.get(f"http://127.0.0.1:{port}/")
     wait = WebDriverWait(browser, 40)
     wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "#heat td[title]")) == 4 * 12)

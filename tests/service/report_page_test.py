@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+from browser import open_browser
+
 sluice, log, out = sys.argv[1:]
 shutil.rmtree(out, ignore_errors=True)
 os.makedirs(out)
@@ -39,26 +41,8 @@ assert "per_layer(" in run("search", "--context", "256", "--documents", "1", "--
 assert "sluice compare" in run("compare", "--help")
 assert "no command 'nothing-of-that-name'" in run("nothing-of-that-name", status=2)
 
-try:
-    from selenium import webdriver
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.chrome.service import Service
-except ImportError:
-    print("skipped: python3-selenium is not installed")
-    sys.exit(77)
-if not shutil.which("chromium") or not shutil.which("chromedriver"):
-    print("skipped: chromium or chromedriver is not installed")
-    sys.exit(77)
-options = webdriver.ChromeOptions()
-for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1100"):
-    options.add_argument(flag)
-options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-try:
-    browser = webdriver.Chrome(service=Service(shutil.which("chromedriver")), options=options)
-except WebDriverException as e:
-    print("skipped: the browser does not start here:", str(e).splitlines()[0])
-    sys.exit(77)
+browser = open_browser()
+from selenium.webdriver.common.by import By
 try:
     for name, charts, tables, maps in (("replay1", 4, 2, 0), ("compare1", 2, 2, 2)):
         for width in (1400, 500):

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -15,45 +16,11 @@
 #include "sluice/runtime/text/text_file.h"
 
 namespace engine {
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CompareDocument, policy, context, document, nll, counted, right, asked, exact_pairs,
+                                   causal_pairs, attention_macs, kv_bytes, linear_macs, weight_bytes, total_s, plan_s,
+                                   attend_s, predicted_attend_s, layer_density, head_density, block_map)
 namespace {
 using nlohmann::json;
-
-json ToJson(const CompareDocument& d, const std::string& key) {
-  return {{"key", key},
-          {"policy", d.policy},
-          {"context", d.context},
-          {"document", d.document},
-          {"nll", d.nll},
-          {"counted", d.counted},
-          {"right", d.right},
-          {"asked", d.asked},
-          {"exact_pairs", d.exact_pairs},
-          {"causal_pairs", d.causal_pairs},
-          {"attention_macs", d.attention_macs},
-          {"kv_bytes", d.kv_bytes},
-          {"linear_macs", d.linear_macs},
-          {"weight_bytes", d.weight_bytes},
-          {"total_s", d.total_s},
-          {"plan_s", d.plan_s},
-          {"attend_s", d.attend_s},
-          {"predicted_attend_s", d.predicted_attend_s},
-          {"layer_density", d.layer_density},
-          {"head_density", d.head_density},
-          {"block_map", d.block_map}};
-}
-CompareDocument FromJson(const json& j) {
-  CompareDocument d;
-  j.at("policy").get_to(d.policy), j.at("context").get_to(d.context), j.at("document").get_to(d.document);
-  j.at("nll").get_to(d.nll), j.at("counted").get_to(d.counted), j.at("right").get_to(d.right);
-  j.at("asked").get_to(d.asked), j.at("exact_pairs").get_to(d.exact_pairs);
-  j.at("causal_pairs").get_to(d.causal_pairs), j.at("attention_macs").get_to(d.attention_macs);
-  j.at("kv_bytes").get_to(d.kv_bytes), j.at("linear_macs").get_to(d.linear_macs);
-  j.at("weight_bytes").get_to(d.weight_bytes), j.at("total_s").get_to(d.total_s), j.at("plan_s").get_to(d.plan_s);
-  j.at("attend_s").get_to(d.attend_s), j.at("predicted_attend_s").get_to(d.predicted_attend_s);
-  j.at("layer_density").get_to(d.layer_density), j.at("head_density").get_to(d.head_density);
-  j.at("block_map").get_to(d.block_map);
-  return d;
-}
 
 // Which pairs a plan lists, by KV head and on a coarse map of queries by keys.
 struct Listed {
@@ -125,8 +92,8 @@ std::string ContextName(int64_t c) { return c % 1024 == 0 ? absl::StrCat(c / 102
 }  // namespace
 
 absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, const std::string& model_path,
-                                                           const std::vector<int32_t>& tokens, const CompareOptions& o,
-                                                           AttentionClock* clock) {
+                                                           const std::vector<int32_t>& tokens,
+                                                           const CompareOptions& o) {
   if (o.policies.empty() || o.contexts.empty() || o.documents < 1 || (!o.perplexity && !o.facts))
     return absl::InvalidArgumentError("compare: wanted at least one policy, one context, one document and one task");
   for (size_t i = 0; i < o.policies.size(); ++i) {
@@ -140,7 +107,7 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
       absl::Hex(sluice::HashText(bytes)), "-",
       absl::Hex(sluice::HashText({reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(int32_t)})), "-",
       o.seed, "-", o.perplexity, o.facts, "-", o.facts_each, "-", sluice::DTypeName(o.engine.cache), "-",
-      o.engine.chunk, "-", absl::Hex(sluice::HashText(o.separator)));
+      o.engine.chunk, "-", absl::Hex(sluice::HashText(o.separator)), o.foretell ? "-foretold" : "");
   using Cell = std::tuple<std::string, int64_t, int64_t>;
   std::map<Cell, CompareDocument> known;
   if (!o.resume.empty()) {
@@ -149,17 +116,13 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
       const json j = json::parse(line, nullptr, false);  // a line cut short by an interruption is measured again
       try {
         if (j.is_object() && j.at("key") == key) {
-          CompareDocument d = FromJson(j);
+          auto d = j.get<CompareDocument>();
           known[{d.policy, d.context, d.document}] = std::move(d);
         }
       } catch (const json::exception&) {
       }
     }
   }
-  struct Work {
-    std::string policy;
-    int64_t context, document;
-  };
   std::vector<CompareDocument> done;
   double total = 0, spent = 0;  // in tokens
   std::vector<int64_t> documents;
@@ -173,6 +136,7 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
     total += static_cast<double>(c * documents.back()) * static_cast<double>(o.policies.size());
   }
   const int64_t layers = model.shape.layers;
+  std::optional<AttentionClock> clock;
   for (size_t ci = 0; ci < o.contexts.size(); ++ci) {
     const int64_t context = o.contexts[ci];
     std::vector<FactPrompt> prompts;
@@ -187,7 +151,6 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
     }
     for (const std::string& policy : o.policies) {
       std::unique_ptr<Engine> engine;
-      sluice::PlanWork work;
       double predicted = 0;
       Listed listed;
       for (int64_t d = 0; d < documents[ci]; ++d) {
@@ -197,11 +160,15 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
           spent += static_cast<double>(context);
           continue;
         }
+        if (o.foretell && !clock.has_value()) {
+          if (o.progress) o.progress("calibrating the cost model", spent / total);
+          SLUICE_ASSIGN_OR_RETURN(clock, AttentionClock::Create(model, o.engine));
+        }
         if (engine == nullptr) {
           EngineOptions e = o.engine;
           e.max_tokens = context + 64, e.quality_stride = 0;
           e.on_plan = [&](int64_t, const sluice::AttentionPlan& plan, double) {
-            if (clock != nullptr) predicted += clock->Seconds(plan);
+            if (clock.has_value()) predicted += clock->Seconds(plan);
             Count(plan, context, listed);
           };
           auto made = CreateWithPolicy(model, e, policy);
@@ -215,7 +182,7 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
         if (o.progress)
           o.progress(absl::StrCat(policy, " at ", ContextName(context), ", document ", d + 1, "/", documents[ci]),
                      spent / total);
-        if (clock != nullptr) SLUICE_RETURN_IF_ERROR(clock->Probe());
+        if (clock.has_value()) SLUICE_RETURN_IF_ERROR(clock->Probe());
         const FactPrompt& p = prompts[static_cast<size_t>(d)];
         auto score = ScoreMarked(*engine, p.tokens, p.answer, p.text);
         if (!score.ok())
@@ -242,7 +209,9 @@ absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, c
           r.block_map.push_back(listed.map_all[i] > 0 ? std::min(1.0, listed.map[i] / listed.map_all[i]) : -1);
         if (!o.resume.empty()) {
           std::ofstream f(o.resume, std::ios::app);
-          f << ToJson(r, key).dump() << "\n";
+          json line = r;
+          line["key"] = key;
+          f << line.dump() << "\n";
           f.close();
           if (!f) return absl::UnavailableError(absl::StrCat("cannot write ", o.resume));
         }

@@ -21,6 +21,7 @@ struct CompareOptions {
   uint64_t seed = 1;             // of facts and bootstrap
   int64_t draws = 2000;          // of the bootstrap
   EngineOptions engine;          // cache, chunk, threads
+  bool foretell = false;         // attention's time, by a cost model fitted before the first document that is measured
   std::string resume;            // file of finished documents, appended to; "": none
   std::function<void(const std::string& what, double share)> progress;
 };
@@ -55,12 +56,11 @@ class AttentionClock {
   double pace_ = 1;                 // how much slower than when it was fitted
 };
 
-// Measures what `resume` lacks. Without a clock no time is foretold. The same options give the same numbers apart from
+// Measures what `resume` lacks.
 // times, whatever was interrupted.
 absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, const std::string& model_path,
                                                            const std::vector<int32_t>& tokens,
-                                                           const CompareOptions& options,
-                                                           AttentionClock* clock = nullptr);
+                                                           const CompareOptions& options);
 // `times`: with wall-clock columns, which no two runs share.
 sluice::Report MakeReport(const std::vector<CompareDocument>& documents, const CompareOptions& options,
                           const std::string& title, bool times);

@@ -3,9 +3,9 @@
 #include <cmath>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 #include "sluice/examples/engine/compare/compare.h"
+#include "sluice/examples/engine/evaluate/statistics.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
 
@@ -90,9 +90,7 @@ absl::Status AttentionClock::Probe() {
   SLUICE_RETURN_IF_ERROR(probe_->Feed(tokens_, static_cast<int64_t>(tokens_.size()) - 1));
   recent_.push_back(sums_[0] / sums_[1]);
   if (recent_.size() > 5) recent_.erase(recent_.begin());
-  std::vector<double> sorted = recent_;  // the median: one probe is short, and may meet a hiccup
-  std::sort(sorted.begin(), sorted.end());
-  pace_ = sorted[sorted.size() / 2];
+  pace_ = Median(recent_);  // one probe is short, and may meet a hiccup
   return absl::OkStatus();
 }
 double AttentionClock::Seconds(const sluice::AttentionPlan& plan) const {

@@ -8,13 +8,14 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
 #include "sluice/examples/engine/compare/compare.h"
 #include "sluice/examples/engine/policy.h"
 #include "sluice/policies/search/search.h"
 
 namespace {
 using engine::CompareOptions;
-const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models";
+using engine::kModels;
 
 int Fail(const absl::Status& s) {
   std::fprintf(stderr, "error: %s\n", std::string(s.message()).c_str());
@@ -34,14 +35,13 @@ struct Common {
   void Add(CLI::App& app) {
     app.add_option("--model", model, "GGUF file (Llama architecture; F32, F16 or Q8_0)")->capture_default_str();
     app.add_option("--tokens", tokens, "held-out text, little-endian 16-bit token ids")->capture_default_str();
-    app.add_option("--cache", cache, "KV cache type: f32, bf16 or f16")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+    app.add_option("--cache", cache, "KV cache type: f32, bf16 or f16")->capture_default_str();
     app.add_option("--chunk", engine.chunk, "prompt tokens a pass")->capture_default_str()->check(CLI::Range(1, 65536));
     app.add_option("--threads", engine.threads, "0: one per CPU")->capture_default_str()->check(CLI::Range(0, 1024));
   }
-  void Finish() {
-    engine.cache = cache == "f32" ? sluice::DType::kF32 : cache == "bf16" ? sluice::DType::kBF16 : sluice::DType::kF16;
+  absl::Status Finish() {
+    SLUICE_ASSIGN_OR_RETURN(engine.cache, engine::ReadCacheType(cache));
+    return absl::OkStatus();
   }
 };
 
@@ -80,7 +80,7 @@ int Compare(int argc, char** argv) {
   app.add_flag("--no-times", no_times, "leave out all that a clock says: the same seed then gives the same bytes");
   app.footer("Example: sluice compare --policy dense --policy hisa:k=2048 --task perplexity --context 4k,8k");
   CLI11_PARSE(app, argc, argv);
-  common.Finish();
+  if (const absl::Status s = common.Finish(); !s.ok()) return Fail(s);
   for (const std::string& c : contexts) {
     const auto n = ReadLength(c);
     if (!n.ok()) return Fail(n.status());
@@ -116,10 +116,8 @@ int Compare(int argc, char** argv) {
                  what.c_str(), left);
     if (terminal && share >= 1) std::fprintf(stderr, "\r\033[K");
   };
-  o.progress("calibrating the cost model", 0);
-  auto clock = engine::AttentionClock::Create(*model, o.engine);
-  if (!clock.ok()) return Fail(clock.status());
-  const auto documents = engine::RunComparison(*model, common.model, *tokens, o, &*clock);
+  o.foretell = !no_times;
+  const auto documents = engine::RunComparison(*model, common.model, *tokens, o);
   if (!documents.ok()) return Fail(documents.status());
   title = absl::StrCat("Policies on ", std::filesystem::path(common.model).filename().string());
   const sluice::Report r = engine::MakeReport(*documents, o, title, !no_times);
@@ -157,7 +155,7 @@ int Search(int argc, char** argv) {
   app.add_option("--seed", o.seed, "of the search")->capture_default_str();
   app.footer("Example: sluice search --method dynamic --budget 0.5 --palette dense --palette mean_pool:k=16");
   CLI11_PARSE(app, argc, argv);
-  common.Finish();
+  if (const absl::Status s = common.Finish(); !s.ok()) return Fail(s);
   o.engine = common.engine;
   const auto n = ReadLength(context);
   if (!n.ok()) return Fail(n.status());
