@@ -78,7 +78,8 @@ struct AttentionBranch {
   int init_from = -1;  // resume from the state of an earlier branch of the plan; -1: empty
 };
 
-struct AttentionPlan {
+// Which queries a plan is for, and how its rows lie. Small, since a router makes one a call.
+struct PlanHeader {
   int64_t q_begin = 0;  // absolute position of the first query
   int64_t q_count = 0;
   int64_t kv_len = 0;  // keys visible to the plan
@@ -86,11 +87,6 @@ struct AttentionPlan {
   ListScope scope = ListScope::kKvHead;
   int64_t tile = 64;   // queries per list row, at most 64 when row_mask is used
   int64_t window = 0;  // kLowerBound
-  absl::Span<const AttentionBranch> branches;
-  Merge merge = Merge::kLse;
-  absl::Span<const float> branch_weight;  // kWeightedSum: [branches, q_count, heads]
-  absl::Span<const uint32_t> kperm;       // optional: logical -> original key; lists are logical
-  absl::Span<const float> key_bias;       // optional: [kv_heads, kv_len], by original key
   // Optional [q_count], strictly ascending: where each query stands, for hosts that compute only some tokens. Empty:
   // query i stands at q_begin + i.
   absl::Span<const int32_t> q_positions;
@@ -100,6 +96,14 @@ struct AttentionPlan {
   int64_t num_lists() const {
     return scope == ListScope::kQueryHead ? heads : scope == ListScope::kKvHead ? kv_heads : 1;
   }
+};
+
+struct AttentionPlan : PlanHeader {
+  absl::Span<const AttentionBranch> branches;
+  Merge merge = Merge::kLse;
+  absl::Span<const float> branch_weight;  // kWeightedSum: [branches, q_count, heads]
+  absl::Span<const uint32_t> kperm;       // optional: logical -> original key; lists are logical
+  absl::Span<const float> key_bias;       // optional: [kv_heads, kv_len], by original key
 };
 
 // Summaries that Approx entries refer to: row r stands for `count[r]` keys starting at `begin[r]`.
@@ -168,11 +172,11 @@ class AttentionPlanBuffer {
             entry_slots_,   token_slots_,   static_cast<int64_t>(prefix_.size())};
   }
   // Starts a plan; call before filling rows. Fails when the plan has more rows than were reserved.
-  absl::Status Begin(const AttentionPlan& header, Encoding encoding, int64_t unit) {
+  absl::Status Begin(const PlanHeader& header, Encoding encoding, int64_t unit) {
     return Start(header, encoding, unit, false);
   }
   // A plan whose rows somebody else has filled already; a row longer than its slot is an error.
-  absl::Status Adopt(const AttentionPlan& header, Encoding encoding, int64_t unit) {
+  absl::Status Adopt(const PlanHeader& header, Encoding encoding, int64_t unit) {
     absl::Status s = Start(header, encoding, unit, true);
     for (size_t r = 0; s.ok() && r < branch_.rows.count.size(); ++r) {
       if (static_cast<int64_t>(count_[r]) > slots_)
@@ -196,11 +200,15 @@ class AttentionPlanBuffer {
   AttentionPlanBuffer& operator=(const AttentionPlanBuffer&) = delete;
 
  private:
-  absl::Status Start(const AttentionPlan& header, Encoding encoding, int64_t unit, bool filled) {
-    plan_ = header;
-    branch_ = AttentionBranch{};
-    branch_.encoding = encoding;
-    branch_.unit = unit;
+  absl::Status Start(const PlanHeader& header, Encoding encoding, int64_t unit, bool filled) {
+    // Field by field and in place: a copy of a struct that was written just now waits for the stores.
+    plan_.q_begin = header.q_begin, plan_.q_count = header.q_count, plan_.kv_len = header.kv_len;
+    plan_.heads = header.heads, plan_.kv_heads = header.kv_heads, plan_.scope = header.scope;
+    plan_.tile = header.tile, plan_.window = header.window, plan_.q_positions = header.q_positions;
+    plan_.merge = Merge::kLse, plan_.branch_weight = {}, plan_.kperm = {}, plan_.key_bias = {};
+    branch_.token_mask = MaskClass::kCausal, branch_.order = EntryOrder::kAscending, branch_.stop = StopRule::kNone;
+    branch_.stop_tau = 0, branch_.init_from = -1, branch_.entry_bias = {}, branch_.row_mask = {};
+    branch_.encoding = encoding, branch_.unit = unit;
     const int64_t rows = plan_.num_lists() * plan_.num_tiles();
     if (rows > static_cast<int64_t>(begin_.size())) {
       return absl::ResourceExhaustedError(

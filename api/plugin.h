@@ -174,6 +174,7 @@ struct RouterC : ModelC<R> {
   }
 };
 
+constexpr uint64_t Flag(bool set, int flag) { return set ? static_cast<uint64_t>(flag) : 0; }
 template <AttentionRouterModel R>
 struct AttentionRouterC : ModelC<R> {
   static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out, sluice_attention_info* info,
@@ -234,9 +235,9 @@ struct AttentionRouterC : ModelC<R> {
     static const sluice_attention_router_v1 t = {
         sizeof(sluice_attention_router_v1),
         name.c_str(),
-        (R::kTokenCausal ? SLUICE_TOKEN_CAUSAL : 0u) | (NeedsPreRope<R>() ? SLUICE_NEEDS_PRE_ROPE : 0u) |
-            (R::kExactAtFullBudget ? SLUICE_EXACT_AT_FULL_BUDGET : 0u) | (LearnedModel<R> ? SLUICE_NEEDS_WEIGHTS : 0u) |
-            (TakesScatteredQueries<R>() ? SLUICE_SCATTERED_QUERIES : 0u),
+        Flag(R::kTokenCausal, SLUICE_TOKEN_CAUSAL) | Flag(NeedsPreRope<R>(), SLUICE_NEEDS_PRE_ROPE) |
+            Flag(R::kExactAtFullBudget, SLUICE_EXACT_AT_FULL_BUDGET) | Flag(LearnedModel<R>, SLUICE_NEEDS_WEIGHTS) |
+            Flag(TakesScatteredQueries<R>(), SLUICE_SCATTERED_QUERIES),
         help.c_str(),
         full.c_str(),
         ModelC<R>::Create,

@@ -27,7 +27,7 @@ class Strided {
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
                    AttentionPlanBuffer& out) const {
-    AttentionPlan header;
+    PlanHeader header;
     header.q_begin = in.q_begin, header.q_count = in.q.rows, header.kv_len = in.kv_len();
     header.heads = p.shape.heads, header.kv_heads = p.shape.kv_heads;
     header.scope = ListScope::kAllHeads, header.tile = kBlock;

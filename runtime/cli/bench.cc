@@ -172,19 +172,22 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
   getrlimit(RLIMIT_NOFILE, &files);
   files.rlim_cur = files.rlim_max;
   setrlimit(RLIMIT_NOFILE, &files);
-  const auto server = LocalServer::Start([&](const std::string& folder) {
-    std::string config = absl::StrCat(
-        "endpoint: \"", transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
-        "\" policy { spec: \"amro_s:ability=measured\" }");
-    if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
-    for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
-    for (int s = 0; s < 3; ++s) {
-      absl::StrAppend(&config, " stage {");
-      for (int a = 0; a < 12; ++a) absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
-      absl::StrAppend(&config, " }");
-    }
-    return config;
-  });
+  const auto start = [&](absl::string_view more) {
+    return LocalServer::Start([&](const std::string& folder) {
+      std::string config = absl::StrCat(
+          "endpoint: \"", transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
+          "\" policy { spec: \"amro_s:ability=measured\" }", more);
+      if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
+      for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
+      for (int s = 0; s < 3; ++s) {
+        absl::StrAppend(&config, " stage {");
+        for (int a = 0; a < 12; ++a) absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
+        absl::StrAppend(&config, " }");
+      }
+      return config;
+    });
+  };
+  const auto server = start("");
   if (!server.ok()) return Fail(server.status());
   {
     zmq::context_t echo_context(1), client_context(1);
@@ -220,6 +223,38 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
                 Median(os), Median(os) / Median(rs));
     std::printf("32 a request, 16 under way    raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n", Median(rb),
                 Median(ob), Median(ob) / Median(rb));
+
+    {  // What a policy that only decides beside costs the caller: the same policy twice, in many short turns.
+      const std::string other = " policy { name: \"beside\" spec: \"amro_s:beta=4\" } ";
+      const auto plain = start(other), shadowed = start(absl::StrCat(other, "experiment { shadow: \"beside\" }"));
+      if (!plain.ok()) return Fail(plain.status());
+      if (!shadowed.ok()) return Fail(shadowed.status());
+      zmq::socket_t by_itself = Dealer(client_context, (*plain)->endpoint()),
+                    beside = Dealer(client_context, (*shadowed)->endpoint());
+      std::vector<double> alone, with, more;
+      for (int i = 0; i < 8 * repeats; ++i) {
+        Latency a, b;
+        for (const bool first : {i % 2 == 0, i % 2 != 0}) {
+          Latency& l = first ? a : b;
+          l = Paced(first ? by_itself : beside, one, 5000, seconds / 8);
+        }
+        alone.push_back(At(a.us, 0.5)), with.push_back(At(b.us, 0.5)), more.push_back(with.back() - alone.back());
+      }
+      double decide[2];
+      for (const auto* s : {&plain, &shadowed}) {
+        auto client = Client::Connect((**s)->endpoint());
+        if (!client.ok()) return Fail(client.status());
+        v1::Request ask;
+        ask.mutable_stats();
+        const auto said = (*client)->Call(ask);
+        if (!said.ok()) return Fail(said.status());
+        decide[s == &shadowed] = said->stats().decide_p50_us();
+      }
+      std::printf(
+          "p50 at 5,000/s                sluice %.1f us, with a shadow policy %.1f us   median difference %+.2f us "
+          "(quartiles %+.2f, %+.2f); the deciding itself %.2f us and %.2f us\n",
+          Median(alone), Median(with), Median(more), At(more, 0.25), At(more, 0.75), decide[0], decide[1]);
+    }
 
     // With 5,000 outcomes a second coming in beside, five a message from a client of their own, and without.
     std::atomic<bool> ready{false};

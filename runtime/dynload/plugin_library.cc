@@ -183,7 +183,7 @@ class RemoteAttentionRouter final : public AttentionRouter {
     if (p.scope > 2 || p.encoding > 3 || p.token_mask > 4 || p.order > 1 || p.stop > 1 || p.tile <= 0 || p.unit <= 0)
       return absl::InternalError("the plug-in's plan has an unknown scope, encoding, mask or order");
     // Begin lays rows out and empties them; the plug-in has filled them already, in the same layout.
-    AttentionPlan header;
+    PlanHeader header;
     header.q_begin = p.q_begin, header.q_count = p.q_count, header.kv_len = p.kv_len, header.tile = p.tile;
     header.window = p.window, header.heads = p.heads, header.kv_heads = p.kv_heads;
     header.scope = static_cast<ListScope>(p.scope), header.q_positions = in.q_positions;

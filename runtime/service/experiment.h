@@ -32,12 +32,12 @@ class Experiment {
     if (config.SerializeAsString() == config_.SerializeAsString()) return;
     config_ = config;
     assignment_.reset(), shadows_.clear();
+    for (const std::string& name : config.shadow()) shadows_.push_back({name, 0, 0});
     id_ = ExperimentId(config);
     if (id_ == 0) return;
     absl::StatusOr<ArmAssignment> made = MakeAssignment(config);
     if (!made.ok()) return;  // settings were checked before
     assignment_ = *std::move(made);
-    for (const std::string& name : config.shadow()) shadows_.push_back({name, 0, 0});
   }
   bool running() const { return assignment_.has_value(); }
   uint32_t id() const { return id_; }

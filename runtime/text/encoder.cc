@@ -78,7 +78,7 @@ struct Encoder::Scratch {
   }
   // Every token sees every token. qkv [n, heads, 3, d] -> o [n, heads * d].
   void Attention(int64_t n, int64_t heads, int64_t d) {
-    AttentionPlan header;
+    PlanHeader header;
     header.q_count = header.kv_len = n;
     header.heads = header.kv_heads = static_cast<int32_t>(heads);
     header.scope = ListScope::kAllHeads;

@@ -1,9 +1,11 @@
 // What a batch costs more through a plug-in than through the virtual call: the same router, the smallest plan there is.
 #include <benchmark/benchmark.h>
 
+#include "sluice/pruners/builtin.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/dynload/plugin_library.h"
 #include "sluice/tests/support/attention_data.h"
+#include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -19,6 +21,24 @@ void Decode(benchmark::State& state, const FactoryMap<AttentionRouter>& routers)
   const AttentionInputs in = a.Inputs();
   for (auto _ : state) benchmark::DoNotOptimize(router->Run(*plan, in, nullptr, {{}, &one}, buffer).ok());
 }
+void Assign(benchmark::State& state, const FactoryMap<Router>& routers) {
+  constexpr int64_t kItems = 4, kWidth = 4;
+  const auto router = *routers.Create("ftp_static");
+  const auto plan = *router->MakePlan({kItems, 2, kWidth, 1});
+  const std::vector<float> x(kItems * kWidth, 0.5f);
+  int32_t rows[kItems + 1], units[kItems];
+  float weights[kItems];
+  AlignedBytes memory(plan->info().workspace_bytes);
+  Assignment a;
+  a.row_ptr = absl::MakeSpan(rows), a.unit = absl::MakeSpan(units), a.weight = absl::MakeSpan(weights);
+  RouteInputs in;
+  in.features = {x.data(), kItems, kWidth, kWidth};
+  InlineExecutor one;
+  for (auto _ : state) {
+    if (!router->Run(*plan, in, {{memory.data(), plan->info().workspace_bytes}, &one}, a).ok())
+      return state.SkipWithError("the router fails");
+  }
+}
 const Registry& Plugin() {
   static const Registry* registry = [] {
     auto* r = new Registry;
@@ -27,10 +47,14 @@ const Registry& Plugin() {
   }();
   return *registry;
 }
-void BM_VirtualCall(benchmark::State& state) { Decode(state, BuiltinRouters().attention); }
-void BM_Plugin(benchmark::State& state) { Decode(state, Plugin().attention); }
-BENCHMARK(BM_VirtualCall)->Repetitions(9)->ReportAggregatesOnly();
-BENCHMARK(BM_Plugin)->Repetitions(9)->ReportAggregatesOnly();
+void BM_AttentionVirtualCall(benchmark::State& state) { Decode(state, BuiltinRouters().attention); }
+void BM_AttentionPlugin(benchmark::State& state) { Decode(state, Plugin().attention); }
+void BM_AssignmentVirtualCall(benchmark::State& state) { Assign(state, BuiltinPruners().routers); }
+void BM_AssignmentPlugin(benchmark::State& state) { Assign(state, Plugin().routers); }
+BENCHMARK(BM_AttentionVirtualCall)->Repetitions(9)->ReportAggregatesOnly();
+BENCHMARK(BM_AttentionPlugin)->Repetitions(9)->ReportAggregatesOnly();
+BENCHMARK(BM_AssignmentVirtualCall)->Repetitions(9)->ReportAggregatesOnly();
+BENCHMARK(BM_AssignmentPlugin)->Repetitions(9)->ReportAggregatesOnly();
 }  // namespace
 SLUICE_END_NAMESPACE
 BENCHMARK_MAIN();

@@ -14,8 +14,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace attention_common {
 // Header of a plan over the queries of `in`.
-inline AttentionPlan PlanHeader(const AttentionShape& s, const AttentionInputs& in, ListScope scope, int64_t tile) {
-  AttentionPlan p;
+inline PlanHeader HeaderOf(const AttentionShape& s, const AttentionInputs& in, ListScope scope, int64_t tile) {
+  PlanHeader p;
   p.q_begin = in.q_begin;
   p.q_positions = in.q_positions;
   p.q_count = in.q.rows;

@@ -29,7 +29,7 @@ class Dense {
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
                    AttentionPlanBuffer& out) const {
     SLUICE_RETURN_IF_ERROR(
-        out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, config_.tile), Encoding::kRuns, 1));
+        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, config_.tile), Encoding::kRuns, 1));
     for (int64_t list = 0; list < p.shape.kv_heads; ++list) {
       for (int64_t tile = 0; tile < out.plan().num_tiles(); ++tile) {
         const int64_t row = out.row_of(list, tile);

@@ -43,7 +43,7 @@ class Dsa {
                    AttentionPlanBuffer& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
     SLUICE_RETURN_IF_ERROR(
-        out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
+        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
     out.branch().token_mask = MaskClass::kFull;
     const attention_common::Indexer indexer(p.shape, in);
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t, int64_t i, int w) {

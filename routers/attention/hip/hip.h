@@ -65,8 +65,8 @@ class Hip {
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
                    AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kQueryHead, config_.block_q),
-                                     Encoding::kRuns, 1));
+    SLUICE_RETURN_IF_ERROR(
+        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block_q), Encoding::kRuns, 1));
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t head, int64_t tile, int w) {
       const int64_t row = out.row_of(head, tile);
       out.set_count(row, Row(p, in, ctx, out.plan(), head, tile, w, out.entries(row)));

@@ -56,7 +56,7 @@ class Hisa {
                    AttentionPlanBuffer& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
     SLUICE_RETURN_IF_ERROR(
-        out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
+        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
     out.branch().token_mask = MaskClass::kFull;
     const attention_common::Indexer indexer(p.shape, in);
     const int64_t streams = attention_common::Indexer::Streams(p.shape),

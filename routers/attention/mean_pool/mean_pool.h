@@ -66,7 +66,7 @@ class MeanPool {
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
                    AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, kTile),
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile),
                                      Encoding::kBlocks, config_.block));
     attention_common::BlockMeans means(state, p.shape.kv_heads, p.shape.max_kv, config_.block, p.shape.head_dim);
     means.Append(in.k, *ctx.executor);

@@ -62,7 +62,7 @@ class OracleBlockTopK {
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
                    AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kKvHead, kTile),
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile),
                                      Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
     attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t kv, int64_t tile, int w) {

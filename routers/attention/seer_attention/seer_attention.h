@@ -61,7 +61,7 @@ class SeerAttention {
     if (in.q_pre.empty() || in.k_pre.empty())
       return absl::FailedPreconditionError(
           "seer_attention pools queries and keys before RoPE: the host must pass q_pre and k_pre");
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::PlanHeader(p.shape, in, ListScope::kQueryHead, config_.block),
+    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block),
                                      Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads;
     const size_t d = static_cast<size_t>(p.shape.head_dim);

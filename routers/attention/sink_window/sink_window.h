@@ -33,7 +33,7 @@ class SinkWindow {
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
                    AttentionPlanBuffer& out) const {
-    AttentionPlan header = attention_common::PlanHeader(p.shape, in, ListScope::kAllHeads, kTile);
+    PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, kTile);
     header.window = config_.window;
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
     for (int64_t tile = 0; tile < out.plan().num_tiles(); ++tile) {
