@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "sluice/api/abi/sluice_abi.h"
+#include "sluice/api/agent_router.h"
 #include "sluice/api/attention_router.h"
 #include "sluice/api/config.h"
 #include "sluice/api/router.h"
@@ -249,20 +250,132 @@ struct AttentionRouterC : ModelC<R> {
   }
 };
 
+static_assert(sizeof(AgentCandidate) == sizeof(sluice_agent_candidate) &&
+              offsetof(AgentCandidate, block) == offsetof(sluice_agent_candidate, block) &&
+              offsetof(AgentCandidate, chosen) == offsetof(sluice_agent_candidate, chosen) &&
+              offsetof(AgentCandidate, tau) == offsetof(sluice_agent_candidate, tau) &&
+              offsetof(AgentCandidate, p) == offsetof(sluice_agent_candidate, p));
+static_assert(sizeof(AgentLive) == sizeof(sluice_agent_live) && sizeof(Block) == 1);
+
+template <AgentRouterModel R>
+struct AgentRouterC : ModelC<R> {
+  using Plan = typename R::Plan;
+  static absl::Span<const double> State(const Plan& p, const double* state) {
+    return {state, static_cast<size_t>(p.state)};
+  }
+  static absl::Span<double> State(const Plan& p, double* state) { return {state, static_cast<size_t>(p.state)}; }
+  static sluice_code MakePlan(const void* r, const sluice_agent_graph* g, void** out, sluice_agent_info* info,
+                              sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      auto graph = std::make_shared<AgentGraph>();
+      graph->tasks.assign(g->tasks, g->tasks + g->num_tasks);
+      const sluice_agent* const* at = g->agents;
+      for (int32_t s = 0; s < g->num_stages; ++s) {
+        std::vector<Agent>& stage = graph->stages.emplace_back();
+        for (int32_t i = 0; i < g->stage_sizes[s]; ++i, ++at) {
+          const sluice_agent& from = **at;
+          Agent a;
+          a.id = from.id, a.model = from.model, a.role = from.role;
+          if (from.ability != nullptr) a.ability.assign(from.ability, from.ability + g->num_tasks);
+          a.cost_usd = from.cost_usd, a.latency_s = from.latency_s, a.weight = from.weight;
+          stage.push_back(std::move(a));
+        }
+      }
+      SLUICE_RETURN_IF_ERROR(ValidateGraph(*graph));
+      SLUICE_ASSIGN_OR_RETURN(Plan plan, static_cast<const R*>(r)->MakePlan(std::move(graph)));
+      info->sums = plan.sums, info->state = plan.state;
+      *out = new Plan(std::move(plan));
+      return absl::OkStatus();
+    });
+  }
+  static sluice_code InitialState(const void* r, const void* p, double* state, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      const Plan& plan = *static_cast<const Plan*>(p);
+      static_cast<const R*>(r)->InitialState(plan, State(plan, state));
+      return absl::OkStatus();
+    });
+  }
+  static sluice_code Run(const void* r, const void* p, const double* state, const sluice_agent_request* q,
+                         sluice_agent_decision* d, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      const Plan& plan = *static_cast<const Plan*>(p);
+      const auto agents = static_cast<size_t>(plan.graph->num_agents());
+      AgentRequest ask;
+      ask.id = q->id, ask.intent = {q->intent, plan.graph->tasks.size()}, ask.features = {q->features, q->num_features};
+      if (q->blocked != nullptr) ask.blocked = {reinterpret_cast<const Block*>(q->blocked), agents};
+      if (q->live != nullptr) ask.live = {reinterpret_cast<const AgentLive*>(q->live), agents};
+      AgentDecision decision;
+      static thread_local AgentTrace trace;  // keeps its storage
+      trace.clear();
+      SLUICE_RETURN_IF_ERROR(static_cast<const R*>(r)->Run(plan, State(plan, state), ask, decision,
+                                                           d->trace != nullptr ? &trace : nullptr));
+      std::copy_n(decision.path.begin(), decision.stages, d->path);
+      d->propensity = decision.propensity;
+      d->trace_size = std::min(static_cast<int64_t>(trace.size()), d->trace_capacity);
+      if (d->trace_size > 0) std::memcpy(d->trace, trace.data(), static_cast<size_t>(d->trace_size) * sizeof trace[0]);
+      return absl::OkStatus();
+    });
+  }
+  static sluice_code Observe(const void* r, const void* p, const sluice_agent_outcome* o, sluice_add_sums add, void* to,
+                             sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      const Plan& plan = *static_cast<const Plan*>(p);
+      AgentOutcome outcome;
+      outcome.id = o->id, outcome.intent = {o->intent, plan.graph->tasks.size()};
+      outcome.features = {o->features, o->num_features};
+      outcome.path = {o->path, plan.graph->stages.size()};
+      outcome.propensity = o->propensity, outcome.quality = o->quality, outcome.accepted = o->accepted != 0;
+      outcome.cost_usd = o->cost_usd, outcome.latency_s = o->latency_s;
+      std::vector<SumDelta> deltas;
+      static_cast<const R*>(r)->Observe(plan, outcome, deltas);
+      std::vector<sluice_sum_delta> sums;
+      for (const SumDelta& d : deltas) sums.push_back({d.cell, 0, d.add});
+      add(to, sums.data(), sums.size());
+      return absl::OkStatus();
+    });
+  }
+  static sluice_code Fold(const void* r, const void* p, const int64_t* sums, double* state, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      const Plan& plan = *static_cast<const Plan*>(p);
+      static_cast<const R*>(r)->Fold(plan, {sums, static_cast<size_t>(plan.sums)}, State(plan, state));
+      return absl::OkStatus();
+    });
+  }
+  static const sluice_agent_router_v1* Table() {
+    static const std::string name(R::kName), help = DescribeConfig<typename R::Config>();
+    static const sluice_agent_router_v1 t = {sizeof(sluice_agent_router_v1),
+                                             name.c_str(),
+                                             Flag(LearnedModel<R>, SLUICE_NEEDS_WEIGHTS),
+                                             help.c_str(),
+                                             ModelC<R>::Create,
+                                             ModelC<R>::Destroy,
+                                             MakePlan,
+                                             ModelC<R>::DestroyPlan,
+                                             InitialState,
+                                             Run,
+                                             Observe,
+                                             Fold};
+    return &t;
+  }
+};
+
 template <class... R>
-const sluice_plugin_v1* Plugin(const char* name, const char* version) noexcept {
+const sluice_plugin_v1* Plugin(const char* name, const char* version, uint32_t host_minor) noexcept {
   try {
     static const auto* tables = [] {
       struct Tables {
         std::vector<const sluice_router_v1*> routers;
         std::vector<const sluice_attention_router_v1*> attention;
+        std::vector<const sluice_agent_router_v1*> agents;
       };
       auto* t = new Tables;
       const auto add = [&]<class M>(M*) {
         if constexpr (AttentionRouterModel<M>) {
           t->attention.push_back(AttentionRouterC<M>::Table());
+        } else if constexpr (AgentRouterModel<M>) {
+          t->agents.push_back(AgentRouterC<M>::Table());
         } else {
-          static_assert(RouterModel<M>, "a plug-in takes models of RouterModel and AttentionRouterModel");
+          static_assert(RouterModel<M>, "M satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
           t->routers.push_back(RouterC<M>::Table());
         }
       };
@@ -279,7 +392,11 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version) noexcept {
                                        tables->routers.size(),
                                        tables->routers.data(),
                                        tables->attention.size(),
-                                       tables->attention.data()};
+                                       tables->attention.data(),
+                                       tables->agents.size(),
+                                       tables->agents.data()};
+    // A host of 1.0 does not look for agents: one that brings nothing else is of no use to it.
+    if (host_minor < 1 && p.num_agents > 0 && p.num_routers + p.num_attention == 0) return nullptr;
     return &p;
   } catch (...) {
     return nullptr;
@@ -295,8 +412,8 @@ SLUICE_END_NAMESPACE
   extern "C" __attribute__((section(SLUICE_MANIFEST_SECTION), used)) const char sluice_plugin_manifest[] =           \
       "sluice-plugin 1\nname=" name "\nversion=" version                                                             \
       "\nabi=" SLUICE_PLUGIN_TEXT(SLUICE_ABI_MAJOR) "." SLUICE_PLUGIN_TEXT(SLUICE_ABI_MINOR) "\nmin_host_minor=0\n"; \
-  extern "C" __attribute__((visibility("default"))) const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t,         \
-                                                                                                   uint32_t) {       \
-    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version);                                            \
+  extern "C" __attribute__((visibility("default"))) const sluice_plugin_v1* sluice_plugin_entry_v1(                  \
+      uint32_t, uint32_t host_minor) {                                                                               \
+    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version, host_minor);                                \
   }
 #endif  // SLUICE_API_PLUGIN_H_

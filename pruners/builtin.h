@@ -5,5 +5,6 @@
 SLUICE_BEGIN_NAMESPACE
 // A registry with every pruner of builtin.def.
 const Registry& BuiltinPruners();
+absl::Status AddBuiltinPruners(Registry&);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_BUILTIN_H_

@@ -5,5 +5,6 @@
 SLUICE_BEGIN_NAMESPACE
 // A registry with every router of builtin.def.
 const Registry& BuiltinRouters();
+absl::Status AddBuiltinRouters(Registry&);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_BUILTIN_H_

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define SLUICE_ABI_MAJOR 1
-#define SLUICE_ABI_MINOR 0
+#define SLUICE_ABI_MINOR 1
 #define SLUICE_PLUGIN_MAGIC 0x5043554Cu /* "LUCP" */
 #define SLUICE_PLUGIN_ENTRY "sluice_plugin_entry_v1"
 #define SLUICE_MANIFEST_SECTION ".sluice_manifest"
@@ -177,6 +177,84 @@ typedef struct sluice_attention_router_v1 {
                      const sluice_run_context*, sluice_attention_plan*, sluice_error*);
 } sluice_attention_router_v1;
 
+/* ---- Agent routers (since 1.1): a query -> one agent a stage. What the functions must do is in api/agent_router.h;
+ * sums and state belong to the host, which keeps them. ---- */
+typedef struct sluice_agent {
+  size_t struct_size;
+  const char *id, *model, *role;
+  const double* ability; /* [tasks], or NULL */
+  double cost_usd, latency_s, weight;
+} sluice_agent;
+typedef struct sluice_agent_graph { /* lent during make_plan */
+  size_t struct_size;
+  const char* const* tasks;
+  const sluice_agent* const* agents; /* stage after stage */
+  const int32_t* stage_sizes;
+  int32_t num_tasks, num_stages;
+} sluice_agent_graph;
+typedef struct sluice_agent_info {
+  size_t struct_size;
+  int64_t sums, state;
+} sluice_agent_info;
+typedef struct sluice_agent_live {
+  double load, latency_s;
+} sluice_agent_live;
+typedef struct sluice_agent_request {
+  size_t struct_size;
+  uint64_t id;
+  const double* intent; /* [tasks] */
+  const float* features;
+  size_t num_features;
+  const uint8_t* blocked;        /* [agents], or NULL: nobody is; numbers of Block */
+  const sluice_agent_live* live; /* [agents], or NULL */
+} sluice_agent_request;
+typedef struct sluice_agent_candidate {
+  int32_t stage, agent;
+  uint8_t block, chosen, reserved[2];
+  float tau, eta, p;
+} sluice_agent_candidate;
+typedef struct sluice_agent_decision {
+  size_t struct_size;
+  int32_t* path;                 /* [stages] */
+  sluice_agent_candidate* trace; /* [trace_capacity], or NULL: not wanted */
+  int64_t trace_capacity;
+  /* set by the router */
+  int64_t trace_size;
+  double propensity;
+} sluice_agent_decision;
+typedef struct sluice_agent_outcome {
+  size_t struct_size;
+  uint64_t id;
+  const double* intent;
+  const float* features;
+  size_t num_features;
+  const int32_t* path; /* [stages] */
+  double propensity, quality, cost_usd, latency_s;
+  int32_t accepted, reserved;
+} sluice_agent_outcome;
+typedef struct sluice_sum_delta {
+  uint32_t cell, reserved;
+  int64_t add;
+} sluice_sum_delta;
+typedef void (*sluice_add_sums)(void* to, const sluice_sum_delta*, size_t count);
+typedef struct sluice_agent_router_v1 {
+  size_t struct_size;
+  const char* name;
+  uint64_t flags; /* SLUICE_NEEDS_WEIGHTS */
+  const char* config_help;
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router, sluice_error*);
+  void (*destroy)(void* router);
+  sluice_code (*make_plan)(const void* router, const sluice_agent_graph*, void** plan, sluice_agent_info*,
+                           sluice_error*);
+  void (*destroy_plan)(void* plan);
+  sluice_code (*initial_state)(const void* router, const void* plan, double* state, sluice_error*);
+  sluice_code (*run)(const void* router, const void* plan, const double* state, const sluice_agent_request*,
+                     sluice_agent_decision*, sluice_error*);
+  sluice_code (*observe)(const void* router, const void* plan, const sluice_agent_outcome*, sluice_add_sums, void* to,
+                         sluice_error*);
+  sluice_code (*fold)(const void* router, const void* plan, const int64_t* sums, double* state, sluice_error*);
+} sluice_agent_router_v1;
+
 typedef struct sluice_plugin_v1 {
   size_t struct_size;
   uint32_t magic, abi_major, abi_minor, min_host_minor;
@@ -185,6 +263,9 @@ typedef struct sluice_plugin_v1 {
   const sluice_router_v1* const* routers;
   size_t num_attention;
   const sluice_attention_router_v1* const* attention;
+  /* since 1.1 */
+  size_t num_agents;
+  const sluice_agent_router_v1* const* agents;
 } sluice_plugin_v1;
 /* NULL: the plug-in does not want this host. */
 typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major, uint32_t host_minor);
@@ -210,4 +291,10 @@ SLUICE_ABI_ASSERT(offsetof(sluice_attention_inputs, q_begin) == 176 &&
                   offsetof(sluice_attention_inputs, index_weight) == 448);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 80 && offsetof(sluice_attention_plan, stop_tau) == 144);
 SLUICE_ABI_ASSERT(offsetof(sluice_assignment, num_dropped) == 88);
+/* Frozen by release 1.1. */
+SLUICE_ABI_ASSERT(sizeof(sluice_agent_candidate) == 24 && sizeof(sluice_sum_delta) == 16);
+SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, agents) == 80 && offsetof(sluice_agent_router_v1, fold) == 88);
+SLUICE_ABI_ASSERT(offsetof(sluice_agent, weight) == 56 && offsetof(sluice_agent_graph, num_stages) == 36);
+SLUICE_ABI_ASSERT(offsetof(sluice_agent_request, live) == 48 && offsetof(sluice_agent_decision, propensity) == 40);
+SLUICE_ABI_ASSERT(offsetof(sluice_agent_outcome, accepted) == 80);
 #endif /* SLUICE_API_ABI_SLUICE_ABI_H_ */

@@ -11,12 +11,12 @@
 #include "sluice/policies/compose/attention.h"
 #include "sluice/pruners/token/ftp/ftp.h"
 #include "sluice/routers/attention/sink_window/sink_window.h"
-#include "sluice/routers/builtin.h"
 #include "sluice/routers/layer/flux_attention/flux_attention.h"
 #include "sluice/routers/token/informed_routing/informed_routing.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/dispatch/dispatch.h"
+#include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 #include "sluice/runtime/kernels/convert/convert.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
@@ -131,7 +131,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model, const
     SLUICE_RETURN_IF_ERROR(e->PrepareLayerRouting());
   }
   for (const auto& [routing, spec] : wanted) {
-    SLUICE_ASSIGN_OR_RETURN(routing->router, sluice::MakeAttentionPolicy(spec, sluice::BuiltinRouters().attention));
+    auto made = sluice::MakeAttentionPolicy(spec, sluice::InstalledMethods().registry.attention);
+    if (!made.ok()) return sluice::WithRefused(made.status());
+    routing->router = *std::move(made);
     SLUICE_ASSIGN_OR_RETURN(routing->plan, routing->router->MakePlan(shape));
     const sluice::AttentionPlanInfo& info = routing->plan->info();
     routing->buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);

@@ -15,7 +15,7 @@
 #include "sluice/examples/engine/evaluate/evaluate.h"
 #include "sluice/examples/engine/evaluate/pruning_task.h"
 #include "sluice/examples/engine/policy.h"
-#include "sluice/routers/builtin.h"
+#include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/report/report.h"
 #include "sluice/runtime/text/encoder.h"
@@ -361,7 +361,7 @@ int main(int argc, char** argv) {
   if (spaces) demo.separator = " ";
 
   if (list->parsed()) {
-    for (const auto& [name, factory] : sluice::BuiltinRouters().attention)
+    for (const auto& [name, factory] : sluice::InstalledMethods().registry.attention)
       std::printf("%s\n%s", name.c_str(), factory->Describe().c_str());
     return 0;
   }

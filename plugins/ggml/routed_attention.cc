@@ -11,9 +11,9 @@
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/compose/attention.h"
-#include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/dynload/installed.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
@@ -73,7 +73,7 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
     };
     absl::Status status;
     if (key == "prefill" || key == "decode" || key == "attention") {
-      if (const auto made = MakeAttentionPolicy(value, BuiltinRouters().attention); !made.ok())
+      if (const auto made = MakeAttentionPolicy(value, InstalledMethods().registry.attention); !made.ok())
         return bad(key, ": ", made.status().message());
       else if ((*made)->needs_pre_rope())
         return bad(key, ": '", value, "' wants keys from before their rotation, which this host does not give");
@@ -172,7 +172,7 @@ RoutedAttention::RoutedAttention(const Config& config) : config_(config) {}
 RoutedAttention::~RoutedAttention() = default;
 absl::StatusOr<std::unique_ptr<RoutedAttention>> RoutedAttention::Create(const Config& config) {
   std::unique_ptr<RoutedAttention> r(new RoutedAttention(config));
-  const FactoryMap<AttentionRouter>& routers = BuiltinRouters().attention;
+  const FactoryMap<AttentionRouter>& routers = InstalledMethods().registry.attention;
   SLUICE_ASSIGN_OR_RETURN(r->prefill_, MakeAttentionPolicy(config.prefill, routers));
   SLUICE_ASSIGN_OR_RETURN(r->decode_, MakeAttentionPolicy(config.decode, routers));
   SLUICE_ASSIGN_OR_RETURN(r->dense_, routers.Create("dense"));

@@ -1,9 +1,8 @@
 #include <cstdio>
 
-#include "sluice/pruners/builtin.h"
-#include "sluice/routers/builtin.h"
+#include "absl/strings/str_join.h"
 #include "sluice/runtime/cli/commands.h"
-#include "sluice/runtime/dynload/plugin_library.h"
+#include "sluice/runtime/dynload/installed.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -28,17 +27,14 @@ void Print(const char* domain, const Map& map) {
   for (const auto& [name, factory] : map) std::printf("%s/%s\n%s", domain, name.c_str(), factory->Describe().c_str());
 }
 int List() {
-  Print("attention", BuiltinRouters().attention);
-  Print("assignment", BuiltinRouters().routers);
-  Print("pruner", BuiltinPruners().routers);
-  Print("agent", BuiltinRouters().agents);
-  Registry more;
-  std::vector<absl::Status> refused;
-  for (const PluginInfo& p : LoadPlugins(PluginFolders(), more, refused))
-    std::printf("\nfrom the plug-in %s %s:\n", p.manifest.name.c_str(), p.manifest.version.c_str());
-  Print("attention", more.attention);
-  Print("assignment", more.routers);
-  for (const absl::Status& s : refused) std::fprintf(stderr, "refused: %s\n", std::string(s.message()).c_str());
+  const Installed& all = InstalledMethods();
+  Print("attention", all.registry.attention);
+  Print("assignment", all.registry.routers);
+  Print("agent", all.registry.agents);
+  for (const PluginInfo& p : all.plugins)
+    std::printf("\nfrom the plug-in %s %s: %s\n", p.manifest.name.c_str(), p.manifest.version.c_str(),
+                absl::StrJoin(p.methods, " ").c_str());
+  for (const absl::Status& s : all.refused) std::fprintf(stderr, "refused: %s\n", std::string(s.message()).c_str());
   return 0;
 }
 }  // namespace

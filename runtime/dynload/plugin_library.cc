@@ -200,6 +200,128 @@ class RemoteAttentionRouter final : public AttentionRouter {
   void* self_;
 };
 
+// A router behind void functions cannot say that it failed: an outcome that the plug-in fails on adds nothing, an epoch
+// that it fails on leaves the state as it was.
+class RemoteAgentRouter final : public AgentRouter {
+ public:
+  RemoteAgentRouter(const sluice_agent_router_v1* t, void* self) : t_(t), self_(self) {}
+  ~RemoteAgentRouter() override { t_->destroy(self_); }
+  absl::string_view name() const override { return t_->name; }
+  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(std::shared_ptr<const AgentGraph> g) const override {
+    SLUICE_RETURN_IF_ERROR(ValidateGraph(*g));
+    std::vector<const char*> tasks;
+    for (const std::string& task : g->tasks) tasks.push_back(task.c_str());
+    std::vector<int32_t> sizes;
+    std::vector<sluice_agent> agents;
+    for (const std::vector<Agent>& stage : g->stages) {
+      sizes.push_back(static_cast<int32_t>(stage.size()));
+      for (const Agent& a : stage)
+        agents.push_back({sizeof(sluice_agent), a.id.c_str(), a.model.c_str(), a.role.c_str(),
+                          a.ability.empty() ? nullptr : a.ability.data(), a.cost_usd, a.latency_s, a.weight});
+    }
+    std::vector<const sluice_agent*> each;
+    for (const sluice_agent& a : agents) each.push_back(&a);
+    const sluice_agent_graph graph{sizeof graph,
+                                   tasks.data(),
+                                   each.data(),
+                                   sizes.data(),
+                                   static_cast<int32_t>(tasks.size()),
+                                   static_cast<int32_t>(sizes.size())};
+    sluice_agent_info info{sizeof info, -1, -1};
+    void* p = nullptr;
+    ErrorText e;
+    const sluice_code code = t_->make_plan(self_, &graph, &p, &info, &e.c);
+    if (code != 0) return e.Status(code);
+    auto plan = std::make_unique<PlanOf>(t_, p);
+    constexpr int64_t kMost = int64_t{1} << 28;
+    if (info.sums < 0 || info.sums > kMost || info.state < 0 || info.state > kMost)
+      return absl::InternalError(
+          absl::StrCat("the plug-in wants ", info.sums, " sums and ", info.state, " numbers of state"));
+    plan->info_.sums = info.sums, plan->info_.state = info.state;
+    plan->info_.graph = std::move(g);
+    return plan;
+  }
+  void InitialState(const Plan& p, absl::Span<double> state) const override {
+    ErrorText e;
+    if (t_->initial_state(self_, Of(p).plan, state.data(), &e.c) != 0) std::fill(state.begin(), state.end(), 0.0);
+  }
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
+                   AgentTrace* trace) const override {
+    const AgentGraph& g = *p.info().graph;
+    if (q.intent.size() != g.tasks.size())
+      return absl::InvalidArgumentError(absl::StrCat(q.intent.size(), " intents for ", g.tasks.size(), " tasks"));
+    const sluice_agent_request ask{
+        sizeof ask,
+        q.id,
+        q.intent.data(),
+        q.features.data(),
+        q.features.size(),
+        q.blocked.empty() ? nullptr : reinterpret_cast<const uint8_t*>(q.blocked.data()),
+        q.live.empty() ? nullptr : reinterpret_cast<const sluice_agent_live*>(q.live.data())};
+    d.stages = g.num_stages();
+    std::fill_n(d.path.begin(), d.stages, -1);
+    sluice_agent_decision out{sizeof out, d.path.data(), nullptr, 0, 0, 0};
+    if (trace != nullptr) {
+      trace->resize(static_cast<size_t>(g.num_agents()));
+      out.trace = reinterpret_cast<sluice_agent_candidate*>(trace->data());
+      out.trace_capacity = g.num_agents();
+    }
+    ErrorText e;
+    const sluice_code code = t_->run(self_, Of(p).plan, state.data(), &ask, &out, &e.c);
+    if (trace != nullptr) trace->resize(static_cast<size_t>(std::clamp<int64_t>(out.trace_size, 0, g.num_agents())));
+    if (code != 0) return e.Status(code);
+    int32_t first = 0;
+    for (int s = 0; s < d.stages; ++s) {
+      const int32_t a = d.path[static_cast<size_t>(s)] - first;
+      if (a < 0 || a >= g.stage_size(s))
+        return absl::InternalError(
+            absl::StrCat("the plug-in chose agent ", a, " of ", g.stage_size(s), " in stage ", s));
+      first += g.stage_size(s);
+    }
+    if (!(out.propensity > 0 && out.propensity <= 1 + 1e-9))
+      return absl::InternalError(absl::StrCat("the plug-in's propensity is ", out.propensity));
+    d.propensity = out.propensity;
+    return absl::OkStatus();
+  }
+  void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& deltas) const override {
+    const AgentGraph& g = *p.info().graph;
+    if (o.intent.size() != g.tasks.size() || o.path.size() != g.stages.size()) return;
+    const sluice_agent_outcome outcome{sizeof outcome,    o.id,          o.intent.data(), o.features.data(),
+                                       o.features.size(), o.path.data(), o.propensity,    o.quality,
+                                       o.cost_usd,        o.latency_s,   o.accepted,      0};
+    struct To {
+      std::vector<SumDelta>& deltas;
+      int64_t sums;
+      bool ok = true;
+    } to{deltas, p.info().sums};
+    const size_t before = deltas.size();
+    ErrorText e;
+    const sluice_code code = t_->observe(
+        self_, Of(p).plan, &outcome,
+        [](void* self, const sluice_sum_delta* d, size_t n) {
+          To& into = *static_cast<To*>(self);
+          for (size_t i = 0; i < n; ++i) {
+            into.ok = into.ok && d[i].cell < static_cast<uint64_t>(into.sums);
+            into.deltas.push_back({d[i].cell, d[i].add});
+          }
+        },
+        &to, &e.c);
+    if (code != 0 || !to.ok) deltas.resize(before);
+  }
+  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const override {
+    std::vector<double> after(state.begin(), state.end());
+    ErrorText e;
+    if (t_->fold(self_, Of(p).plan, sums.data(), after.data(), &e.c) == 0)
+      std::copy(after.begin(), after.end(), state.begin());
+  }
+
+ private:
+  using PlanOf = RemotePlan<AgentRouter::Plan, AgentPlanInfo, sluice_agent_router_v1>;
+  static const PlanOf& Of(const Plan& p) { return static_cast<const PlanOf&>(p); }
+  const sluice_agent_router_v1* t_;
+  void* self_;
+};
+
 template <class Base, class Remote, class Table>
 class RemoteFactory final : public Factory<Base> {
  public:
@@ -222,6 +344,11 @@ class RemoteFactory final : public Factory<Base> {
   const Table* t_;
 };
 
+// Since 1.1.
+absl::Span<const sluice_agent_router_v1* const> Agents(const sluice_plugin_v1* p) {
+  if (p->struct_size < offsetof(sluice_plugin_v1, agents) + sizeof p->agents) return {};
+  return {p->agents, p->num_agents};
+}
 // Everything that must hold of what the entry point returned, before a field beyond struct_size is read.
 absl::Status CheckTables(const sluice_plugin_v1* p) {
   if (p == nullptr)
@@ -234,8 +361,10 @@ absl::Status CheckTables(const sluice_plugin_v1* p) {
                                                       " or later of that major number, this is ", SLUICE_ABI_MAJOR, ".",
                                                       SLUICE_ABI_MINOR));
   if (p->name == nullptr || p->version == nullptr) return absl::InternalError("it has no name or version");
+  const absl::Span<const sluice_agent_router_v1* const> agents = Agents(p);
   if ((p->num_routers > 0 && p->routers == nullptr) || (p->num_attention > 0 && p->attention == nullptr) ||
-      p->num_routers > 4096 || p->num_attention > 4096)
+      (!agents.empty() && agents.data() == nullptr) || p->num_routers > 4096 || p->num_attention > 4096 ||
+      agents.size() > 4096)
     return absl::InternalError("its tables are missing or too many");
   const auto complete = [](const auto* t, size_t bytes) -> bool {
     return t != nullptr && t->struct_size >= bytes && t->name != nullptr && *t->name != 0 && t->create != nullptr &&
@@ -250,6 +379,12 @@ absl::Status CheckTables(const sluice_plugin_v1* p) {
   for (size_t i = 0; i < p->num_attention; ++i) {
     if (!complete(p->attention[i], offsetof(sluice_attention_router_v1, run) + sizeof(void*)))
       return absl::InternalError(absl::StrCat("its attention router ", i, " is incomplete"));
+  }
+  for (size_t i = 0; i < agents.size(); ++i) {
+    const sluice_agent_router_v1* a = agents[i];
+    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) || a->initial_state == nullptr ||
+        a->observe == nullptr || a->fold == nullptr)
+      return absl::InternalError(absl::StrCat("its agent router ", i, " is incomplete"));
   }
   return absl::OkStatus();
 }
@@ -274,6 +409,7 @@ std::vector<std::string> Methods(const sluice_plugin_v1* p) {
   for (size_t i = 0; i < p->num_routers; ++i)
     names.push_back(absl::StrCat(DomainName(p->routers[i]->domain), "/", p->routers[i]->name));
   for (size_t i = 0; i < p->num_attention; ++i) names.push_back(absl::StrCat("attention/", p->attention[i]->name));
+  for (const sluice_agent_router_v1* a : Agents(p)) names.push_back(absl::StrCat("agent/", a->name));
   return names;
 }
 
@@ -400,6 +536,9 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
     attention.push_back(
         std::make_unique<const RemoteFactory<AttentionRouter, RemoteAttentionRouter, sluice_attention_router_v1>>(
             p->attention[i]));
+  std::vector<std::unique_ptr<const Factory<AgentRouter>>> agents;
+  for (const sluice_agent_router_v1* a : Agents(p))
+    agents.push_back(std::make_unique<const RemoteFactory<AgentRouter, RemoteAgentRouter, sluice_agent_router_v1>>(a));
   absl::Status status;
   const auto free = [&](const auto& made, const auto& map) {
     for (const auto& factory : made) {
@@ -409,10 +548,11 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
       }
     }
   };
-  free(routers, registry.routers), free(attention, registry.attention);
+  free(routers, registry.routers), free(attention, registry.attention), free(agents, registry.agents);
   if (!status.ok()) return Named(path, status);
   for (auto& f : routers) status.Update(registry.routers.Add(std::move(f)));
   for (auto& f : attention) status.Update(registry.attention.Add(std::move(f)));
+  for (auto& f : agents) status.Update(registry.agents.Add(std::move(f)));
   if (!status.ok()) return Named(path, status);
   return info;
 }

@@ -9,8 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/hash.h"
+#include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -154,10 +154,10 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
       if (!file.ok()) return named(file.status());
       weights = std::make_unique<Gguf>(*std::move(file));
     }
-    auto router = BuiltinRouters().agents.Create(p.spec(), weights.get());
+    auto router = InstalledMethods().registry.agents.Create(p.spec(), weights.get());
     if (!router.ok())
-      return named(
-          absl::Status(router.status().code(), absl::StrCat("policy '", p.name(), "': ", router.status().message())));
+      return named(WithRefused(
+          absl::Status(router.status().code(), absl::StrCat("policy '", p.name(), "': ", router.status().message()))));
     made.router = *std::move(router);
     auto plan = made.router->MakePlan(graph);
     if (!plan.ok())

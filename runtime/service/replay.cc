@@ -7,8 +7,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/store/ledger.h"
 #include "sluice/runtime/text/text_file.h"
 
@@ -197,7 +197,8 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   // The objective's weights and the seed go to policies that know them and do not set them.
   const std::string name = policy.substr(0, policy.find(':'));
   const Factory<AgentRouter>* factory = nullptr;
-  for (const auto& [key, f] : BuiltinRouters().agents) {
+  const FactoryMap<AgentRouter>& agents = InstalledMethods().registry.agents;
+  for (const auto& [key, f] : agents) {
     if (key == name) factory = f.get();
   }
   std::string spec = policy;
@@ -213,7 +214,9 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   }
   const Stored stored(log, std::vector<size_t>(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(warm)));
   const bool has_stored = warm > 0 && !log.rows[0].features.empty();
-  SLUICE_ASSIGN_OR_RETURN(const auto router, BuiltinRouters().agents.Create(spec, has_stored ? &stored : nullptr));
+  const auto made = agents.Create(spec, has_stored ? &stored : nullptr);
+  if (!made.ok()) return WithRefused(made.status());
+  const AgentRouter* router = made->get();
   SLUICE_ASSIGN_OR_RETURN(const auto plan, router->MakePlan(log.Graph(o.ability)));
   Ledger ledger(*router, *plan, 8);
   std::vector<SumDelta> deltas;

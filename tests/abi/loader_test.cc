@@ -10,6 +10,7 @@
 
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/tests/support/agent_fixture.h"
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -26,7 +27,8 @@ TEST(Plugins, SayWhatIsInThemBeforeTheyRun) {
   EXPECT_EQ(m->abi_major, 1u);
   const auto all = CheckPlugin(kFolder + "/sluice-builtin.so");
   ASSERT_TRUE(all.ok()) << all.status();
-  for (const char* method : {"attention/mean_pool", "attention/hip", "layer/flux_attention", "token/ftp", "head/shrp"})
+  for (const char* method :
+       {"attention/mean_pool", "attention/hip", "layer/flux_attention", "token/ftp", "head/shrp", "agent/amro_s"})
     EXPECT_THAT(all->methods, Contains(method));
 }
 
@@ -75,6 +77,34 @@ TEST(Plugins, TheFrozenOneStillWorks) {
   EXPECT_THAT((*router)->Run(**plan, in, {{}, &one}, a).message(), HasSubstr("too small"));
 }
 
+TEST(Plugins, AnAgentRouterToo) {
+  Registry r;
+  ASSERT_TRUE(LoadPlugin(kFolder + "/cheapest.so", r).ok());
+  auto graph = MakeGraph(2, {3});  // of rising cost
+  for (int j = 0; j < 3; ++j) graph->stages[0][static_cast<size_t>(j)].ability = {0.3 * (j + 1), 0.9 - 0.3 * j};
+  AgentUnderTest a("cheapest:able=0.5", graph, 8, nullptr, r.agents);
+  EXPECT_EQ(a.Route(1, {1, 0}).path[0], 1);
+  EXPECT_EQ(a.Route(1, {0, 1}).path[0], 0);
+  EXPECT_EQ(a.Route(1, {0, 1}, nullptr, std::vector<Block>{Block::kUnhealthy, Block::kNone, Block::kNone}).path[0], 1);
+  EXPECT_THAT(r.agents.Create("cheapest:able=2").status().message(), HasSubstr("able"));
+  graph->tasks.clear();
+  EXPECT_THAT((*r.agents.Create("cheapest"))->MakePlan(graph).status().message(), HasSubstr("0 tasks"));
+}
+
+// A host of ABI 1.0 in C, compiled against that release's header, takes plug-ins of today.
+TEST(Plugins, ANewOneWorksInAnOldHost) {
+  const auto said = [](const std::string& file, const std::string& router) {
+    FILE* out =
+        popen((std::string(SLUICE_OLD_HOST) + " " + kFolder + "/" + file + " " + router + " 2>&1").c_str(), "r");
+    std::string text;
+    for (int c; (c = fgetc(out)) != EOF;) text.push_back(static_cast<char>(c));
+    pclose(out);
+    return text;
+  };
+  EXPECT_THAT(said("sluice-builtin.so", "ftp_static"), HasSubstr("ftp_static: 4 items to 2 units: 0 0 0 0"));
+  EXPECT_THAT(said("cheapest.so", "cheapest"), HasSubstr("does not want this host"));  // agents came with 1.1
+}
+
 TEST(Plugins, ExceptionsStayInside) {
   Registry r;
   ASSERT_TRUE(LoadPlugin(kBad + "/throwing.so", r).ok());
@@ -94,7 +124,7 @@ TEST(Plugins, BadOnesAreRefusedWithAReason) {
   const std::pair<const char*, const char*> kWhy[] = {
       {"no_manifest", "it has no section .sluice_manifest"},
       {"future_major", "built for ABI 2.0"},
-      {"future_minor", "wants a host of at least 1.9; this host is 1.0"},
+      {"future_minor", "wants a host of at least 1.9; this host is 1.1"},
       {"odd_manifest", "manifest is of an unknown kind"},
       {"no_entry", "exports no sluice_plugin_entry_v1"},
       {"null_entry", "does not want this host"},
@@ -103,6 +133,7 @@ TEST(Plugins, BadOnesAreRefusedWithAReason) {
       {"null_table", "tables are missing"},
       {"null_function", "attention router 0 is incomplete"},
       {"short_table", "attention router 0 is incomplete"},
+      {"null_agents", "tables are missing"},
       {"crashes", "crashes when it is loaded (signal 6)"},
       {"exits", "ends the process when it is loaded"},
   };
@@ -143,8 +174,8 @@ TEST(Plugins, AreFoundInTheFoldersOfThePath) {
   Registry r;
   std::vector<absl::Status> refused;
   const auto loaded = LoadPlugins({kBad, kFolder}, r, refused);
-  EXPECT_EQ(refused.size(), 13u + SLUICE_HAVE_GGML);  // ggml's backend is no plug-in of this kind
-  EXPECT_EQ(loaded.size(), 3u);
+  EXPECT_EQ(refused.size(), 14u + SLUICE_HAVE_GGML);  // ggml's backend is no plug-in of this kind
+  EXPECT_EQ(loaded.size(), 4u);
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -1,4 +1,4 @@
-// What every built-in agent router must do, whatever its method.
+// What every built-in agent router must do, whatever its method, and the same again out of a plug-in.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +7,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/tests/support/agent_fixture.h"
 #include "sluice/tests/support/counting_allocator.h"
+#include "sluice/tests/support/plugin_registry.h"
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -16,9 +17,16 @@ const RandomWeights& Weights() {
   static const auto* w = new RandomWeights({{"rows", 30}, {"width", 6}, {"agents", kAgents}});
   return *w;
 }
+const std::string kPlugin = "plugin_";
 class AgentRouters : public testing::TestWithParam<std::string> {
  protected:
-  AgentRouters() : a_(GetParam(), MakeGraph(3, {3, 4}), 8, &Weights()) { a_.features = {1, 0, 2, -1, 0.5f, 0}; }
+  bool OutOfPlugin() const { return GetParam().rfind(kPlugin, 0) == 0; }
+  std::string Method() const { return OutOfPlugin() ? GetParam().substr(kPlugin.size()) : GetParam(); }
+  const FactoryMap<AgentRouter>& Routers() const {
+    return OutOfPlugin() ? PluginRouters().agents : BuiltinRouters().agents;
+  }
+  AgentUnderTest Another() const { return {Method(), MakeGraph(3, {3, 4}), 8, &Weights(), Routers()}; }
+  AgentRouters() : a_(Another()) { a_.features = {1, 0, 2, -1, 0.5f, 0}; }
   void LearnSome(AgentUnderTest& a, uint64_t from, uint64_t to) {
     for (uint64_t i = from; i < to; ++i) {
       auto draw = [&](uint64_t unit) { return RandomUniform({4, i, 0, unit, 0}); };
@@ -46,7 +54,7 @@ TEST_P(AgentRouters, DecidesAPathWithItsProbability) {
     }
     EXPECT_NEAR(sum[0], 1, 1e-5);
     EXPECT_NEAR(sum[1], 1, 1e-5);
-    if (GetParam() != "round_robin") {
+    if (Method() != "round_robin") {
       EXPECT_NEAR(d.propensity, product, 1e-5);
     }
     EXPECT_GT(d.propensity, 0);
@@ -55,7 +63,7 @@ TEST_P(AgentRouters, DecidesAPathWithItsProbability) {
 
 TEST_P(AgentRouters, SameIdSameDecision) {
   LearnSome(a_, 0, 50);
-  AgentUnderTest b(GetParam(), MakeGraph(3, {3, 4}), 8, &Weights());
+  AgentUnderTest b = Another();
   b.features = a_.features;
   LearnSome(b, 0, 50);
   for (uint64_t id = 0; id < 50; ++id) EXPECT_EQ(a_.Route(id, {0, 1, 0}).path, b.Route(id, {0, 1, 0}).path);
@@ -117,8 +125,7 @@ TEST_P(AgentRouters, FoldingNothingChangesNothing) {
 }
 
 TEST_P(AgentRouters, OrderAndSnapshotsDoNotChangeABit) {
-  AgentUnderTest back(GetParam(), MakeGraph(3, {3, 4}), 8, &Weights()),
-      stored(GetParam(), MakeGraph(3, {3, 4}), 8, &Weights());
+  AgentUnderTest back = Another(), stored = Another();
   back.features = stored.features = a_.features;
   LearnSome(a_, 0, 240);
   for (uint64_t block = 0; block < 4; ++block) {  // within the window of 8 epochs of 10
@@ -126,7 +133,7 @@ TEST_P(AgentRouters, OrderAndSnapshotsDoNotChangeABit) {
   }
   LearnSome(stored, 0, 130);
   const std::string text = stored.ledger().Serialize();
-  AgentUnderTest restored(GetParam(), MakeGraph(3, {3, 4}), 8, &Weights());
+  AgentUnderTest restored = Another();
   restored.features = a_.features;
   ASSERT_TRUE(restored.ledger().Parse(text).ok());
   LearnSome(restored, 130, 240);
@@ -138,9 +145,27 @@ TEST_P(AgentRouters, OrderAndSnapshotsDoNotChangeABit) {
   }
 }
 
+TEST_P(AgentRouters, TheSameBitsInsideAndOutOfAPlugin) {
+  if (!OutOfPlugin()) return;
+  AgentUnderTest inside(Method(), MakeGraph(3, {3, 4}), 8, &Weights());
+  inside.features = a_.features;
+  LearnSome(a_, 0, 200), LearnSome(inside, 0, 200);
+  EXPECT_EQ(std::vector<double>(a_.state().begin(), a_.state().end()),
+            std::vector<double>(inside.state().begin(), inside.state().end()));
+  for (uint64_t id = 0; id < 100; ++id) {
+    AgentTrace out, in;
+    const AgentDecision a = a_.Route(id, {0.1, 0.2, 0.7}, &out), b = inside.Route(id, {0.1, 0.2, 0.7}, &in);
+    EXPECT_EQ(a.path, b.path);
+    EXPECT_EQ(a.propensity, b.propensity);
+    ASSERT_EQ(out.size(), in.size());
+    for (size_t i = 0; i < in.size(); ++i) EXPECT_EQ(out[i].p, in[i].p);
+  }
+}
+
 std::vector<std::string> Names() {
   std::vector<std::string> names;
   for (const auto& [name, factory] : BuiltinRouters().agents) names.push_back(name);
+  for (const auto& [name, factory] : PluginRouters().agents) names.push_back(kPlugin + name);
   return names;
 }
 INSTANTIATE_TEST_SUITE_P(Builtin, AgentRouters, testing::ValuesIn(Names()), [](const auto& i) { return i.param; });

@@ -32,9 +32,10 @@ inline std::shared_ptr<AgentGraph> MakeGraph(int tasks, const std::vector<int>& 
 class AgentUnderTest {
  public:
   AgentUnderTest(std::string spec, std::shared_ptr<const AgentGraph> graph, int64_t window = 8,
-                 const WeightSource* weights = nullptr)
+                 const WeightSource* weights = nullptr,
+                 const FactoryMap<AgentRouter>& routers = BuiltinRouters().agents)
       : graph_(std::move(graph)) {
-    auto made = BuiltinRouters().agents.Create(spec, weights);
+    auto made = routers.Create(spec, weights);
     EXPECT_TRUE(made.ok()) << made.status();
     router_ = std::move(*made);
     auto plan = router_->MakePlan(graph_);

@@ -44,14 +44,15 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
 }
 #elif BAD == 7  /* wrong_magic */
 MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
-static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1), 7, 1, 0, 0, "x", "1", 0, NULL, 0, NULL};
+static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1), 7, 1, 0, 0, "x", "1", 0, NULL, 0, NULL, 0, NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a, (void)b;
   return &p;
 }
 #elif BAD == 8  /* null_table */
 MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
-static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 1, NULL, 0, NULL};
+static const sluice_plugin_v1 p = {
+    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 1, NULL, 0, NULL, 0, NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a, (void)b;
   return &p;
@@ -60,7 +61,8 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
 MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
 static const sluice_attention_router_v1 r = {sizeof r, "hole", 0, "", "", NULL, NULL, NULL, NULL, NULL};
 static const sluice_attention_router_v1* const t[] = {&r};
-static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 0, NULL, 1, t};
+static const sluice_plugin_v1 p = {
+    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 0, NULL, 1, t, 0, NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a, (void)b;
   return &p;
@@ -69,19 +71,28 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
 MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
 static const sluice_attention_router_v1 r = {24, "short", 0, "", "", NULL, NULL, NULL, NULL, NULL};
 static const sluice_attention_router_v1* const t[] = {&r};
-static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 0, NULL, 1, t};
+static const sluice_plugin_v1 p = {
+    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 0, NULL, 1, t, 0, NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a, (void)b;
   return &p;
 }
-#elif BAD == 11 /* crashes */
+#elif BAD == 11 /* null_agents */
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.1\nmin_host_minor=0\n")
+static const sluice_plugin_v1 p = {
+    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 1, 0, "x", "1", 0, NULL, 0, NULL, 2, NULL};
+const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
+  (void)a, (void)b;
+  return &p;
+}
+#elif BAD == 12 /* crashes */
 MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
 __attribute__((constructor)) static void crash(void) { abort(); }
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a, (void)b;
   return NULL;
 }
-#elif BAD == 12 /* exits */
+#elif BAD == 13 /* exits */
 MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
 __attribute__((constructor)) static void leave(void) { _Exit(3); }
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {

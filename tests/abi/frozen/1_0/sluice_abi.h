@@ -1,0 +1,213 @@
+/* What a Sluice plug-in and its host agree on: plain C11, and nothing else crosses a .so.
+ *
+ * Rules. Records that may grow begin with struct_size, are append-only and never reordered; a reader touches a field
+ * only when struct_size reaches it. Who allocates frees, through the same table. Outputs and scratch come from the
+ * host. No function throws. A plug-in starts no threads: the host lends an executor. Major numbers must match; a host
+ * takes any plug-in whose min_host_minor it has reached, and a plug-in is told the host's minor number. One symbol is
+ * exported, sluice_plugin_entry_v1; one ELF section, .sluice_manifest, says what is inside before any of it runs. */
+#ifndef SLUICE_API_ABI_SLUICE_ABI_H_
+#define SLUICE_API_ABI_SLUICE_ABI_H_
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SLUICE_ABI_MAJOR 1
+#define SLUICE_ABI_MINOR 0
+#define SLUICE_PLUGIN_MAGIC 0x5043554Cu /* "LUCP" */
+#define SLUICE_PLUGIN_ENTRY "sluice_plugin_entry_v1"
+#define SLUICE_MANIFEST_SECTION ".sluice_manifest"
+
+typedef int32_t sluice_code; /* absl::StatusCode; 0: OK */
+typedef struct sluice_error {
+  char* text; /* the host's; a function that fails writes a terminated text */
+  size_t capacity;
+} sluice_error;
+typedef struct sluice_kv {
+  const char* key;
+  size_t key_len;
+  const char* value;
+  size_t value_len;
+} sluice_kv;
+
+/* [rows, heads, dim] with strides in elements; dtype: 0 f32, 1 bf16, 2 f16, 3 i8. data NULL: absent, and
+ * the other fields mean nothing. */
+typedef struct sluice_view {
+  const void* data;
+  int32_t dtype;
+  int32_t reserved;
+  int64_t rows, heads, dim, row_stride, head_stride;
+} sluice_view;
+typedef struct sluice_matrix {
+  const float* data;
+  int64_t rows, cols, row_stride;
+} sluice_matrix;
+
+typedef void (*sluice_body)(void* arg, int64_t begin, int64_t end, int32_t worker);
+typedef struct sluice_executor {
+  void* self;
+  int32_t num_workers;
+  int32_t reserved;
+  void (*parallel_for)(void* self, int64_t n, int64_t grain, sluice_body body, void* arg);
+} sluice_executor;
+typedef struct sluice_run_context {
+  size_t struct_size;
+  void* workspace; /* aligned to 64 */
+  size_t workspace_bytes;
+  const sluice_executor* executor;
+} sluice_run_context;
+
+/* Trained weights, lent during create. Returned text and numbers are copied out by the caller's buffers. */
+typedef struct sluice_weights {
+  size_t struct_size;
+  const void* self;
+  sluice_code (*get_int)(const void* self, const char* key, int64_t* out, sluice_error*);
+  sluice_code (*read_f32)(const void* self, const char* name, const uint64_t* shape, size_t rank, float* out,
+                          size_t count, sluice_error*);
+} sluice_weights;
+
+/* ---- Assignment routers: items -> units ---- */
+typedef struct sluice_route_shape {
+  int64_t items, units, width;
+  int32_t workers, reserved;
+} sluice_route_shape;
+typedef struct sluice_route_info {
+  size_t struct_size;
+  size_t workspace_bytes;
+  int64_t max_entries;
+} sluice_route_info;
+typedef struct sluice_route_inputs {
+  size_t struct_size;
+  sluice_matrix scores, features;
+} sluice_route_inputs;
+typedef struct sluice_assignment {
+  size_t struct_size;
+  int64_t items, units; /* set by the router */
+  int32_t* row_ptr;
+  int64_t row_ptr_size;
+  int32_t* unit;
+  int64_t unit_size;
+  float* weight;
+  int64_t weight_size;
+  int32_t* dropped;
+  int64_t dropped_size;
+  int64_t num_dropped; /* set by the router */
+} sluice_assignment;
+typedef struct sluice_router_v1 {
+  size_t struct_size;
+  const char* name;
+  uint32_t domain; /* 1 layer, 2 token, 3 head, 4 attention, 5 expert, 6 adapter, 7 agent */
+  uint32_t needs_weights;
+  const char* config_help;
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router, sluice_error*);
+  void (*destroy)(void* router);
+  sluice_code (*make_plan)(const void* router, const sluice_route_shape*, void** plan, sluice_route_info*,
+                           sluice_error*);
+  void (*destroy_plan)(void* plan);
+  sluice_code (*run)(const void* router, const void* plan, const sluice_route_inputs*, const sluice_run_context*,
+                     sluice_assignment*, sluice_error*);
+} sluice_router_v1;
+
+/* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape. ---- */
+typedef struct sluice_attention_shape {
+  size_t struct_size;
+  int64_t max_queries, max_kv;
+  int32_t heads, kv_heads, head_dim, value_dim, index_heads, index_dim, workers, reserved;
+} sluice_attention_shape;
+typedef struct sluice_attention_info {
+  size_t struct_size;
+  size_t workspace_bytes, state_bytes;
+  int64_t max_rows, entry_slots, token_slots, prefix_slots;
+} sluice_attention_info;
+typedef struct sluice_attention_inputs {
+  size_t struct_size;
+  sluice_view q, k, v; /* q: f32 */
+  int64_t q_begin;
+  const int32_t* q_positions; /* [num_positions]; NULL: contiguous */
+  size_t num_positions;
+  int64_t prompt_end;
+  int32_t layer; /* -1: unknown */
+  float scale, rope_base;
+  int32_t reserved;
+  sluice_view q_pre, k_pre, index_q, index_k;
+  sluice_matrix index_weight;
+} sluice_attention_inputs;
+typedef struct sluice_plan_entry {
+  uint32_t start, len;
+  uint8_t state, mask, level, forced;
+} sluice_plan_entry;
+/* Storage is the host's, sized by sluice_attention_info; the router fills it and the fields below. Row r owns the slots
+ * from row_begin[r] on. Numbers of enumerations are those of api/attention_plan.h. */
+typedef struct sluice_attention_plan {
+  size_t struct_size;
+  uint32_t *row_begin, *row_count;
+  int64_t max_rows;
+  sluice_plan_entry* entries;
+  int64_t entry_slots;
+  uint32_t* tokens;
+  int64_t token_slots;
+  uint32_t* prefix;
+  int64_t prefix_slots;
+  /* set by the router */
+  int64_t q_begin, q_count, kv_len, tile, window, unit;
+  int32_t heads, kv_heads;
+  uint8_t scope, encoding, token_mask, order, stop, reserved[3];
+  float stop_tau;
+} sluice_attention_plan;
+enum {
+  SLUICE_TOKEN_CAUSAL = 1,
+  SLUICE_NEEDS_PRE_ROPE = 2,
+  SLUICE_EXACT_AT_FULL_BUDGET = 4,
+  SLUICE_NEEDS_WEIGHTS = 8,
+  SLUICE_SCATTERED_QUERIES = 16 /* takes q_positions */
+};
+typedef struct sluice_attention_router_v1 {
+  size_t struct_size;
+  const char* name;
+  uint64_t flags;
+  const char* config_help;
+  const char* full_budget; /* config text at which nothing is skipped */
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router, sluice_error*);
+  void (*destroy)(void* router);
+  sluice_code (*make_plan)(const void* router, const sluice_attention_shape*, void** plan, sluice_attention_info*,
+                           sluice_error*);
+  void (*destroy_plan)(void* plan);
+  sluice_code (*run)(const void* router, const void* plan, const sluice_attention_inputs*, void* state,
+                     const sluice_run_context*, sluice_attention_plan*, sluice_error*);
+} sluice_attention_router_v1;
+
+typedef struct sluice_plugin_v1 {
+  size_t struct_size;
+  uint32_t magic, abi_major, abi_minor, min_host_minor;
+  const char *name, *version;
+  size_t num_routers;
+  const sluice_router_v1* const* routers;
+  size_t num_attention;
+  const sluice_attention_router_v1* const* attention;
+} sluice_plugin_v1;
+/* NULL: the plug-in does not want this host. */
+typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major, uint32_t host_minor);
+
+#ifdef __cplusplus
+}
+#endif
+
+/* Frozen by release 1.0. */
+#ifdef __cplusplus
+#define SLUICE_ABI_ASSERT(...) static_assert(__VA_ARGS__, #__VA_ARGS__)
+#else
+#define SLUICE_ABI_ASSERT(...) _Static_assert(__VA_ARGS__, #__VA_ARGS__)
+#endif
+SLUICE_ABI_ASSERT(sizeof(void*) == 8 && sizeof(size_t) == 8);
+SLUICE_ABI_ASSERT(sizeof(sluice_plan_entry) == 12);
+SLUICE_ABI_ASSERT(sizeof(sluice_view) == 56);
+SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, magic) == 8 && offsetof(sluice_plugin_v1, attention) == 64);
+SLUICE_ABI_ASSERT(offsetof(sluice_router_v1, create) == 32 && offsetof(sluice_router_v1, run) == 64);
+SLUICE_ABI_ASSERT(offsetof(sluice_attention_router_v1, create) == 40 &&
+                  offsetof(sluice_attention_router_v1, run) == 72);
+SLUICE_ABI_ASSERT(offsetof(sluice_attention_inputs, q_begin) == 176 &&
+                  offsetof(sluice_attention_inputs, index_weight) == 448);
+SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 80 && offsetof(sluice_attention_plan, stop_tau) == 144);
+SLUICE_ABI_ASSERT(offsetof(sluice_assignment, num_dropped) == 88);
+#endif /* SLUICE_API_ABI_SLUICE_ABI_H_ */
