@@ -30,24 +30,13 @@ namespace {
 using sluice::DType;
 using Clock = std::chrono::steady_clock;
 double Seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
-
-struct Block {  // 64-byte aligned bytes, zeroed
-  std::vector<std::byte> storage;
-  void Resize(size_t n) { storage.assign(n + sluice::kWorkspaceAlign, std::byte{0}); }
-  std::byte* data() {
-    const uintptr_t p = reinterpret_cast<uintptr_t>(storage.data());
-    return reinterpret_cast<std::byte*>((p + sluice::kWorkspaceAlign - 1) / sluice::kWorkspaceAlign *
-                                        sluice::kWorkspaceAlign);
-  }
-  size_t bytes() const { return storage.size() - sluice::kWorkspaceAlign; }
-};
 }  // namespace
 
 struct Engine::Impl {
   struct Cache {
     std::vector<std::byte> k, v;
     std::vector<float> k_pre;
-    Block state;
+    sluice::OwnedWorkspace state;
     std::vector<float> hidden;  // 0, or -inf for a key that later tokens must not see
     int64_t rows = 0;           // keys held
     int64_t missing = 0;        // keys evicted between the sinks and the window
@@ -63,7 +52,7 @@ struct Engine::Impl {
   std::vector<sluice::FluxAttention> flux;  // one a layer
   int64_t sink = 0, window = 0;             // what a sparse layer's decode sees
   std::unique_ptr<sluice::Attend> attend;
-  Block plan_ws, attend_ws;
+  sluice::OwnedWorkspace plan_ws, attend_ws;
   std::vector<Cache> cache;
   bool keep_pre = false;
   int64_t capacity = 0;
@@ -72,7 +61,7 @@ struct Engine::Impl {
   std::vector<sluice::InformedRouting> informed;  // attention and FFN of every layer
   sluice::InformedRouting::Plan informed_plan;
   std::unique_ptr<sluice::Dispatch> dispatch;
-  Block route_ws, dispatch_ws;
+  sluice::OwnedWorkspace route_ws, dispatch_ws;
   sluice::Assignment assignment;
   std::vector<int32_t> row_ptr, unit, positions;
   std::vector<float> weight, mixed, key_bias;

@@ -166,7 +166,7 @@ TEST(TokenRouting, ReproducesTheTrainer) {
         auto r = sluice::InformedRouting::Create({u / 2, u % 2, 0}, *w);
         ASSERT_TRUE(r.ok()) << r.status();
         auto plan = r->MakePlan({4, 2, 384, 1});
-        sluice::AlignedBytes memory(plan->workspace_bytes);
+        sluice::OwnedWorkspace memory(plan->workspace_bytes);
         float got[8];
         std::vector<float> y(4 * 384), scratch(r->forecaster().scratch_floats(4));
         const float* h = &features[static_cast<size_t>(u) * 4 * 384];

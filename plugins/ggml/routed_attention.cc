@@ -23,26 +23,10 @@ using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
 // Aligned, growing, zeroed when it grows.
-class Block {
- public:
-  std::byte* Need(size_t bytes) {
-    if (bytes > size_) {
-      data_.assign(bytes + kWorkspaceAlign, std::byte{0});
-      size_ = bytes;
-    }
-    return at();
-  }
-  std::byte* at() {
-    return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(data_.data()) + kWorkspaceAlign - 1) /
-                                        kWorkspaceAlign * kWorkspaceAlign);
-  }
-  void Zero() { std::fill(data_.begin(), data_.end(), std::byte{0}); }
-  size_t bytes() const { return size_; }
-
- private:
-  std::vector<std::byte> data_;
-  size_t size_ = 0;
-};
+std::byte* AtLeast(OwnedWorkspace& w, size_t bytes) {
+  if (w.bytes() < bytes) w.Resize(bytes);
+  return w.data();
+}
 bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
   uint16_t off = 0;
   for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
@@ -151,7 +135,7 @@ struct RoutedAttention::Planned {
   std::unique_ptr<const AttentionRouter::Plan> plan;
   AttentionPlanBuffer buffer;
   struct Known {
-    Block state;
+    OwnedWorkspace state;
     int64_t keys = 0;          // that the state may speak of
     uint64_t fingerprint = 0;  // of a few of these
   };
@@ -164,7 +148,7 @@ struct RoutedAttention::Shape {
   AttentionShape shape;
   std::unique_ptr<Attend> attend;
   Planned prefill, decode, dense;
-  Block workspace, attend_workspace;
+  OwnedWorkspace workspace, attend_workspace;
   std::vector<float> lse;
 };
 
@@ -205,7 +189,7 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
       Attend attend,
       Attend::Create({a.max_queries, a.max_kv, a.heads, a.kv_heads, a.head_dim, a.value_dim, 64, 1, a.workers}, o));
   s->attend = std::make_unique<Attend>(std::move(attend));
-  s->attend_workspace.Need(s->attend->workspace_bytes());
+  s->attend_workspace.Resize(s->attend->workspace_bytes());
   size_t workspace = 0;
   const std::pair<Planned*, const AttentionRouter*> all[] = {
       {&s->prefill, prefill_.get()}, {&s->decode, decode_.get()}, {&s->dense, dense_.get()}};
@@ -218,7 +202,7 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
     planned->buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
     workspace = std::max(workspace, i.workspace_bytes);
   }
-  s->workspace.Need(workspace);
+  s->workspace.Resize(workspace);
   slot = std::move(s);
   return slot.get();
 }
@@ -234,8 +218,7 @@ absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, cons
     out.lse = s.lse.data();
   }
   const auto from = Clock::now();
-  SLUICE_RETURN_IF_ERROR(
-      s.attend->Run(plan, in, {{s.attend_workspace.at(), s.attend_workspace.bytes()}, executor_.get()}, out));
+  SLUICE_RETURN_IF_ERROR(s.attend->Run(plan, in, {s.attend_workspace.workspace(), executor_.get()}, out));
   if (c.sinks != nullptr) {
     for (int64_t i = 0; i < c.q.rows; ++i) {
       for (int64_t h = 0; h < c.q.heads; ++h) {
@@ -362,7 +345,7 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     in.q = c.q, in.k = c.k, in.v = c.v;
     in.q_begin = mask.first, in.layer = c.layer, in.scale = c.scale;
     Planned::Known& known = p.known[{c.layer, c.stream}];
-    std::byte* state = known.state.Need(p.plan->info().state_bytes);
+    std::byte* state = AtLeast(known.state, p.plan->info().state_bytes);
     // The host does not say when it clears or changes its cache: a state is used only for keys that went before, and
     // that still look the same where it was looked at.
     const auto fingerprint = [&](int64_t keys) {
@@ -374,9 +357,9 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
       }
       return h;
     };
-    if (known.keys > mask.first || (known.keys > 0 && fingerprint(known.keys) != known.fingerprint)) known.state.Zero();
-    SLUICE_RETURN_IF_ERROR(
-        p.router->Run(*p.plan, in, state, {{s.workspace.at(), s.workspace.bytes()}, executor_.get()}, p.buffer));
+    if (known.keys > mask.first || (known.keys > 0 && fingerprint(known.keys) != known.fingerprint))
+      known.state.Clear();
+    SLUICE_RETURN_IF_ERROR(p.router->Run(*p.plan, in, state, {s.workspace.workspace(), executor_.get()}, p.buffer));
     known.keys = c.k.rows, known.fingerprint = fingerprint(c.k.rows);
     p.layer = c.layer, p.q_begin = mask.first, p.n_q = c.q.rows, p.stream = c.stream;
   }

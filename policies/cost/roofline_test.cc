@@ -18,7 +18,7 @@ TEST(WorkOf, FollowsWhatTheExecutorCounts) {
     s.max_queries = 1024, s.max_kv = 1024, s.heads = 4, s.kv_heads = 2, s.head_dim = s.value_dim = 16;
     const auto plan = *router->MakePlan(s);
     const AttentionPlanInfo& i = plan->info();
-    AlignedBlock ws(i.workspace_bytes), state(i.state_bytes);
+    OwnedWorkspace ws(i.workspace_bytes), state(i.state_bytes);
     AttentionPlanBuffer buffer;
     buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
     InlineExecutor one;

@@ -127,7 +127,7 @@ Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions opt
   options.probabilities = probs != nullptr;
   absl::StatusOr<Attend> attend = Attend::Create(s, options);
   EXPECT_TRUE(attend.ok()) << attend.status();
-  AlignedBlock ws(attend->workspace_bytes());
+  OwnedWorkspace ws(attend->workspace_bytes());
   std::unique_ptr<Executor> ex = MakeTbbExecutor(threads);
   r.o.assign(static_cast<size_t>(a.q_count * a.heads * a.dv), NAN);
   r.lse.assign(static_cast<size_t>(a.q_count * a.heads), NAN);

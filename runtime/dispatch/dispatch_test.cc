@@ -48,7 +48,7 @@ TEST(Dispatch, EveryCombineAgreesWithTheReference) {
     Problem p(combine == Combine::kReplace ? 1 : 3);
     auto d = Dispatch::Create({p.items, p.width, p.width, static_cast<int64_t>(p.unit.size())});
     ASSERT_TRUE(d.ok());
-    AlignedBlock ws(d->workspace_bytes());
+    OwnedWorkspace ws(d->workspace_bytes());
     std::vector<float> out(p.in.size(), NAN);
     DispatchCounters counters;
     const absl::Status s =
@@ -72,7 +72,7 @@ TEST(Dispatch, EveryCombineAgreesWithTheReference) {
 TEST(Dispatch, ErrorsReachTheCaller) {
   Problem p(2);
   auto d = Dispatch::Create({p.items, p.width, p.width, static_cast<int64_t>(p.unit.size())});
-  AlignedBlock ws(d->workspace_bytes());
+  OwnedWorkspace ws(d->workspace_bytes());
   std::vector<float> out(p.in.size());
   const MatrixView<const float> in{p.in.data(), p.items, p.width, p.width};
   const MatrixView<float> o{out.data(), p.items, p.width, p.width};

@@ -69,7 +69,7 @@ struct Encoder::Scratch {
       auto made = Attend::Create(s);
       SLUICE_DCHECK(made.ok());
       attend.push_back(*std::move(made));
-      memory.resize(std::max(memory.size(), attend.back().workspace_bytes() + kWorkspaceAlign));
+      memory.Resize(std::max(memory.bytes(), attend.back().workspace_bytes()));
     }
   }
   void MatMul(const float* a, int64_t n, int64_t in, const float* w, int64_t out, float* c) {
@@ -94,14 +94,12 @@ struct Encoder::Scratch {
     in.k = {qkv.data() + d, DType::kF32, n, heads, d, row, 3 * d};
     in.v = {qkv.data() + 2 * d, DType::kF32, n, heads, d, row, 3 * d};
     in.scale = 1.0f / std::sqrt(static_cast<float>(d));
-    std::byte* p = memory.data();
-    p += kWorkspaceAlign - reinterpret_cast<uintptr_t>(p) % kWorkspaceAlign;
     const Attend& a = attend[heads == attend[0].shape().heads ? 0 : 1];
     AttentionCounters counted;
     AttendOutputs out;
     out.o = {o.data(), n, heads, d, heads * d, d};
     out.counters = &counted;
-    if (status.ok()) status = a.Run(buffer.plan(), in, {{p, a.workspace_bytes()}, &inline_executor}, out);
+    if (status.ok()) status = a.Run(buffer.plan(), in, {memory.workspace(), &inline_executor}, out);
     SLUICE_DCHECK(status.ok());
     macs += counted.macs;
   }
@@ -118,7 +116,7 @@ struct Encoder::Scratch {
   std::vector<float> x, y, qkv, o, hidden, gemm, pooled, gate;
   AttentionPlanBuffer buffer;
   std::vector<Attend> attend;
-  std::vector<std::byte> memory;
+  OwnedWorkspace memory;
   InlineExecutor inline_executor;
   int64_t macs = 0;
 };

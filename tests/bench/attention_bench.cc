@@ -79,7 +79,7 @@ struct Routed {
   std::unique_ptr<const AttentionRouter> router;
   std::unique_ptr<const AttentionRouter::Plan> plan;
   std::unique_ptr<Attend> attend;
-  AlignedBlock plan_ws, attend_ws, state;
+  OwnedWorkspace plan_ws, attend_ws, state;
   AttentionPlanBuffer buffer;
   std::vector<float> o;
   AttentionCounters counters;

@@ -28,7 +28,7 @@ void Assign(benchmark::State& state, const FactoryMap<Router>& routers) {
   const std::vector<float> x(kItems * kWidth, 0.5f);
   int32_t rows[kItems + 1], units[kItems];
   float weights[kItems];
-  AlignedBytes memory(plan->info().workspace_bytes);
+  OwnedWorkspace memory(plan->info().workspace_bytes);
   Assignment a;
   a.row_ptr = absl::MakeSpan(rows), a.unit = absl::MakeSpan(units), a.weight = absl::MakeSpan(weights);
   RouteInputs in;

@@ -104,7 +104,7 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
   struct One {
     std::unique_ptr<const AttentionRouter> router;
     std::unique_ptr<const AttentionRouter::Plan> plan;
-    AlignedBlock ws, state;
+    OwnedWorkspace ws, state;
     AttentionPlanBuffer buffer;
   } one, other;
   for (auto [o, name] : {std::pair<One*, std::string>{&one, spec}, {&other, against}}) {

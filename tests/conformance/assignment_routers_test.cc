@@ -32,7 +32,7 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
     auto plan = router_->MakePlan({kItems, kUnits, kWidth, 1});
     ASSERT_TRUE(plan.ok()) << plan.status();
     plan_ = std::move(*plan);
-    memory_ = std::make_unique<AlignedBytes>(plan_->info().workspace_bytes);
+    memory_ = std::make_unique<OwnedWorkspace>(plan_->info().workspace_bytes);
     ctx_.workspace = {memory_->data(), plan_->info().workspace_bytes};
     ctx_.executor = &inline_;
   }
@@ -49,7 +49,7 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
   }
   std::unique_ptr<const Router> router_;
   std::unique_ptr<const Router::Plan> plan_;
-  std::unique_ptr<AlignedBytes> memory_;
+  std::unique_ptr<OwnedWorkspace> memory_;
   InlineExecutor inline_;
   RunContext ctx_;
 };

@@ -182,7 +182,7 @@ TEST_P(AttentionRouters, RunDoesNotAllocate) {
   ASSERT_TRUE(plan.ok());
   const AttentionPlanInfo& info = (*plan)->info();
   auto attend = Attend::Create({256, 256, 4, 2, 32, 24});
-  AlignedBlock ws(info.workspace_bytes), aws(attend->workspace_bytes()), state(info.state_bytes);
+  OwnedWorkspace ws(info.workspace_bytes), aws(attend->workspace_bytes()), state(info.state_bytes);
   AttentionPlanBuffer buffer;
   buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
   InlineExecutor ex;

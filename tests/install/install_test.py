@@ -57,5 +57,8 @@ print(f"headers: {len(headers)} compile alone")
 debs = os.path.join(out, "debs")
 run("cpack", "-G", "DEB", "--config", os.path.join(build, "CPackConfig.cmake"), "-B", debs)
 names = sorted(f for f in os.listdir(debs) if f.endswith(".deb"))
-assert sorted(n.split("_")[0] for n in names) == ["libsluice", "libsluice-dev", "sluice"], names
+want = ["libsluice", "libsluice-dev", "sluice"]
+if os.path.exists(os.path.join(build, "plugins/torch/sluice_torch.so")):
+    want.insert(2, "libsluice-torch")
+assert sorted(n.split("_")[0] for n in names) == want, names
 print("packages:", ", ".join(names))

@@ -129,26 +129,5 @@ inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_
   }
   return a;
 }
-
-// A 64-byte aligned block for workspaces and router state.
-class AlignedBlock {
- public:
-  explicit AlignedBlock(size_t bytes = 0) { Resize(bytes); }
-  void Resize(size_t bytes) {
-    bytes_ = bytes;
-    data_.reset(new std::byte[bytes + kWorkspaceAlign]());
-  }
-  std::byte* data() const {
-    return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(data_.get()) + kWorkspaceAlign - 1) /
-                                        kWorkspaceAlign * kWorkspaceAlign);
-  }
-  size_t bytes() const { return bytes_; }
-  void Clear() { std::memset(data(), 0, bytes_); }
-  Workspace workspace() const { return {data(), bytes_}; }
-
- private:
-  std::unique_ptr<std::byte[]> data_;
-  size_t bytes_ = 0;
-};
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_TESTS_SUPPORT_ATTENTION_DATA_H_

@@ -40,15 +40,5 @@ inline std::vector<float> RandomFeatures(int64_t rows, int64_t dim, uint64_t see
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(4 * RandomUniform({seed, 0, 0, 0, i}) - 2);
   return x;
 }
-class AlignedBytes {
- public:
-  explicit AlignedBytes(size_t n) : storage_(n + kWorkspaceAlign) {}
-  std::byte* data() {
-    return storage_.data() + (kWorkspaceAlign - reinterpret_cast<uintptr_t>(storage_.data()) % kWorkspaceAlign);
-  }
-
- private:
-  std::vector<std::byte> storage_;
-};
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_TESTS_SUPPORT_RANDOM_WEIGHTS_H_

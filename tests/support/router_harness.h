@@ -46,7 +46,7 @@ inline RoutedRun RunRouter(const AttentionRouter& router, const AttentionData& a
   auto attend =
       Attend::Create({chunk, a.kv_len, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options.attend);
   EXPECT_TRUE(attend.ok());
-  AlignedBlock plan_ws(info.workspace_bytes), attend_ws(attend->workspace_bytes()), state(info.state_bytes);
+  OwnedWorkspace plan_ws(info.workspace_bytes), attend_ws(attend->workspace_bytes()), state(info.state_bytes);
   AttentionPlanBuffer buffer;
   buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
   std::unique_ptr<Executor> ex = MakeTbbExecutor(options.threads);

@@ -81,12 +81,10 @@ class FitProbe {
     const sluice::InformedRouting& r = s.router[0];
     const int64_t d = r.dim();
     auto plan = r.MakePlan({n, 2, d, 1});
-    workspace_.resize(plan->workspace_bytes + sluice::kWorkspaceAlign);
-    const size_t shift =
-        sluice::kWorkspaceAlign - reinterpret_cast<uintptr_t>(workspace_.data()) % sluice::kWorkspaceAlign;
+    if (workspace_.bytes() < plan->workspace_bytes) workspace_.Resize(plan->workspace_bytes);
     std::vector<float> logits(static_cast<size_t>(2 * n)), y(static_cast<size_t>(n * d)),
         scratch(r.forecaster().scratch_floats(n));
-    r.Logits(*plan, {h, n, d, d}, {{workspace_.data() + shift, plan->workspace_bytes}, nullptr}, logits.data());
+    r.Logits(*plan, {h, n, d, d}, {workspace_.workspace(), nullptr}, logits.data());
     r.forecaster().Apply(h, n, y.data(), scratch.data());
     s.sum.resize(static_cast<size_t>(d));
     for (int64_t i = 0; i < n; ++i) {
@@ -122,7 +120,7 @@ class FitProbe {
     std::vector<float> preference, goodness;
   };
   std::vector<Unit> units_;
-  std::vector<std::byte> workspace_;
+  sluice::OwnedWorkspace workspace_;
 };
 absl::Status Observe(const Model& model, const Text& text,
                      const std::function<void(int64_t, int64_t, int64_t, const float*, const float*)>& see) {

@@ -25,7 +25,7 @@ void Route(const std::vector<float>& x, Routed& r) {
   const int64_t n = static_cast<int64_t>(x.size()) / kWidth;
   auto plan = (*router)->MakePlan({n, kHeads, kWidth, 1});
   ASSERT_TRUE(plan.ok()) << plan.status();
-  AlignedBytes memory((*plan)->info().workspace_bytes);
+  OwnedWorkspace memory((*plan)->info().workspace_bytes);
   r.ptr.resize(static_cast<size_t>(n) + 1), r.unit.resize(static_cast<size_t>(n)), r.weight.resize(r.unit.size());
   r.a.row_ptr = absl::MakeSpan(r.ptr), r.a.unit = absl::MakeSpan(r.unit), r.a.weight = absl::MakeSpan(r.weight);
   RouteInputs in;

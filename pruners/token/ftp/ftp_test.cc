@@ -24,7 +24,7 @@ std::vector<int32_t> Route(const std::string& spec, const std::vector<float>& fa
   const int64_t n = static_cast<int64_t>(factors.size()) / 4;
   auto plan = (*r)->MakePlan({std::max<int64_t>(n, 1), 2, 4, 1});
   EXPECT_TRUE(plan.ok()) << plan.status();
-  AlignedBytes memory((*plan)->info().workspace_bytes);
+  OwnedWorkspace memory((*plan)->info().workspace_bytes);
   std::vector<int32_t> ptr(static_cast<size_t>(n) + 1), unit(static_cast<size_t>(n));
   std::vector<float> weight(static_cast<size_t>(n));
   Assignment a;

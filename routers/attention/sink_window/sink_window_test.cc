@@ -33,7 +33,9 @@ TEST(SinkWindow, AWindowOfOneReturnsTheValueAndTheFirstQueryAlwaysDoes) {
       for (int64_t i = 0; i < 32; ++i) {
         const size_t at = static_cast<size_t>((t * 4 + h) * 32 + i);
         ASSERT_EQ(own.o[at], a.V().Get(t, h / 2, i));
-        if (t == 0) ASSERT_EQ(wide.o[at], a.V().Get(0, h / 2, i));
+        if (t == 0) {
+          ASSERT_EQ(wide.o[at], a.V().Get(0, h / 2, i));
+        }
       }
     }
   }

@@ -60,7 +60,7 @@ TEST(FluxAttention, DecisionsAreSoloDecisions) {
   auto plan = (*made)->MakePlan({kItems, 2, 16, 1});
   ASSERT_TRUE(plan.ok()) << plan.status();
   const std::vector<float> x = RandomFeatures(kItems, 16, 3);
-  AlignedBytes memory((*plan)->info().workspace_bytes);
+  OwnedWorkspace memory((*plan)->info().workspace_bytes);
   RunContext ctx;
   ctx.workspace = {memory.data(), (*plan)->info().workspace_bytes};
   const auto run = [&](const float* from, int64_t items) {

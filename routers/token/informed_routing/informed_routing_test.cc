@@ -21,7 +21,7 @@ Ran Route(const InformedRouting& r, const std::vector<float>& x) {
   const int64_t n = static_cast<int64_t>(x.size()) / r.dim();
   auto plan = r.MakePlan({n, 2, r.dim(), 1});
   EXPECT_TRUE(plan.ok()) << plan.status();
-  AlignedBytes memory(plan->workspace_bytes);
+  OwnedWorkspace memory(plan->workspace_bytes);
   RunContext ctx;
   ctx.workspace = {memory.data(), plan->workspace_bytes};
   Ran out{std::vector<int32_t>(static_cast<size_t>(n)), std::vector<float>(static_cast<size_t>(2 * n))};
