@@ -1,17 +1,21 @@
 #ifndef SLUICE_API_ASSIGNMENT_H_
 #define SLUICE_API_ASSIGNMENT_H_
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "sluice/api/abi/sluice_abi.h"
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
 // Items x units in CSR form; storage belongs to the caller. An item is a token, layer, head, query or sequence; a unit
 // is an expert, adapter, agent, or one of {run, skip, approximate}. Item i owns entries [row_ptr[i], row_ptr[i + 1]).
+// Laid out as sluice_assignment, so that a plug-in fills it where it lies.
 struct Assignment {
+  size_t struct_size = sizeof(Assignment);
   int64_t items = 0, units = 0;
   absl::Span<int32_t> row_ptr;  // items + 1
   absl::Span<int32_t> unit;     // ascending and unique inside a row
@@ -19,6 +23,12 @@ struct Assignment {
   absl::Span<int32_t> dropped;  // items that asked for a unit and got none (capacity); ascending
   int64_t num_dropped = 0;
 };
+static_assert(sizeof(Assignment) == sizeof(sluice_assignment) &&
+              offsetof(Assignment, row_ptr) == offsetof(sluice_assignment, row_ptr) &&
+              offsetof(Assignment, unit) == offsetof(sluice_assignment, unit) &&
+              offsetof(Assignment, weight) == offsetof(sluice_assignment, weight) &&
+              offsetof(Assignment, dropped) == offsetof(sluice_assignment, dropped) &&
+              offsetof(Assignment, num_dropped) == offsetof(sluice_assignment, num_dropped));
 
 // Checks shape, order, range and finite weights. O(entries).
 inline absl::Status ValidateAssignment(const Assignment& a) {

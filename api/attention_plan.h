@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "sluice/api/abi/sluice_abi.h"
 #include "sluice/api/tensor_view.h"
 #include "sluice/api/version.h"
 
@@ -136,103 +137,112 @@ struct AttentionCounters {
   }
 };
 
-// Owns the storage of a one-branch plan. Sized once (may allocate), then filled by any number of Runs without
-// allocating. Each row has a fixed slot; Push on a full slot turns the row into a fallback the router must handle.
-class AttentionPlanBuffer {
+// What a router fills: one branch, in storage that belongs to a host and was sized by MakePlan. The record is the one
+// of the plug-in ABI, so that a router writes the same memory wherever it was built. Each row has a fixed slot.
+class PlanWriter {
  public:
-  // `slots` entries (kBlocks, kRuns) or tokens (kTokens, kRankedPrefix) per row.
-  void Reserve(int64_t max_rows, int64_t entry_slots, int64_t token_slots, int64_t max_prefix) {
-    own_begin_.resize(static_cast<size_t>(max_rows));
-    own_count_.resize(static_cast<size_t>(max_rows));
-    own_entries_.resize(static_cast<size_t>(max_rows * entry_slots));
-    own_tokens_.resize(static_cast<size_t>(max_rows * token_slots));
-    own_prefix_.resize(static_cast<size_t>(max_prefix));
-    Borrow({own_begin_.data(), own_count_.data(), own_entries_.data(), own_tokens_.data(), own_prefix_.data(), max_rows,
-            entry_slots, token_slots, max_prefix});
-  }
-  // Storage of somebody else's instead: a plan that another language or library filled, or is to fill.
-  struct Storage {
-    uint32_t *begin, *count;
-    PlanEntry* entries;
-    uint32_t *tokens, *prefix;
-    int64_t max_rows, entry_slots, token_slots, max_prefix;
-  };
-  void Borrow(const Storage& s) {
-    const auto rows = static_cast<size_t>(s.max_rows);
-    begin_ = {s.begin, rows}, count_ = {s.count, rows};
-    entries_ = {s.entries, rows * static_cast<size_t>(s.entry_slots)};
-    tokens_ = {s.tokens, rows * static_cast<size_t>(s.token_slots)};
-    prefix_ = {s.prefix, static_cast<size_t>(s.max_prefix)};
-    entry_slots_ = s.entry_slots;
-    token_slots_ = s.token_slots;
-  }
-  Storage storage() {
-    return {begin_.data(),  count_.data(),  entries_.data(),
-            tokens_.data(), prefix_.data(), static_cast<int64_t>(begin_.size()),
-            entry_slots_,   token_slots_,   static_cast<int64_t>(prefix_.size())};
-  }
-  // Starts a plan; call before filling rows. Fails when the plan has more rows than were reserved.
-  absl::Status Begin(const PlanHeader& header, Encoding encoding, int64_t unit) {
-    return Start(header, encoding, unit, false);
-  }
-  // A plan whose rows somebody else has filled already; a row longer than its slot is an error.
-  absl::Status Adopt(const PlanHeader& header, Encoding encoding, int64_t unit) {
-    absl::Status s = Start(header, encoding, unit, true);
-    for (size_t r = 0; s.ok() && r < branch_.rows.count.size(); ++r) {
-      if (static_cast<int64_t>(count_[r]) > slots_)
-        s = absl::InternalError(absl::StrCat("row ", r, " has ", count_[r], " entries in ", slots_, " slots"));
-    }
-    return s;
-  }
-  int64_t row_of(int64_t list, int64_t tile) const { return list * plan_.num_tiles() + tile; }
-  int64_t slots() const { return slots_; }
-  // Storage of one row; different rows may be filled by different threads.
-  PlanEntry* entries(int64_t row) { return entries_.data() + row * slots_; }
-  uint32_t* tokens(int64_t row) { return tokens_.data() + row * slots_; }
-  uint32_t* prefix() { return prefix_.data(); }
-  void set_count(int64_t row, int64_t n) { count_[static_cast<size_t>(row)] = static_cast<uint32_t>(n); }
-  AttentionBranch& branch() { return branch_; }
-  AttentionPlan& plan() { return plan_; }
-  const AttentionPlan& plan() const { return plan_; }
-
-  AttentionPlanBuffer() = default;
-  AttentionPlanBuffer(const AttentionPlanBuffer&) = delete;  // plan_ points into branch_
-  AttentionPlanBuffer& operator=(const AttentionPlanBuffer&) = delete;
-
- private:
-  absl::Status Start(const PlanHeader& header, Encoding encoding, int64_t unit, bool filled) {
-    // Field by field and in place: a copy of a struct that was written just now waits for the stores.
-    plan_.q_begin = header.q_begin, plan_.q_count = header.q_count, plan_.kv_len = header.kv_len;
-    plan_.heads = header.heads, plan_.kv_heads = header.kv_heads, plan_.scope = header.scope;
-    plan_.tile = header.tile, plan_.window = header.window, plan_.q_positions = header.q_positions;
-    plan_.merge = Merge::kLse, plan_.branch_weight = {}, plan_.kperm = {}, plan_.key_bias = {};
-    branch_.token_mask = MaskClass::kCausal, branch_.order = EntryOrder::kAscending, branch_.stop = StopRule::kNone;
-    branch_.stop_tau = 0, branch_.init_from = -1, branch_.entry_bias = {}, branch_.row_mask = {};
-    branch_.encoding = encoding, branch_.unit = unit;
-    const int64_t rows = plan_.num_lists() * plan_.num_tiles();
-    if (rows > static_cast<int64_t>(begin_.size())) {
+  explicit PlanWriter(sluice_attention_plan* record) : r_(record) {}
+  // Starts a plan; call before filling rows. Fails when the plan has more rows than were reserved. The positions of the
+  // header are borrowed until the plan has been used.
+  absl::Status Begin(const PlanHeader& h, Encoding encoding, int64_t unit) {
+    r_->q_begin = h.q_begin, r_->q_count = h.q_count, r_->kv_len = h.kv_len, r_->tile = h.tile, r_->window = h.window;
+    r_->heads = h.heads, r_->kv_heads = h.kv_heads, r_->scope = static_cast<uint8_t>(h.scope);
+    r_->unit = unit, r_->encoding = static_cast<uint8_t>(encoding);
+    r_->token_mask = static_cast<uint8_t>(MaskClass::kCausal), r_->order = static_cast<uint8_t>(EntryOrder::kAscending);
+    r_->stop = static_cast<uint8_t>(StopRule::kNone), r_->stop_tau = 0;
+    q_positions_ = h.q_positions;
+    tiles_ = h.num_tiles();
+    const int64_t rows = h.num_lists() * tiles_;
+    if (rows > r_->max_rows) {
       return absl::ResourceExhaustedError(
-          absl::StrCat("the plan has ", rows, " rows but ", begin_.size(), " were reserved by MakePlan"));
+          absl::StrCat("the plan has ", rows, " rows but ", r_->max_rows, " were reserved by MakePlan"));
     }
-    const bool by_token = encoding == Encoding::kTokens || encoding == Encoding::kRankedPrefix;
-    slots_ = by_token ? token_slots_ : entry_slots_;
-    for (int64_t r = 0; r < rows; ++r) {
-      begin_[static_cast<size_t>(r)] = static_cast<uint32_t>(r * slots_);
-      if (!filled) count_[static_cast<size_t>(r)] = 0;
-    }
-    branch_.rows = {absl::MakeConstSpan(begin_.data(), static_cast<size_t>(rows)),
-                    absl::MakeConstSpan(count_.data(), static_cast<size_t>(rows))};
-    branch_.entries = entries_;
-    branch_.tokens = tokens_;
-    branch_.prefix = prefix_;
-    plan_.branches = absl::MakeConstSpan(&branch_, 1);
+    slots_ = ByToken(encoding) ? r_->token_slots : r_->entry_slots;
+    for (int64_t row = 0; row < rows; ++row)
+      r_->row_begin[row] = static_cast<uint32_t>(row * slots_), r_->row_count[row] = 0;
     return absl::OkStatus();
   }
-  std::vector<uint32_t> own_begin_, own_count_, own_tokens_, own_prefix_;
-  std::vector<PlanEntry> own_entries_;
-  absl::Span<uint32_t> begin_, count_, tokens_, prefix_;
-  absl::Span<PlanEntry> entries_;
-  int64_t entry_slots_ = 0, token_slots_ = 0, slots_ = 0;
+  int64_t row_of(int64_t list, int64_t tile) const { return list * tiles_ + tile; }
+  int64_t slots() const { return slots_; }
+  // Storage of one row; different rows may be filled by different threads.
+  PlanEntry* entries(int64_t row) { return reinterpret_cast<PlanEntry*>(r_->entries) + row * slots_; }
+  uint32_t* tokens(int64_t row) { return r_->tokens + row * slots_; }
+  uint32_t* prefix() { return r_->prefix; }
+  void set_count(int64_t row, int64_t n) { r_->row_count[row] = static_cast<uint32_t>(n); }
+  void set_token_mask(MaskClass m) { r_->token_mask = static_cast<uint8_t>(m); }
+
+  // For those who pass the record on: what another wrote into it, over the positions of its queries.
+  sluice_attention_plan* record() { return r_; }
+  absl::Status Adopt(absl::Span<const int32_t> q_positions);
+
+  static constexpr bool ByToken(Encoding e) { return e == Encoding::kTokens || e == Encoding::kRankedPrefix; }
+
+ protected:
+  sluice_attention_plan* r_;
+  absl::Span<const int32_t> q_positions_;
+  int64_t tiles_ = 0, slots_ = 0;
+};
+static_assert(sizeof(PlanEntry) == sizeof(sluice_plan_entry) && alignof(PlanEntry) == alignof(sluice_plan_entry));
+
+// Checks a record that a stranger has filled, as far as reading it safely needs. O(rows).
+inline absl::Status PlanWriter::Adopt(absl::Span<const int32_t> q_positions) {
+  const sluice_attention_plan& r = *r_;
+  if (r.scope > 2 || r.encoding > 3 || r.token_mask > 4 || r.order > 1 || r.stop > 1 || r.tile <= 0 || r.unit <= 0 ||
+      r.q_count < 0)
+    return absl::InternalError("the plan has an unknown scope, encoding, mask or order");
+  q_positions_ = q_positions;
+  tiles_ = (r.q_count + r.tile - 1) / r.tile;
+  const auto encoding = static_cast<Encoding>(r.encoding);
+  const int64_t lists = r.scope == 0 ? r.heads : r.scope == 1 ? r.kv_heads : 1, rows = lists * tiles_;
+  slots_ = ByToken(encoding) ? r.token_slots : r.entry_slots;
+  if (rows < 0 || rows > r.max_rows)
+    return absl::InternalError(absl::StrCat("the plan has ", rows, " rows of at most ", r.max_rows));
+  for (int64_t row = 0; row < rows; ++row) {
+    if (int64_t{r.row_begin[row]} + r.row_count[row] > r.max_rows * slots_)
+      return absl::InternalError(absl::StrCat("row ", row, " has ", r.row_count[row], " entries at ", r.row_begin[row],
+                                              " of ", r.max_rows * slots_));
+  }
+  return absl::OkStatus();
+}
+
+// Owns the storage of a one-branch plan. Sized once (may allocate), then filled by any number of Runs without
+// allocating.
+class AttentionPlanBuffer : public PlanWriter {
+ public:
+  AttentionPlanBuffer() : PlanWriter(&record_) { record_.struct_size = sizeof record_; }
+  AttentionPlanBuffer(const AttentionPlanBuffer&) = delete;  // the writer points into it
+  AttentionPlanBuffer& operator=(const AttentionPlanBuffer&) = delete;
+  // `slots` entries (kBlocks, kRuns) or tokens (kTokens, kRankedPrefix) per row.
+  void Reserve(int64_t max_rows, int64_t entry_slots, int64_t token_slots, int64_t max_prefix) {
+    begin_.resize(static_cast<size_t>(max_rows)), count_.resize(static_cast<size_t>(max_rows));
+    entries_.resize(static_cast<size_t>(max_rows * entry_slots));
+    tokens_.resize(static_cast<size_t>(max_rows * token_slots));
+    prefix_.resize(static_cast<size_t>(max_prefix));
+    record_.row_begin = begin_.data(), record_.row_count = count_.data(), record_.max_rows = max_rows;
+    record_.entries = reinterpret_cast<sluice_plan_entry*>(entries_.data()), record_.entry_slots = entry_slots;
+    record_.tokens = tokens_.data(), record_.token_slots = token_slots;
+    record_.prefix = prefix_.data(), record_.prefix_slots = max_prefix;
+  }
+  // The plan that was written last; valid until the next.
+  const AttentionPlan& plan() {
+    const sluice_attention_plan& r = record_;
+    plan_.q_begin = r.q_begin, plan_.q_count = r.q_count, plan_.kv_len = r.kv_len, plan_.tile = r.tile;
+    plan_.window = r.window, plan_.heads = r.heads, plan_.kv_heads = r.kv_heads;
+    plan_.scope = static_cast<ListScope>(r.scope), plan_.q_positions = q_positions_;
+    branch_.encoding = static_cast<Encoding>(r.encoding), branch_.unit = r.unit;
+    branch_.token_mask = static_cast<MaskClass>(r.token_mask), branch_.order = static_cast<EntryOrder>(r.order);
+    branch_.stop = static_cast<StopRule>(r.stop), branch_.stop_tau = r.stop_tau;
+    const auto rows = static_cast<size_t>(plan_.num_lists() * plan_.num_tiles());
+    branch_.rows = {absl::MakeConstSpan(begin_).first(rows), absl::MakeConstSpan(count_).first(rows)};
+    branch_.entries = entries_, branch_.tokens = tokens_, branch_.prefix = prefix_;
+    plan_.branches = absl::MakeConstSpan(&branch_, 1);
+    return plan_;
+  }
+
+ private:
+  sluice_attention_plan record_{};
+  std::vector<uint32_t> begin_, count_, tokens_, prefix_;
+  std::vector<PlanEntry> entries_;
   AttentionBranch branch_;
   AttentionPlan plan_;
 };

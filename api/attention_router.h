@@ -3,6 +3,7 @@
 // Attention routers: queries and keys -> AttentionPlan. An author writes a plain struct that satisfies
 // AttentionRouterModel; AttentionRouterOf makes it virtual.
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -33,32 +34,51 @@ struct AttentionPlanInfo {
 // Projections of a learned token indexer (DSA, HISA): per token `heads` index queries and weights, one index key.
 struct IndexInputs {
   HeadsView<const float> q;        // [T, index_heads, index_dim]
+  KvView k;                        // [kv_len, 1, index_dim], f32
   MatrixView<const float> weight;  // [T, index_heads]
-  MatrixView<const float> k;       // [kv_len, index_dim]
 };
 
+// Laid out as sluice_attention_inputs, so that a plug-in reads it where it lies.
 struct AttentionInputs {
+  size_t struct_size = sizeof(AttentionInputs);
   HeadsView<const float> q;               // [T, heads, d], after RoPE
   KvView k;                               // [kv_len, kv_heads, d], after RoPE
   KvView v;                               // [kv_len, kv_heads, dv]; only oracles and value-aware routers read it
   int64_t q_begin = 0;                    // absolute position of q row 0
   absl::Span<const int32_t> q_positions;  // optional [q.rows]: see AttentionPlan
-  int32_t layer = -1;                     // which of the model's layers asks; -1: unknown
   int64_t prompt_end = 0;                 // one past the last token of the prompt being fed; 0: unknown
+  int32_t layer = -1;                     // which of the model's layers asks; -1: unknown
   float scale = 1;                        // logit scale, usually d^-1/2
-  HeadsView<const float> q_pre;           // before RoPE; optional
-  KvView k_pre;                           // [kv_len, kv_heads, d] before RoPE; optional
   float rope_base = 0;                    // 0: the model has no RoPE
-  IndexInputs index;                      // optional
+  int32_t reserved = 0;
+  HeadsView<const float> q_pre;  // before RoPE; optional
+  KvView k_pre;                  // [kv_len, kv_heads, d] before RoPE; optional
+  IndexInputs index;             // optional
   int64_t kv_len() const { return k.rows; }
 };
+static_assert(sizeof(AttentionInputs) == sizeof(sluice_attention_inputs) && sizeof(KvView) == sizeof(sluice_view) &&
+              offsetof(KvView, dtype) == offsetof(sluice_view, dtype) &&
+              offsetof(KvView, rows) == offsetof(sluice_view, rows) &&
+              offsetof(KvView, head_stride) == offsetof(sluice_view, head_stride) &&
+              offsetof(HeadsView<const float>, dtype) == offsetof(sluice_view, dtype) &&
+              offsetof(HeadsView<const float>, rows) == offsetof(sluice_view, rows));
+static_assert(offsetof(AttentionInputs, k) == offsetof(sluice_attention_inputs, k) &&
+              offsetof(AttentionInputs, q_begin) == offsetof(sluice_attention_inputs, q_begin) &&
+              offsetof(AttentionInputs, q_positions) == offsetof(sluice_attention_inputs, q_positions) &&
+              offsetof(AttentionInputs, prompt_end) == offsetof(sluice_attention_inputs, prompt_end) &&
+              offsetof(AttentionInputs, layer) == offsetof(sluice_attention_inputs, layer) &&
+              offsetof(AttentionInputs, scale) == offsetof(sluice_attention_inputs, scale) &&
+              offsetof(AttentionInputs, rope_base) == offsetof(sluice_attention_inputs, rope_base) &&
+              offsetof(AttentionInputs, q_pre) == offsetof(sluice_attention_inputs, q_pre) &&
+              offsetof(AttentionInputs, k_pre) == offsetof(sluice_attention_inputs, k_pre) &&
+              offsetof(AttentionInputs, index) == offsetof(sluice_attention_inputs, index_q));
 
 template <class R>
 concept AttentionRouterModel =
     (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config>&& std::derived_from<
         typename R::Plan, AttentionPlanInfo>&& requires(const R& r, const typename R::Plan& p, const AttentionShape& s,
                                                         const AttentionInputs& in, std::byte* state,
-                                                        const RunContext& ctx, AttentionPlanBuffer& out) {
+                                                        const RunContext& ctx, PlanWriter& out) {
   { R::kName } -> std::convertible_to<absl::string_view>;
   { R::kExactAtFullBudget } -> std::convertible_to<bool>;
   { R::kTokenCausal } -> std::convertible_to<bool>;
@@ -96,7 +116,7 @@ class AttentionRouter {
   virtual bool needs_pre_rope() const = 0;  // wants AttentionInputs::q_pre and k_pre
   virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape&) const = 0;
   virtual absl::Status Run(const Plan&, const AttentionInputs&, std::byte* state, const RunContext&,
-                           AttentionPlanBuffer& out) const = 0;
+                           PlanWriter& out) const = 0;
 };
 
 // Errors every attention router shares: what was given, what is allowed.
@@ -150,7 +170,7 @@ class AttentionRouterOf final : public AttentionRouter {
     return std::make_unique<const PlanOf>(std::move(plan));
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const override {
+                   PlanWriter& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(p.info().shape, in));
     if (!TakesScatteredQueries<R>()) SLUICE_RETURN_IF_ERROR(CheckContiguousQueries(R::kName, in));
     return r_.Run(static_cast<const PlanOf&>(p).plan, in, state, ctx, out);

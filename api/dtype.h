@@ -8,7 +8,7 @@
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
-enum class DType : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
+enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
 
 constexpr size_t DTypeBytes(DType t) { return t == DType::kF32 ? 4 : t == DType::kI8 ? 1 : 2; }
 constexpr const char* DTypeName(DType t) {

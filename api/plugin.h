@@ -31,7 +31,7 @@ inline sluice_code Fail(sluice_error* e, absl::StatusCode code, absl::string_vie
   return static_cast<sluice_code>(code);
 }
 template <class F>
-sluice_code Guard(sluice_error* e, F&& f) noexcept {
+[[gnu::always_inline]] inline sluice_code Guard(sluice_error* e, F&& f) noexcept {
   try {
     const absl::Status s = f();
     return s.ok() ? 0 : Fail(e, s.code(), s.message());
@@ -94,13 +94,6 @@ class LentWeights final : public WeightSource {
   const sluice_weights& w_;
 };
 
-inline MatrixView<const float> View(const sluice_matrix& m) { return {m.data, m.rows, m.cols, m.row_stride}; }
-inline HeadsView<const float> Heads(const sluice_view& v) {
-  return {static_cast<const float*>(v.data), v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
-}
-inline KvView Kv(const sluice_view& v) {
-  return {v.data, static_cast<DType>(v.dtype), v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
-}
 // What every table has alike: making and deleting models and plans.
 template <class R>
 struct ModelC {
@@ -145,18 +138,11 @@ struct RouterC : ModelC<R> {
   static sluice_code Run(const void* r, const void* p, const sluice_route_inputs* in, const sluice_run_context* c,
                          sluice_assignment* a, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
+      static_assert(SLUICE_ABI_MINOR < 2, "hosts of 1.0 and 1.1 have the same records here");
       LentExecutor executor(*c->executor);
-      Assignment out;
-      out.items = a->items, out.units = a->units;
-      out.row_ptr = {a->row_ptr, static_cast<size_t>(a->row_ptr_size)};
-      out.unit = {a->unit, static_cast<size_t>(a->unit_size)};
-      out.weight = {a->weight, static_cast<size_t>(a->weight_size)};
-      out.dropped = {a->dropped, static_cast<size_t>(a->dropped_size)};
-      SLUICE_RETURN_IF_ERROR(static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p),
-                                                           {View(in->scores), View(in->features)},
-                                                           Context(*c, executor), out));
-      a->items = out.items, a->units = out.units, a->num_dropped = out.num_dropped;
-      return absl::OkStatus();
+      return static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p),
+                                           *reinterpret_cast<const RouteInputs*>(in), Context(*c, executor),
+                                           *reinterpret_cast<Assignment*>(a));
     });
   }
   static const sluice_router_v1* Table() {
@@ -199,36 +185,20 @@ struct AttentionRouterC : ModelC<R> {
   static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in, void* state,
                          const sluice_run_context* c, sluice_attention_plan* out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      LentExecutor executor(*c->executor);
-      AttentionInputs i;
-      i.q = Heads(in->q), i.k = Kv(in->k), i.v = Kv(in->v), i.q_begin = in->q_begin;
-      i.q_positions = {in->q_positions, in->num_positions};
-      i.layer = in->layer, i.prompt_end = in->prompt_end, i.scale = in->scale, i.rope_base = in->rope_base;
-      if (in->q_pre.data != nullptr) i.q_pre = Heads(in->q_pre);
-      if (in->k_pre.data != nullptr) i.k_pre = Kv(in->k_pre);
-      if (in->index_q.data != nullptr) {
-        i.index.q = Heads(in->index_q), i.index.weight = View(in->index_weight);
-        i.index.k = {static_cast<const float*>(in->index_k.data), in->index_k.rows, in->index_k.dim,
-                     in->index_k.row_stride};
+      if (in->struct_size < sizeof(AttentionInputs)) {  // from a host that knows fewer fields
+        AttentionInputs longer;
+        std::memcpy(static_cast<void*>(&longer), in, in->struct_size);
+        return RunOn(r, p, longer, state, c, out);
       }
-      static thread_local AttentionPlanBuffer buffer;  // made once: constructing it costs as much as a small plan
-      buffer.Borrow({out->row_begin, out->row_count, reinterpret_cast<PlanEntry*>(out->entries), out->tokens,
-                     out->prefix, out->max_rows, out->entry_slots, out->token_slots, out->prefix_slots});
-      SLUICE_RETURN_IF_ERROR(static_cast<const R*>(r)->Run(
-          *static_cast<const typename R::Plan*>(p), i, static_cast<std::byte*>(state), Context(*c, executor), buffer));
-      const AttentionPlan& plan = buffer.plan();
-      const AttentionBranch& b = buffer.branch();
-      if (plan.branches.size() != 1 || plan.merge != Merge::kLse || !plan.kperm.empty() || !plan.key_bias.empty() ||
-          !b.entry_bias.empty() || !b.row_mask.empty())
-        return absl::UnimplementedError(
-            "a plan of several branches, permuted keys or biases cannot leave a plug-in of ABI 1.0");
-      out->q_begin = plan.q_begin, out->q_count = plan.q_count, out->kv_len = plan.kv_len, out->tile = plan.tile;
-      out->window = plan.window, out->unit = b.unit, out->heads = plan.heads, out->kv_heads = plan.kv_heads;
-      out->scope = static_cast<uint8_t>(plan.scope), out->encoding = static_cast<uint8_t>(b.encoding);
-      out->token_mask = static_cast<uint8_t>(b.token_mask), out->order = static_cast<uint8_t>(b.order);
-      out->stop = static_cast<uint8_t>(b.stop), out->stop_tau = b.stop_tau;
-      return absl::OkStatus();
+      return RunOn(r, p, *reinterpret_cast<const AttentionInputs*>(in), state, c, out);
     });
+  }
+  static absl::Status RunOn(const void* r, const void* p, const AttentionInputs& in, void* state,
+                            const sluice_run_context* c, sluice_attention_plan* out) {
+    LentExecutor executor(*c->executor);
+    PlanWriter writer(out);
+    return static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p), in, static_cast<std::byte*>(state),
+                                         Context(*c, executor), writer);
   }
   static const sluice_attention_router_v1* Table() {
     static const std::string name(R::kName), help = DescribeConfig<typename R::Config>(),
@@ -359,6 +329,16 @@ struct AgentRouterC : ModelC<R> {
   }
 };
 
+// absl::Span does not say how it is laid out.
+inline bool SpansArePointerAndSize() {
+  static const int32_t at[3] = {};
+  AttentionInputs i;
+  i.q_positions = at;
+  const auto* c = reinterpret_cast<const sluice_attention_inputs*>(&i);
+  return std::memcmp(&c->q_positions, std::array<const void*, 1>{at}.data(), sizeof(void*)) == 0 &&
+         std::memcmp(&c->num_positions, std::array<size_t, 1>{3}.data(), sizeof(size_t)) == 0;
+}
+
 template <class... R>
 const sluice_plugin_v1* Plugin(const char* name, const char* version, uint32_t host_minor) noexcept {
   try {
@@ -382,6 +362,7 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version, uint32_t h
       (add(static_cast<R*>(nullptr)), ...);
       return t;
     }();
+    if (!SpansArePointerAndSize()) return nullptr;
     static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1),
                                        SLUICE_PLUGIN_MAGIC,
                                        SLUICE_ABI_MAJOR,

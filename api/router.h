@@ -40,10 +40,16 @@ struct RoutePlanInfo {
   size_t workspace_bytes = 0;
   int64_t max_entries = 0;
 };
-struct RouteInputs {
+struct RouteInputs {  // laid out as sluice_route_inputs
+  size_t struct_size = sizeof(RouteInputs);
   MatrixView<const float> scores;    // [items, units]; or
   MatrixView<const float> features;  // [items, width], for routers that score
 };
+static_assert(sizeof(RouteInputs) == sizeof(sluice_route_inputs) &&
+              offsetof(RouteInputs, scores) == offsetof(sluice_route_inputs, scores) &&
+              offsetof(RouteInputs, features) == offsetof(sluice_route_inputs, features) &&
+              sizeof(MatrixView<const float>) == sizeof(sluice_matrix) &&
+              offsetof(MatrixView<const float>, row_stride) == offsetof(sluice_matrix, row_stride));
 
 template <class R>
 concept RouterModel =

@@ -19,7 +19,11 @@ struct MatrixView {
 // Non-owning [rows, heads, dim]; the inner stride is 1, strides count elements.
 template <class T>
 struct HeadsView {
+  HeadsView() = default;
+  HeadsView(T* d, int64_t n, int64_t h, int64_t width, int64_t row, int64_t head)
+      : data(d), rows(n), heads(h), dim(width), row_stride(row), head_stride(head) {}
   T* data = nullptr;
+  DType dtype = DType::kF32;  // laid out like KvView and sluice_view
   int64_t rows = 0, heads = 0, dim = 0, row_stride = 0, head_stride = 0;
   bool empty() const { return data == nullptr; }
   T* at(int64_t row, int64_t head) const { return data + row * row_stride + head * head_stride; }

@@ -25,14 +25,13 @@ class Strided {
     p.entry_slots = (s.max_kv + kBlock - 1) / kBlock;
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
-                   AttentionPlanBuffer& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&, PlanWriter& out) const {
     PlanHeader header;
     header.q_begin = in.q_begin, header.q_count = in.q.rows, header.kv_len = in.kv_len();
     header.heads = p.shape.heads, header.kv_heads = p.shape.kv_heads;
     header.scope = ListScope::kAllHeads, header.tile = kBlock;
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, kBlock));
-    for (int64_t tile = 0; tile < out.plan().num_tiles(); ++tile) {
+    for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
       const int64_t last = std::min(in.q_begin + in.q.rows, in.q_begin + (tile + 1) * header.tile) - 1,
                     own = last / kBlock;
       const int64_t first = (in.q_begin + tile * header.tile) / kBlock;

@@ -64,7 +64,7 @@ class ComposedAttention final : public AttentionRouter {
     return plan;
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const override {
+                   PlanWriter& out) const override {
     const auto& plan = static_cast<const PlanOf&>(p);
     const auto run = [&](size_t i) {
       return parts_[i].router->Run(*plan.parts[i], in, state + plan.state[i], ctx, out);

@@ -29,11 +29,6 @@ void ParallelFor(void* self, int64_t n, int64_t grain, sluice_body body, void* a
       n, grain, [&](int64_t begin, int64_t end, int worker) { body(arg, begin, end, worker); });
 }
 sluice_executor Lend(Executor& e) { return {&e, e.num_workers(), 0, ParallelFor}; }
-sluice_view View(const KvView& v) {
-  return {v.data, static_cast<int32_t>(v.dtype), 0, v.rows, v.heads, v.dim, v.row_stride, v.head_stride};
-}
-sluice_view View(const HeadsView<const float>& v) { return View(AsKv(v)); }
-sluice_matrix Matrix(const MatrixView<const float>& m) { return {m.data, m.rows, m.cols, m.row_stride}; }
 sluice_weights Lend(const WeightSource& w) {
   sluice_weights c{sizeof c, &w, nullptr, nullptr};
   c.get_int = [](const void* self, const char* key, int64_t* out, sluice_error* e) noexcept {
@@ -98,26 +93,14 @@ class RemoteRouter final : public Router {
     return plan;
   }
   absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx, Assignment& out) const override {
-    const sluice_route_inputs inputs{sizeof inputs, Matrix(in.scores), Matrix(in.features)};
     const sluice_executor executor = Lend(*ctx.executor);
     const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
-    sluice_assignment a{sizeof a,
-                        out.items,
-                        out.units,
-                        out.row_ptr.data(),
-                        static_cast<int64_t>(out.row_ptr.size()),
-                        out.unit.data(),
-                        static_cast<int64_t>(out.unit.size()),
-                        out.weight.data(),
-                        static_cast<int64_t>(out.weight.size()),
-                        out.dropped.data(),
-                        static_cast<int64_t>(out.dropped.size()),
-                        0};
+    out.num_dropped = 0;
     ErrorText e;
-    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan, &inputs, &context, &a, &e.c);
-    if (code != 0) return e.Status(code);
-    out.items = a.items, out.units = a.units, out.num_dropped = a.num_dropped;
-    return absl::OkStatus();
+    const sluice_code code =
+        t_->run(self_, static_cast<const PlanOf&>(plan).plan, reinterpret_cast<const sluice_route_inputs*>(&in),
+                &context, reinterpret_cast<sluice_assignment*>(&out), &e.c);
+    return e.Status(code);
   }
 
  private:
@@ -151,47 +134,20 @@ class RemoteAttentionRouter final : public AttentionRouter {
     return plan;
   }
   absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const override {
+                   PlanWriter& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
-    if ((t_->flags & SLUICE_SCATTERED_QUERIES) == 0) SLUICE_RETURN_IF_ERROR(CheckContiguousQueries(t_->name, in));
+    if ((t_->flags & SLUICE_SCATTERED_QUERIES) == 0 && !in.q_positions.empty())
+      return CheckContiguousQueries(t_->name, in);
     const sluice_executor executor = Lend(*ctx.executor);
     const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
-    sluice_attention_inputs i;  // every field is set: zeroing first would cost as much as the call
-    i.struct_size = sizeof i, i.reserved = 0;
-    i.q = View(in.q), i.k = View(in.k), i.v = View(in.v), i.q_begin = in.q_begin;
-    i.q_positions = in.q_positions.data(), i.num_positions = in.q_positions.size();
-    i.prompt_end = in.prompt_end, i.layer = in.layer, i.scale = in.scale, i.rope_base = in.rope_base;
-    i.q_pre.data = i.k_pre.data = i.index_q.data = i.index_k.data = nullptr, i.index_weight.data = nullptr;
-    if (!in.q_pre.empty()) i.q_pre = View(in.q_pre);
-    if (!in.k_pre.empty()) i.k_pre = View(in.k_pre);
-    if (!in.index.q.empty()) {
-      i.index_q = View(in.index.q), i.index_weight = Matrix(in.index.weight);
-      i.index_k = {in.index.k.data, 0, 0, in.index.k.rows, 1, in.index.k.cols, in.index.k.row_stride, in.index.k.cols};
-    }
-    const AttentionPlanBuffer::Storage s = out.storage();
-    static_assert(sizeof(PlanEntry) == sizeof(sluice_plan_entry));
-    sluice_attention_plan p;
-    p.struct_size = sizeof p;
-    p.q_begin = p.q_count = p.kv_len = p.tile = p.window = p.unit = 0;
-    p.scope = p.encoding = p.token_mask = p.order = p.stop = 0xFF, p.stop_tau = 0, p.heads = p.kv_heads = 0;
-    p.row_begin = s.begin, p.row_count = s.count, p.max_rows = s.max_rows;
-    p.entries = reinterpret_cast<sluice_plan_entry*>(s.entries), p.entry_slots = s.entry_slots;
-    p.tokens = s.tokens, p.token_slots = s.token_slots, p.prefix = s.prefix, p.prefix_slots = s.max_prefix;
+    sluice_attention_plan& record = *out.record();
+    record.tile = 0;  // one who sets nothing is found out
     ErrorText e;
-    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan, &i, state, &context, &p, &e.c);
+    const sluice_code code =
+        t_->run(self_, static_cast<const PlanOf&>(plan).plan, reinterpret_cast<const sluice_attention_inputs*>(&in),
+                state, &context, &record, &e.c);
     if (code != 0) return e.Status(code);
-    if (p.scope > 2 || p.encoding > 3 || p.token_mask > 4 || p.order > 1 || p.stop > 1 || p.tile <= 0 || p.unit <= 0)
-      return absl::InternalError("the plug-in's plan has an unknown scope, encoding, mask or order");
-    // Begin lays rows out and empties them; the plug-in has filled them already, in the same layout.
-    PlanHeader header;
-    header.q_begin = p.q_begin, header.q_count = p.q_count, header.kv_len = p.kv_len, header.tile = p.tile;
-    header.window = p.window, header.heads = p.heads, header.kv_heads = p.kv_heads;
-    header.scope = static_cast<ListScope>(p.scope), header.q_positions = in.q_positions;
-    SLUICE_RETURN_IF_ERROR(out.Adopt(header, static_cast<Encoding>(p.encoding), p.unit));
-    AttentionBranch& b = out.branch();
-    b.token_mask = static_cast<MaskClass>(p.token_mask), b.order = static_cast<EntryOrder>(p.order);
-    b.stop = static_cast<StopRule>(p.stop), b.stop_tau = p.stop_tau;
-    return absl::OkStatus();
+    return out.Adopt(in.q_positions);
   }
 
  private:

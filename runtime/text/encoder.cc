@@ -84,7 +84,7 @@ struct Encoder::Scratch {
     header.scope = ListScope::kAllHeads;
     header.tile = kTile;
     absl::Status status = buffer.Begin(header, Encoding::kRuns, 1);
-    for (int64_t tile = 0; tile < buffer.plan().num_tiles(); ++tile) {
+    for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
       buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), EntryState::kExact, MaskClass::kNone, 0, 0};
       buffer.set_count(tile, 1);
     }

@@ -24,10 +24,11 @@ int main(int argc, char** argv) {
   InlineExecutor one;
   if (const absl::Status run = (*router)->Run(**plan, in, nullptr, {{}, &one}, out); !run.ok())
     return std::fprintf(stderr, "%s\n", run.ToString().c_str()), 1;
-  for (size_t row = 0; row < out.branch().rows.count.size(); ++row) {
+  const AttentionBranch& branch = out.plan().branches[0];
+  for (size_t row = 0; row < branch.rows.count.size(); ++row) {
     std::printf("%zu:", row);
-    for (uint32_t i = 0; i < out.branch().rows.count[row]; ++i)
-      std::printf(" %u", out.branch().entries[out.branch().rows.begin[row] + i].start);
+    for (uint32_t i = 0; i < branch.rows.count[row]; ++i)
+      std::printf(" %u", branch.entries[branch.rows.begin[row] + i].start);
     std::printf("\n");
   }
   std::printf("%s\n", r.attention.Create("strided:stride=0").status().ToString().c_str());

@@ -97,7 +97,7 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
       planted->q.data(), Planted::kQueries, Planted::kHeads, Planted::kWidth, Planted::kHeads * Planted::kWidth,
       Planted::kWidth};
   in.index.weight = {planted->w.data(), Planted::kQueries, Planted::kHeads, Planted::kHeads};
-  in.index.k = {planted->k.data(), n, Planted::kWidth, Planted::kWidth};
+  in.index.k = {planted->k.data(), DType::kF32, n, 1, Planted::kWidth, Planted::kWidth, Planted::kWidth};
   const AttentionShape s{
       Planted::kQueries, n, 1, 1, 16, 16, static_cast<int>(Planted::kHeads), static_cast<int>(Planted::kWidth), 1};
   InlineExecutor ex;
@@ -118,7 +118,7 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
   }
   for (auto _ : state) (void)one.router->Run(*one.plan, in, one.state.data(), {one.ws.workspace(), &ex}, one.buffer);
   double iou = 0;
-  const AttentionBranch &x = one.buffer.branch(), &y = other.buffer.branch();
+  const AttentionBranch &x = one.buffer.plan().branches[0], &y = other.buffer.plan().branches[0];
   for (size_t i = 0; i < Planted::kQueries; ++i)
     iou += IoU(x.tokens.subspan(x.rows.begin[i], x.rows.count[i]), y.tokens.subspan(y.rows.begin[i], y.rows.count[i]));
   state.counters["IoU"] = iou / Planted::kQueries;

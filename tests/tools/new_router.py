@@ -40,7 +40,7 @@ class {kind} {{
     p.entry_slots = 1;
     return p;
   }}
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&, AttentionPlanBuffer& out) const {{
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&, PlanWriter& out) const {{
     PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, kTile);
     header.window = config_.window;
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));

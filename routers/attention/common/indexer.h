@@ -23,11 +23,12 @@ class Indexer {
     if (s.index_heads == 0) return absl::OkStatus();
     const IndexInputs& x = in.index;
     if (x.q.rows != in.q.rows || x.q.heads != s.index_heads || x.q.dim != s.index_dim || x.weight.rows != in.q.rows ||
-        x.weight.cols != s.index_heads || x.k.rows != in.kv_len() || x.k.cols != s.index_dim) {
-      return absl::InvalidArgumentError(absl::StrCat("index inputs: q [", x.q.rows, ", ", x.q.heads, ", ", x.q.dim,
-                                                     "], weight [", x.weight.rows, ", ", x.weight.cols, "], k [",
-                                                     x.k.rows, ", ", x.k.cols, "]; planned for ", s.index_heads,
-                                                     " heads of width ", s.index_dim, " over ", in.kv_len(), " keys"));
+        x.weight.cols != s.index_heads || x.k.rows != in.kv_len() || x.k.heads != 1 || x.k.dim != s.index_dim ||
+        x.k.dtype != DType::kF32) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "index inputs: q [", x.q.rows, ", ", x.q.heads, ", ", x.q.dim, "], weight [", x.weight.rows, ", ",
+          x.weight.cols, "], k [", x.k.rows, ", ", x.k.heads, ", ", x.k.dim, "] of ", DTypeName(x.k.dtype),
+          "; planned for ", s.index_heads, " heads of width ", s.index_dim, " over ", in.kv_len(), " keys"));
     }
     return absl::OkStatus();
   }
@@ -35,8 +36,7 @@ class Indexer {
 
   // Index keys of one stream as a one-head view.
   KvView Keys(int64_t stream) const {
-    if (s_.index_heads > 0)
-      return {in_.index.k.data, DType::kF32, in_.index.k.rows, 1, s_.index_dim, in_.index.k.row_stride, s_.index_dim};
+    if (s_.index_heads > 0) return in_.index.k;
     KvView k = in_.k;
     k.data = in_.k.at(0, stream);
     k.heads = 1;

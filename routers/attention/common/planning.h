@@ -33,13 +33,13 @@ struct TileQueries {
   int64_t first, last;
   int64_t count() const { return last - first + 1; }
 };
-inline TileQueries QueriesOf(const AttentionPlan& p, int64_t tile) {
+inline TileQueries QueriesOf(const PlanHeader& p, int64_t tile) {
   return {p.position(tile * p.tile), p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1)};
 }
 
 // Calls body(list, tile, worker) for every list row.
 template <class Body>
-void ForEachRow(const AttentionPlan& p, Executor& executor, Body&& body) {
+void ForEachRow(const PlanHeader& p, Executor& executor, Body&& body) {
   const int64_t tiles = p.num_tiles();
   executor.ParallelFor(p.num_lists() * tiles, 1, [&](int64_t b, int64_t e, int w) {
     for (int64_t r = b; r < e; ++r) body(r / tiles, r % tiles, w);

@@ -39,14 +39,13 @@ class Dsa {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, PlanWriter& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
-    SLUICE_RETURN_IF_ERROR(
-        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
-    out.branch().token_mask = MaskClass::kFull;
+    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1);
+    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kTokens, 1));
+    out.set_token_mask(MaskClass::kFull);
     const attention_common::Indexer indexer(p.shape, in);
-    attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t, int64_t i, int w) {
+    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t, int64_t i, int w) {
       const int64_t keys = in.q_begin + i + 1;
       uint32_t* list = out.tokens(i);
       if (keys <= config_.k) {

@@ -26,7 +26,7 @@ struct IndexData {
     s.index_heads = static_cast<int>(heads), s.index_dim = static_cast<int>(dim);
     in.index.q = {q.data(), in.q.rows, heads, dim, heads * dim, dim};
     in.index.weight = {w.data(), in.q.rows, heads, heads};
-    in.index.k = {k.data(), in.k.rows, dim, dim};
+    in.index.k = {k.data(), DType::kF32, in.k.rows, 1, dim, dim, dim};
   }
 };
 TEST(Dsa, ListIsTheSortedTopKOfTheReference) {
@@ -57,7 +57,7 @@ TEST(Dsa, ScalingTheWeightsOfATokenChangesNothing) {
   EXPECT_EQ(RunRouter(*Make("dsa:k=50"), a, o).lists, before.lists);
   o.adjust = [&](AttentionShape& s, AttentionInputs& in) {
     index.Attach(s, in, 8, 16);
-    in.index.k.cols = 15;
+    in.index.k.dim = 15;
   };
   EXPECT_FALSE(RunRouter(*Make("dsa:k=50"), a, o).status.ok());
 }

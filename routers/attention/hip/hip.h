@@ -63,13 +63,12 @@ class Hip {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(
-        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block_q), Encoding::kRuns, 1));
-    attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t head, int64_t tile, int w) {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, PlanWriter& out) const {
+    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block_q);
+    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
+    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t head, int64_t tile, int w) {
       const int64_t row = out.row_of(head, tile);
-      out.set_count(row, Row(p, in, ctx, out.plan(), head, tile, w, out.entries(row)));
+      out.set_count(row, Row(p, in, ctx, header, head, tile, w, out.entries(row)));
     });
     return absl::OkStatus();
   }
@@ -80,7 +79,7 @@ class Hip {
   };
   explicit Hip(const Config& c) : config_(c) {}
 
-  int64_t Row(const Plan& p, const AttentionInputs& in, const RunContext& ctx, const AttentionPlan& plan, int64_t head,
+  int64_t Row(const Plan& p, const AttentionInputs& in, const RunContext& ctx, const PlanHeader& plan, int64_t head,
               int64_t tile, int w, PlanEntry* out) const {
     const auto q = attention_common::QueriesOf(plan, tile);
     const int64_t kv = head / (p.shape.heads / p.shape.kv_heads), bk = config_.block_k;

@@ -53,17 +53,17 @@ class Hisa {
     return p;
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const {
+                   PlanWriter& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
-    SLUICE_RETURN_IF_ERROR(
-        out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1), Encoding::kTokens, 1));
-    out.branch().token_mask = MaskClass::kFull;
+    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1);
+    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kTokens, 1));
+    out.set_token_mask(MaskClass::kFull);
     const attention_common::Indexer indexer(p.shape, in);
     const int64_t streams = attention_common::Indexer::Streams(p.shape),
                   width = attention_common::Indexer::Width(p.shape), B = config_.block;
     // A block's mean over keys later than the query is never read: the own block is forced, earlier blocks are whole.
     const attention_common::BlockMeans means = Summarise(p, in, indexer, streams, width, state, *ctx.executor);
-    attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t, int64_t i, int w) {
+    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t, int64_t i, int w) {
       const int64_t keys = in.q_begin + i + 1, blocks = (keys + B - 1) / B;
       uint32_t* list = out.tokens(i);
       if (keys <= config_.k) {

@@ -24,7 +24,7 @@ struct IndexData {
     s.index_heads = static_cast<int>(heads), s.index_dim = static_cast<int>(dim);
     in.index.q = {q.data(), in.q.rows, heads, dim, heads * dim, dim};
     in.index.weight = {w.data(), in.q.rows, heads, heads};
-    in.index.k = {k.data(), in.k.rows, dim, dim};
+    in.index.k = {k.data(), DType::kF32, in.k.rows, 1, dim, dim, dim};
   }
 };
 double MeanIoU(const RoutedRun& x, const RoutedRun& y) {

@@ -65,14 +65,14 @@ class MeanPool {
     return p;
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile),
-                                     Encoding::kBlocks, config_.block));
+                   PlanWriter& out) const {
+    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile);
+    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
     attention_common::BlockMeans means(state, p.shape.kv_heads, p.shape.max_kv, config_.block, p.shape.head_dim);
     means.Append(in.k, *ctx.executor);
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
-    attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
-      const auto q = attention_common::QueriesOf(out.plan(), tile);
+    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
+      const auto q = attention_common::QueriesOf(header, tile);
       const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block;
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
       float* best = p.scratch.At<float>(ctx.workspace, w, p.block_score);

@@ -60,13 +60,12 @@ class OracleBlockTopK {
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const {
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile),
-                                     Encoding::kBlocks, config_.block));
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, PlanWriter& out) const {
+    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile);
+    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
-    attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
-      const auto q = attention_common::QueriesOf(out.plan(), tile);
+    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
+      const auto q = attention_common::QueriesOf(header, tile);
       const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block, keys = q.last + 1;
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
       float* mass = p.scratch.At<float>(ctx.workspace, w, p.block_score);

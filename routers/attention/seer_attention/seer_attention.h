@@ -57,19 +57,19 @@ class SeerAttention {
     return p;
   }
   absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   AttentionPlanBuffer& out) const {
+                   PlanWriter& out) const {
     if (in.q_pre.empty() || in.k_pre.empty())
       return absl::FailedPreconditionError(
           "seer_attention pools queries and keys before RoPE: the host must pass q_pre and k_pre");
-    SLUICE_RETURN_IF_ERROR(out.Begin(attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block),
-                                     Encoding::kBlocks, config_.block));
+    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block);
+    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads;
     const size_t d = static_cast<size_t>(p.shape.head_dim);
     attention_common::BlockMeans gates(state, p.shape.kv_heads, p.shape.max_kv, config_.block, p.shape.head_dim);
     gates.Append(in.k_pre, *ctx.executor,
                  [&](float* gate, int64_t block) { Rotate(gate, d, block * config_.block, in.rope_base); });
-    attention_common::ForEachRow(out.plan(), *ctx.executor, [&](int64_t head, int64_t tile, int w) {
-      const auto q = attention_common::QueriesOf(out.plan(), tile);
+    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t head, int64_t tile, int w) {
+      const auto q = attention_common::QueriesOf(header, tile);
       const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block, kv = head / g;
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
       float* gate = p.scratch.At<float>(ctx.workspace, w, p.gate);
@@ -87,7 +87,7 @@ class SeerAttention {
         rule.k = std::max<int64_t>(1, static_cast<int64_t>((1 - std::sqrt(1 - config_.density)) * total));
         rule.count_forced = true;
       }
-      if (out.plan().num_tiles() - tile <= config_.dense_tail) rule = {0, 0, -1, 0, 1, false};
+      if (header.num_tiles() - tile <= config_.dense_tail) rule = {0, 0, -1, 0, 1, false};
       const int64_t row = out.row_of(head, tile);
       out.set_count(
           row, attention_common::SelectBlocks(rule, score, visible, own,

@@ -31,13 +31,12 @@ class SinkWindow {
     p.entry_slots = 2;
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
-                   AttentionPlanBuffer& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&, PlanWriter& out) const {
     PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, kTile);
     header.window = config_.window;
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
-    for (int64_t tile = 0; tile < out.plan().num_tiles(); ++tile) {
-      const auto q = attention_common::QueriesOf(out.plan(), tile);
+    for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
+      const auto q = attention_common::QueriesOf(header, tile);
       PlanEntry* e = out.entries(out.row_of(0, tile));
       int64_t n = 0;
       if (q.last >= in.prompt_end - config_.last_dense && q.last < in.prompt_end) {
