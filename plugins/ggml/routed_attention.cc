@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/compose/attention.h"
+#include "sluice/policies/cost/roofline.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/dynload/installed.h"
@@ -22,7 +23,9 @@ constexpr uint16_t kHidden = 0xFC00;  // -inf in f16
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
-// Aligned, growing, zeroed when it grows.
+constexpr int64_t kShortPlan = 65536;  // keys
+constexpr double kShortStep = 4e6;     // multiply-adds
+
 std::byte* AtLeast(OwnedWorkspace& w, size_t bytes) {
   if (w.bytes() < bytes) w.Resize(bytes);
   return w.data();
@@ -207,8 +210,12 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   return slot.get();
 }
 
-absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, const FlashCall& c,
-                                       LayerCounters& counters) {
+bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys, int64_t kv_bytes) {
+  if (c.decode_min_keys >= 0) return keys >= c.decode_min_keys;
+  return kv_bytes >= int64_t{2} << 20 && ServingRouter(decode, layer, keys).name() != "dense";
+}
+absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, const FlashCall& c, LayerCounters& counters,
+                                       Executor& executor) {
   AttendInputs in;
   in.q = c.q, in.k = c.k, in.v = c.v, in.scale = c.scale;
   AttendOutputs out;
@@ -218,7 +225,7 @@ absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, cons
     out.lse = s.lse.data();
   }
   const auto from = Clock::now();
-  SLUICE_RETURN_IF_ERROR(s.attend->Run(plan, in, {s.attend_workspace.workspace(), executor_.get()}, out));
+  SLUICE_RETURN_IF_ERROR(s.attend->Run(plan, in, {s.attend_workspace.workspace(), &executor}, out));
   if (c.sinks != nullptr) {
     for (int64_t i = 0; i < c.q.rows; ++i) {
       for (int64_t h = 0; h < c.q.heads; ++h) {
@@ -332,9 +339,11 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     branch.rows = {begin, count}, branch.entries = entries;
     plan.branches = absl::MakeConstSpan(&branch, 1);
     counters.plan_s += Since(from);
-    return Attended(s, plan, c, counters);
+    return Attended(s, plan, c, counters, *executor_);
   }
   const bool step = c.q.rows == 1;
+  // Threads that sleep take longer to wake than a step's plan and a short list take.
+  Executor& planner = step && c.k.rows <= kShortPlan ? inline_ : *executor_;
   const bool routed = c.k.rows >= config_.min_keys;
   Planned& p = !routed ? s.dense : step ? s.decode : s.prefill;
   const bool reuse = config_.reuse_layers > 1 && c.layer > 0 && c.layer % config_.reuse_layers != 0 && p.layer >= 0 &&
@@ -359,13 +368,16 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     };
     if (known.keys > mask.first || (known.keys > 0 && fingerprint(known.keys) != known.fingerprint))
       known.state.Clear();
-    SLUICE_RETURN_IF_ERROR(p.router->Run(*p.plan, in, state, {s.workspace.workspace(), executor_.get()}, p.buffer));
+    SLUICE_RETURN_IF_ERROR(p.router->Run(*p.plan, in, state, {s.workspace.workspace(), &planner}, p.buffer));
     known.keys = c.k.rows, known.fingerprint = fingerprint(c.k.rows);
     p.layer = c.layer, p.q_begin = mask.first, p.n_q = c.q.rows, p.stream = c.stream;
   }
   counters.routed += routed;
   counters.plan_s += Since(from);
-  return Attended(s, p.buffer.plan(), c, counters);
+  const AttentionPlan& plan = p.buffer.plan();
+  const WorkShape width{s.shape.head_dim, s.shape.value_dim, static_cast<int64_t>(DTypeBytes(c.k.dtype))};
+  const bool little = step && WorkOf(plan, width).macs < kShortStep;
+  return Attended(s, plan, c, counters, little ? inline_ : *executor_);
 }
 
 std::string RoutedAttention::CountersJson() const {

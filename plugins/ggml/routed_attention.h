@@ -20,19 +20,17 @@ namespace ggml {
 struct Config {
   std::string prefill = "dense", decode = "dense";
   int64_t min_keys = 0;  // shorter contexts stay dense
-  // Single steps with fewer keys stay with the host altogether: handing one over and waking threads costs some 0.3 ms a
-  // layer. -1: with less than 2 MiB of keys and values, and all where decode is dense, which the host does as well.
+  // Single steps with fewer keys stay with the host altogether: handing one over costs some 0.1 ms a layer. -1: with
+  // less than 2 MiB of keys and values, and in layers where decode is dense, which the host does as well.
   int64_t decode_min_keys = -1;
   int64_t reuse_layers = 1;  // so many layers in a row share the plan of their first
   int64_t threads = 0;       // 0: what the host sets
   std::string counters;      // file written at the end, JSON; "": none
 };
 absl::StatusOr<Config> ParseConfig(absl::string_view text);
-// Is a step over so many keys, of so many bytes of keys and values, worth taking from the host?
-inline bool TakesStep(const Config& c, int64_t keys, int64_t kv_bytes) {
-  if (c.decode_min_keys >= 0) return keys >= c.decode_min_keys;
-  return c.decode != "dense" && kv_bytes >= int64_t{2} << 20;
-}
+// Is a step of a layer over so many keys, of so many bytes of keys and values, worth taking from the host? `decode`:
+// the router of that setting.
+bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys, int64_t kv_bytes);
 
 struct FlashCall {
   int layer = -1;  // -1: unknown
@@ -83,12 +81,14 @@ class RoutedAttention {
   struct Planned;
   explicit RoutedAttention(const Config& config);
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
-  absl::Status Attended(Shape& s, const AttentionPlan& plan, const FlashCall& call, LayerCounters& counters);
+  absl::Status Attended(Shape& s, const AttentionPlan& plan, const FlashCall& call, LayerCounters& counters,
+                        Executor& executor);
   void Plain(const FlashCall& call);
 
   Config config_;
   std::unique_ptr<const AttentionRouter> prefill_, decode_, dense_;
   std::unique_ptr<Executor> executor_;
+  InlineExecutor inline_;
   std::map<std::vector<int64_t>, std::unique_ptr<Shape>> shapes_;
   std::map<int, LayerCounters> counters_;
   // The mask is the same for every layer of a pass.

@@ -79,24 +79,17 @@ class ComposedAttention final : public AttentionRouter {
         }
         return last;
       }
-      case Rule::kCascade: {
-        const int64_t length = std::max(in.kv_len(), in.prompt_end);
-        for (size_t i = 0; i + 1 < parts_.size(); ++i) {
-          if (length <= parts_[i].limit) return run(i);
-        }
-        return run(parts_.size() - 1);
-      }
-      case Rule::kPerLayer: {
+      case Rule::kPerLayer:
         if (in.layer < 0)
           return absl::FailedPreconditionError(absl::StrCat(name_, ": the host does not say which layer this is"));
-        int64_t layer = in.layer;
-        size_t i = 0;
-        while (i + 1 < parts_.size() && layer >= parts_[i].limit) layer -= parts_[i++].limit;
-        return run(i);
-      }
+        break;
+      case Rule::kCascade:
+        break;
     }
-    return absl::InternalError("no such rule");
+    return run(PartFor(in.layer, std::max(in.kv_len(), in.prompt_end)));
   }
+  // The part that serves a layer and length; of a fallback, the first.
+  const AttentionRouter& Serving(int64_t layer, int64_t length) const { return *parts_[PartFor(layer, length)].router; }
 
  private:
   struct PlanOf final : Plan {
@@ -105,10 +98,24 @@ class ComposedAttention final : public AttentionRouter {
     std::vector<std::unique_ptr<const Plan>> parts;
     std::vector<size_t> state;  // where each part's begins
   };
+  size_t PartFor(int64_t layer, int64_t length) const {
+    size_t i = 0;
+    if (rule_ == Rule::kCascade) {
+      while (i + 1 < parts_.size() && length > parts_[i].limit) ++i;
+    } else if (rule_ == Rule::kPerLayer) {
+      while (i + 1 < parts_.size() && layer >= parts_[i].limit) layer -= parts_[i++].limit;
+    }
+    return i;
+  }
   std::string name_;
   Rule rule_;
   std::vector<Part> parts_;
 };
+// The router, no composition, that serves a layer over so many keys.
+inline const AttentionRouter& ServingRouter(const AttentionRouter& r, int64_t layer, int64_t keys) {
+  const auto* composed = dynamic_cast<const ComposedAttention*>(&r);
+  return composed != nullptr ? ServingRouter(composed->Serving(layer, keys), layer, keys) : r;
+}
 
 // A router's spec or a composition of them.
 inline absl::StatusOr<std::unique_ptr<const AttentionRouter>> MakeAttentionPolicy(
