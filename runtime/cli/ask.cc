@@ -159,8 +159,9 @@ int ReadExperiment(const Connection& c) {
   const auto r = Ask(c, q);
   if (!r.ok()) return Fail(r.status());
   const v1::ExperimentResponse& e = r->experiment();
-  std::printf("experiment %s\n%-20s %8s %8s %9s %10s %8s %10s %18s %9s %8s\n", e.name().c_str(), "arm", "weight",
-              "units", "outcomes", "quality", "USD", "latency s", "gain, 95 %", "var. kept", "p");
+  if (e.arms_size() > 0)
+    std::printf("experiment %s\n%-20s %8s %8s %9s %10s %8s %10s %18s %9s %8s\n", e.name().c_str(), "arm", "weight",
+                "units", "outcomes", "quality", "USD", "latency s", "gain, 95 %", "var. kept", "p");
   for (const v1::ArmResult& a : e.arms()) {
     const auto mean = [&](v1::Metric m) { return a.metrics(static_cast<int>(m)).mean(); };
     const v1::MetricResult& q = a.metrics(v1::QUALITY);
@@ -170,7 +171,7 @@ int ReadExperiment(const Connection& c) {
                 q.variance_kept(), a.p());
     if (!a.stopped().empty()) std::printf("  stopped, its units get the control: %s\n", a.stopped().c_str());
   }
-  if (!e.readable())
+  if (e.arms_size() > 0 && !e.readable())
     std::printf("units were not split as planned (p %.2g): believe none of this\n", e.sample_ratio_p());
   for (const v1::ShadowResult& s : e.shadows()) {
     std::printf("shadow %-13s %llu decisions, %.1f %% as executed\n", s.policy().c_str(),

@@ -462,8 +462,9 @@ class ServerImpl final : public Server {
         History(*r.mutable_history());
         return false;
       case v1::Request::kExperiment:
-        if (!experiment_.running()) {
-          SetError(r.mutable_error(), v1::NOT_FOUND, "no experiment is configured (experiment { name: })");
+        if (!experiment_.running() && experiment_.shadows().empty()) {
+          SetError(r.mutable_error(), v1::NOT_FOUND,
+                   "no experiment is configured (experiment { name: } or { shadow: })");
           return false;
         }
         ReportExperiment(*r.mutable_experiment());

@@ -169,6 +169,17 @@ TEST(Server, AnExperimentSplitsUnitsAndFindsTheBetterArm) {
   EXPECT_LT(e.shadows(0).same(), 2000u);
 }
 
+TEST(Server, ShadowsNeedNoArms) {
+  RunningServer s(absl::StrCat(kTwoStages, R"(
+    policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } experiment { shadow: "other" })"));
+  auto c = s.Connect();
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(c->Route(Task("math"))->policy(), "control");
+  const v1::ExperimentResponse e = Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment();
+  EXPECT_EQ(e.arms_size(), 0);
+  ASSERT_EQ(e.shadows_size(), 1);
+  EXPECT_EQ(e.shadows(0).decisions(), 20u);
+}
+
 // Sends `n` decisions of `units` users with what the arms earn; waits until all outcomes are in the books.
 v1::ExperimentResponse RunExperiment(Client& c, int n, int units, uint64_t have,
                                      const std::function<double(const v1::Decision&, int unit)>& quality) {
