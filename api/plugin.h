@@ -299,6 +299,7 @@ struct AgentRouterC : ModelC<R> {
       std::vector<SumDelta> deltas;
       static_cast<const R*>(r)->Observe(plan, outcome, deltas);
       std::vector<sluice_sum_delta> sums;
+      sums.reserve(deltas.size());
       for (const SumDelta& d : deltas) sums.push_back({d.cell, 0, d.add});
       add(to, sums.data(), sums.size());
       return absl::OkStatus();

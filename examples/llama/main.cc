@@ -130,6 +130,7 @@ absl::StatusOr<json> Run(std::vector<std::string> args, const std::string& backe
       setenv("SLUICE_GGML_CONFIG", config.c_str(), 1);
     }
     std::vector<char*> argv;
+    argv.reserve(args.size() + 1);
     for (std::string& a : args) argv.push_back(a.data());
     argv.push_back(nullptr);
     execv("/proc/self/exe", argv.data());

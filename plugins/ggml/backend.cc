@@ -153,8 +153,7 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
              v->ne[0],
              static_cast<int64_t>(op->nb[2] / sizeof(float)),
              static_cast<int64_t>(op->nb[1] / sizeof(float))};
-    const absl::Status s = attention.Run(c);
-    if (!s.ok()) return s;
+    SLUICE_RETURN_IF_ERROR(attention.Run(c));
   }
   return absl::OkStatus();
 }

@@ -191,7 +191,7 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   SLUICE_ASSIGN_OR_RETURN(
       Attend attend,
       Attend::Create({a.max_queries, a.max_kv, a.heads, a.kv_heads, a.head_dim, a.value_dim, 64, 1, a.workers}, o));
-  s->attend = std::make_unique<Attend>(std::move(attend));
+  s->attend = std::make_unique<Attend>(attend);
   s->attend_workspace.Resize(s->attend->workspace_bytes());
   size_t workspace = 0;
   const std::pair<Planned*, const AttentionRouter*> all[] = {

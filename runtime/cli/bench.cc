@@ -139,6 +139,7 @@ Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients,
   std::vector<zmq::socket_t> sockets;
   std::vector<zmq::pollitem_t> items;
   std::vector<Clock::time_point> sent(static_cast<size_t>(clients));
+  sockets.reserve(static_cast<size_t>(clients)), items.reserve(static_cast<size_t>(clients));
   for (int i = 0; i < clients; ++i) sockets.push_back(Dealer(context, endpoint));
   for (zmq::socket_t& s : sockets) items.push_back({s.handle(), 0, ZMQ_POLLIN, 0});
   zmq::message_t answer;

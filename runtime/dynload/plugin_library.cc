@@ -176,6 +176,7 @@ class RemoteAgentRouter final : public AgentRouter {
                           a.ability.empty() ? nullptr : a.ability.data(), a.cost_usd, a.latency_s, a.weight});
     }
     std::vector<const sluice_agent*> each;
+    each.reserve(agents.size());
     for (const sluice_agent& a : agents) each.push_back(&a);
     const sluice_agent_graph graph{sizeof graph,
                                    tasks.data(),

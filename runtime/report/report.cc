@@ -46,7 +46,9 @@ Axis MakeAxis(double low, double high, bool log) {
     a.low = std::pow(10.0, std::floor(std::log10(low) * 3 + 1e-9) / 3);
     a.high = std::pow(10.0, std::ceil(std::log10(high) * 3 - 1e-9) / 3);
     if (a.high <= a.low * 1.0001) a.high = a.low * 10;
-    for (double decade = std::pow(10.0, std::floor(std::log10(a.low))); decade <= a.high * 1.0001; decade *= 10) {
+    for (int power = static_cast<int>(std::floor(std::log10(a.low))); std::pow(10.0, power) <= a.high * 1.0001;
+         ++power) {
+      const double decade = std::pow(10.0, power);
       for (double m : {1.0, 2.0, 5.0}) {
         if (decade * m >= a.low * 0.9999 && decade * m <= a.high * 1.0001) a.ticks.push_back(decade * m);
       }
@@ -57,7 +59,10 @@ Axis MakeAxis(double low, double high, bool log) {
   const double raw = (high - low) / 4, power = std::pow(10.0, std::floor(std::log10(raw)));
   const double step = power * (raw / power <= 1.0 ? 1 : raw / power <= 2 ? 2 : raw / power <= 5 ? 5 : 10);
   a.low = std::floor(low / step) * step, a.high = std::ceil(high / step) * step;
-  for (double t = a.low; t <= a.high + step / 2; t += step) a.ticks.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
+  for (int i = 0; a.low + i * step <= a.high + step / 2; ++i) {
+    const double t = a.low + i * step;
+    a.ticks.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
+  }
   return a;
 }
 

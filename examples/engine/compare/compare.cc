@@ -72,7 +72,7 @@ void Count(const sluice::AttentionPlan& p, int64_t context, Listed& out) {
         }
         const int64_t heads = p.kv_heads;
         for (int64_t h = list * heads / lists; h < std::max((list + 1) * heads / lists, list * heads / lists + 1); ++h)
-          out.head[static_cast<size_t>(h)] += n * keys / (lists > heads ? static_cast<double>(lists / heads) : 1.0);
+          out.head[static_cast<size_t>(h)] += n * keys / static_cast<double>(std::max<int64_t>(1, lists / heads));
       }
     }
     out.causal += n * static_cast<double>(end);
@@ -291,8 +291,6 @@ sluice::Report MakeReport(const std::vector<CompareDocument>& documents, const C
                    per = 1e-9 / static_cast<double>(std::max<int64_t>(1, n));
       for (double v : {density, macs * per, kv * per, weights * per}) row.push_back({"", v});
       if (times) {
-        double base_s = 0;
-        for (const CompareDocument* d : base) base_s += d->total_s;
         const auto speed = sluice::PairedBootstrap(n, o.draws, o.seed, [&](absl::Span<const int64_t> drawn) {
           double mine = 0, theirs = 0;
           for (int64_t k : drawn)
