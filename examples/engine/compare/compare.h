@@ -15,7 +15,7 @@ struct CompareOptions {
   std::vector<std::string> policies;  // the first is the baseline
   std::vector<int64_t> contexts;      // tokens of a document
   bool perplexity = true, facts = true;
-  int64_t documents = 6;  // a context, fewer where the tokens do not reach
+  int64_t documents = 5;  // a context, fewer where the tokens do not reach
   int64_t facts_each = 16;
   std::string separator = "\n";  // around planted facts
   uint64_t seed = 1;             // of facts and bootstrap
