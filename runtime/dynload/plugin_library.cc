@@ -28,7 +28,15 @@ void ParallelFor(void* self, int64_t n, int64_t grain, sluice_body body, void* a
   static_cast<Executor*>(self)->ParallelFor(
       n, grain, [&](int64_t begin, int64_t end, int worker) { body(arg, begin, end, worker); });
 }
-sluice_executor Lend(Executor& e) { return {&e, e.num_workers(), 0, ParallelFor}; }
+// What a run may use, for as long as it lasts.
+struct LentContext {
+  explicit LentContext(const RunContext& ctx)
+      : executor{ctx.executor, ctx.executor->num_workers(), 0, ParallelFor},
+        c{sizeof c, ctx.workspace.data, ctx.workspace.bytes, &executor} {}
+  LentContext(const LentContext&) = delete;  // c points into it
+  const sluice_executor executor;
+  const sluice_run_context c;
+};
 sluice_weights Lend(const WeightSource& w) {
   sluice_weights c{sizeof c, &w, nullptr, nullptr};
   c.get_int = [](const void* self, const char* key, int64_t* out, sluice_error* e) noexcept {
@@ -93,13 +101,12 @@ class RemoteRouter final : public Router {
     return plan;
   }
   absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx, Assignment& out) const override {
-    const sluice_executor executor = Lend(*ctx.executor);
-    const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
+    const LentContext context(ctx);
     out.num_dropped = 0;
     ErrorText e;
     const sluice_code code =
         t_->run(self_, static_cast<const PlanOf&>(plan).plan, reinterpret_cast<const sluice_route_inputs*>(&in),
-                &context, reinterpret_cast<sluice_assignment*>(&out), &e.c);
+                &context.c, reinterpret_cast<sluice_assignment*>(&out), &e.c);
     return e.Status(code);
   }
 
@@ -138,14 +145,13 @@ class RemoteAttentionRouter final : public AttentionRouter {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
     if ((t_->flags & SLUICE_SCATTERED_QUERIES) == 0 && !in.q_positions.empty())
       return CheckContiguousQueries(t_->name, in);
-    const sluice_executor executor = Lend(*ctx.executor);
-    const sluice_run_context context{sizeof context, ctx.workspace.data, ctx.workspace.bytes, &executor};
+    const LentContext context(ctx);
     sluice_attention_plan& record = *out.record();
     record.tile = 0;  // one who sets nothing is found out
     ErrorText e;
     const sluice_code code =
         t_->run(self_, static_cast<const PlanOf&>(plan).plan, reinterpret_cast<const sluice_attention_inputs*>(&in),
-                state, &context, &record, &e.c);
+                state, &context.c, &record, &e.c);
     if (code != 0) return e.Status(code);
     return out.Adopt(in.q_positions);
   }
