@@ -1,11 +1,12 @@
 #ifndef SLUICE_API_AGENT_ROUTER_H_
 #define SLUICE_API_AGENT_ROUTER_H_
-// Agent routers: one agent a stage for each query. Plan, then run: MakePlan may fail and allocate; Run is const and
-// never allocates (on success), locks or logs.
+// Agent routers: one agent a stage for each query. Plan, then run: MakePlan may fail and allocate;
+// Run is const and never allocates (on success), locks or logs.
 //
-// Learning is a sum. Observe turns one outcome into increments of integers and reads nothing but that outcome; Fold
-// turns the sums of one epoch into the doubles that Run reads. So the state is a function of the set of outcomes: their
-// order, duplicates that are dropped by id, crashes and the number of replicas cannot change one bit of it.
+// Learning is a sum. Observe turns one outcome into increments of integers and reads nothing but
+// that outcome; Fold turns the sums of one epoch into the doubles that Run reads. So the state is a
+// function of the set of outcomes: their order, duplicates that are dropped by id, crashes and the
+// number of replicas cannot change one bit of it.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -34,21 +35,23 @@ inline constexpr int kMaxTasks = 64;
 // A backbone model in a role. What is not known is left at its default.
 struct Agent {
   std::string id, model, role;
-  std::vector<double> ability;  // per task in [0, 1]: prior share of queries it answers well; empty: 0.5
-  double cost_usd = 0;          // prior mean of one call
-  double latency_s = 0;         // prior mean of one call
-  double weight = 1;            // for weighted choice
+  std::vector<double>
+      ability;           // per task in [0, 1]: prior share of queries it answers well; empty: 0.5
+  double cost_usd = 0;   // prior mean of one call
+  double latency_s = 0;  // prior mean of one call
+  double weight = 1;     // for weighted choice
 };
 
-// Stages of agents; a path takes one agent of each. Agents are numbered through all stages, edges too: edge (i, j) of
-// stage s goes from agent i of stage s - 1 (a virtual source for s = 0) to agent j of stage s.
+// Stages of agents; a path takes one agent of each. Agents are numbered through all stages, edges
+// too: edge (i, j) of stage s goes from agent i of stage s - 1 (a virtual source for s = 0) to
+// agent j of stage s.
 struct AgentGraph {
   std::vector<std::string> tasks;
   std::vector<std::vector<Agent>> stages;
 
   int64_t num_tasks() const { return static_cast<int64_t>(tasks.size()); }
   int num_stages() const { return static_cast<int>(stages.size()); }
-  int stage_size(int s) const { return static_cast<int>(stages[static_cast<size_t>(s)].size()); }
+  int stage_size(int s) const { return static_cast<int>(stages[s].size()); }
   int rows(int s) const { return s == 0 ? 1 : stage_size(s - 1); }
   int64_t first_agent(int s) const {
     int64_t n = 0;
@@ -64,7 +67,7 @@ struct AgentGraph {
   int64_t num_edges() const { return first_edge(num_stages()); }
   const Agent& agent(int64_t a) const {
     for (const auto& stage : stages) {
-      if (a < static_cast<int64_t>(stage.size())) return stage[static_cast<size_t>(a)];
+      if (a < static_cast<int64_t>(stage.size())) return stage[a];
       a -= static_cast<int64_t>(stage.size());
     }
     return stages.back().back();
@@ -83,25 +86,29 @@ inline absl::Status ValidateGraph(const AgentGraph& g) {
   std::vector<absl::string_view> ids;
   for (size_t s = 0; s < g.stages.size(); ++s) {
     if (g.stages[s].empty() || g.stages[s].size() > kMaxStageAgents) {
-      return absl::InvalidArgumentError(absl::StrCat("agent graph: stage ", s, " has ", g.stages[s].size(),
-                                                     " agents, allowed 1 to ", kMaxStageAgents));
+      return absl::InvalidArgumentError(absl::StrCat("agent graph: stage ", s, " has ",
+                                                     g.stages[s].size(), " agents, allowed 1 to ",
+                                                     kMaxStageAgents));
     }
     for (const Agent& a : g.stages[s]) {
       if (a.id.empty())
-        return absl::InvalidArgumentError(absl::StrCat("agent graph: an agent of stage ", s, " has no id"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("agent graph: an agent of stage ", s, " has no id"));
       if (!a.ability.empty() && a.ability.size() != g.tasks.size()) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "agent '", a.id, "': ", a.ability.size(), " abilities, wanted one a task = ", g.tasks.size(), ", or none"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("agent '", a.id, "': ", a.ability.size(),
+                         " abilities, wanted one a task = ", g.tasks.size(), ", or none"));
       }
       for (double x : a.ability) {
         if (!(x >= 0 && x <= 1)) {
-          return absl::OutOfRangeError(absl::StrCat("agent '", a.id, "': ability ", x, " is outside [0, 1]"));
+          return absl::OutOfRangeError(
+              absl::StrCat("agent '", a.id, "': ability ", x, " is outside [0, 1]"));
         }
       }
       for (double x : {a.cost_usd, a.latency_s, a.weight}) {
         if (!(x >= 0 && x <= 1e9)) {
-          return absl::OutOfRangeError(
-              absl::StrCat("agent '", a.id, "': cost, latency and weight must be in [0, 1e9], got ", x));
+          return absl::OutOfRangeError(absl::StrCat(
+              "agent '", a.id, "': cost, latency and weight must be in [0, 1e9], got ", x));
         }
       }
       ids.push_back(a.id);
@@ -109,13 +116,15 @@ inline absl::Status ValidateGraph(const AgentGraph& g) {
   }
   std::sort(ids.begin(), ids.end());
   if (auto twice = std::adjacent_find(ids.begin(), ids.end()); twice != ids.end()) {
-    return absl::InvalidArgumentError(absl::StrCat("agent graph: two agents are called '", *twice, "'"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("agent graph: two agents are called '", *twice, "'"));
   }
   for (size_t i = 0; i < g.tasks.size(); ++i) {
     if (g.tasks[i].empty()) return absl::InvalidArgumentError("agent graph: a task has no name");
     for (size_t j = 0; j < i; ++j) {
       if (g.tasks[i] == g.tasks[j]) {
-        return absl::InvalidArgumentError(absl::StrCat("agent graph: two tasks are called '", g.tasks[i], "'"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("agent graph: two tasks are called '", g.tasks[i], "'"));
       }
     }
   }
@@ -171,7 +180,8 @@ struct SumDelta {
   uint32_t cell = 0;
   int64_t add = 0;
 };
-// |v| is cut at 1024, so that two million outcomes an epoch cannot overflow a cell. NaN counts as 0.
+// |v| is cut at 1024, so that two million outcomes an epoch cannot overflow a cell. NaN counts as
+// 0.
 inline int64_t ToSum(double v) {
   if (!(v == v)) return 0;
   return std::llround(std::clamp(v, -1024.0, 1024.0) / kSumUnit);
@@ -186,19 +196,19 @@ struct AgentPlanInfo {
 
 template <class R>
 concept AgentRouterModel =
-    (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config>&& std::derived_from<
-        typename R::Plan, AgentPlanInfo>&& requires(const R& r, const typename R::Plan& p,
-                                                    std::shared_ptr<const AgentGraph> g, const AgentRequest& q,
-                                                    const AgentOutcome& o, absl::Span<const double> state,
-                                                    absl::Span<const int64_t> sums, absl::Span<double> out,
-                                                    std::vector<SumDelta>& deltas, AgentDecision& d, AgentTrace* t) {
-  { R::kName } -> std::convertible_to<absl::string_view>;
-  { r.MakePlan(g) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
-  {r.InitialState(p, out)};
-  { r.Run(p, state, q, d, t) } -> std::same_as<absl::Status>;
-  {r.Observe(p, o, deltas)};
-  {r.Fold(p, sums, out)};
-};
+    (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config> &&
+    std::derived_from<typename R::Plan, AgentPlanInfo> &&
+    requires(const R& r, const typename R::Plan& p, std::shared_ptr<const AgentGraph> g,
+             const AgentRequest& q, const AgentOutcome& o, absl::Span<const double> state,
+             absl::Span<const int64_t> sums, absl::Span<double> out, std::vector<SumDelta>& deltas,
+             AgentDecision& d, AgentTrace* t) {
+      { R::kName } -> std::convertible_to<absl::string_view>;
+      { r.MakePlan(g) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
+      { r.InitialState(p, out) };
+      { r.Run(p, state, q, d, t) } -> std::same_as<absl::Status>;
+      { r.Observe(p, o, deltas) };
+      { r.Fold(p, sums, out) };
+    };
 
 // What a host holds.
 class AgentRouter {
@@ -210,16 +220,18 @@ class AgentRouter {
   };
   virtual ~AgentRouter() = default;
   virtual absl::string_view name() const = 0;
-  virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(std::shared_ptr<const AgentGraph>) const = 0;
+  virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(
+      std::shared_ptr<const AgentGraph>) const = 0;
   virtual void InitialState(const Plan&, absl::Span<double> state) const = 0;
-  // A path and its propensity. `trace` (optional) gets every candidate of every stage. An error when a stage has no
-  // agent that is not blocked.
-  virtual absl::Status Run(const Plan&, absl::Span<const double> state, const AgentRequest&, AgentDecision&,
-                           AgentTrace* trace) const = 0;
+  // A path and its propensity. `trace` (optional) gets every candidate of every stage. An error
+  // when a stage has no agent that is not blocked.
+  virtual absl::Status Run(const Plan&, absl::Span<const double> state, const AgentRequest&,
+                           AgentDecision&, AgentTrace* trace) const = 0;
   // Appends what the outcome adds to its epoch.
   virtual void Observe(const Plan&, const AgentOutcome&, std::vector<SumDelta>&) const = 0;
   // State before an epoch -> state after it.
-  virtual void Fold(const Plan&, absl::Span<const int64_t> sums, absl::Span<double> state) const = 0;
+  virtual void Fold(const Plan&, absl::Span<const int64_t> sums,
+                    absl::Span<double> state) const = 0;
 };
 
 template <AgentRouterModel R>
@@ -227,20 +239,24 @@ class AgentRouterOf final : public AgentRouter {
  public:
   explicit AgentRouterOf(R r) : r_(std::move(r)) {}
   absl::string_view name() const override { return R::kName; }
-  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(std::shared_ptr<const AgentGraph> g) const override {
+  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(
+      std::shared_ptr<const AgentGraph> g) const override {
     SLUICE_RETURN_IF_ERROR(ValidateGraph(*g));
     SLUICE_ASSIGN_OR_RETURN(auto plan, r_.MakePlan(std::move(g)));
     return std::make_unique<const PlanOf>(std::move(plan));
   }
-  void InitialState(const Plan& p, absl::Span<double> state) const override { r_.InitialState(Of(p), state); }
-  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
-                   AgentTrace* trace) const override {
+  void InitialState(const Plan& p, absl::Span<double> state) const override {
+    r_.InitialState(Of(p), state);
+  }
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
+                   AgentDecision& d, AgentTrace* trace) const override {
     return r_.Run(Of(p), state, q, d, trace);
   }
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& deltas) const override {
     r_.Observe(Of(p), o, deltas);
   }
-  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const override {
+  void Fold(const Plan& p, absl::Span<const int64_t> sums,
+            absl::Span<double> state) const override {
     r_.Fold(Of(p), sums, state);
   }
 

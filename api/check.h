@@ -29,7 +29,8 @@
 
 #define SLUICE_CONCAT_INNER(a, b) a##b
 #define SLUICE_CONCAT(a, b) SLUICE_CONCAT_INNER(a, b)
-#define SLUICE_ASSIGN_OR_RETURN(lhs, expr) SLUICE_ASSIGN_IMPL(SLUICE_CONCAT(sluice_or_, __LINE__), lhs, expr)
+#define SLUICE_ASSIGN_OR_RETURN(lhs, expr) \
+  SLUICE_ASSIGN_IMPL(SLUICE_CONCAT(sluice_or_, __LINE__), lhs, expr)
 #define SLUICE_ASSIGN_IMPL(tmp, lhs, expr)       \
   auto tmp = (expr);                             \
   if (!tmp.ok()) return std::move(tmp).status(); \

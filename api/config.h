@@ -1,11 +1,12 @@
 #ifndef SLUICE_API_CONFIG_H_
 #define SLUICE_API_CONFIG_H_
-// A config is a plain struct with one VisitFields method; reading, range errors, help text and printing all come from
-// that declaration:
+// A config is a plain struct with one VisitFields method; reading, range errors, help text and
+// printing all come from that declaration:
 //
 //   struct Config {
 //     int64_t k = 16;
-//     template <class V> void VisitFields(V&& v) { v("k", k, Range<int64_t>{1, 65536}, "blocks kept per query tile"); }
+//     template <class V> void VisitFields(V&& v) { v("k", k, Range<int64_t>{1, 65536}, "blocks kept
+//     per query tile"); }
 //   };
 #include <algorithm>
 #include <cmath>
@@ -43,7 +44,9 @@ struct Choices {
 
 namespace config_internal {
 inline bool Parse(absl::string_view t, int64_t* v) { return absl::SimpleAtoi(t, v); }
-inline bool Parse(absl::string_view t, double* v) { return absl::SimpleAtod(t, v) && !std::isnan(*v); }
+inline bool Parse(absl::string_view t, double* v) {
+  return absl::SimpleAtod(t, v) && !std::isnan(*v);
+}
 inline bool Parse(absl::string_view t, bool* v) { return absl::SimpleAtob(t, v); }
 
 inline std::string Print(int64_t v) { return absl::StrCat(v); }
@@ -76,8 +79,8 @@ struct Setter {
                                                        : std::is_integral_v<T> ? "an integer"
                                                                                : "a number"));
     } else if (v < range.lo || range.hi < v) {
-      status = absl::OutOfRangeError(
-          absl::StrCat(key, "=", text, " is outside [", Print(range.lo), ", ", Print(range.hi), "]"));
+      status = absl::OutOfRangeError(absl::StrCat(key, "=", text, " is outside [", Print(range.lo),
+                                                  ", ", Print(range.hi), "]"));
     } else {
       field = v;
     }
@@ -89,7 +92,8 @@ struct Setter {
     found = true;
     const auto* at = std::find(choices.names.begin(), choices.names.end(), text);
     if (at == choices.names.end()) {
-      status = absl::InvalidArgumentError(absl::StrCat(key, ": '", text, "' is not one of ", choices.Joined(", ")));
+      status = absl::InvalidArgumentError(
+          absl::StrCat(key, ": '", text, "' is not one of ", choices.Joined(", ")));
     } else {
       field = static_cast<E>(at - choices.names.begin());
     }
@@ -99,13 +103,13 @@ struct Describer {
   std::string* out;
   template <class T>
   void operator()(absl::string_view name, T& field, Range<T> range, absl::string_view doc) {
-    absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ", Print(range.hi), "]  ", doc,
-                    "\n");
+    absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ",
+                    Print(range.hi), "]  ", doc, "\n");
   }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view doc) {
-    absl::StrAppend(out, "  ", name, "=", choices.names.begin()[static_cast<size_t>(field)], "  {",
-                    choices.Joined(", "), "}  ", doc, "\n");
+    absl::StrAppend(out, "  ", name, "=", choices.names.begin()[field], "  {", choices.Joined(", "),
+                    "}  ", doc, "\n");
   }
 };
 struct Printer {
@@ -116,13 +120,13 @@ struct Printer {
   }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {
-    absl::StrAppend(out, out->empty() ? "" : ",", name, "=", choices.names.begin()[static_cast<size_t>(field)]);
+    absl::StrAppend(out, out->empty() ? "" : ",", name, "=", choices.names.begin()[field]);
   }
 };
 }  // namespace config_internal
 
-// Fills `config` from text. A key that no field claims is an error that lists the known keys; `config` is unchanged
-// when the result is not OK.
+// Fills `config` from text. A key that no field claims is an error that lists the known keys;
+// `config` is unchanged when the result is not OK.
 template <class Config>
 absl::Status ReadConfig(absl::Span<const KeyValue> kvs, Config& config) {
   Config read = config;
@@ -130,8 +134,8 @@ absl::Status ReadConfig(absl::Span<const KeyValue> kvs, Config& config) {
     config_internal::Setter set{key, text, false, absl::OkStatus(), {}};
     read.VisitFields(set);
     if (!set.found) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown key '", key, "'; known: ", set.known.empty() ? "(none)" : set.known));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "unknown key '", key, "'; known: ", set.known.empty() ? "(none)" : set.known));
     }
     if (!set.status.ok()) return set.status;
   }
@@ -163,14 +167,17 @@ struct Spec {
 };
 inline absl::StatusOr<Spec> ParseSpec(absl::string_view text) {
   Spec spec;
-  const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(text, absl::MaxSplits(':', 1));
+  const std::pair<absl::string_view, absl::string_view> parts =
+      absl::StrSplit(text, absl::MaxSplits(':', 1));
   spec.name = absl::StripAsciiWhitespace(parts.first);
-  if (spec.name.empty()) return absl::InvalidArgumentError(absl::StrCat("'", text, "' names no method"));
+  if (spec.name.empty())
+    return absl::InvalidArgumentError(absl::StrCat("'", text, "' names no method"));
   if (parts.second.empty()) return spec;
   for (absl::string_view item : absl::StrSplit(parts.second, ',')) {
     const size_t eq = item.find('=');
     if (eq == absl::string_view::npos || eq == 0) {
-      return absl::InvalidArgumentError(absl::StrCat("'", item, "' in '", text, "' is not key=value"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("'", item, "' in '", text, "' is not key=value"));
     }
     spec.options.emplace_back(absl::StripAsciiWhitespace(item.substr(0, eq)),
                               absl::StripAsciiWhitespace(item.substr(eq + 1)));

@@ -6,8 +6,9 @@
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Borrowed parallelism: the host owns the threads. `worker` is in [0, num_workers) and unique among concurrent bodies,
-// so scratch can be indexed by it. Bodies neither block nor lock. Results never depend on the number of workers.
+// Borrowed parallelism: the host owns the threads. `worker` is in [0, num_workers) and unique among
+// concurrent bodies, so scratch can be indexed by it. Bodies neither block nor lock. Results never
+// depend on the number of workers.
 class Executor {
  public:
   using Body = absl::FunctionRef<void(int64_t begin, int64_t end, int worker)>;

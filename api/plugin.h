@@ -1,6 +1,7 @@
 #ifndef SLUICE_API_PLUGIN_H_
 #define SLUICE_API_PLUGIN_H_
-// Author models as a plug-in. One .cc per plug-in, linked with a version script that exports sluice_plugin_entry_v1:
+// Author models as a plug-in. One .cc per plug-in, linked with a version script that exports
+// sluice_plugin_entry_v1:
 //
 //   #include "sluice/api/plugin.h"
 //   #include "my_router.h"
@@ -59,7 +60,9 @@ class LentExecutor final : public Executor {
   void ParallelFor(int64_t n, int64_t grain, Body body) override {
     e_.parallel_for(
         e_.self, n, grain,
-        [](void* arg, int64_t begin, int64_t end, int32_t worker) { (*static_cast<Body*>(arg))(begin, end, worker); },
+        [](void* arg, int64_t begin, int64_t end, int32_t worker) {
+          (*static_cast<Body*>(arg))(begin, end, worker);
+        },
         &body);
   }
 
@@ -76,7 +79,8 @@ class LentWeights final : public WeightSource {
     if (code != 0) return e.Status(code);
     return out;
   }
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override {
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                             absl::Span<const uint64_t> shape) const override {
     uint64_t count = 1;
     for (uint64_t n : shape) {
       if (n != 0 && count > (uint64_t{1} << 40) / n)
@@ -85,7 +89,8 @@ class LentWeights final : public WeightSource {
     }
     std::vector<float> out(count);
     ErrorText e;
-    const sluice_code code = w_.read_f32(w_.self, name.c_str(), shape.data(), shape.size(), out.data(), count, &e.c);
+    const sluice_code code =
+        w_.read_f32(w_.self, name.c_str(), shape.data(), shape.size(), out.data(), count, &e.c);
     if (code != 0) return e.Status(code);
     return out;
   }
@@ -97,16 +102,18 @@ class LentWeights final : public WeightSource {
 // What every table has alike: making and deleting models and plans.
 template <class R>
 struct ModelC {
-  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* weights, void** out,
-                            sluice_error* e) noexcept {
+  static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* weights,
+                            void** out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       std::vector<KeyValue> kvs;
       for (size_t i = 0; i < n; ++i)
-        kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len), absl::string_view(kv[i].value, kv[i].value_len));
+        kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len),
+                         absl::string_view(kv[i].value, kv[i].value_len));
       typename R::Config config;
       SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
       if constexpr (LearnedModel<R>) {
-        if (weights == nullptr) return absl::FailedPreconditionError("needs trained weights and got none");
+        if (weights == nullptr)
+          return absl::FailedPreconditionError("needs trained weights and got none");
         SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, LentWeights(*weights)));
         *out = new R(std::move(r));
       } else {
@@ -125,24 +132,26 @@ inline RunContext Context(const sluice_run_context& c, Executor& executor) {
 
 template <RouterModel R>
 struct RouterC : ModelC<R> {
-  static sluice_code MakePlan(const void* r, const sluice_route_shape* s, void** out, sluice_route_info* info,
-                              sluice_error* e) noexcept {
+  static sluice_code MakePlan(const void* r, const sluice_route_shape* s, void** out,
+                              sluice_route_info* info, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      SLUICE_ASSIGN_OR_RETURN(auto plan,
-                              static_cast<const R*>(r)->MakePlan({s->items, s->units, s->width, s->workers}));
-      info->workspace_bytes = plan.workspace_bytes, info->max_entries = plan.max_entries;
+      SLUICE_ASSIGN_OR_RETURN(auto plan, static_cast<const R*>(r)->MakePlan(
+                                             {s->items, s->units, s->width, s->workers}));
+      info->workspace_bytes = plan.workspace_bytes;
+      info->max_entries = plan.max_entries;
       *out = new typename R::Plan(std::move(plan));
       return absl::OkStatus();
     });
   }
-  static sluice_code Run(const void* r, const void* p, const sluice_route_inputs* in, const sluice_run_context* c,
-                         sluice_assignment* a, sluice_error* e) noexcept {
+  static sluice_code Run(const void* r, const void* p, const sluice_route_inputs* in,
+                         const sluice_run_context* c, sluice_assignment* a,
+                         sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       static_assert(SLUICE_ABI_MINOR < 2, "hosts of 1.0 and 1.1 have the same records here");
       LentExecutor executor(*c->executor);
-      return static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p),
-                                           *reinterpret_cast<const RouteInputs*>(in), Context(*c, executor),
-                                           *reinterpret_cast<Assignment*>(a));
+      return static_cast<const R*>(r)->Run(
+          *static_cast<const typename R::Plan*>(p), *reinterpret_cast<const RouteInputs*>(in),
+          Context(*c, executor), *reinterpret_cast<Assignment*>(a));
     });
   }
   static const sluice_router_v1* Table() {
@@ -164,26 +173,36 @@ struct RouterC : ModelC<R> {
 constexpr uint64_t Flag(bool set, int flag) { return set ? static_cast<uint64_t>(flag) : 0; }
 template <AttentionRouterModel R>
 struct AttentionRouterC : ModelC<R> {
-  static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out, sluice_attention_info* info,
-                              sluice_error* e) noexcept {
+  static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out,
+                              sluice_attention_info* info, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       AttentionShape shape;
-      shape.max_queries = s->max_queries, shape.max_kv = s->max_kv, shape.heads = s->heads,
+      shape.max_queries = s->max_queries;
+      shape.max_kv = s->max_kv;
+      shape.heads = s->heads;
       shape.kv_heads = s->kv_heads;
-      shape.head_dim = s->head_dim, shape.value_dim = s->value_dim, shape.index_heads = s->index_heads;
-      shape.index_dim = s->index_dim, shape.workers = s->workers;
+      shape.head_dim = s->head_dim;
+      shape.value_dim = s->value_dim;
+      shape.index_heads = s->index_heads;
+      shape.index_dim = s->index_dim;
+      shape.workers = s->workers;
       SLUICE_RETURN_IF_ERROR(CheckAttentionShape(shape));
       SLUICE_ASSIGN_OR_RETURN(auto made, static_cast<const R*>(r)->MakePlan(shape));
       auto plan = std::make_unique<typename R::Plan>(std::move(made));
       const AttentionPlanInfo& i = *plan;
-      info->workspace_bytes = i.workspace_bytes, info->state_bytes = i.state_bytes, info->max_rows = i.max_rows;
-      info->entry_slots = i.entry_slots, info->token_slots = i.token_slots, info->prefix_slots = i.prefix_slots;
+      info->workspace_bytes = i.workspace_bytes;
+      info->state_bytes = i.state_bytes;
+      info->max_rows = i.max_rows;
+      info->entry_slots = i.entry_slots;
+      info->token_slots = i.token_slots;
+      info->prefix_slots = i.prefix_slots;
       *out = plan.release();
       return absl::OkStatus();
     });
   }
-  static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in, void* state,
-                         const sluice_run_context* c, sluice_attention_plan* out, sluice_error* e) noexcept {
+  static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in,
+                         void* state, const sluice_run_context* c, sluice_attention_plan* out,
+                         sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       if (in->struct_size < sizeof(AttentionInputs)) {  // from a host that knows fewer fields
         AttentionInputs longer;
@@ -197,8 +216,9 @@ struct AttentionRouterC : ModelC<R> {
                             const sluice_run_context* c, sluice_attention_plan* out) {
     LentExecutor executor(*c->executor);
     PlanWriter writer(out);
-    return static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p), in, static_cast<std::byte*>(state),
-                                         Context(*c, executor), writer);
+    return static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p), in,
+                                         static_cast<std::byte*>(state), Context(*c, executor),
+                                         writer);
   }
   static const sluice_attention_router_v1* Table() {
     static const std::string name(R::kName), help = DescribeConfig<typename R::Config>(),
@@ -206,8 +226,10 @@ struct AttentionRouterC : ModelC<R> {
     static const sluice_attention_router_v1 t = {
         sizeof(sluice_attention_router_v1),
         name.c_str(),
-        Flag(R::kTokenCausal, SLUICE_TOKEN_CAUSAL) | Flag(NeedsPreRope<R>(), SLUICE_NEEDS_PRE_ROPE) |
-            Flag(R::kExactAtFullBudget, SLUICE_EXACT_AT_FULL_BUDGET) | Flag(LearnedModel<R>, SLUICE_NEEDS_WEIGHTS) |
+        Flag(R::kTokenCausal, SLUICE_TOKEN_CAUSAL) |
+            Flag(NeedsPreRope<R>(), SLUICE_NEEDS_PRE_ROPE) |
+            Flag(R::kExactAtFullBudget, SLUICE_EXACT_AT_FULL_BUDGET) |
+            Flag(LearnedModel<R>, SLUICE_NEEDS_WEIGHTS) |
             Flag(TakesScatteredQueries<R>(), SLUICE_SCATTERED_QUERIES),
         help.c_str(),
         full.c_str(),
@@ -233,9 +255,11 @@ struct AgentRouterC : ModelC<R> {
   static absl::Span<const double> State(const Plan& p, const double* state) {
     return {state, static_cast<size_t>(p.state)};
   }
-  static absl::Span<double> State(const Plan& p, double* state) { return {state, static_cast<size_t>(p.state)}; }
-  static sluice_code MakePlan(const void* r, const sluice_agent_graph* g, void** out, sluice_agent_info* info,
-                              sluice_error* e) noexcept {
+  static absl::Span<double> State(const Plan& p, double* state) {
+    return {state, static_cast<size_t>(p.state)};
+  }
+  static sluice_code MakePlan(const void* r, const sluice_agent_graph* g, void** out,
+                              sluice_agent_info* info, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       auto graph = std::make_shared<AgentGraph>();
       graph->tasks.assign(g->tasks, g->tasks + g->num_tasks);
@@ -245,33 +269,42 @@ struct AgentRouterC : ModelC<R> {
         for (int32_t i = 0; i < g->stage_sizes[s]; ++i, ++at) {
           const sluice_agent& from = **at;
           Agent a;
-          a.id = from.id, a.model = from.model, a.role = from.role;
+          a.id = from.id;
+          a.model = from.model;
+          a.role = from.role;
           if (from.ability != nullptr) a.ability.assign(from.ability, from.ability + g->num_tasks);
-          a.cost_usd = from.cost_usd, a.latency_s = from.latency_s, a.weight = from.weight;
+          a.cost_usd = from.cost_usd;
+          a.latency_s = from.latency_s;
+          a.weight = from.weight;
           stage.push_back(std::move(a));
         }
       }
       SLUICE_RETURN_IF_ERROR(ValidateGraph(*graph));
       SLUICE_ASSIGN_OR_RETURN(Plan plan, static_cast<const R*>(r)->MakePlan(std::move(graph)));
-      info->sums = plan.sums, info->state = plan.state;
+      info->sums = plan.sums;
+      info->state = plan.state;
       *out = new Plan(std::move(plan));
       return absl::OkStatus();
     });
   }
-  static sluice_code InitialState(const void* r, const void* p, double* state, sluice_error* e) noexcept {
+  static sluice_code InitialState(const void* r, const void* p, double* state,
+                                  sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       const Plan& plan = *static_cast<const Plan*>(p);
       static_cast<const R*>(r)->InitialState(plan, State(plan, state));
       return absl::OkStatus();
     });
   }
-  static sluice_code Run(const void* r, const void* p, const double* state, const sluice_agent_request* q,
-                         sluice_agent_decision* d, sluice_error* e) noexcept {
+  static sluice_code Run(const void* r, const void* p, const double* state,
+                         const sluice_agent_request* q, sluice_agent_decision* d,
+                         sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       const Plan& plan = *static_cast<const Plan*>(p);
       const auto agents = static_cast<size_t>(plan.graph->num_agents());
       AgentRequest ask;
-      ask.id = q->id, ask.intent = {q->intent, plan.graph->tasks.size()}, ask.features = {q->features, q->num_features};
+      ask.id = q->id;
+      ask.intent = {q->intent, plan.graph->tasks.size()};
+      ask.features = {q->features, q->num_features};
       if (q->blocked != nullptr) ask.blocked = {reinterpret_cast<const Block*>(q->blocked), agents};
       if (q->live != nullptr) ask.live = {reinterpret_cast<const AgentLive*>(q->live), agents};
       AgentDecision decision;
@@ -282,20 +315,25 @@ struct AgentRouterC : ModelC<R> {
       std::copy_n(decision.path.begin(), decision.stages, d->path);
       d->propensity = decision.propensity;
       d->trace_size = std::min(static_cast<int64_t>(trace.size()), d->trace_capacity);
-      if (d->trace_size > 0) std::memcpy(d->trace, trace.data(), static_cast<size_t>(d->trace_size) * sizeof trace[0]);
+      if (d->trace_size > 0)
+        std::memcpy(d->trace, trace.data(), static_cast<size_t>(d->trace_size) * sizeof trace[0]);
       return absl::OkStatus();
     });
   }
-  static sluice_code Observe(const void* r, const void* p, const sluice_agent_outcome* o, sluice_add_sums add, void* to,
-                             sluice_error* e) noexcept {
+  static sluice_code Observe(const void* r, const void* p, const sluice_agent_outcome* o,
+                             sluice_add_sums add, void* to, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       const Plan& plan = *static_cast<const Plan*>(p);
       AgentOutcome outcome;
-      outcome.id = o->id, outcome.intent = {o->intent, plan.graph->tasks.size()};
+      outcome.id = o->id;
+      outcome.intent = {o->intent, plan.graph->tasks.size()};
       outcome.features = {o->features, o->num_features};
       outcome.path = {o->path, plan.graph->stages.size()};
-      outcome.propensity = o->propensity, outcome.quality = o->quality, outcome.accepted = o->accepted != 0;
-      outcome.cost_usd = o->cost_usd, outcome.latency_s = o->latency_s;
+      outcome.propensity = o->propensity;
+      outcome.quality = o->quality;
+      outcome.accepted = o->accepted != 0;
+      outcome.cost_usd = o->cost_usd;
+      outcome.latency_s = o->latency_s;
       std::vector<SumDelta> deltas;
       static_cast<const R*>(r)->Observe(plan, outcome, deltas);
       std::vector<sluice_sum_delta> sums;
@@ -305,10 +343,12 @@ struct AgentRouterC : ModelC<R> {
       return absl::OkStatus();
     });
   }
-  static sluice_code Fold(const void* r, const void* p, const int64_t* sums, double* state, sluice_error* e) noexcept {
+  static sluice_code Fold(const void* r, const void* p, const int64_t* sums, double* state,
+                          sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       const Plan& plan = *static_cast<const Plan*>(p);
-      static_cast<const R*>(r)->Fold(plan, {sums, static_cast<size_t>(plan.sums)}, State(plan, state));
+      static_cast<const R*>(r)->Fold(plan, {sums, static_cast<size_t>(plan.sums)},
+                                     State(plan, state));
       return absl::OkStatus();
     });
   }
@@ -341,7 +381,8 @@ inline bool SpansArePointerAndSize() {
 }
 
 template <class... R>
-const sluice_plugin_v1* Plugin(const char* name, const char* version, uint32_t host_minor) noexcept {
+const sluice_plugin_v1* Plugin(const char* name, const char* version,
+                               uint32_t host_minor) noexcept {
   try {
     static const auto* tables = [] {
       struct Tables {
@@ -356,7 +397,9 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version, uint32_t h
         } else if constexpr (AgentRouterModel<M>) {
           t->agents.push_back(AgentRouterC<M>::Table());
         } else {
-          static_assert(RouterModel<M>, "M satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
+          static_assert(
+              RouterModel<M>,
+              "M satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
           t->routers.push_back(RouterC<M>::Table());
         }
       };
@@ -390,12 +433,13 @@ SLUICE_END_NAMESPACE
 #define SLUICE_PLUGIN_TEXT_(x) #x
 #define SLUICE_PLUGIN_TEXT(x) SLUICE_PLUGIN_TEXT_(x)
 // name and version: string literals.
-#define SLUICE_PLUGIN(name, version, ...)                                                                            \
-  extern "C" __attribute__((section(SLUICE_MANIFEST_SECTION), used)) const char sluice_plugin_manifest[] =           \
-      "sluice-plugin 1\nname=" name "\nversion=" version                                                             \
-      "\nabi=" SLUICE_PLUGIN_TEXT(SLUICE_ABI_MAJOR) "." SLUICE_PLUGIN_TEXT(SLUICE_ABI_MINOR) "\nmin_host_minor=0\n"; \
-  extern "C" __attribute__((visibility("default"))) const sluice_plugin_v1* sluice_plugin_entry_v1(                  \
-      uint32_t, uint32_t host_minor) {                                                                               \
-    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version, host_minor);                                \
+#define SLUICE_PLUGIN(name, version, ...)                                                    \
+  extern "C" __attribute__((section(SLUICE_MANIFEST_SECTION), used))                         \
+  const char sluice_plugin_manifest[] =                                                      \
+      "sluice-plugin 1\nname=" name "\nversion=" version "\nabi=" SLUICE_PLUGIN_TEXT(        \
+          SLUICE_ABI_MAJOR) "." SLUICE_PLUGIN_TEXT(SLUICE_ABI_MINOR) "\nmin_host_minor=0\n"; \
+  extern "C" __attribute__((visibility("default"))) const sluice_plugin_v1*                  \
+  sluice_plugin_entry_v1(uint32_t, uint32_t host_minor) {                                    \
+    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version, host_minor);        \
   }
 #endif  // SLUICE_API_PLUGIN_H_

@@ -20,8 +20,9 @@ class Factory {
  public:
   virtual ~Factory() = default;
   virtual absl::string_view name() const = 0;
-  virtual std::string Describe() const = 0;    // config help, one line a key
-  virtual std::string FullBudget() const = 0;  // config text at which nothing is skipped; "" when there is none
+  virtual std::string Describe() const = 0;  // config help, one line a key
+  virtual std::string FullBudget()
+      const = 0;  // config text at which nothing is skipped; "" when there is none
   virtual absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue>,
                                                              const WeightSource* weights) const = 0;
 };
@@ -40,7 +41,8 @@ class FactoryOf final : public Factory<Base> {
     typename R::Config config;
     SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
     if constexpr (LearnedModel<R>) {
-      if (weights == nullptr) return absl::FailedPreconditionError("needs trained weights and got none");
+      if (weights == nullptr)
+        return absl::FailedPreconditionError("needs trained weights and got none");
       SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, *weights));
       return std::make_unique<const Bridge<R>>(std::move(r));
     } else {
@@ -66,11 +68,14 @@ class FactoryMap {
     auto it = map_.find(std::string(spec.name));
     if (it == map_.end()) {
       std::string known;
-      for (const auto& [name, factory] : map_) absl::StrAppend(&known, known.empty() ? "" : ", ", name);
+      for (const auto& [name, factory] : map_)
+        absl::StrAppend(&known, known.empty() ? "" : ", ", name);
       return absl::NotFoundError(absl::StrCat("no method '", spec.name, "'; known: ", known));
     }
     absl::StatusOr<std::unique_ptr<const Base>> made = it->second->Create(spec.options, weights);
-    if (!made.ok()) return absl::Status(made.status().code(), absl::StrCat(spec.name, ": ", made.status().message()));
+    if (!made.ok())
+      return absl::Status(made.status().code(),
+                          absl::StrCat(spec.name, ": ", made.status().message()));
     return made;
   }
   auto begin() const { return map_.begin(); }
@@ -89,11 +94,13 @@ struct Registry {
   template <class R>
   absl::Status Add() {
     if constexpr (AttentionRouterModel<R>) {
-      return attention.Add(std::make_unique<const FactoryOf<AttentionRouter, AttentionRouterOf, R>>());
+      return attention.Add(
+          std::make_unique<const FactoryOf<AttentionRouter, AttentionRouterOf, R>>());
     } else if constexpr (AgentRouterModel<R>) {
       return agents.Add(std::make_unique<const FactoryOf<AgentRouter, AgentRouterOf, R>>());
     } else {
-      static_assert(RouterModel<R>, "R satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
+      static_assert(RouterModel<R>,
+                    "R satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
       return routers.Add(std::make_unique<const FactoryOf<Router, RouterOf, R>>());
     }
   }

@@ -1,7 +1,8 @@
 #ifndef SLUICE_API_ROUTER_H_
 #define SLUICE_API_ROUTER_H_
-// Assignment routers: items -> units. An author writes a plain struct that satisfies RouterModel; RouterOf makes it
-// virtual. Plan, then run: MakePlan may fail and allocate; Run is const and never allocates, locks or logs.
+// Assignment routers: items -> units. An author writes a plain struct that satisfies RouterModel;
+// RouterOf makes it virtual. Plan, then run: MakePlan may fail and allocate; Run is const and never
+// allocates, locks or logs.
 #include <concepts>
 #include <cstdint>
 #include <memory>
@@ -53,14 +54,15 @@ static_assert(sizeof(RouteInputs) == sizeof(sluice_route_inputs) &&
 
 template <class R>
 concept RouterModel =
-    (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config>&& std::derived_from<
-        typename R::Plan, RoutePlanInfo>&& requires(const R& r, const typename R::Plan& p, const RouteShape& s,
-                                                    const RouteInputs& in, const RunContext& ctx, Assignment& out) {
-  { R::kName } -> std::convertible_to<absl::string_view>;
-  { R::kDomain } -> std::convertible_to<Domain>;
-  { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
-  { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
-};
+    (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config> &&
+    std::derived_from<typename R::Plan, RoutePlanInfo> &&
+    requires(const R& r, const typename R::Plan& p, const RouteShape& s, const RouteInputs& in,
+             const RunContext& ctx, Assignment& out) {
+      { R::kName } -> std::convertible_to<absl::string_view>;
+      { R::kDomain } -> std::convertible_to<Domain>;
+      { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
+      { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
+    };
 
 // What a host holds. One virtual call a batch, never one an item.
 class Router {
@@ -74,7 +76,8 @@ class Router {
   virtual absl::string_view name() const = 0;
   virtual Domain domain() const = 0;
   virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const RouteShape&) const = 0;
-  virtual absl::Status Run(const Plan&, const RouteInputs&, const RunContext&, Assignment&) const = 0;
+  virtual absl::Status Run(const Plan&, const RouteInputs&, const RunContext&,
+                           Assignment&) const = 0;
 };
 
 template <RouterModel R>
@@ -87,7 +90,8 @@ class RouterOf final : public Router {
     SLUICE_ASSIGN_OR_RETURN(auto plan, r_.MakePlan(s));
     return std::make_unique<const PlanOf>(std::move(plan));
   }
-  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const override {
+  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
+                   Assignment& out) const override {
     return r_.Run(static_cast<const PlanOf&>(p).plan, in, ctx, out);
   }
 

@@ -1,6 +1,7 @@
 #ifndef SLUICE_API_VERSION_H_
 #define SLUICE_API_VERSION_H_
-// Everything public lives in one inline namespace, so that two versions can be linked into one process.
+// Everything public lives in one inline namespace, so that two versions can be linked into one
+// process.
 #define SLUICE_VERSION "0.1.0"
 #define SLUICE_BEGIN_NAMESPACE \
   namespace sluice {           \

@@ -1,6 +1,7 @@
 #ifndef SLUICE_API_WEIGHT_SOURCE_H_
 #define SLUICE_API_WEIGHT_SOURCE_H_
-// Where a learned router finds its trained weights. The GGUF reader is one; a host may bring its own.
+// Where a learned router finds its trained weights. The GGUF reader is one; a host may bring its
+// own.
 #include <concepts>
 #include <cstdint>
 #include <string>

@@ -10,14 +10,15 @@
 SLUICE_BEGIN_NAMESPACE
 inline constexpr size_t kWorkspaceAlign = 64;
 
-// Layout of a scratch block. MakePlan calls Add() to size it and keeps the offsets; Run calls Workspace::At() on the
-// same offsets, so "how much" and "where" cannot disagree.
+// Layout of a scratch block. MakePlan calls Add() to size it and keeps the offsets; Run calls
+// Workspace::At() on the same offsets, so "how much" and "where" cannot disagree.
 class WorkspaceLayout {
  public:
   template <class T>
   size_t Add(int64_t count) {
     const size_t at = bytes_;
-    bytes_ += (static_cast<size_t>(count) * sizeof(T) + kWorkspaceAlign - 1) / kWorkspaceAlign * kWorkspaceAlign;
+    bytes_ += (static_cast<size_t>(count) * sizeof(T) + kWorkspaceAlign - 1) / kWorkspaceAlign *
+              kWorkspaceAlign;
     return at;
   }
   size_t bytes() const { return bytes_; }
@@ -46,8 +47,9 @@ class OwnedWorkspace {
     data_.reset(new std::byte[bytes + kWorkspaceAlign]());
   }
   std::byte* data() const {
-    return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(data_.get()) + kWorkspaceAlign - 1) /
-                                        kWorkspaceAlign * kWorkspaceAlign);
+    return reinterpret_cast<std::byte*>(
+        (reinterpret_cast<uintptr_t>(data_.get()) + kWorkspaceAlign - 1) / kWorkspaceAlign *
+        kWorkspaceAlign);
   }
   size_t bytes() const { return bytes_; }
   void Clear() { std::memset(data(), 0, bytes_); }

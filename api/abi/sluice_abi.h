@@ -1,10 +1,12 @@
 /* What a Sluice plug-in and its host agree on: plain C11, and nothing else crosses a .so.
  *
- * Rules. Records that may grow begin with struct_size, are append-only and never reordered; a reader touches a field
- * only when struct_size reaches it. Who allocates frees, through the same table. Outputs and scratch come from the
- * host. No function throws. A plug-in starts no threads: the host lends an executor. Major numbers must match; a host
- * takes any plug-in whose min_host_minor it has reached, and a plug-in is told the host's minor number. One symbol is
- * exported, sluice_plugin_entry_v1; one ELF section, .sluice_manifest, says what is inside before any of it runs. */
+ * Rules. Records that may grow begin with struct_size, are append-only and never reordered; a
+ * reader touches a field only when struct_size reaches it. Who allocates frees, through the same
+ * table. Outputs and scratch come from the host. No function throws. A plug-in starts no threads:
+ * the host lends an executor. Major numbers must match; a host takes any plug-in whose
+ * min_host_minor it has reached, and a plug-in is told the host's minor number. One symbol is
+ * exported, sluice_plugin_entry_v1; one ELF section, .sluice_manifest, says what is inside before
+ * any of it runs. */
 #ifndef SLUICE_API_ABI_SLUICE_ABI_H_
 #define SLUICE_API_ABI_SLUICE_ABI_H_
 #include <stddef.h>
@@ -31,8 +33,8 @@ typedef struct sluice_kv {
   size_t value_len;
 } sluice_kv;
 
-/* [rows, heads, dim] with strides in elements; dtype: 0 f32, 1 bf16, 2 f16, 3 i8. data NULL: absent, and
- * the other fields mean nothing. */
+/* [rows, heads, dim] with strides in elements; dtype: 0 f32, 1 bf16, 2 f16, 3 i8. data NULL:
+ * absent, and the other fields mean nothing. */
 typedef struct sluice_view {
   const void* data;
   int32_t dtype;
@@ -58,13 +60,14 @@ typedef struct sluice_run_context {
   const sluice_executor* executor;
 } sluice_run_context;
 
-/* Trained weights, lent during create. Returned text and numbers are copied out by the caller's buffers. */
+/* Trained weights, lent during create. Returned text and numbers are copied out by the caller's
+ * buffers. */
 typedef struct sluice_weights {
   size_t struct_size;
   const void* self;
   sluice_code (*get_int)(const void* self, const char* key, int64_t* out, sluice_error*);
-  sluice_code (*read_f32)(const void* self, const char* name, const uint64_t* shape, size_t rank, float* out,
-                          size_t count, sluice_error*);
+  sluice_code (*read_f32)(const void* self, const char* name, const uint64_t* shape, size_t rank,
+                          float* out, size_t count, sluice_error*);
 } sluice_weights;
 
 /* ---- Assignment routers: items -> units ---- */
@@ -100,16 +103,18 @@ typedef struct sluice_router_v1 {
   uint32_t domain; /* 1 layer, 2 token, 3 head, 4 attention, 5 expert, 6 adapter, 7 agent */
   uint32_t needs_weights;
   const char* config_help;
-  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router, sluice_error*);
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router,
+                        sluice_error*);
   void (*destroy)(void* router);
-  sluice_code (*make_plan)(const void* router, const sluice_route_shape*, void** plan, sluice_route_info*,
-                           sluice_error*);
+  sluice_code (*make_plan)(const void* router, const sluice_route_shape*, void** plan,
+                           sluice_route_info*, sluice_error*);
   void (*destroy_plan)(void* plan);
-  sluice_code (*run)(const void* router, const void* plan, const sluice_route_inputs*, const sluice_run_context*,
-                     sluice_assignment*, sluice_error*);
+  sluice_code (*run)(const void* router, const void* plan, const sluice_route_inputs*,
+                     const sluice_run_context*, sluice_assignment*, sluice_error*);
 } sluice_router_v1;
 
-/* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape. ---- */
+/* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape.
+ * ---- */
 typedef struct sluice_attention_shape {
   size_t struct_size;
   int64_t max_queries, max_kv;
@@ -137,8 +142,9 @@ typedef struct sluice_plan_entry {
   uint32_t start, len;
   uint8_t state, mask, level, forced;
 } sluice_plan_entry;
-/* Storage is the host's, sized by sluice_attention_info; the router fills it and the fields below. Row r owns the slots
- * from row_begin[r] on. Numbers of enumerations are those of api/attention_plan.h. */
+/* Storage is the host's, sized by sluice_attention_info; the router fills it and the fields below.
+ * Row r owns the slots from row_begin[r] on. Numbers of enumerations are those of
+ * api/attention_plan.h. */
 typedef struct sluice_attention_plan {
   size_t struct_size;
   uint32_t *row_begin, *row_count;
@@ -168,17 +174,18 @@ typedef struct sluice_attention_router_v1 {
   uint64_t flags;
   const char* config_help;
   const char* full_budget; /* config text at which nothing is skipped */
-  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router, sluice_error*);
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router,
+                        sluice_error*);
   void (*destroy)(void* router);
-  sluice_code (*make_plan)(const void* router, const sluice_attention_shape*, void** plan, sluice_attention_info*,
-                           sluice_error*);
+  sluice_code (*make_plan)(const void* router, const sluice_attention_shape*, void** plan,
+                           sluice_attention_info*, sluice_error*);
   void (*destroy_plan)(void* plan);
-  sluice_code (*run)(const void* router, const void* plan, const sluice_attention_inputs*, void* state,
-                     const sluice_run_context*, sluice_attention_plan*, sluice_error*);
+  sluice_code (*run)(const void* router, const void* plan, const sluice_attention_inputs*,
+                     void* state, const sluice_run_context*, sluice_attention_plan*, sluice_error*);
 } sluice_attention_router_v1;
 
-/* ---- Agent routers (since 1.1): a query -> one agent a stage. What the functions must do is in api/agent_router.h;
- * sums and state belong to the host, which keeps them. ---- */
+/* ---- Agent routers (since 1.1): a query -> one agent a stage. What the functions must do is in
+ * api/agent_router.h; sums and state belong to the host, which keeps them. ---- */
 typedef struct sluice_agent {
   size_t struct_size;
   const char *id, *model, *role;
@@ -242,17 +249,19 @@ typedef struct sluice_agent_router_v1 {
   const char* name;
   uint64_t flags; /* SLUICE_NEEDS_WEIGHTS */
   const char* config_help;
-  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router, sluice_error*);
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router,
+                        sluice_error*);
   void (*destroy)(void* router);
-  sluice_code (*make_plan)(const void* router, const sluice_agent_graph*, void** plan, sluice_agent_info*,
-                           sluice_error*);
+  sluice_code (*make_plan)(const void* router, const sluice_agent_graph*, void** plan,
+                           sluice_agent_info*, sluice_error*);
   void (*destroy_plan)(void* plan);
   sluice_code (*initial_state)(const void* router, const void* plan, double* state, sluice_error*);
-  sluice_code (*run)(const void* router, const void* plan, const double* state, const sluice_agent_request*,
-                     sluice_agent_decision*, sluice_error*);
-  sluice_code (*observe)(const void* router, const void* plan, const sluice_agent_outcome*, sluice_add_sums, void* to,
-                         sluice_error*);
-  sluice_code (*fold)(const void* router, const void* plan, const int64_t* sums, double* state, sluice_error*);
+  sluice_code (*run)(const void* router, const void* plan, const double* state,
+                     const sluice_agent_request*, sluice_agent_decision*, sluice_error*);
+  sluice_code (*observe)(const void* router, const void* plan, const sluice_agent_outcome*,
+                         sluice_add_sums, void* to, sluice_error*);
+  sluice_code (*fold)(const void* router, const void* plan, const int64_t* sums, double* state,
+                      sluice_error*);
 } sluice_agent_router_v1;
 
 typedef struct sluice_plugin_v1 {
@@ -268,7 +277,8 @@ typedef struct sluice_plugin_v1 {
   const sluice_agent_router_v1* const* agents;
 } sluice_plugin_v1;
 /* NULL: the plug-in does not want this host. */
-typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major, uint32_t host_minor);
+typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major,
+                                                             uint32_t host_minor);
 
 #ifdef __cplusplus
 }
@@ -283,18 +293,24 @@ typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major
 SLUICE_ABI_ASSERT(sizeof(void*) == 8 && sizeof(size_t) == 8);
 SLUICE_ABI_ASSERT(sizeof(sluice_plan_entry) == 12);
 SLUICE_ABI_ASSERT(sizeof(sluice_view) == 56);
-SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, magic) == 8 && offsetof(sluice_plugin_v1, attention) == 64);
-SLUICE_ABI_ASSERT(offsetof(sluice_router_v1, create) == 32 && offsetof(sluice_router_v1, run) == 64);
+SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, magic) == 8 &&
+                  offsetof(sluice_plugin_v1, attention) == 64);
+SLUICE_ABI_ASSERT(offsetof(sluice_router_v1, create) == 32 &&
+                  offsetof(sluice_router_v1, run) == 64);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_router_v1, create) == 40 &&
                   offsetof(sluice_attention_router_v1, run) == 72);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_inputs, q_begin) == 176 &&
                   offsetof(sluice_attention_inputs, index_weight) == 448);
-SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 80 && offsetof(sluice_attention_plan, stop_tau) == 144);
+SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 80 &&
+                  offsetof(sluice_attention_plan, stop_tau) == 144);
 SLUICE_ABI_ASSERT(offsetof(sluice_assignment, num_dropped) == 88);
 /* Frozen by release 1.1. */
 SLUICE_ABI_ASSERT(sizeof(sluice_agent_candidate) == 24 && sizeof(sluice_sum_delta) == 16);
-SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, agents) == 80 && offsetof(sluice_agent_router_v1, fold) == 88);
-SLUICE_ABI_ASSERT(offsetof(sluice_agent, weight) == 56 && offsetof(sluice_agent_graph, num_stages) == 36);
-SLUICE_ABI_ASSERT(offsetof(sluice_agent_request, live) == 48 && offsetof(sluice_agent_decision, propensity) == 40);
+SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, agents) == 80 &&
+                  offsetof(sluice_agent_router_v1, fold) == 88);
+SLUICE_ABI_ASSERT(offsetof(sluice_agent, weight) == 56 &&
+                  offsetof(sluice_agent_graph, num_stages) == 36);
+SLUICE_ABI_ASSERT(offsetof(sluice_agent_request, live) == 48 &&
+                  offsetof(sluice_agent_decision, propensity) == 40);
 SLUICE_ABI_ASSERT(offsetof(sluice_agent_outcome, accepted) == 80);
 #endif /* SLUICE_API_ABI_SLUICE_ABI_H_ */

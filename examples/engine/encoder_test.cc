@@ -1,4 +1,5 @@
-// The encoder host: goldens of the trainer, equalities of routed and pruned layers, what a pruned file holds.
+// The encoder host: goldens of the trainer, equalities of routed and pruned layers, what a pruned
+// file holds.
 #include "sluice/runtime/text/encoder.h"
 
 #include <gmock/gmock.h>
@@ -42,7 +43,8 @@ const Encoder& Routed() {
 std::vector<int32_t> Tokens(int64_t n, uint64_t seed) {
   std::vector<int32_t> t;
   for (int64_t i = 0; i < n; ++i)
-    t.push_back(static_cast<int32_t>(sluice::RandomBits({seed, 0, 0, 0, static_cast<uint64_t>(i)}) % 8000 + 1));
+    t.push_back(static_cast<int32_t>(
+        sluice::RandomBits({seed, 0, 0, 0, static_cast<uint64_t>(i)}) % 8000 + 1));
   return t;
 }
 std::vector<std::vector<int32_t>> Batch() {
@@ -56,11 +58,13 @@ Encoder::Result Infer(const Encoder& e, const std::vector<std::vector<int32_t>>&
   return *std::move(r);
 }
 void ExpectGolden(const sluice::Gguf& file, const Encoder& e, const std::string& name) {
-  const std::vector<float> stored = *file.ReadF32("golden.ids", {(*file.Tensor("golden.ids"))->elements});
+  const std::vector<float> stored =
+      *file.ReadF32("golden.ids", {(*file.Tensor("golden.ids"))->elements});
   std::vector<std::vector<int32_t>> ids;
   for (size_t at = 0; at < stored.size(); at += 1 + static_cast<size_t>(stored[at]))
-    ids.emplace_back(stored.begin() + static_cast<int64_t>(at) + 1,
-                     stored.begin() + static_cast<int64_t>(at) + 1 + static_cast<int64_t>(stored[at]));
+    ids.emplace_back(
+        stored.begin() + static_cast<int64_t>(at) + 1,
+        stored.begin() + static_cast<int64_t>(at) + 1 + static_cast<int64_t>(stored[at]));
   const uint64_t classes = e.labels().size();
   const std::vector<float> want = *file.ReadF32("golden.logits", {classes, ids.size()});
   const Encoder::Result got = Infer(e, ids);
@@ -69,7 +73,8 @@ void ExpectGolden(const sluice::Gguf& file, const Encoder& e, const std::string&
   if (file.tensors().count("golden.picks") == 0) return;
   const std::vector<float> picks = *file.ReadF32("golden.picks", {6, ids.size()});
   for (size_t i = 0; i < ids.size(); ++i)
-    for (size_t l = 0; l < 6; ++l) ASSERT_EQ(got.picks[i * 12 + 6 + l], static_cast<int32_t>(picks[6 * i + l])) << name;
+    for (size_t l = 0; l < 6; ++l)
+      ASSERT_EQ(got.picks[i * 12 + 6 + l], static_cast<int32_t>(picks[6 * i + l])) << name;
 }
 TEST(Encoder, ReproducesTheTrainer) {
   ExpectGolden(DenseFile(), Dense(), "dense");
@@ -93,7 +98,8 @@ TEST(Encoder, NeighboursAndThreadsDoNotMatter) {
     const Encoder::Result all = *e->Run(batch, *threads);
     for (size_t i = 0; i < batch.size(); ++i) {
       const Encoder::Result one = Infer(*e, {batch[i]});
-      for (size_t c = 0; c < one.logits.size(); ++c) EXPECT_EQ(one.logits[c], all.logits[i * one.logits.size() + c]);
+      for (size_t c = 0; c < one.logits.size(); ++c)
+        EXPECT_EQ(one.logits[c], all.logits[i * one.logits.size() + c]);
     }
   }
 }
@@ -101,13 +107,16 @@ TEST(Encoder, RoutedAndPrunedAgreeBitForBitWhereTheKeptHeadIsPicked) {
   const Encoder cut = Routed().Pruned();
   std::vector<int32_t> kept(12, -1);
   for (size_t l = 6; l < 12; ++l)
-    kept[l] = static_cast<int32_t>(sluice::shrp::Freeze(absl::MakeConstSpan(Routed().layers()[l].usage)));
+    kept[l] =
+        static_cast<int32_t>(sluice::shrp::Freeze(absl::MakeConstSpan(Routed().layers()[l].usage)));
   const Encoder::Result pruned = Infer(cut, Batch());
   EXPECT_EQ(Infer(Routed(), Batch(), kept).logits, pruned.logits);
   const Encoder::Result routed = Infer(Routed(), Batch());
   int64_t same = 0;
   for (size_t i = 0; i < Batch().size(); ++i) {
-    if (!std::equal(kept.begin() + 6, kept.end(), routed.picks.begin() + static_cast<int64_t>(12 * i + 6))) continue;
+    if (!std::equal(kept.begin() + 6, kept.end(),
+                    routed.picks.begin() + static_cast<int64_t>(12 * i + 6)))
+      continue;
     ++same;
     for (size_t c = 0; c < 18; ++c) EXPECT_EQ(routed.logits[18 * i + c], pruned.logits[18 * i + c]);
   }
@@ -119,20 +128,22 @@ TEST(Encoder, RoutedAndPrunedAgreeBitForBitWhereTheKeptHeadIsPicked) {
 }
 TEST(Encoder, ASlicedHeadEqualsTheSameHeadAmongAll) {
   std::vector<float> x(37 * 192);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(2 * sluice::RandomUniform({9, 0, 0, 0, i}) - 1);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<float>(2 * sluice::RandomUniform({9, 0, 0, 0, i}) - 1);
   const std::vector<float> all = Dense().HeadOutputs(2, 0, 12, x);
   for (int64_t head : {0, 5, 11}) {
     const std::vector<float> one = Dense().HeadOutputs(2, head, 1, x);
     for (int64_t t = 0; t < 37; ++t)
       for (int64_t c = 0; c < 16; ++c)
-        ASSERT_EQ(one[static_cast<size_t>(t * 16 + c)], all[static_cast<size_t>(t * 192 + head * 16 + c)]) << head;
+        ASSERT_EQ(one[t * 16 + c], all[t * 192 + head * 16 + c]) << head;
   }
 }
 TEST(Encoder, AConvertedHeadAgreesWithTheReference) {
   const Encoder& e = Routed();
   const EncoderLayer& l = e.layers()[7];
   std::vector<float> x(9 * 192);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(2 * sluice::RandomUniform({4, 0, 0, 0, i}) - 1);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<float>(2 * sluice::RandomUniform({4, 0, 0, 0, i}) - 1);
   for (int64_t head : {0, 6}) {
     sluice::reference::Rows part[3];
     for (int n = 0; n < 3; ++n) {
@@ -140,10 +151,9 @@ TEST(Encoder, AConvertedHeadAgreesWithTheReference) {
         std::vector<double> row;
         for (int64_t c = 0; c < 16; ++c) {
           const int64_t at = head * 48 + n * 16 + c;
-          double sum = static_cast<double>(l.qkv_bias[static_cast<size_t>(at)]);
+          double sum = static_cast<double>(l.qkv_bias[at]);
           for (int64_t j = 0; j < 192; ++j)
-            sum += static_cast<double>(l.qkv[static_cast<size_t>(at * 192 + j)]) *
-                   static_cast<double>(x[static_cast<size_t>(t * 192 + j)]);
+            sum += static_cast<double>(l.qkv[at * 192 + j]) * static_cast<double>(x[t * 192 + j]);
           row.push_back(sum);
         }
         part[n].push_back(row);
@@ -167,20 +177,24 @@ TEST(Encoder, APrunedFileHoldsOneHeadAndIsSmaller) {
     }
   }
   EXPECT_EQ(f->tensors().count("blk.6.attn_q.weight"), 0u);
-  EXPECT_LT(std::filesystem::file_size(path),
-            0.75 * static_cast<double>(std::filesystem::file_size(kModels + "intent-encoder-q8_0.gguf")));
+  EXPECT_LT(
+      std::filesystem::file_size(path),
+      0.75 * static_cast<double>(std::filesystem::file_size(kModels + "intent-encoder-q8_0.gguf")));
   auto cut = Encoder::Load(*f);
   ASSERT_TRUE(cut.ok()) << cut.status();
   EXPECT_EQ(Infer(*cut, Batch()).logits, Infer(Routed().Pruned(), Batch()).logits);
   std::remove(path.c_str());
 }
 TEST(Encoder, MeasuredWorkAndParametersFall) {
-  const sluice::Gguf half = Open("shrp-half-usage_head-s1.gguf"), most = Open("shrp-most-usage_head-s1.gguf");
+  const sluice::Gguf half = Open("shrp-half-usage_head-s1.gguf"),
+                     most = Open("shrp-most-usage_head-s1.gguf");
   const Encoder h = *Encoder::Load(DenseFile(), &half), m = *Encoder::Load(DenseFile(), &most);
   const double parameters = static_cast<double>(Dense().layer_parameters());
   EXPECT_NEAR(1 - static_cast<double>(h.layer_parameters()) / parameters, 0.48, 0.01);
   const std::vector<std::vector<int32_t>> ids = {Tokens(128, 8)};
-  EXPECT_NEAR(static_cast<double>(Infer(m, ids).macs) / static_cast<double>(Infer(Dense(), ids).macs), 0.115, 0.007);
+  EXPECT_NEAR(
+      static_cast<double>(Infer(m, ids).macs) / static_cast<double>(Infer(Dense(), ids).macs),
+      0.115, 0.007);
 }
 TEST(Encoder, ErrorsSayWhatIsWrong) {
   sluice::InlineExecutor one;
@@ -190,7 +204,8 @@ TEST(Encoder, ErrorsSayWhatIsWrong) {
   says(Dense().Run({{}}, one).status(), "sequence 0 is empty");
   says(Dense().Run({{1}, {8192}}, one).status(), "token 8192 of sequence 1");
   says(Dense().Run({{1}}, one, {0}).status(), "wanted one a layer");
-  says(Routed().Pruned().Run({{1}}, one, std::vector<int32_t>(12, 1)).status(), "head 1 of layer 6");
+  says(Routed().Pruned().Run({{1}}, one, std::vector<int32_t>(12, 1)).status(),
+       "head 1 of layer 6");
   says(Encoder::Load(RoutedFile()).status(), "bert.block_count");
   says(Encoder::Load(DenseFile(), &DenseFile()).status(), "no sluice.shrp.layers");
   EXPECT_TRUE(Dense().Run({}, one).ok());

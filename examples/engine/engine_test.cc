@@ -11,7 +11,8 @@
 namespace engine {
 namespace {
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/";
-// Larger reference files that are not part of the project; tests that need them are skipped without.
+// Larger reference files that are not part of the project; tests that need them are skipped
+// without.
 const std::string kShared = std::string(SLUICE_SOURCE_DIR) + "/../shared/models/";
 
 template <class T>
@@ -46,12 +47,15 @@ std::unique_ptr<Engine> Make(const Model& m, EngineOptions o) {
 
 TEST(Engine, MatchesTheTrainersLikelihoods) {
   const std::vector<float> golden = ReadFile<float>(kModels + "sluice-mini-golden-nll.f32");
-  const std::vector<int32_t> tokens = EvalTokens(kModels + "sluice-mini-eval.u16", golden.size() + 1);
+  const std::vector<int32_t> tokens =
+      EvalTokens(kModels + "sluice-mini-eval.u16", golden.size() + 1);
   for (auto [type, tol] : {std::pair<sluice::DType, float>{sluice::DType::kF32, 1e-3f},
                            {sluice::DType::kF16, 5e-2f},
                            {sluice::DType::kBF16, 0.2f}}) {
     EngineOptions o;
-    o.max_tokens = 512, o.cache = type, o.chunk = 200;
+    o.max_tokens = 512;
+    o.cache = type;
+    o.chunk = 200;
     std::vector<float> nll;
     ASSERT_TRUE(Perplexity(*Make(Mini(), o), tokens, &nll).ok());
     ASSERT_EQ(nll.size(), golden.size());
@@ -63,11 +67,13 @@ TEST(Engine, MatchesTheTrainersLikelihoods) {
 TEST(Engine, ForcedDenseIsBitIdenticalToDense) {
   const std::vector<int32_t> tokens = EvalTokens(kModels + "sluice-mini-eval.u16", 700);
   EngineOptions o;
-  o.max_tokens = 700, o.chunk = 256;
+  o.max_tokens = 700;
+  o.chunk = 256;
   std::vector<float> dense, routed;
   ASSERT_TRUE(Perplexity(*Make(Mini(), o), tokens, &dense).ok());
-  for (const char* spec : {"sink_window:window=1000000", "mean_pool:k=1000000", "seer_attention:tau=-1",
-                           "hip:mask_k=1000000", "oracle_block_topk:k=1000000"}) {
+  for (const char* spec :
+       {"sink_window:window=1000000", "mean_pool:k=1000000", "seer_attention:tau=-1",
+        "hip:mask_k=1000000", "oracle_block_topk:k=1000000"}) {
     o.router = spec;
     auto e = Make(Mini(), o);
     ASSERT_TRUE(Perplexity(*e, tokens, &routed).ok());
@@ -80,7 +86,8 @@ TEST(Engine, CountersFallWithTheBudget) {
   double last = 1.1;
   for (const char* spec : {"dense", "mean_pool:k=16", "mean_pool:k=8", "mean_pool:k=4"}) {
     EngineOptions o;
-    o.max_tokens = 2048, o.router = spec;
+    o.max_tokens = 2048;
+    o.router = spec;
     auto e = Make(Mini(), o);
     ASSERT_TRUE(Perplexity(*e, tokens).ok());
     EXPECT_LT(e->counters().density(), last) << spec;
@@ -92,7 +99,9 @@ TEST(Engine, DecodeEqualsPrefillAndThreadsDoNotMatter) {
   std::vector<std::vector<int32_t>> out;
   for (auto [chunk, threads] : {std::pair<int64_t, int>{512, 1}, {64, 2}, {1, 2}}) {
     EngineOptions o;
-    o.max_tokens = 400, o.chunk = chunk, o.threads = threads;
+    o.max_tokens = 400;
+    o.chunk = chunk;
+    o.threads = threads;
     auto made = Generate(*Make(Mini(), o), prompt, 20);
     ASSERT_TRUE(made.ok()) << made.status();
     out.push_back(*made);
@@ -126,7 +135,8 @@ TEST(Engine, AnswersPlantedFacts) {
   EXPECT_GT(dense->accuracy, 0.9);
   o.router = "sink_window:window=128";
   auto blind = ScoreMarked(*Make(Mini(), o), p.tokens, p.answer, p.text);
-  EXPECT_LT(blind->accuracy, dense->accuracy - 0.3);  // a router that cannot see the facts must lose them
+  EXPECT_LT(blind->accuracy,
+            dense->accuracy - 0.3);  // a router that cannot see the facts must lose them
 }
 TEST(Tokenizer, RoundTripsAndMatchesTheEvaluationFile) {
   const std::string text = "The kernel's  tabs\tand\n\nnewlines, 12345 caf\xC3\xA9 don't stop.  ";
@@ -152,8 +162,10 @@ TEST(Engine, BadInputIsExplained) {
   EngineOptions o;
   o.max_tokens = 8;
   auto e = Make(Mini(), o);
-  EXPECT_THAT(std::string(e->Feed({1, 2, 99999}, 0).message()), testing::HasSubstr("token 99999 is outside [0, 8192)"));
-  EXPECT_THAT(std::string(e->Feed(std::vector<int32_t>(9, 1), 0).message()), testing::HasSubstr("the cache holds 8"));
+  EXPECT_THAT(std::string(e->Feed({1, 2, 99999}, 0).message()),
+              testing::HasSubstr("token 99999 is outside [0, 8192)"));
+  EXPECT_THAT(std::string(e->Feed(std::vector<int32_t>(9, 1), 0).message()),
+              testing::HasSubstr("the cache holds 8"));
   o.router = "nonsense";
   EXPECT_THAT(std::string(Engine::Create(Mini(), o).status().message()),
               testing::HasSubstr("no method 'nonsense'; known: dense"));
@@ -161,13 +173,15 @@ TEST(Engine, BadInputIsExplained) {
   EXPECT_FALSE(LoadModel(kModels + "sluice-mini-eval.u16").ok());
 }
 TEST(Engine, ReferenceModelComesNearItsPublishedFigures) {
-  if (!std::filesystem::exists(kShared + "reference-lm-f16.gguf")) GTEST_SKIP() << "needs " << kShared;
+  if (!std::filesystem::exists(kShared + "reference-lm-f16.gguf"))
+    GTEST_SKIP() << "needs " << kShared;
   auto m = LoadModel(kShared + "reference-lm-f16.gguf");
   ASSERT_TRUE(m.ok()) << m.status();
   EngineOptions o;
   o.max_tokens = 2048;
   auto e = Make(*m, o);
-  // Unmodified llama.cpp (release v0.5.0, F16 cache) gives 40.8745 over the first 8 windows of 2048 tokens.
+  // Unmodified llama.cpp (release v0.5.0, F16 cache) gives 40.8745 over the first 8 windows of 2048
+  // tokens.
   double sum = 0;
   const std::vector<int32_t> all = EvalTokens(kShared + "reference-lm-eval.u16", 8 * 2048);
   for (int64_t w = 0; w < 8; ++w) {

@@ -20,7 +20,7 @@ const sluice::Gguf& Weights(int seed = 1) {
       v.push_back(*sluice::Gguf::Open(kModels + "flux_attention-s" + std::to_string(s) + ".gguf"));
     return v;
   }());
-  return (*files)[static_cast<size_t>(seed - 1)];
+  return (*files)[seed - 1];
 }
 std::vector<int32_t> Golden(const sluice::Gguf& w, int64_t row) {
   const std::vector<float> all = *w.ReadF32("golden.prompts", {1000, 4});
@@ -52,12 +52,14 @@ TEST(LayerRouting, ForcedFullIsBitIdenticalToDense) {
 TEST(LayerRouting, ForcedSparseIsTheStreamingRouterAndAWideWindowIsDense) {
   const std::vector<int32_t> tokens = Golden(Weights(), 1);
   EngineOptions streaming;
-  streaming.max_tokens = 2048, streaming.router = "sink_window:sink=64,window=256";
+  streaming.max_tokens = 2048;
+  streaming.router = "sink_window:sink=64,window=256";
   EXPECT_EQ(Logits(*Make(Options({6, kS})), tokens, 0), Logits(*Make(streaming), tokens, 0));
   EngineOptions wide = Options({6, kS}), dense;
   dense.max_tokens = 2048;
   wide.layers.sparse = wide.layers.sparse_decode = "sink_window:sink=0,window=4096";
-  const std::vector<float> a = Logits(*Make(wide), tokens, 999), b = Logits(*Make(dense), tokens, 999);
+  const std::vector<float> a = Logits(*Make(wide), tokens, 999),
+                           b = Logits(*Make(dense), tokens, 999);
   for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-3);
 }
 TEST(LayerRouting, ReproducesTheTrainersDecisions) {
@@ -82,8 +84,10 @@ TEST(LayerRouting, ReproducesTheTrainersDecisions) {
       Logits(*e, Golden(w, static_cast<int64_t>(p)), 999);
       for (size_t layer = 0; layer < 6; ++layer) {
         const float* want = &logits[2 * (p * 6 + layer)];
-        EXPECT_NEAR(e->layer_logits()[2 * layer], want[0], 1e-2) << "seed " << seed << " layer " << layer;
-        EXPECT_EQ(e->modes()[layer] == kF, want[1] > want[0]) << "seed " << seed << " layer " << layer;
+        EXPECT_NEAR(e->layer_logits()[2 * layer], want[0], 1e-2)
+            << "seed " << seed << " layer " << layer;
+        EXPECT_EQ(e->modes()[layer] == kF, want[1] > want[0])
+            << "seed " << seed << " layer " << layer;
       }
     }
   }
@@ -93,13 +97,15 @@ TEST(LayerRouting, ChunksAndThreadsDoNotMatter) {
   std::vector<LayerMode> modes;
   for (int64_t chunk : {1000, 512, 77}) {
     EngineOptions o = Options();
-    o.chunk = chunk, o.threads = chunk == 77 ? 1 : 2;
+    o.chunk = chunk;
+    o.threads = chunk == 77 ? 1 : 2;
     const auto e = Make(o);
     Logits(*e, tokens, 999);
     if (modes.empty()) modes = e->modes();
     EXPECT_EQ(e->modes(), modes) << chunk;
   }
-  for (size_t n : {1u, 2u, 99u, 100u, 101u, 199u, 201u}) {  // shorter than the pool, and than twice the pool
+  for (size_t n :
+       {1u, 2u, 99u, 100u, 101u, 199u, 201u}) {  // shorter than the pool, and than twice the pool
     const auto e = Make(Options());
     Logits(*e, {tokens.begin(), tokens.begin() + static_cast<int64_t>(n)}, 0);
     EXPECT_THAT(e->modes(), testing::Not(testing::Contains(LayerMode::kUndecided)));
@@ -107,7 +113,8 @@ TEST(LayerRouting, ChunksAndThreadsDoNotMatter) {
 }
 TEST(LayerRouting, DecodeEqualsOnePassUnderTheSameDecisions) {
   const std::vector<int32_t> tokens = Golden(Weights(), 0);
-  const std::vector<int32_t> prompt(tokens.begin(), tokens.begin() + 900), rest(tokens.begin() + 900, tokens.end());
+  const std::vector<int32_t> prompt(tokens.begin(), tokens.begin() + 900),
+      rest(tokens.begin() + 900, tokens.end());
   const auto e = Make(Options());
   Logits(*e, prompt, 899);
   const std::vector<float> decoded = Decode(*e, rest);
@@ -120,7 +127,7 @@ TEST(LayerRouting, DecisionIsFrozenForDecode) {
   const auto e = Make(Options());
   Logits(*e, {tokens.begin(), tokens.begin() + 300}, 299);
   const std::vector<LayerMode> modes = e->modes();
-  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(e->Feed({tokens[static_cast<size_t>(i)]}, 1 << 20).ok());
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(e->Feed({tokens[i]}, 1 << 20).ok());
   EXPECT_EQ(e->router_calls(), 6);
   EXPECT_EQ(e->modes(), modes);
 }
@@ -137,17 +144,19 @@ TEST(LayerRouting, EvictionKeepsTheBitsAndBoundsTheReads) {
   EXPECT_LE(b->cache_rows(1), 120 + 64);
   int64_t before = b->layer_counters(1).kv_bytes, least = 1 << 30, most = 0;
   for (int i = 0; i < 400; ++i) {
-    const int32_t t = tokens[static_cast<size_t>(i)];
+    const int32_t t = tokens[i];
     ASSERT_EQ(Decode(*a, {t}), Decode(*b, {t})) << i;
     EXPECT_LE(b->cache_rows(1), 220 + 64);
     const int64_t now = b->layer_counters(1).kv_bytes;
-    least = std::min(least, now - before), most = std::max(most, now - before);
+    least = std::min(least, now - before);
+    most = std::max(most, now - before);
     before = now;
   }
   const int64_t block = 64 * 2 * 2 * 64 * 4;  // keys of a block, both sides, two KV heads
   EXPECT_LE(most - least, block);
   EXPECT_EQ(b->cache_rows(0), 1400);
-  const std::vector<int32_t> more(tokens.begin(), tokens.begin() + 300);  // a second turn, longer than a window
+  const std::vector<int32_t> more(tokens.begin(),
+                                  tokens.begin() + 300);  // a second turn, longer than a window
   EXPECT_EQ(Logits(*a, more, a->length()), Logits(*b, more, b->length()));
 }
 TEST(LayerRouting, TriangleAndBlockSelectionRunAsSparseModes) {
@@ -163,7 +172,9 @@ TEST(LayerRouting, TriangleAndBlockSelectionRunAsSparseModes) {
   EXPECT_LT(b->counters().exact_pairs, d->counters().exact_pairs);
 }
 TEST(LayerRouting, BadOptionsAreExplained) {
-  const auto message = [](const EngineOptions& o) { return std::string(Engine::Create(Mini(), o).status().message()); };
+  const auto message = [](const EngineOptions& o) {
+    return std::string(Engine::Create(Mini(), o).status().message());
+  };
   EXPECT_THAT(message(Options({kF, kS})), testing::HasSubstr("2 fixed layer modes for 6 layers"));
   EngineOptions o = Options();
   o.layers.sparse_decode = "mean_pool:k=4";

@@ -11,7 +11,8 @@ namespace engine {
 using sluice::ReadTokens;
 using sluice::Tokenizer;
 struct ModelShape {
-  int64_t layers = 0, width = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0, context = 0;
+  int64_t layers = 0, width = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0,
+          context = 0;
   float rope_base = 10000, eps = 1e-5f;
 };
 // Row-major [out, in] matrices as fp32.

@@ -10,7 +10,9 @@ absl::Status UsePruning(const sluice::Gguf& w, TokenPruning::By by, EngineOption
   const uint64_t layers[] = {static_cast<uint64_t>(*w.Int("sluice.ftp.layers"))};
   SLUICE_ASSIGN_OR_RETURN(const std::vector<float> schedule, w.ReadF32("ftp.schedule", layers));
   o.pruning.sparsity.assign(schedule.begin(), schedule.end());
-  o.pruning.by = by, o.pruning.weights = &w, o.pruning.topk = true;
+  o.pruning.by = by;
+  o.pruning.weights = &w;
+  o.pruning.topk = true;
   o.quality_stride = 0;  // no plan to measure: the tokens are not there
   return absl::OkStatus();
 }
@@ -26,20 +28,26 @@ constexpr Learned kLearned[] = {
      }},
     {"informed_routing", "/informed_routing-lff25-s1.gguf", "sluice.informed.layers",
      [](const sluice::Gguf& w, EngineOptions& o) {
-       o.tokens.weights = &w, o.tokens.gate = TokenRouting::Gate::kLearned;
+       o.tokens.weights = &w;
+       o.tokens.gate = TokenRouting::Gate::kLearned;
        return absl::OkStatus();
      }},
     {"ftp", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
-     [](const sluice::Gguf& w, EngineOptions& o) { return UsePruning(w, TokenPruning::By::kLearned, o); }},
+     [](const sluice::Gguf& w, EngineOptions& o) {
+       return UsePruning(w, TokenPruning::By::kLearned, o);
+     }},
     {"ftp_static", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
-     [](const sluice::Gguf& w, EngineOptions& o) { return UsePruning(w, TokenPruning::By::kStatic, o); }},
+     [](const sluice::Gguf& w, EngineOptions& o) {
+       return UsePruning(w, TokenPruning::By::kStatic, o);
+     }},
 };
-absl::StatusOr<sluice::Gguf> Weights(const Learned& l, const std::string& file, const Model& model) {
+absl::StatusOr<sluice::Gguf> Weights(const Learned& l, const std::string& file,
+                                     const Model& model) {
   SLUICE_ASSIGN_OR_RETURN(sluice::Gguf w, sluice::Gguf::Open(file));
   SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int(l.layers_key));
   if (layers != model.shape.layers)
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, " is trained for ", layers, " layers, the model has ", model.shape.layers));
+    return absl::InvalidArgumentError(absl::StrCat(file, " is trained for ", layers,
+                                                   " layers, the model has ", model.shape.layers));
   return w;
 }
 }  // namespace
@@ -67,11 +75,13 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, Eng
     std::string file = kModels + l.file;
     for (const auto& [key, value] : spec.options) {
       if (key != "weights")
-        return absl::InvalidArgumentError(absl::StrCat(l.name, ": unknown key '", key, "'; known: weights"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(l.name, ": unknown key '", key, "'; known: weights"));
       file = std::string(value);
     }
     auto w = Weights(l, file, model);
-    if (!w.ok()) return absl::Status(w.status().code(), absl::StrCat(l.name, ": ", w.status().message()));
+    if (!w.ok())
+      return absl::Status(w.status().code(), absl::StrCat(l.name, ": ", w.status().message()));
     SLUICE_RETURN_IF_ERROR(l.use(*w, options));
     return Engine::Create(model, options);
   }

@@ -1,6 +1,7 @@
 #ifndef SLUICE_EXAMPLES_ENGINE_POLICY_H_
 #define SLUICE_EXAMPLES_ENGINE_POLICY_H_
-// What to skip, as text: an attention router or a composition of them, or a learned method with its weights:
+// What to skip, as text: an attention router or a composition of them, or a learned method with its
+// weights:
 //   mean_pool:k=16    cascade(dense<=2048 | hisa:k=512)    flux_attention    ftp:weights=FILE
 #include <memory>
 #include <string>

@@ -1,4 +1,5 @@
-// Token pruning in the engine: equalities, measured skip and ragged caches, with routers of any weights.
+// Token pruning in the engine: equalities, measured skip and ragged caches, with routers of any
+// weights.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -20,15 +21,17 @@ const sluice::RandomWeights& Weights() {
   return *made;
 }
 const sluice::RandomWeights& TokenWeights() {
-  static const auto* made =
-      new sluice::RandomWeights({{"layers", 6}, {"dim", 384}, {"hidden", 32}, {"rank", 4}, {"silu", 1}});
+  static const auto* made = new sluice::RandomWeights(
+      {{"layers", 6}, {"dim", 384}, {"hidden", 32}, {"rank", 4}, {"silu", 1}});
   return *made;
 }
 const std::vector<double> kMixed = {0, 0.4, 0.3, 0.6, 0.2, 0.8};
 EngineOptions Options(By by, std::vector<double> sparsity) {
   EngineOptions o;
   o.max_tokens = 1024;
-  o.pruning.by = by, o.pruning.sparsity = std::move(sparsity), o.pruning.weights = &Weights();
+  o.pruning.by = by;
+  o.pruning.sparsity = std::move(sparsity);
+  o.pruning.weights = &Weights();
   return o;
 }
 
@@ -38,7 +41,8 @@ std::vector<double> Norm(const std::vector<double>& x, const std::vector<float>&
   for (double v : x) square += v * v / static_cast<double>(x.size());
   std::vector<double> y(x.size());
   for (size_t i = 0; i < x.size(); ++i)
-    y[i] = x[i] / std::sqrt(square + static_cast<double>(Mini().shape.eps)) * static_cast<double>(w[i]);
+    y[i] = x[i] / std::sqrt(square + static_cast<double>(Mini().shape.eps)) *
+           static_cast<double>(w[i]);
   return y;
 }
 std::vector<double> Times(const std::vector<float>& w, const std::vector<double>& x) {
@@ -53,14 +57,16 @@ void Rope(double* x, int64_t heads, int64_t position) {
     for (int64_t i = 0; i < m.head_dim / 2; ++i, x += 2) {
       const double angle =
           static_cast<double>(position) *
-          std::pow(static_cast<double>(m.rope_base), -2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
+          std::pow(static_cast<double>(m.rope_base),
+                   -2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
       const double a = x[0], b = x[1];
-      x[0] = a * std::cos(angle) - b * std::sin(angle), x[1] = a * std::sin(angle) + b * std::cos(angle);
+      x[0] = a * std::cos(angle) - b * std::sin(angle);
+      x[1] = a * std::sin(angle) + b * std::cos(angle);
     }
   }
 }
-// A block in which `computed` tokens attend, at their own positions, to computed ones up to themselves: a dense model
-// with a mask, in double precision.
+// A block in which `computed` tokens attend, at their own positions, to computed ones up to
+// themselves: a dense model with a mask, in double precision.
 void MaskedBlock(const Layer& l, const std::vector<bool>& computed, Rows& x) {
   const ModelShape& m = Mini().shape;
   const size_t d = static_cast<size_t>(m.head_dim), qw = static_cast<size_t>(m.heads) * d,
@@ -124,13 +130,14 @@ TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
   const std::vector<float> got = Logits(*Make(Options(By::kStatic, kMixed)), tokens, 0);
   Rows x;
   for (int32_t t : tokens) {
-    const float* e = &Mini().embed[static_cast<size_t>(t * Mini().shape.width)];
+    const float* e = &Mini().embed[t * Mini().shape.width];
     x.emplace_back(e, e + Mini().shape.width);
   }
   for (size_t layer = 0; layer < 6; ++layer) {
     const size_t k = static_cast<size_t>(sluice::ftp::Kept(kMixed[layer], 24));
     std::vector<bool> computed(24);
-    for (size_t t = 0; t < 24; ++t) computed[t] = t == 0 || t > 24 - k;  // the first, then the most recent
+    for (size_t t = 0; t < 24; ++t)
+      computed[t] = t == 0 || t > 24 - k;  // the first, then the most recent
     MaskedBlock(Mini().layers[layer], computed, x);
   }
   const size_t vocab = static_cast<size_t>(Mini().shape.vocab), width = x[0].size();
@@ -138,7 +145,8 @@ TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
     const std::vector<double> last = Norm(x[t], Mini().norm);
     for (size_t v = 0; v < vocab; v += 97) {
       double want = 0;
-      for (size_t i = 0; i < width; ++i) want += last[i] * static_cast<double>(Mini().head()[v * width + i]);
+      for (size_t i = 0; i < width; ++i)
+        want += last[i] * static_cast<double>(Mini().head()[v * width + i]);
       ASSERT_NEAR(got[t * vocab + v], want, 2e-3) << t;
     }
   }
@@ -148,7 +156,8 @@ TEST(TokenPruning, ChunksAndThreadsDoNotMatter) {
   for (By by : {By::kLearned, By::kStatic, By::kRandom}) {
     EngineOptions o = Options(by, kMixed), small = o;
     o.pruning.topk = small.pruning.topk = true;
-    small.chunk = 64, small.threads = 1;
+    small.chunk = 64;
+    small.threads = 1;
     ExpectNear(Logits(*Make(small), tokens, 250), Logits(*Make(o), tokens, 250), 5e-3f);
   }
 }
@@ -160,9 +169,10 @@ TEST(TokenPruning, DecodingOverRaggedCachesEqualsOneFeed) {
     EngineOptions o = Options(by, kMixed);
     o.pruning.topk = true;
     const auto a = Make(o), b = Make(o);
-    Logits(*a, prompt, 299), Logits(*b, prompt, 299);
+    Logits(*a, prompt, 299);
+    Logits(*b, prompt, 299);
     for (int64_t i = 0; i < 6; ++i)
-      EXPECT_EQ(a->cache_rows(i), sluice::ftp::Kept(kMixed[static_cast<size_t>(i)], 300)) << i;
+      EXPECT_EQ(a->cache_rows(i), sluice::ftp::Kept(kMixed[i], 300)) << i;
     const std::vector<float> whole = Logits(*a, rest, 300);
     std::vector<float> decoded;
     for (int32_t t : rest) {
@@ -188,8 +198,8 @@ TEST(TokenPruning, DecodingSkipsBlocksAboveTheThreshold) {
   EXPECT_EQ((e->linear().macs - macs) * 6, dense->linear().macs * 4);
 }
 TEST(TokenPruning, CausalDecisionsDoNotSeeWhatFollows) {
-  // With causal scores and thresholds a prefix has the logits that it has alone, up to the position factor, which is
-  // the share of the prompt: compared at the same length.
+  // With causal scores and thresholds a prefix has the logits that it has alone, up to the position
+  // factor, which is the share of the prompt: compared at the same length.
   std::vector<int32_t> tokens = Tokens(200), other = tokens;
   for (size_t i = 150; i < 200; ++i) other[i] = 17;
   for (bool causal : {true, false}) {
@@ -208,41 +218,47 @@ TEST(TokenPruning, ReproducesTheTrainer) {
   for (const char* kind : {"full", "nopos", "causal"}) {
     for (int seed = 1; seed <= 3; ++seed) {
       const std::string name = absl::StrCat("/ftp-", kind, "30-s", seed, ".gguf");
-      auto w = sluice::Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models" + name);
+      auto w =
+          sluice::Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models" + name);
       ASSERT_TRUE(w.ok()) << w.status();
       const uint64_t rows = (*w->Tensor("golden.logits"))->elements / 2;
       const std::vector<float> factors = *w->ReadF32("golden.factors", {4, rows}),
-                               logits = *w->ReadF32("golden.logits", {2, rows}), kept = *w->ReadF32("golden.kept", {5}),
+                               logits = *w->ReadF32("golden.logits", {2, rows}),
+                               kept = *w->ReadF32("golden.kept", {5}),
                                schedule = *w->ReadF32("ftp.schedule", {6}),
-                               ids = *w->ReadF32("golden.ids", {(*w->Tensor("golden.ids"))->elements});
+                               ids = *w->ReadF32("golden.ids",
+                                                 {(*w->Tensor("golden.ids"))->elements});
       auto r = sluice::Ftp::Create({}, *w);
       ASSERT_TRUE(r.ok()) << r.status();
       const int64_t n = static_cast<int64_t>(rows);
       auto plan = r->MakePlan({n, 2, 4, 1});
       sluice::OwnedWorkspace memory(plan->workspace_bytes);
       std::vector<float> got(2 * rows);
-      r->Logits(*plan, {factors.data(), n, 4, 4}, {{memory.data(), plan->workspace_bytes}, nullptr}, got.data());
+      r->Logits(*plan, {factors.data(), n, 4, 4}, {{memory.data(), plan->workspace_bytes}, nullptr},
+                got.data());
       for (size_t i = 0; i < rows; ++i) {
         // Margins of a sharp router reach tens: 1e-4 of the value.
         for (size_t j = 2 * i; j < 2 * i + 2; ++j)
           ASSERT_NEAR(got[j], logits[j], 1e-4 * std::max(1.0f, std::abs(logits[j]))) << name;
         ASSERT_EQ(sluice::Ftp::Decide(&got[2 * i]), sluice::Ftp::Decide(&logits[2 * i])) << name;
       }
-      // The whole pruned model: how many tokens every block computes, and the loss of what follows the prompt.
+      // The whole pruned model: how many tokens every block computes, and the loss of what follows
+      // the prompt.
       EngineOptions o = Options(By::kLearned, {schedule.begin(), schedule.end()});
-      o.max_tokens = 2048, o.pruning.weights = &*w, o.pruning.causal = *w->Int("sluice.ftp.causal") != 0;
+      o.max_tokens = 2048;
+      o.pruning.weights = &*w;
+      o.pruning.causal = *w->Int("sluice.ftp.causal") != 0;
       const auto e = Make(o);
       const int64_t prompt = static_cast<int64_t>(ids.size()) - *w->Int("sluice.ftp.follow");
       double nll = 0;
       const size_t vocab = static_cast<size_t>(e->model().shape.vocab);
       const auto see = [&](int64_t at, const float* x) {
         if (at + 1 < static_cast<int64_t>(ids.size()))
-          nll += static_cast<double>(sluice::kernels::LogSumExp(x, vocab) -
-                                     x[static_cast<size_t>(ids[static_cast<size_t>(at + 1)])]);
+          nll += static_cast<double>(sluice::kernels::LogSumExp(x, vocab) - x[ids[at + 1]]);
       };
       ASSERT_TRUE(e->Feed({ids.begin(), ids.begin() + prompt}, prompt - 1, see).ok());
       for (int64_t l = 1; l < 6; ++l)
-        EXPECT_NEAR(static_cast<double>(e->block_counters(l).executed), kept[static_cast<size_t>(l - 1)], 3)
+        EXPECT_NEAR(static_cast<double>(e->block_counters(l).executed), kept[l - 1], 3)
             << name << l;
       ASSERT_TRUE(e->Feed({ids.begin() + prompt, ids.end()}, prompt, see).ok());
       const double follow = static_cast<double>(static_cast<int64_t>(ids.size()) - prompt);
@@ -257,9 +273,13 @@ TEST(TokenPruning, CountersFallWithTheSparsity) {
     const auto e = Make(Options(By::kStatic, {0, s, s, s, s, s}));
     Logits(*e, tokens, 999);
     const double linear = (1 + 5 * (1 - s)) / 6, attention = (1 + 5 * (1 - s) * (1 - s)) / 6;
-    if (s == 0) macs = e->linear().macs, pairs = e->counters().exact_pairs;
+    if (s == 0) {
+      macs = e->linear().macs;
+      pairs = e->counters().exact_pairs;
+    }
     EXPECT_NEAR(static_cast<double>(e->linear().macs) / static_cast<double>(macs), linear, 1e-3);
-    EXPECT_NEAR(static_cast<double>(e->counters().exact_pairs) / static_cast<double>(pairs), attention, 1e-2);
+    EXPECT_NEAR(static_cast<double>(e->counters().exact_pairs) / static_cast<double>(pairs),
+                attention, 1e-2);
     EXPECT_NEAR(e->block_counters(2).sparsity(), s, 1e-9);
   }
 }
@@ -283,7 +303,8 @@ TEST(TokenPruning, RefusesWhatItCannotRun) {
   o.pruning.weights = nullptr;
   refuses(o, "needs weights");
   o = Options(By::kStatic, kMixed);
-  o.tokens.gate = TokenRouting::Gate::kRandom, o.tokens.weights = &TokenWeights();
+  o.tokens.gate = TokenRouting::Gate::kRandom;
+  o.tokens.weights = &TokenWeights();
   refuses(o, "without layer routing, token routing");
 }
 }  // namespace

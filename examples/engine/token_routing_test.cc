@@ -19,21 +19,24 @@ using Gate = TokenRouting::Gate;
 const sluice::RandomWeights& Weights(int64_t rank) {
   static auto* made = new std::map<int64_t, sluice::RandomWeights>;
   return made
-      ->try_emplace(
-          rank,
-          std::map<std::string, int64_t>{{"layers", 6}, {"dim", 384}, {"hidden", 32}, {"rank", rank}, {"silu", 1}})
+      ->try_emplace(rank,
+                    std::map<std::string, int64_t>{
+                        {"layers", 6}, {"dim", 384}, {"hidden", 32}, {"rank", rank}, {"silu", 1}})
       .first->second;
 }
 EngineOptions Options(Gate gate, int64_t rank = 16) {
   EngineOptions o;
   o.max_tokens = 1024;
-  o.tokens.gate = gate, o.tokens.weights = &Weights(rank), o.tokens.rate = 0.4;
+  o.tokens.gate = gate;
+  o.tokens.weights = &Weights(rank);
+  o.tokens.rate = 0.4;
   return o;
 }
 
 TEST(TokenRouting, AllExecuteIsBitIdenticalToDense) {
   const std::vector<int32_t> tokens = Tokens(600);
-  EXPECT_EQ(Logits(*Make(Options(Gate::kExecute)), tokens, 0), Logits(*Make(Options(Gate::kOff)), tokens, 0));
+  EXPECT_EQ(Logits(*Make(Options(Gate::kExecute)), tokens, 0),
+            Logits(*Make(Options(Gate::kOff)), tokens, 0));
 }
 TEST(TokenRouting, AllApproximateIsAModelOfForecasters) {
   const std::vector<int32_t> tokens = Tokens(20);
@@ -51,14 +54,14 @@ TEST(TokenRouting, AllApproximateIsAModelOfForecasters) {
     return y;
   };
   for (size_t t = 0; t < tokens.size(); ++t) {
-    const float* embed = &Mini().embed[static_cast<size_t>(tokens[t] * m.width)];
+    const float* embed = &Mini().embed[tokens[t] * m.width];
     std::vector<double> x(embed, embed + m.width);
     for (size_t layer = 0; layer < 6; ++layer) {
       for (const char* unit : {"attn.", "ffn."}) {
         const Layer& l = Mini().layers[layer];
-        const std::vector<double> f =
-            sluice::reference::Forecast(Weights(16), "blk." + std::to_string(layer) + ".informed." + unit,
-                                        norm(x, unit[0] == 'a' ? l.attn_norm : l.ffn_norm), 16, true);
+        const std::vector<double> f = sluice::reference::Forecast(
+            Weights(16), "blk." + std::to_string(layer) + ".informed." + unit,
+            norm(x, unit[0] == 'a' ? l.attn_norm : l.ffn_norm), 16, true);
         for (size_t i = 0; i < x.size(); ++i) x[i] += f[i];
       }
     }
@@ -76,7 +79,8 @@ TEST(TokenRouting, DecodeEqualsOnePassAndChunksDoNotMatter) {
   const std::vector<int32_t> tokens = Tokens(300);
   for (Gate gate : {Gate::kLearned, Gate::kRandom}) {
     EngineOptions o = Options(gate), small = o;
-    small.chunk = 64, small.threads = 1;
+    small.chunk = 64;
+    small.threads = 1;
     const std::vector<float> whole = Logits(*Make(o), tokens, 280);
     ExpectNear(Logits(*Make(small), tokens, 280), whole, 5e-3f);
     const auto e = Make(o);
@@ -90,7 +94,8 @@ TEST(TokenRouting, DecodeEqualsOnePassAndChunksDoNotMatter) {
   }
 }
 TEST(TokenRouting, ApproximatedTokensKeepTheirKeys) {
-  // Most attention is approximated; masking the keys of those tokens must change what the others compute.
+  // Most attention is approximated; masking the keys of those tokens must change what the others
+  // compute.
   const std::vector<int32_t> tokens = Tokens(120);
   EngineOptions o = Options(Gate::kRandom), masked = o;
   o.tokens.rates.assign(12, 0.9);
@@ -110,11 +115,13 @@ TEST(TokenRouting, RankZeroIsSkipping) {
   EngineOptions o = Options(Gate::kApproximate, 0);
   o.tokens.pin_first = false;
   const auto e = Make(o);
-  const std::vector<float> got = Logits(*e, tokens, 49);  // the last embedding goes straight to the head
+  const std::vector<float> got =
+      Logits(*e, tokens, 49);  // the last embedding goes straight to the head
   std::vector<float> h(384);
   double square = 0, want = 0;
   const float* x = &Mini().embed[static_cast<size_t>(tokens[49]) * 384];
-  for (size_t i = 0; i < 384; ++i) square += static_cast<double>(x[i]) * static_cast<double>(x[i]) / 384;
+  for (size_t i = 0; i < 384; ++i)
+    square += static_cast<double>(x[i]) * static_cast<double>(x[i]) / 384;
   for (size_t i = 0; i < 384; ++i)
     want += static_cast<double>(x[i]) / std::sqrt(square + static_cast<double>(Mini().shape.eps)) *
             static_cast<double>(Mini().norm[i]) * static_cast<double>(Mini().head()[7 * 384 + i]);
@@ -130,13 +137,15 @@ TEST(TokenRouting, CountersFallWithTheRate) {
     Logits(*e, tokens, 999);
     double sparsity = 0;
     for (int64_t layer = 0; layer < 6; ++layer)
-      sparsity += (e->token_counters(layer, 0).sparsity() + e->token_counters(layer, 1).sparsity()) / 12;
+      sparsity +=
+          (e->token_counters(layer, 0).sparsity() + e->token_counters(layer, 1).sparsity()) / 12;
     EXPECT_NEAR(sparsity, rate, 0.02);
     if (rate > 0) {
       EXPECT_LT(e->linear().macs, macs);
       EXPECT_LT(e->counters().exact_pairs, pairs);
     }
-    macs = e->linear().macs, pairs = e->counters().exact_pairs;
+    macs = e->linear().macs;
+    pairs = e->counters().exact_pairs;
   }
 }
 TEST(TokenRouting, DecodeDoesNotTouchTheWeightsOfSkippedUnits) {
@@ -156,7 +165,8 @@ TEST(TokenRouting, ReproducesTheTrainer) {
   for (const char* kind : {"lff25", "lff40", "skip25", "skip40"}) {
     for (int seed = 1; seed <= 3; ++seed) {
       const std::string name = absl::StrCat("informed_routing-", kind, "-s", seed, ".gguf");
-      auto w = sluice::Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/" + name);
+      auto w =
+          sluice::Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/" + name);
       ASSERT_TRUE(w.ok()) << w.status();
       const std::vector<float> features = *w->ReadF32("golden.features", {384, 48}),
                                logits = *w->ReadF32("golden.logits", {2, 48}),
@@ -175,7 +185,9 @@ TEST(TokenRouting, ReproducesTheTrainer) {
         for (size_t i = 0; i < 4; ++i) {
           const float* want = &logits[(static_cast<size_t>(u) * 4 + i) * 2];
           for (size_t j = 0; j < 2; ++j) ASSERT_NEAR(got[2 * i + j], want[j], 1e-4) << name;
-          ASSERT_EQ(sluice::InformedRouting::Decide(got + 2 * i), sluice::InformedRouting::Decide(want)) << name;
+          ASSERT_EQ(sluice::InformedRouting::Decide(got + 2 * i),
+                    sluice::InformedRouting::Decide(want))
+              << name;
           approximated += sluice::InformedRouting::Decide(want);
         }
         for (size_t i = 0; i < y.size(); ++i)
@@ -195,10 +207,12 @@ TEST(TokenRouting, ReproducesTheTrainer) {
   }
 }
 TEST(TokenRouting, AClosedFormFitMeetsItsBudgetAndBeatsChance) {
-  auto all = ReadTokens(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-eval.u16", 0, 2048);
+  auto all = ReadTokens(
+      std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-eval.u16", 0, 2048);
   ASSERT_TRUE(all.ok());
   CalibrateOptions c;
-  c.rank = 16, c.window = 1024;
+  c.rank = 16;
+  c.window = 1024;
   auto bytes = CalibrateInformedRouting(Mini(), {all->begin() + 1024, all->end()}, c);
   ASSERT_TRUE(bytes.ok()) << bytes.status();
   auto w = sluice::Gguf::Parse({reinterpret_cast<const std::byte*>(bytes->data()), bytes->size()});
@@ -208,7 +222,8 @@ TEST(TokenRouting, AClosedFormFitMeetsItsBudgetAndBeatsChance) {
   const auto e = Make(o);
   const std::vector<int32_t> text(all->begin(), all->begin() + 1024);
   const double learned = *Perplexity(*e, text);
-  for (int64_t u = 0; u < 12; ++u) coin.tokens.rates.push_back(e->token_counters(u / 2, u % 2).sparsity());
+  for (int64_t u = 0; u < 12; ++u)
+    coin.tokens.rates.push_back(e->token_counters(u / 2, u % 2).sparsity());
   double sparsity = 0;
   for (double r : coin.tokens.rates) sparsity += r / 12;
   EXPECT_NEAR(sparsity, 0.25, 0.08);

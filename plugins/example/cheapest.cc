@@ -11,20 +11,22 @@ class Cheapest : public agent_common::Unlearned {
     double able = 0.7;
     template <class V>
     void VisitFields(V&& v) {
-      v("able", able, Range<double>{0, 1}, "ability for the query's tasks from which an agent is good enough");
+      v("able", able, Range<double>{0, 1},
+        "ability for the query's tasks from which an agent is good enough");
     }
   };
   static absl::StatusOr<Cheapest> Create(const Config& c) { return Cheapest(c); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    return agent_common::Walk(p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
-      agent_common::TakeBest(s, w, [&](int j) {
-        const Agent& a = p.graph->agent(s.first_agent + j);
-        double ability = a.ability.empty() ? 0.5 : 0;
-        for (size_t t = 0; t < a.ability.size(); ++t) ability += q.intent[t] * a.ability[t];
-        return ability >= config_.able ? 2 / (1 + a.cost_usd) : ability - 2;  // able ones first
-      });
-    });
+    return agent_common::Walk(
+        p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
+          agent_common::TakeBest(s, w, [&](int j) {
+            const Agent& a = p.graph->agent(s.first_agent + j);
+            double ability = a.ability.empty() ? 0.5 : 0;
+            for (size_t t = 0; t < a.ability.size(); ++t) ability += q.intent[t] * a.ability[t];
+            return ability >= config_.able ? 2 / (1 + a.cost_usd) : ability - 2;  // able ones first
+          });
+        });
   }
 
  private:

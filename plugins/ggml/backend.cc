@@ -1,6 +1,7 @@
-// libggml-sluice.so: a ggml backend that takes attention (FLASH_ATTN_EXT) and leaves everything else to the CPU
-// backend. Named by GGML_BACKEND_PATH it is loaded by an unmodified llama.cpp; SLUICE_GGML_CONFIG names its
-// configuration. Links nothing of ggml: what it needs of it is found in the process that loads it.
+// libggml-sluice.so: a ggml backend that takes attention (FLASH_ATTN_EXT) and leaves everything
+// else to the CPU backend. Named by GGML_BACKEND_PATH it is loaded by an unmodified llama.cpp;
+// SLUICE_GGML_CONFIG names its configuration. Links nothing of ggml: what it needs of it is found
+// in the process that loads it.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -38,8 +39,10 @@ const Settings& TheSettings() {
     if (path != nullptr && *path != 0) {
       std::ifstream f(path);
       if (!f) {
-        std::fprintf(stderr, "sluice: SLUICE_GGML_CONFIG=%s cannot be read; attention stays with the CPU backend\n",
-                     path);
+        std::fprintf(
+            stderr,
+            "sluice: SLUICE_GGML_CONFIG=%s cannot be read; attention stays with the CPU backend\n",
+            path);
         return s;
       }
       std::stringstream all;
@@ -53,7 +56,8 @@ const Settings& TheSettings() {
       return s;
     }
     s.config = *std::move(config);
-    auto decode = sluice::MakeAttentionPolicy(s.config.decode, sluice::InstalledMethods().registry.attention);
+    auto decode =
+        sluice::MakeAttentionPolicy(s.config.decode, sluice::InstalledMethods().registry.attention);
     s.usable = decode.ok();
     if (decode.ok()) s.decode = *std::move(decode);
     return s;
@@ -79,7 +83,8 @@ ggml_backend_buffer_type_t CpuBufferType() {
 int LayerOf(const ggml_tensor* t) {
   for (int depth = 0; t != nullptr && depth < 8; ++depth) {
     for (const char* prefix : {"cache_k_l", "cache_v_l"}) {
-      if (std::strncmp(t->name, prefix, std::strlen(prefix)) == 0) return std::atoi(t->name + std::strlen(prefix));
+      if (std::strncmp(t->name, prefix, std::strlen(prefix)) == 0)
+        return std::atoi(t->name + std::strlen(prefix));
     }
     t = t->view_src != nullptr ? t->view_src : t->src[0];
   }
@@ -87,7 +92,8 @@ int LayerOf(const ggml_tensor* t) {
 }
 float Param(const ggml_tensor* op, int i) {
   float x;
-  std::memcpy(&x, reinterpret_cast<const char*>(op->op_params) + static_cast<size_t>(i) * sizeof x, sizeof x);
+  std::memcpy(&x, reinterpret_cast<const char*>(op->op_params) + static_cast<size_t>(i) * sizeof x,
+              sizeof x);
   return x;
 }
 size_t SizeOf(ggml_type t) { return t == GGML_TYPE_F32 ? 4 : 2; }
@@ -96,17 +102,20 @@ int64_t Bytes(const ggml_tensor* t) {
   return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] * static_cast<int64_t>(SizeOf(t->type));
 }
 bool Takes(const ggml_tensor* op) {
-  const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+  const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
+                    *sinks = op->src[4];
   if (q == nullptr || k == nullptr || v == nullptr) return false;
   const auto half_or_float = [](const ggml_tensor* t) {
     return (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16) && t->nb[0] == SizeOf(t->type) &&
            t->nb[1] % SizeOf(t->type) == 0 && t->nb[2] % SizeOf(t->type) == 0;
   };
-  return op->type == GGML_TYPE_F32 && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && half_or_float(k) &&
-         half_or_float(v) &&
-         (mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1)) &&
+  return op->type == GGML_TYPE_F32 && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
+         half_or_float(k) && half_or_float(v) &&
+         (mask == nullptr ||
+          (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1)) &&
          (sinks == nullptr || sinks->type == GGML_TYPE_F32) && Param(op, 1) == 0 /* ALiBi */ &&
-         q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2] && q->ne[3] % k->ne[3] == 0 && k->ne[3] == v->ne[3];
+         q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2] && q->ne[3] % k->ne[3] == 0 &&
+         k->ne[3] == v->ne[3];
 }
 
 struct Backend {
@@ -114,11 +123,13 @@ struct Backend {
 };
 
 absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor* op) {
-  const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
+  const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
+                    *sinks = op->src[4];
   sluice::ggml::FlashCall c;
   c.layer = LayerOf(k);
   if (c.layer < 0) c.layer = LayerOf(v);
-  c.scale = Param(op, 0), c.softcap = Param(op, 2);
+  c.scale = Param(op, 0);
+  c.softcap = Param(op, 2);
   c.sinks = sinks != nullptr ? static_cast<const float*>(sinks->data) : nullptr;
   const auto view = [](const ggml_tensor* t, int64_t batch) {
     const size_t e = SizeOf(t->type);
@@ -133,13 +144,15 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
   for (int64_t b = 0; b < q->ne[3]; ++b) {
     const int64_t kb = b / (q->ne[3] / k->ne[3]);
     c.stream = kb;
-    c.q = {reinterpret_cast<const float*>(static_cast<const char*>(q->data) + static_cast<size_t>(b) * q->nb[3]),
+    c.q = {reinterpret_cast<const float*>(static_cast<const char*>(q->data) +
+                                          static_cast<size_t>(b) * q->nb[3]),
            q->ne[1],
            q->ne[2],
            q->ne[0],
            static_cast<int64_t>(q->nb[1] / sizeof(float)),
            static_cast<int64_t>(q->nb[2] / sizeof(float))};
-    c.k = view(k, kb), c.v = view(v, kb);
+    c.k = view(k, kb);
+    c.v = view(v, kb);
     if (mask != nullptr) {
       const int64_t mb = b % mask->ne[3];
       c.mask = reinterpret_cast<const uint16_t*>(static_cast<const char*>(mask->data) +
@@ -147,12 +160,13 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
       c.mask_stride = static_cast<int64_t>(mask->nb[1] / 2);
     }
     // [dv, heads, n_q, batch]
-    c.out = {reinterpret_cast<float*>(static_cast<char*>(op->data) + static_cast<size_t>(b) * op->nb[3]),
-             q->ne[1],
-             q->ne[2],
-             v->ne[0],
-             static_cast<int64_t>(op->nb[2] / sizeof(float)),
-             static_cast<int64_t>(op->nb[1] / sizeof(float))};
+    c.out = {
+        reinterpret_cast<float*>(static_cast<char*>(op->data) + static_cast<size_t>(b) * op->nb[3]),
+        q->ne[1],
+        q->ne[2],
+        v->ne[0],
+        static_cast<int64_t>(op->nb[2] / sizeof(float)),
+        static_cast<int64_t>(op->nb[1] / sizeof(float))};
     SLUICE_RETURN_IF_ERROR(attention.Run(c));
   }
   return absl::OkStatus();
@@ -175,7 +189,8 @@ ggml_status GraphCompute(ggml_backend_t backend, ggml_cgraph* graph) noexcept {
   try {
     for (int i = 0; i < graph->n_nodes; ++i) {
       const ggml_tensor* node = graph->nodes[i];
-      if (node->op != GGML_OP_FLASH_ATTN_EXT || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
+      if (node->op != GGML_OP_FLASH_ATTN_EXT || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0)
+        continue;
       computed = true;
       if (const absl::Status s = Compute(*b->attention, node); !s.ok()) {
         std::fprintf(stderr, "sluice: %s: %s\n", node->name, std::string(s.message()).c_str());
@@ -188,7 +203,9 @@ ggml_status GraphCompute(ggml_backend_t backend, ggml_cgraph* graph) noexcept {
   }
   return GGML_STATUS_SUCCESS;
 }
-void SetThreads(ggml_backend_t backend, int n) { static_cast<Backend*>(backend->context)->attention->SetThreads(n); }
+void SetThreads(ggml_backend_t backend, int n) {
+  static_cast<Backend*>(backend->context)->attention->SetThreads(n);
+}
 
 ggml_guid_t Guid() {
   static ggml_guid guid = {0x73, 0x6c, 0x75, 0x69, 0x63, 0x65, 0x2d, 0x67,
@@ -201,7 +218,9 @@ void DeviceMemory(ggml_backend_dev_t, size_t* free, size_t* total) { *free = *to
 enum ggml_backend_dev_type DeviceType(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
 void DeviceProps(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
   std::memset(props, 0, sizeof *props);
-  props->name = DeviceName(dev), props->description = DeviceDescription(dev), props->type = DeviceType(dev);
+  props->name = DeviceName(dev);
+  props->description = DeviceDescription(dev);
+  props->type = DeviceType(dev);
 }
 ggml_backend_t DeviceInit(ggml_backend_dev_t dev, const char*) {
   auto attention = sluice::ggml::RoutedAttention::Create(TheSettings().config);
@@ -211,7 +230,9 @@ ggml_backend_t DeviceInit(ggml_backend_dev_t dev, const char*) {
   }
   auto* backend = new ggml_backend();
   backend->guid = Guid();
-  backend->iface.get_name = Name, backend->iface.free = Free, backend->iface.graph_compute = GraphCompute;
+  backend->iface.get_name = Name;
+  backend->iface.free = Free;
+  backend->iface.graph_compute = GraphCompute;
   backend->device = dev;
   backend->context = new Backend{*std::move(attention)};
   return backend;
@@ -228,10 +249,12 @@ bool SupportsOp(ggml_backend_dev_t, const ggml_tensor* op) {
     case GGML_OP_FLASH_ATTN_EXT:
       if (!TheSettings().usable || !Takes(op)) return false;
       if (op->src[0]->ne[1] > 1) return true;
-      // With `-fa auto` the host probes with one query, and turns flash attention off when another device than the
-      // layer's would take it: no step is taken before anything was computed, they come after a prompt.
-      return computed && sluice::ggml::TakesStep(TheSettings().config, *TheSettings().decode, LayerOf(op->src[1]),
-                                                 op->src[1]->ne[1], Bytes(op->src[1]) + Bytes(op->src[2]));
+      // With `-fa auto` the host probes with one query, and turns flash attention off when another
+      // device than the layer's would take it: no step is taken before anything was computed, they
+      // come after a prompt.
+      return computed && sluice::ggml::TakesStep(TheSettings().config, *TheSettings().decode,
+                                                 LayerOf(op->src[1]), op->src[1]->ne[1],
+                                                 Bytes(op->src[1]) + Bytes(op->src[2]));
     default:
       return false;
   }
@@ -245,9 +268,14 @@ size_t DeviceCount(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t Device(ggml_backend_reg_t reg, size_t) {
   static ggml_backend_device device = [reg] {
     ggml_backend_device d{};
-    d.iface.get_name = DeviceName, d.iface.get_description = DeviceDescription, d.iface.get_memory = DeviceMemory;
-    d.iface.get_type = DeviceType, d.iface.get_props = DeviceProps, d.iface.init_backend = DeviceInit;
-    d.iface.get_buffer_type = DeviceBufferType, d.iface.supports_op = SupportsOp;
+    d.iface.get_name = DeviceName;
+    d.iface.get_description = DeviceDescription;
+    d.iface.get_memory = DeviceMemory;
+    d.iface.get_type = DeviceType;
+    d.iface.get_props = DeviceProps;
+    d.iface.init_backend = DeviceInit;
+    d.iface.get_buffer_type = DeviceBufferType;
+    d.iface.supports_op = SupportsOp;
     d.iface.supports_buft = SupportsBufferType;
     d.reg = reg;
     return d;
@@ -255,7 +283,8 @@ ggml_backend_dev_t Device(ggml_backend_reg_t reg, size_t) {
   return &device;
 }
 void* ProcAddress(ggml_backend_reg_t, const char* name) {
-  return std::strcmp(name, "ggml_backend_set_n_threads") == 0 ? reinterpret_cast<void*>(SetThreads) : nullptr;
+  return std::strcmp(name, "ggml_backend_set_n_threads") == 0 ? reinterpret_cast<void*>(SetThreads)
+                                                              : nullptr;
 }
 }  // namespace
 
@@ -263,12 +292,16 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
   static ggml_backend_reg reg = [] {
     ggml_backend_reg r{};
     r.api_version = GGML_BACKEND_API_VERSION;
-    r.iface.get_name = RegName, r.iface.get_device_count = DeviceCount, r.iface.get_device = Device;
+    r.iface.get_name = RegName;
+    r.iface.get_device_count = DeviceCount;
+    r.iface.get_device = Device;
     r.iface.get_proc_address = ProcAddress;
     return r;
   }();
   if (CpuBufferType() == nullptr) {
-    std::fprintf(stderr, "sluice: ggml's CPU buffer type is not to be found in this process; the plug-in stays out\n");
+    std::fprintf(stderr,
+                 "sluice: ggml's CPU buffer type is not to be found in this process; the plug-in "
+                 "stays out\n");
     return nullptr;
   }
   return &reg;

@@ -21,7 +21,9 @@ namespace ggml {
 namespace {
 constexpr uint16_t kHidden = 0xFC00;  // -inf in f16
 using Clock = std::chrono::steady_clock;
-double Since(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
+double Since(Clock::time_point from) {
+  return std::chrono::duration<double>(Clock::now() - from).count();
+}
 
 constexpr int64_t kShortPlan = 65536;  // keys
 constexpr double kShortStep = 4e6;     // multiply-adds
@@ -60,10 +62,12 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
     };
     absl::Status status;
     if (key == "prefill" || key == "decode" || key == "attention") {
-      if (const auto made = MakeAttentionPolicy(value, InstalledMethods().registry.attention); !made.ok())
+      if (const auto made = MakeAttentionPolicy(value, InstalledMethods().registry.attention);
+          !made.ok())
         return bad(key, ": ", made.status().message());
       else if ((*made)->needs_pre_rope())
-        return bad(key, ": '", value, "' wants keys from before their rotation, which this host does not give");
+        return bad(key, ": '", value,
+                   "' wants keys from before their rotation, which this host does not give");
       if (key != "decode") c.prefill = std::string(value);
       if (key != "prefill") c.decode = std::string(value);
     } else if (key == "min_keys") {
@@ -78,7 +82,8 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       c.counters = std::string(value);
     } else {
       return bad("unknown key '", key,
-                 "'; known: attention, prefill, decode, min_keys, decode_min_keys, reuse_layers, threads, counters");
+                 "'; known: attention, prefill, decode, min_keys, decode_min_keys, reuse_layers, "
+                 "threads, counters");
     }
     SLUICE_RETURN_IF_ERROR(status);
   }
@@ -107,7 +112,9 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
         // A window that begins to cut inside this pass: its width shows at the first hidden key.
         int64_t cut = 0;
         while (cut < end && row[cut] == kHidden) ++cut;
-        s.window = end - cut, begin = cut, causal = false;
+        s.window = end - cut;
+        begin = cut;
+        causal = false;
       }
     }
     const bool fits = end <= n_kv && begin < end && AllAre(row, begin, kHidden) &&
@@ -126,7 +133,8 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
   }
   for (int64_t i = 0; i < n_q && zeros; ++i) {
     const uint16_t* row = mask + i * stride;
-    for (int64_t k = 0; k < n_kv; ++k) zeros = zeros && (row[k] == kHidden || row[k] == 0 || row[k] == 0x8000);
+    for (int64_t k = 0; k < n_kv; ++k)
+      zeros = zeros && (row[k] == kHidden || row[k] == 0 || row[k] == 0x8000);
   }
   s.kind = zeros ? MaskShape::Kind::kRuns : MaskShape::Kind::kValues;
   return s;
@@ -176,21 +184,25 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   uint32_t cap = 0;
   std::memcpy(&cap, &c.softcap, sizeof cap);
   std::unique_ptr<Shape>& slot = shapes_[{c.q.heads, c.k.heads, c.q.dim, c.v.dim, cap}];
-  if (slot != nullptr && c.q.rows <= slot->shape.max_queries && c.k.rows <= slot->shape.max_kv) return slot.get();
+  if (slot != nullptr && c.q.rows <= slot->shape.max_queries && c.k.rows <= slot->shape.max_kv)
+    return slot.get();
   // Grows by doubling; what routers knew of the keys is found again.
   auto s = std::make_unique<Shape>();
   AttentionShape& a = s->shape;
   a.max_queries = std::max<int64_t>(slot != nullptr ? slot->shape.max_queries : 1, c.q.rows);
   a.max_kv = slot != nullptr ? slot->shape.max_kv : 4096;
   while (a.max_kv < c.k.rows) a.max_kv *= 2;
-  a.heads = static_cast<int>(c.q.heads), a.kv_heads = static_cast<int>(c.k.heads);
-  a.head_dim = static_cast<int>(c.q.dim), a.value_dim = static_cast<int>(c.v.dim);
+  a.heads = static_cast<int>(c.q.heads);
+  a.kv_heads = static_cast<int>(c.k.heads);
+  a.head_dim = static_cast<int>(c.q.dim);
+  a.value_dim = static_cast<int>(c.v.dim);
   a.workers = executor_->num_workers();
   AttendOptions o;
   o.softcap = c.softcap;
-  SLUICE_ASSIGN_OR_RETURN(
-      Attend attend,
-      Attend::Create({a.max_queries, a.max_kv, a.heads, a.kv_heads, a.head_dim, a.value_dim, 64, 1, a.workers}, o));
+  SLUICE_ASSIGN_OR_RETURN(Attend attend,
+                          Attend::Create({a.max_queries, a.max_kv, a.heads, a.kv_heads, a.head_dim,
+                                          a.value_dim, 64, 1, a.workers},
+                                         o));
   s->attend = std::make_unique<Attend>(attend);
   s->attend_workspace.Resize(s->attend->workspace_bytes());
   size_t workspace = 0;
@@ -210,18 +222,23 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   return slot.get();
 }
 
-bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys, int64_t kv_bytes) {
+bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys,
+               int64_t kv_bytes) {
   if (c.decode_min_keys >= 0) return keys >= c.decode_min_keys;
   return kv_bytes >= int64_t{2} << 20 && ServingRouter(decode, layer, keys).name() != "dense";
 }
-absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, const FlashCall& c, LayerCounters& counters,
-                                       Executor& executor) {
+absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, const FlashCall& c,
+                                       LayerCounters& counters, Executor& executor) {
   AttendInputs in;
-  in.q = c.q, in.k = c.k, in.v = c.v, in.scale = c.scale;
+  in.q = c.q;
+  in.k = c.k;
+  in.v = c.v;
+  in.scale = c.scale;
   AttendOutputs out;
-  out.o = c.out, out.counters = &counters.work;
+  out.o = c.out;
+  out.counters = &counters.work;
   if (c.sinks != nullptr) {
-    s.lse.resize(static_cast<size_t>(c.q.rows * c.q.heads));
+    s.lse.resize(c.q.rows * c.q.heads);
     out.lse = s.lse.data();
   }
   const auto from = Clock::now();
@@ -229,7 +246,7 @@ absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, cons
   if (c.sinks != nullptr) {
     for (int64_t i = 0; i < c.q.rows; ++i) {
       for (int64_t h = 0; h < c.q.heads; ++h) {
-        const float lse = s.lse[static_cast<size_t>(i * c.q.heads + h)];
+        const float lse = s.lse[i * c.q.heads + h];
         const float share = 1 / (1 + std::exp(c.sinks[h] - lse));
         float* o = c.out.at(i, h);
         for (int64_t d = 0; d < c.out.dim; ++d) o[d] *= share;
@@ -244,7 +261,7 @@ absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, cons
 void RoutedAttention::Plain(const FlashCall& c) {
   const int64_t group = c.q.heads / c.k.heads;
   executor_->ParallelFor(c.q.rows * c.q.heads, 1, [&](int64_t begin, int64_t end, int) {
-    std::vector<double> logit(static_cast<size_t>(c.k.rows)), o(static_cast<size_t>(c.v.dim));
+    std::vector<double> logit(c.k.rows), o(c.v.dim);
     const auto element = [](const KvView& x, int64_t row, int64_t head, int64_t d) -> double {
       const std::byte* p = x.at(row, head);
       if (x.dtype == DType::kF32) return reinterpret_cast<const float*>(p)[d];
@@ -255,40 +272,45 @@ void RoutedAttention::Plain(const FlashCall& c) {
       double most = c.sinks != nullptr ? static_cast<double>(c.sinks[h]) : -HUGE_VAL, sum = 0;
       for (int64_t k = 0; k < c.k.rows; ++k) {
         double x = 0;
-        for (int64_t d = 0; d < c.q.dim; ++d) x += static_cast<double>(c.q.at(row, h)[d]) * element(c.k, k, kv, d);
+        for (int64_t d = 0; d < c.q.dim; ++d)
+          x += static_cast<double>(c.q.at(row, h)[d]) * element(c.k, k, kv, d);
         x *= static_cast<double>(c.scale);
-        if (c.softcap > 0) x = static_cast<double>(c.softcap) * std::tanh(x / static_cast<double>(c.softcap));
+        if (c.softcap > 0)
+          x = static_cast<double>(c.softcap) * std::tanh(x / static_cast<double>(c.softcap));
         if (c.mask != nullptr) x += static_cast<double>(F16ToF32(c.mask[row * c.mask_stride + k]));
-        logit[static_cast<size_t>(k)] = x, most = std::max(most, x);
+        logit[k] = x;
+        most = std::max(most, x);
       }
       std::fill(o.begin(), o.end(), 0.0);
       if (most == -HUGE_VAL) most = 0;
       if (c.sinks != nullptr) sum = std::exp(static_cast<double>(c.sinks[h]) - most);
       for (int64_t k = 0; k < c.k.rows; ++k) {
-        const double w = std::exp(logit[static_cast<size_t>(k)] - most);
+        const double w = std::exp(logit[k] - most);
         if (!(w > 0)) continue;
         sum += w;
-        for (int64_t d = 0; d < c.v.dim; ++d) o[static_cast<size_t>(d)] += w * element(c.v, k, kv, d);
+        for (int64_t d = 0; d < c.v.dim; ++d) o[d] += w * element(c.v, k, kv, d);
       }
       for (int64_t d = 0; d < c.v.dim; ++d)
-        c.out.at(row, h)[d] = static_cast<float>(sum > 0 ? o[static_cast<size_t>(d)] / sum : 0);
+        c.out.at(row, h)[d] = static_cast<float>(sum > 0 ? o[d] / sum : 0);
     }
   });
 }
 
 absl::Status RoutedAttention::Run(const FlashCall& call) {
   FlashCall c = call;
-  if (c.q.rows <= 0 || c.k.rows <= 0 || c.q.heads <= 0 || c.k.heads <= 0 || c.q.heads % c.k.heads != 0 ||
-      c.q.dim != c.k.dim || c.v.rows != c.k.rows || c.v.heads != c.k.heads || c.out.dim != c.v.dim)
-    return absl::InvalidArgumentError(absl::StrCat("flash attention of q [", c.q.rows, ", ", c.q.heads, ", ", c.q.dim,
-                                                   "], k [", c.k.rows, ", ", c.k.heads, ", ", c.k.dim, "], v [",
-                                                   c.v.rows, ", ", c.v.heads, ", ", c.v.dim, "]"));
+  if (c.q.rows <= 0 || c.k.rows <= 0 || c.q.heads <= 0 || c.k.heads <= 0 ||
+      c.q.heads % c.k.heads != 0 || c.q.dim != c.k.dim || c.v.rows != c.k.rows ||
+      c.v.heads != c.k.heads || c.out.dim != c.v.dim)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "flash attention of q [", c.q.rows, ", ", c.q.heads, ", ", c.q.dim, "], k [", c.k.rows,
+        ", ", c.k.heads, ", ", c.k.dim, "], v [", c.v.rows, ", ", c.v.heads, ", ", c.v.dim, "]"));
   LayerCounters& counters = counters_[c.layer];
   ++counters.calls;
   auto from = Clock::now();
   if (c.layer < 0 || c.layer <= seen_.layer || seen_.mask != c.mask || seen_.n_q != c.q.rows ||
       seen_.n_kv != c.k.rows || seen_.stream != c.stream) {
-    seen_ = {c.mask, c.q.rows, c.k.rows, c.stream, c.layer, ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows)};
+    seen_ = {c.mask,   c.q.rows, c.k.rows,
+             c.stream, c.layer,  ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows)};
   }
   seen_.layer = c.layer;
   const MaskShape& mask = seen_.shape;
@@ -297,13 +319,17 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     counters.attend_s += Since(from);
     return absl::OkStatus();
   }
-  if (mask.kind == MaskShape::Kind::kCausal) c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
+  if (mask.kind == MaskShape::Kind::kCausal)
+    c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
   SLUICE_ASSIGN_OR_RETURN(Shape* const shape, ShapeOf(c));
   Shape& s = *shape;
   if (mask.kind != MaskShape::Kind::kCausal) {
     // Not a plain prompt or step: exactly what the mask shows, without routing.
     AttentionPlan plan;
-    plan.q_count = c.q.rows, plan.kv_len = c.k.rows, plan.heads = s.shape.heads, plan.kv_heads = s.shape.kv_heads;
+    plan.q_count = c.q.rows;
+    plan.kv_len = c.k.rows;
+    plan.heads = s.shape.heads;
+    plan.kv_heads = s.shape.kv_heads;
     plan.scope = ListScope::kAllHeads;
     plan.tile = mask.kind == MaskShape::Kind::kRuns ? 1 : 64;
     plan.q_begin = mask.kind == MaskShape::Kind::kWindow ? mask.first : 0;
@@ -314,14 +340,18 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
       begin.push_back(static_cast<uint32_t>(entries.size()));
       const auto add = [&](int64_t lo, int64_t hi, MaskClass kind) {
         PlanEntry e;
-        e.start = static_cast<uint32_t>(lo), e.len = static_cast<uint32_t>(hi - lo), e.mask = kind;
+        e.start = static_cast<uint32_t>(lo);
+        e.len = static_cast<uint32_t>(hi - lo);
+        e.mask = kind;
         entries.push_back(e);
       };
       if (mask.kind == MaskShape::Kind::kAll) {
         add(0, c.k.rows, MaskClass::kNone);
       } else if (mask.kind == MaskShape::Kind::kWindow) {
-        const int64_t first = mask.first + t * 64, last = std::min(mask.first + c.q.rows, first + 64);
-        add(std::max<int64_t>(0, first - mask.window + 1), std::min(c.k.rows, last), MaskClass::kLowerBound);
+        const int64_t first = mask.first + t * 64,
+                      last = std::min(mask.first + c.q.rows, first + 64);
+        add(std::max<int64_t>(0, first - mask.window + 1), std::min(c.k.rows, last),
+            MaskClass::kLowerBound);
       } else {
         const uint16_t* row = c.mask + t * c.mask_stride;
         for (int64_t k = 0; k < c.k.rows; ++k) {
@@ -336,7 +366,8 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     }
     AttentionBranch branch;
     branch.encoding = Encoding::kRuns;
-    branch.rows = {begin, count}, branch.entries = entries;
+    branch.rows = {begin, count};
+    branch.entries = entries;
     plan.branches = absl::MakeConstSpan(&branch, 1);
     counters.plan_s += Since(from);
     return Attended(s, plan, c, counters, *executor_);
@@ -346,50 +377,63 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
   Executor& planner = step && c.k.rows <= kShortPlan ? inline_ : *executor_;
   const bool routed = c.k.rows >= config_.min_keys;
   Planned& p = !routed ? s.dense : step ? s.decode : s.prefill;
-  const bool reuse = config_.reuse_layers > 1 && c.layer > 0 && c.layer % config_.reuse_layers != 0 && p.layer >= 0 &&
-                     p.layer == c.layer / config_.reuse_layers * config_.reuse_layers && p.q_begin == mask.first &&
-                     p.n_q == c.q.rows && p.stream == c.stream;
+  const bool reuse = config_.reuse_layers > 1 && c.layer > 0 &&
+                     c.layer % config_.reuse_layers != 0 && p.layer >= 0 &&
+                     p.layer == c.layer / config_.reuse_layers * config_.reuse_layers &&
+                     p.q_begin == mask.first && p.n_q == c.q.rows && p.stream == c.stream;
   if (!reuse) {
     AttentionInputs in;
-    in.q = c.q, in.k = c.k, in.v = c.v;
-    in.q_begin = mask.first, in.layer = c.layer, in.scale = c.scale;
+    in.q = c.q;
+    in.k = c.k;
+    in.v = c.v;
+    in.q_begin = mask.first;
+    in.layer = c.layer;
+    in.scale = c.scale;
     Planned::Known& known = p.known[{c.layer, c.stream}];
     std::byte* state = AtLeast(known.state, p.plan->info().state_bytes);
-    // The host does not say when it clears or changes its cache: a state is used only for keys that went before, and
-    // that still look the same where it was looked at.
+    // The host does not say when it clears or changes its cache: a state is used only for keys that
+    // went before, and that still look the same where it was looked at.
     const auto fingerprint = [&](int64_t keys) {
       uint64_t h = 0;
       for (int64_t row : {int64_t{0}, keys / 3, keys / 2, keys - 1}) {
         if (row < 0 || keys == 0) continue;
         const size_t bytes = static_cast<size_t>(c.k.dim) * DTypeBytes(c.k.dtype);
-        h ^= HashText({reinterpret_cast<const char*>(c.k.at(row, 0)), bytes}) + static_cast<uint64_t>(row);
+        h ^= HashText({reinterpret_cast<const char*>(c.k.at(row, 0)), bytes}) +
+             static_cast<uint64_t>(row);
       }
       return h;
     };
     if (known.keys > mask.first || (known.keys > 0 && fingerprint(known.keys) != known.fingerprint))
       known.state.Clear();
-    SLUICE_RETURN_IF_ERROR(p.router->Run(*p.plan, in, state, {s.workspace.workspace(), &planner}, p.buffer));
-    known.keys = c.k.rows, known.fingerprint = fingerprint(c.k.rows);
-    p.layer = c.layer, p.q_begin = mask.first, p.n_q = c.q.rows, p.stream = c.stream;
+    SLUICE_RETURN_IF_ERROR(
+        p.router->Run(*p.plan, in, state, {s.workspace.workspace(), &planner}, p.buffer));
+    known.keys = c.k.rows;
+    known.fingerprint = fingerprint(c.k.rows);
+    p.layer = c.layer;
+    p.q_begin = mask.first;
+    p.n_q = c.q.rows;
+    p.stream = c.stream;
   }
   counters.routed += routed;
   counters.plan_s += Since(from);
   const AttentionPlan& plan = p.buffer.plan();
-  const WorkShape width{s.shape.head_dim, s.shape.value_dim, static_cast<int64_t>(DTypeBytes(c.k.dtype))};
+  const WorkShape width{s.shape.head_dim, s.shape.value_dim,
+                        static_cast<int64_t>(DTypeBytes(c.k.dtype))};
   const bool little = step && WorkOf(plan, width).macs < kShortStep;
   return Attended(s, plan, c, counters, little ? inline_ : *executor_);
 }
 
 std::string RoutedAttention::CountersJson() const {
-  std::string out =
-      absl::StrCat("{\"prefill\": \"", config_.prefill, "\", \"decode\": \"", config_.decode, "\", \"layers\": [");
+  std::string out = absl::StrCat("{\"prefill\": \"", config_.prefill, "\", \"decode\": \"",
+                                 config_.decode, "\", \"layers\": [");
   for (const auto& [layer, c] : counters_)
     absl::StrAppendFormat(
         &out,
-        "%s\n {\"layer\": %d, \"calls\": %d, \"routed\": %d, \"exact_pairs\": %d, \"causal_pairs\": %d, "
+        "%s\n {\"layer\": %d, \"calls\": %d, \"routed\": %d, \"exact_pairs\": %d, "
+        "\"causal_pairs\": %d, "
         "\"density\": %.6f, \"kv_bytes\": %d, \"macs\": %d, \"plan_s\": %.6f, \"attend_s\": %.6f}",
-        layer == counters_.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs, c.work.causal_pairs,
-        c.work.density(), c.work.kv_bytes, c.work.macs, c.plan_s, c.attend_s);
+        layer == counters_.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs,
+        c.work.causal_pairs, c.work.density(), c.work.kv_bytes, c.work.macs, c.plan_s, c.attend_s);
   return out + "\n]}\n";
 }
 }  // namespace ggml

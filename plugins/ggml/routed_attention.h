@@ -1,7 +1,8 @@
 #ifndef SLUICE_PLUGINS_GGML_ROUTED_ATTENTION_H_
 #define SLUICE_PLUGINS_GGML_ROUTED_ATTENTION_H_
-// Attention as ggml's FLASH_ATTN_EXT asks for it, routed: causality is read from the mask, lists come from a router,
-// the executor of runtime/attend runs them. Knows nothing of ggml's types, so it is tested without them.
+// Attention as ggml's FLASH_ATTN_EXT asks for it, routed: causality is read from the mask, lists
+// come from a router, the executor of runtime/attend runs them. Knows nothing of ggml's types, so
+// it is tested without them.
 #include <map>
 #include <memory>
 #include <string>
@@ -15,22 +16,24 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
-// A text file of lines "key = value"; '#' begins a comment. prefill and decode take a router or a composition
-// (policies/compose/attention.h).
+// A text file of lines "key = value"; '#' begins a comment. prefill and decode take a router or a
+// composition (policies/compose/attention.h).
 struct Config {
   std::string prefill = "dense", decode = "dense";
   int64_t min_keys = 0;  // shorter contexts stay dense
-  // Single steps with fewer keys stay with the host altogether: handing one over costs some 0.1 ms a layer. -1: with
-  // less than 2 MiB of keys and values, and in layers where decode is dense, which the host does as well.
+  // Single steps with fewer keys stay with the host altogether: handing one over costs some 0.1 ms
+  // a layer. -1: with less than 2 MiB of keys and values, and in layers where decode is dense,
+  // which the host does as well.
   int64_t decode_min_keys = -1;
   int64_t reuse_layers = 1;  // so many layers in a row share the plan of their first
   int64_t threads = 0;       // 0: what the host sets
   std::string counters;      // file written at the end, JSON; "": none
 };
 absl::StatusOr<Config> ParseConfig(absl::string_view text);
-// Is a step of a layer over so many keys, of so many bytes of keys and values, worth taking from the host? `decode`:
-// the router of that setting.
-bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys, int64_t kv_bytes);
+// Is a step of a layer over so many keys, of so many bytes of keys and values, worth taking from
+// the host? `decode`: the router of that setting.
+bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys,
+               int64_t kv_bytes);
 
 struct FlashCall {
   int layer = -1;  // -1: unknown
@@ -40,8 +43,9 @@ struct FlashCall {
   const uint16_t* mask = nullptr;  // f16 [n_q, n_kv], added to the logits; null: all keys visible
   int64_t mask_stride = 0;         // elements a row
   float scale = 1, softcap = 0;
-  const float* sinks = nullptr;  // [heads], a logit that takes part in the sum but has no value; null: none
-  HeadsView<float> out;          // [n_q, heads, dv]
+  const float* sinks =
+      nullptr;           // [heads], a logit that takes part in the sum but has no value; null: none
+  HeadsView<float> out;  // [n_q, heads, dv]
 };
 
 // What a mask shows, row by row.
@@ -81,8 +85,8 @@ class RoutedAttention {
   struct Planned;
   explicit RoutedAttention(const Config& config);
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
-  absl::Status Attended(Shape& s, const AttentionPlan& plan, const FlashCall& call, LayerCounters& counters,
-                        Executor& executor);
+  absl::Status Attended(Shape& s, const AttentionPlan& plan, const FlashCall& call,
+                        LayerCounters& counters, Executor& executor);
   void Plain(const FlashCall& call);
 
   Config config_;

@@ -16,7 +16,8 @@ using testing::HasSubstr;
 using Kind = MaskShape::Kind;
 constexpr uint16_t kHidden = 0xFC00;
 
-// A call as ggml lays it out: q [d, n_q, H] by row within a head, cache rows with all heads side by side, f16 or f32.
+// A call as ggml lays it out: q [d, n_q, H] by row within a head, cache rows with all heads side by
+// side, f16 or f32.
 struct Case {
   int64_t n_q, n_kv, heads = 4, kv_heads = 2, d = 16, padding = 37;
   std::vector<float> q, k32, v32, out, sinks;
@@ -24,31 +25,50 @@ struct Case {
   FlashCall call;
   Case(int64_t queries, int64_t keys, bool half, uint64_t seed = 1) : n_q(queries), n_kv(keys) {
     const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t what) {
-      x.resize(static_cast<size_t>(n));
-      for (size_t i = 0; i < x.size(); ++i) x[i] = 3 * static_cast<float>(RandomUniform({seed, what, 0, 0, i})) - 1.5f;
+      x.resize(n);
+      for (size_t i = 0; i < x.size(); ++i)
+        x[i] = 3 * static_cast<float>(RandomUniform({seed, what, 0, 0, i})) - 1.5f;
     };
     const int64_t rows = n_kv + padding;
-    fill(q, n_q * heads * d, 1), fill(k32, rows * kv_heads * d, 2), fill(v32, rows * kv_heads * d, 3);
-    out.assign(static_cast<size_t>(n_q * heads * d), NAN);
+    fill(q, n_q * heads * d, 1);
+    fill(k32, rows * kv_heads * d, 2);
+    fill(v32, rows * kv_heads * d, 3);
+    out.assign(n_q * heads * d, NAN);
     for (float x : k32) k16.push_back(F32ToF16(x));
     for (float x : v32) v16.push_back(F32ToF16(x));
     if (half) {
-      for (size_t i = 0; i < k32.size(); ++i) k32[i] = F16ToF32(k16[i]), v32[i] = F16ToF32(v16[i]);
+      for (size_t i = 0; i < k32.size(); ++i) {
+        k32[i] = F16ToF32(k16[i]);
+        v32[i] = F16ToF32(v16[i]);
+      }
     }
     call.layer = 0;
     call.q = {q.data(), n_q, heads, d, d, n_q * d};
     const DType t = half ? DType::kF16 : DType::kF32;
-    call.k = {half ? static_cast<const void*>(k16.data()) : k32.data(), t, rows, kv_heads, d, kv_heads * d, d};
-    call.v = {half ? static_cast<const void*>(v16.data()) : v32.data(), t, rows, kv_heads, d, kv_heads * d, d};
+    call.k = {half ? static_cast<const void*>(k16.data()) : k32.data(),
+              t,
+              rows,
+              kv_heads,
+              d,
+              kv_heads * d,
+              d};
+    call.v = {half ? static_cast<const void*>(v16.data()) : v32.data(),
+              t,
+              rows,
+              kv_heads,
+              d,
+              kv_heads * d,
+              d};
     call.scale = 0.4f;
     call.out = {out.data(), n_q, heads, d, heads * d, d};
-    mask.assign(static_cast<size_t>(n_q * rows), kHidden);
-    call.mask = mask.data(), call.mask_stride = rows;
+    mask.assign(n_q * rows, kHidden);
+    call.mask = mask.data();
+    call.mask_stride = rows;
   }
   void Show(const std::function<bool(int64_t q, int64_t k)>& visible) {
     for (int64_t i = 0; i < n_q; ++i) {
       for (int64_t k = 0; k < n_kv; ++k)
-        mask[static_cast<size_t>(i * call.mask_stride + k)] = visible(i, k) ? 0 : kHidden;
+        mask[i * call.mask_stride + k] = visible(i, k) ? 0 : kHidden;
     }
   }
   void Causal() {
@@ -59,25 +79,29 @@ struct Case {
     std::vector<double> o(out.size());
     for (int64_t i = 0; i < n_q; ++i) {
       for (int64_t h = 0; h < heads; ++h) {
-        std::vector<double> w(static_cast<size_t>(call.k.rows));
+        std::vector<double> w(call.k.rows);
         double sum = call.sinks != nullptr ? std::exp(static_cast<double>(call.sinks[h])) : 0;
         for (int64_t k = 0; k < call.k.rows; ++k) {
           double x = 0;
           for (int64_t c = 0; c < d; ++c)
             x += static_cast<double>(call.q.at(i, h)[c]) *
-                 static_cast<double>(k32[static_cast<size_t>((k * kv_heads + h / (heads / kv_heads)) * d + c)]);
+                 static_cast<double>(k32[(k * kv_heads + h / (heads / kv_heads)) * d + c]);
           x *= static_cast<double>(call.scale);
           if (call.softcap > 0)
-            x = static_cast<double>(call.softcap) * std::tanh(x / static_cast<double>(call.softcap));
+            x = static_cast<double>(call.softcap) *
+                std::tanh(x / static_cast<double>(call.softcap));
           const double bias =
-              call.mask == nullptr ? 0 : static_cast<double>(F16ToF32(call.mask[i * call.mask_stride + k]));
-          w[static_cast<size_t>(k)] = std::exp(x + bias), sum += w[static_cast<size_t>(k)];
+              call.mask == nullptr
+                  ? 0
+                  : static_cast<double>(F16ToF32(call.mask[i * call.mask_stride + k]));
+          w[k] = std::exp(x + bias);
+          sum += w[k];
         }
         for (int64_t k = 0; k < call.k.rows && sum > 0; ++k) {
           for (int64_t c = 0; c < d; ++c)
-            o[static_cast<size_t>((i * heads + h) * d + c)] +=
-                w[static_cast<size_t>(k)] / sum *
-                static_cast<double>(v32[static_cast<size_t>((k * kv_heads + h / (heads / kv_heads)) * d + c)]);
+            o[(i * heads + h) * d + c] +=
+                w[k] / sum *
+                static_cast<double>(v32[(k * kv_heads + h / (heads / kv_heads)) * d + c]);
         }
       }
     }
@@ -86,7 +110,8 @@ struct Case {
   void ExpectRight(const char* what) const {
     const std::vector<double> want = Expected();
     double worst = 0;
-    for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::abs(want[i] - static_cast<double>(out[i])));
+    for (size_t i = 0; i < want.size(); ++i)
+      worst = std::max(worst, std::abs(want[i] - static_cast<double>(out[i])));
     EXPECT_LT(worst, 2e-5) << what;  // NaN fails too
   }
 };
@@ -101,17 +126,23 @@ std::unique_ptr<RoutedAttention> Make(const std::string& text) {
 
 TEST(ReadMask, KnowsWhatItIs) {
   Case c(5, 40, false);
-  const auto kind = [&] { return ReadMask(c.mask.data(), c.call.mask_stride, c.n_q, c.call.k.rows); };
+  const auto kind = [&] {
+    return ReadMask(c.mask.data(), c.call.mask_stride, c.n_q, c.call.k.rows);
+  };
   c.Causal();
   EXPECT_EQ(kind().kind, Kind::kCausal);
   EXPECT_EQ(kind().first, 35);
   c.Show([](int64_t i, int64_t k) { return k <= 35 + i && k > 35 + i - 8; });
   EXPECT_EQ(kind().kind, Kind::kWindow);
   EXPECT_EQ(kind().window, 8);
-  c.Show([](int64_t i, int64_t k) { return k <= 3 + i && k > 3 + i - 6; });  // the window fills up on the way
+  c.Show([](int64_t i, int64_t k) {
+    return k <= 3 + i && k > 3 + i - 6;
+  });  // the window fills up on the way
   EXPECT_EQ(kind().kind, Kind::kWindow);
   EXPECT_EQ(kind().window, 6);
-  c.Show([](int64_t i, int64_t k) { return k <= 35 + i && k != 7; });  // another sequence's cell in between
+  c.Show([](int64_t i, int64_t k) {
+    return k <= 35 + i && k != 7;
+  });  // another sequence's cell in between
   EXPECT_EQ(kind().kind, Kind::kRuns);
   c.Show([](int64_t i, int64_t k) { return k <= 20 + 2 * i; });
   EXPECT_EQ(kind().kind, Kind::kRuns);
@@ -135,16 +166,21 @@ TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
         };
         run("causal", [](Case& c) { c.Causal(); });
         run("window", [&](Case& c) {
-          c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && k > n_kv - n_q + i - 50; });
+          c.Show(
+              [&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && k > n_kv - n_q + i - 50; });
         });
-        run("other sequences",
-            [&](Case& c) { c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && (k + i) % 3 != 0; }); });
+        run("other sequences", [&](Case& c) {
+          c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && (k + i) % 3 != 0; });
+        });
         run("all", [](Case& c) { c.call.mask = nullptr; });
         run("biases", [](Case& c) {
           c.Causal();
           for (size_t i = 0; i < c.mask.size(); i += 7) c.mask[i] = F32ToF16(-0.5f);
         });
-        run("soft-cap", [](Case& c) { c.Causal(), c.call.softcap = 2; });
+        run("soft-cap", [](Case& c) {
+          c.Causal();
+          c.call.softcap = 2;
+        });
         run("sinks", [](Case& c) {
           c.Causal();
           c.sinks = {0.5f, -1, 3, -INFINITY};
@@ -154,7 +190,8 @@ TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
           c.Causal();
           for (size_t i = 0; i < c.mask.size(); i += 7) c.mask[i] = F32ToF16(-0.5f);
           c.sinks = {0.5f, -1, 3, 0};
-          c.call.sinks = c.sinks.data(), c.call.softcap = 2;
+          c.call.sinks = c.sinks.data();
+          c.call.softcap = 2;
         });
       }
     }
@@ -165,16 +202,18 @@ TEST(RoutedAttention, AQueryThatSeesNothingGivesZero) {
   Case c(2, 64, false);
   c.Show([](int64_t i, int64_t) { return i == 1; });
   ASSERT_TRUE(Make("")->Run(c.call).ok());
-  for (int64_t i = 0; i < c.heads * c.d; ++i) EXPECT_EQ(c.out[static_cast<size_t>(i)], 0);
+  for (int64_t i = 0; i < c.heads * c.d; ++i) EXPECT_EQ(c.out[i], 0);
 }
 
 TEST(RoutedAttention, RoutersSkipAndCountersSaySo) {
   const auto dense = Make("attention = dense"),
              sparse = Make("prefill = mean_pool:k=2\ndecode = sink_window:sink=16,window=64"),
-             full = Make("attention = mean_pool:k=1000"), late = Make("attention = mean_pool:k=2\nmin_keys = 2000");
+             full = Make("attention = mean_pool:k=1000"),
+             late = Make("attention = mean_pool:k=2\nmin_keys = 2000");
   Case a(128, 1024, true);
   a.Causal();
-  for (RoutedAttention* r : {dense.get(), sparse.get(), full.get(), late.get()}) ASSERT_TRUE(r->Run(a.call).ok());
+  for (RoutedAttention* r : {dense.get(), sparse.get(), full.get(), late.get()})
+    ASSERT_TRUE(r->Run(a.call).ok());
   EXPECT_EQ(dense->counters().at(0).work.density(), 1);
   EXPECT_LT(sparse->counters().at(0).work.density(), 0.4);
   EXPECT_EQ(full->counters().at(0).work.density(), 1);
@@ -195,7 +234,8 @@ TEST(RoutedAttention, KnowsStaleKeysByTheirPlaceAndLook) {
     return c.out;
   };
   const auto r = Make(text);
-  Case first(256, 256, true, 1), second(256, 256, true, 2), more(1, 300, true, 2), other(1, 300, true, 3);
+  Case first(256, 256, true, 1), second(256, 256, true, 2), more(1, 300, true, 2),
+      other(1, 300, true, 3);
   for (Case* c : {&first, &second, &more, &other}) c->Causal();
   ASSERT_TRUE(r->Run(first.call).ok());
   ASSERT_TRUE(r->Run(second.call).ok());  // the cache was cleared, another prompt came
@@ -209,8 +249,10 @@ TEST(RoutedAttention, KnowsStaleKeysByTheirPlaceAndLook) {
 TEST(RoutedAttention, LayersMayShareAPlan) {
   const auto r = Make("attention = mean_pool:k=5\nreuse_layers = 2");
   Case a(64, 1500, true, 1), b(64, 1500, true, 2);
-  a.Causal(), b.Causal();
-  b.call.layer = 1, b.call.mask = a.call.mask;
+  a.Causal();
+  b.Causal();
+  b.call.layer = 1;
+  b.call.mask = a.call.mask;
   ASSERT_TRUE(r->Run(a.call).ok());
   ASSERT_TRUE(r->Run(b.call).ok());
   EXPECT_EQ(r->counters().at(0).work.exact_pairs, r->counters().at(1).work.exact_pairs);
@@ -221,9 +263,13 @@ TEST(RoutedAttention, LayersMayShareAPlan) {
 }
 
 TEST(ParseConfig, NamesLineAndChoices) {
-  const auto error = [](absl::string_view text) { return std::string(ParseConfig(text).status().message()); };
-  EXPECT_THAT(error("\n# fine\nattention = nothing"), HasSubstr("line 3: attention: no method 'nothing'"));
-  EXPECT_THAT(error("router = dense"), HasSubstr("unknown key 'router'; known: attention, prefill"));
+  const auto error = [](absl::string_view text) {
+    return std::string(ParseConfig(text).status().message());
+  };
+  EXPECT_THAT(error("\n# fine\nattention = nothing"),
+              HasSubstr("line 3: attention: no method 'nothing'"));
+  EXPECT_THAT(error("router = dense"),
+              HasSubstr("unknown key 'router'; known: attention, prefill"));
   EXPECT_THAT(error("dense"), HasSubstr("is not key = value"));
   EXPECT_THAT(error("min_keys = -1"), HasSubstr("allowed 0 to"));
   EXPECT_THAT(error("prefill = seer_attention:density=0.2"), HasSubstr("before their rotation"));

@@ -1,5 +1,6 @@
-// sluice::attend and sluice::route for PyTorch: routed attention and routing on CPU tensors, from C++ and from Python.
-// Tensors are read where they lie; only their innermost dimension must be contiguous.
+// sluice::attend and sluice::route for PyTorch: routed attention and routing on CPU tensors, from
+// C++ and from Python. Tensors are read where they lie; only their innermost dimension must be
+// contiguous.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -62,22 +63,25 @@ Pool& Idle() {
   return *pool;
 }
 
-int64_t AtLeast(int64_t n) {  // sequences grow by single tokens: sizes are rounded so that what was prepared fits again
+int64_t AtLeast(int64_t n) {  // sequences grow by single tokens: sizes are rounded so that what was
+                              // prepared fits again
   int64_t size = 1;
   while (size < n) size *= 2;
   return size;
 }
 std::unique_ptr<Prepared> Prepare(const std::string& router, const sluice::AttentionShape& shape) {
-  const std::string key = absl::StrCat(router, " ", shape.max_queries, " ", shape.max_kv, " ", shape.heads, " ",
-                                       shape.kv_heads, " ", shape.head_dim, " ", shape.value_dim, " ", shape.workers);
+  const std::string key =
+      absl::StrCat(router, " ", shape.max_queries, " ", shape.max_kv, " ", shape.heads, " ",
+                   shape.kv_heads, " ", shape.head_dim, " ", shape.value_dim, " ", shape.workers);
   if (std::unique_ptr<Prepared> p = Idle().Take(key)) return p;
   auto p = std::make_unique<Prepared>();
   p->key = key;
-  p->router = Take(sluice::MakeAttentionPolicy(router, sluice::InstalledMethods().registry.attention));
+  p->router =
+      Take(sluice::MakeAttentionPolicy(router, sluice::InstalledMethods().registry.attention));
   p->plan = Take(p->router->MakePlan(shape));
   p->attend = std::make_unique<const sluice::Attend>(
-      Take(sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads, shape.head_dim,
-                                   shape.value_dim, 64, 1, shape.workers})));
+      Take(sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads,
+                                   shape.head_dim, shape.value_dim, 64, 1, shape.workers})));
   p->executor = sluice::MakeTbbExecutor(shape.workers);
   const sluice::AttentionPlanInfo& i = p->plan->info();
   p->buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
@@ -102,10 +106,11 @@ DType TypeOf(const at::Tensor& t, const char* name) {
 }
 void CheckTensor(const at::Tensor& t, const char* op, const char* name, int64_t dims) {
   TORCH_CHECK_VALUE(t.device().is_cpu(), op, ": ", name, " is on ", t.device(), ", wanted the CPU");
-  TORCH_CHECK_VALUE(t.dim() == dims, op, ": ", name, " has shape ", t.sizes(), ", wanted ", dims, " dimensions");
+  TORCH_CHECK_VALUE(t.dim() == dims, op, ": ", name, " has shape ", t.sizes(), ", wanted ", dims,
+                    " dimensions");
   TORCH_CHECK_VALUE(t.numel() > 0, op, ": ", name, " is empty: shape ", t.sizes());
-  TORCH_CHECK_VALUE(t.size(-1) == 1 || t.stride(-1) == 1, op, ": the last dimension of ", name, " has stride ",
-                    t.stride(-1), ", wanted 1: call contiguous() first");
+  TORCH_CHECK_VALUE(t.size(-1) == 1 || t.stride(-1) == 1, op, ": the last dimension of ", name,
+                    " has stride ", t.stride(-1), ", wanted 1: call contiguous() first");
   TORCH_CHECK(!(at::GradMode::is_enabled() && t.requires_grad()), op, ": ", name,
               " requires a gradient and this has none: call it under torch.no_grad()");
 }
@@ -115,32 +120,40 @@ T* At(const at::Tensor& t, int64_t batch) {
                               batch * t.stride(0) * static_cast<int64_t>(t.element_size()));
 }
 sluice::KvView Cache(const at::Tensor& t, int64_t batch, DType type) {
-  return {At<const void>(t, batch), type, t.size(2), t.size(1), t.size(3), t.stride(2), t.stride(1)};
+  return {
+      At<const void>(t, batch), type, t.size(2), t.size(1), t.size(3), t.stride(2), t.stride(1)};
 }
 
-// Causal attention of the last T of S tokens. q [B, H, T, D] float32; k [B, KV, S, D] and v [B, KV, S, DV], float32,
-// bfloat16 or float16, H a multiple of KV. `router` is a router or a composition, as everywhere in Sluice. Returns
-// o [B, H, T, DV] and the density: evaluated pairs over causal pairs. What routers know of the keys is found again in
-// every call. O(listed pairs * (D + DV)) and the router's own.
-std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                        c10::string_view router, c10::optional<double> scale, int64_t layer) {
+// Causal attention of the last T of S tokens. q [B, H, T, D] float32; k [B, KV, S, D] and v [B, KV,
+// S, DV], float32, bfloat16 or float16, H a multiple of KV. `router` is a router or a composition,
+// as everywhere in Sluice. Returns o [B, H, T, DV] and the density: evaluated pairs over causal
+// pairs. What routers know of the keys is found again in every call. O(listed pairs * (D + DV)) and
+// the router's own.
+std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k,
+                                        const at::Tensor& v, c10::string_view router,
+                                        c10::optional<double> scale, int64_t layer) {
   CheckTensor(q, "sluice::attend", "q", 4);
   CheckTensor(k, "sluice::attend", "k", 4);
   CheckTensor(v, "sluice::attend", "v", 4);
-  TORCH_CHECK_VALUE(q.scalar_type() == at::kFloat, "sluice::attend: q is ", q.scalar_type(), ", wanted float32");
+  TORCH_CHECK_VALUE(q.scalar_type() == at::kFloat, "sluice::attend: q is ", q.scalar_type(),
+                    ", wanted float32");
   const DType k_type = TypeOf(k, "k"), v_type = TypeOf(v, "v");
-  TORCH_CHECK_VALUE(k_type == v_type, "sluice::attend: k is ", k.scalar_type(), " and v is ", v.scalar_type(),
-                    ", wanted the same");
+  TORCH_CHECK_VALUE(k_type == v_type, "sluice::attend: k is ", k.scalar_type(), " and v is ",
+                    v.scalar_type(), ", wanted the same");
   TORCH_CHECK_VALUE(k.size(0) == q.size(0) && v.size(0) == q.size(0) && k.size(3) == q.size(3) &&
-                        v.size(1) == k.size(1) && v.size(2) == k.size(2) && q.size(1) % k.size(1) == 0 &&
-                        q.size(2) <= k.size(2),
+                        v.size(1) == k.size(1) && v.size(2) == k.size(2) &&
+                        q.size(1) % k.size(1) == 0 && q.size(2) <= k.size(2),
                     "sluice::attend: q ", q.sizes(), ", k ", k.sizes(), " and v ", v.sizes(),
-                    " do not fit; wanted [B, H, T, D], [B, KV, S, D] and [B, KV, S, DV] with H a multiple of KV and "
+                    " do not fit; wanted [B, H, T, D], [B, KV, S, D] and [B, KV, S, DV] with H a "
+                    "multiple of KV and "
                     "T <= S");
   sluice::AttentionShape shape;
-  shape.max_queries = AtLeast(q.size(2)), shape.max_kv = AtLeast(k.size(2));
-  shape.heads = static_cast<int>(q.size(1)), shape.kv_heads = static_cast<int>(k.size(1));
-  shape.head_dim = static_cast<int>(q.size(3)), shape.value_dim = static_cast<int>(v.size(3));
+  shape.max_queries = AtLeast(q.size(2));
+  shape.max_kv = AtLeast(k.size(2));
+  shape.heads = static_cast<int>(q.size(1));
+  shape.kv_heads = static_cast<int>(k.size(1));
+  shape.head_dim = static_cast<int>(q.size(3));
+  shape.value_dim = static_cast<int>(v.size(3));
   shape.workers = at::get_num_threads();
   std::unique_ptr<Prepared> p = Prepare(std::string(router), shape);
 
@@ -149,55 +162,69 @@ std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k
   for (int64_t b = 0; b < q.size(0); ++b) {
     sluice::AttentionInputs in;
     in.q = {At<const float>(q, b), q.size(2), q.size(1), q.size(3), q.stride(2), q.stride(1)};
-    in.k = Cache(k, b, k_type), in.v = Cache(v, b, v_type);
+    in.k = Cache(k, b, k_type);
+    in.v = Cache(v, b, v_type);
     in.q_begin = k.size(2) - q.size(2);
     in.layer = static_cast<int32_t>(layer);
     in.scale = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3)))));
     p->state.Clear();
-    Check(p->router->Run(*p->plan, in, p->state.data(), {p->plan_workspace.workspace(), p->executor.get()}, p->buffer));
+    Check(p->router->Run(*p->plan, in, p->state.data(),
+                         {p->plan_workspace.workspace(), p->executor.get()}, p->buffer));
     sluice::AttendInputs attend;
-    attend.q = in.q, attend.k = in.k, attend.v = in.v, attend.scale = in.scale;
+    attend.q = in.q;
+    attend.k = in.k;
+    attend.v = in.v;
+    attend.scale = in.scale;
     sluice::AttendOutputs out;
     out.o = {At<float>(o, b), o.size(2), o.size(1), o.size(3), o.stride(2), o.stride(1)};
     sluice::AttentionCounters counted;
     out.counters = &counted;
-    Check(p->attend->Run(p->buffer.plan(), attend, {p->attend_workspace.workspace(), p->executor.get()}, out));
+    Check(p->attend->Run(p->buffer.plan(), attend,
+                         {p->attend_workspace.workspace(), p->executor.get()}, out));
     counters.Add(counted);
   }
   Idle().Give(std::move(p));
   return {o, counters.density()};
 }
 
-// Items to units by an assignment router or a pruner. x [items, width] float32: what the router scores, or with
-// `scores` the scores [items, units] themselves. `weights`: a GGUF file, for learned routers. Returns CSR:
-// row_ptr [items + 1], unit and weight [entries], and the items that asked for a unit and got none.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> RouteOp(const at::Tensor& x, c10::string_view router,
+// Items to units by an assignment router or a pruner. x [items, width] float32: what the router
+// scores, or with `scores` the scores [items, units] themselves. `weights`: a GGUF file, for
+// learned routers. Returns CSR: row_ptr [items + 1], unit and weight [entries], and the items that
+// asked for a unit and got none.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> RouteOp(const at::Tensor& x,
+                                                                   c10::string_view router,
                                                                    int64_t units, bool scores,
                                                                    c10::string_view weights) {
   CheckTensor(x, "sluice::route", "x", 2);
-  TORCH_CHECK_VALUE(x.scalar_type() == at::kFloat, "sluice::route: x is ", x.scalar_type(), ", wanted float32");
-  TORCH_CHECK_VALUE(units > 0 && units <= (1 << 20), "sluice::route: ", units, " units, allowed 1 to 2^20");
+  TORCH_CHECK_VALUE(x.scalar_type() == at::kFloat, "sluice::route: x is ", x.scalar_type(),
+                    ", wanted float32");
+  TORCH_CHECK_VALUE(units > 0 && units <= (1 << 20), "sluice::route: ", units,
+                    " units, allowed 1 to 2^20");
   std::unique_ptr<sluice::Gguf> file;
-  if (!weights.empty()) file = std::make_unique<sluice::Gguf>(Take(sluice::Gguf::Open(std::string(weights))));
-  const auto made = Take(
-      sluice::InstalledMethods().registry.routers.Create(absl::string_view(router.data(), router.size()), file.get()));
+  if (!weights.empty())
+    file = std::make_unique<sluice::Gguf>(Take(sluice::Gguf::Open(std::string(weights))));
+  const auto made = Take(sluice::InstalledMethods().registry.routers.Create(
+      absl::string_view(router.data(), router.size()), file.get()));
   const int64_t items = x.size(0);
-  const auto plan = Take(made->MakePlan({items, units, scores ? 0 : x.size(1), at::get_num_threads()}));
+  const auto plan =
+      Take(made->MakePlan({items, units, scores ? 0 : x.size(1), at::get_num_threads()}));
   const auto ints = x.options().dtype(at::kInt);
-  at::Tensor row_ptr = at::zeros({items + 1}, ints), unit = at::empty({plan->info().max_entries}, ints),
-             weight = at::empty({plan->info().max_entries}, x.options()), dropped = at::empty({items}, ints);
-  const auto span = [](auto* data, const at::Tensor& t) {
-    return absl::MakeSpan(data, static_cast<size_t>(t.numel()));
-  };
+  at::Tensor row_ptr = at::zeros({items + 1}, ints),
+             unit = at::empty({plan->info().max_entries}, ints),
+             weight = at::empty({plan->info().max_entries}, x.options()),
+             dropped = at::empty({items}, ints);
+  const auto span = [](auto* data, const at::Tensor& t) { return absl::MakeSpan(data, t.numel()); };
   sluice::Assignment a;
-  a.row_ptr = span(row_ptr.data_ptr<int32_t>(), row_ptr), a.unit = span(unit.data_ptr<int32_t>(), unit);
-  a.weight = span(weight.data_ptr<float>(), weight), a.dropped = span(dropped.data_ptr<int32_t>(), dropped);
+  a.row_ptr = span(row_ptr.data_ptr<int32_t>(), row_ptr);
+  a.unit = span(unit.data_ptr<int32_t>(), unit);
+  a.weight = span(weight.data_ptr<float>(), weight);
+  a.dropped = span(dropped.data_ptr<int32_t>(), dropped);
   sluice::RouteInputs in;
   (scores ? in.scores : in.features) = {x.data_ptr<float>(), items, x.size(1), x.stride(0)};
   const sluice::OwnedWorkspace workspace(plan->info().workspace_bytes);
   const auto executor = sluice::MakeTbbExecutor(at::get_num_threads());
   Check(made->Run(*plan, in, {workspace.workspace(), executor.get()}, a));
-  const int64_t entries = a.row_ptr[static_cast<size_t>(a.items)];
+  const int64_t entries = a.row_ptr[a.items];
   return {row_ptr.slice(0, 0, a.items + 1), unit.slice(0, 0, entries), weight.slice(0, 0, entries),
           dropped.slice(0, 0, a.num_dropped)};
 }
@@ -205,9 +232,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> RouteOp(const at::Ten
 
 TORCH_LIBRARY(sluice, m) {
   m.def(
-      "attend(Tensor q, Tensor k, Tensor v, str router=\"dense\", float? scale=None, int layer=-1) -> (Tensor, float)");
+      "attend(Tensor q, Tensor k, Tensor v, str router=\"dense\", float? scale=None, int layer=-1) "
+      "-> (Tensor, float)");
   m.def(
-      "route(Tensor x, str router, int units=2, bool scores=False, str weights=\"\") -> (Tensor, Tensor, Tensor, "
+      "route(Tensor x, str router, int units=2, bool scores=False, str weights=\"\") -> (Tensor, "
+      "Tensor, Tensor, "
       "Tensor)");
 }
 TORCH_LIBRARY_IMPL(sluice, CPU, m) {

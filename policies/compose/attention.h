@@ -2,8 +2,9 @@
 #define SLUICE_POLICIES_COMPOSE_ATTENTION_H_
 // Attention routers made of attention routers, as text:
 //   fallback(hip:mask_k=512 | dense)             the first that takes the call
-//   cascade(dense<=2048 | mean_pool:k=16)        by length: the first whose limit the prompt keeps to
-//   per_layer(2*dense | 6*mean_pool:k=16)        by layer; the last one serves all further layers
+//   cascade(dense<=2048 | mean_pool:k=16)        by length: the first whose limit the prompt keeps
+//   to per_layer(2*dense | 6*mean_pool:k=16)        by layer; the last one serves all further
+//   layers
 // They nest. The parts keep states of their own side by side in the caller's block.
 #include <algorithm>
 #include <memory>
@@ -30,13 +31,16 @@ class ComposedAttention final : public AttentionRouter {
   absl::string_view name() const override { return name_; }
   bool token_causal() const override {
     // A cascade looks at the prompt's length, which no query's past tells.
-    return rule_ != Rule::kCascade &&
-           std::all_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.router->token_causal(); });
+    return rule_ != Rule::kCascade && std::all_of(parts_.begin(), parts_.end(), [](const Part& p) {
+             return p.router->token_causal();
+           });
   }
   bool needs_pre_rope() const override {
-    return std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.router->needs_pre_rope(); });
+    return std::any_of(parts_.begin(), parts_.end(),
+                       [](const Part& p) { return p.router->needs_pre_rope(); });
   }
-  // Scratch of the neediest part, states of all. A part of a fallback that refuses the shape is left out.
+  // Scratch of the neediest part, states of all. A part of a fallback that refuses the shape is
+  // left out.
   absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape& shape) const override {
     auto plan = std::make_unique<PlanOf>();
     plan->all.shape = shape;
@@ -60,11 +64,13 @@ class ComposedAttention final : public AttentionRouter {
       all.prefix_slots = std::max(all.prefix_slots, i.prefix_slots);
       plan->parts.push_back(*std::move(made));
     }
-    if (std::all_of(plan->parts.begin(), plan->parts.end(), [](const auto& p) { return p == nullptr; })) return refused;
+    if (std::all_of(plan->parts.begin(), plan->parts.end(),
+                    [](const auto& p) { return p == nullptr; }))
+      return refused;
     return plan;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   PlanWriter& out) const override {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state,
+                   const RunContext& ctx, PlanWriter& out) const override {
     const auto& plan = static_cast<const PlanOf&>(p);
     const auto run = [&](size_t i) {
       return parts_[i].router->Run(*plan.parts[i], in, state + plan.state[i], ctx, out);
@@ -81,7 +87,8 @@ class ComposedAttention final : public AttentionRouter {
       }
       case Rule::kPerLayer:
         if (in.layer < 0)
-          return absl::FailedPreconditionError(absl::StrCat(name_, ": the host does not say which layer this is"));
+          return absl::FailedPreconditionError(
+              absl::StrCat(name_, ": the host does not say which layer this is"));
         break;
       case Rule::kCascade:
         break;
@@ -89,7 +96,9 @@ class ComposedAttention final : public AttentionRouter {
     return run(PartFor(in.layer, std::max(in.kv_len(), in.prompt_end)));
   }
   // The part that serves a layer and length; of a fallback, the first.
-  const AttentionRouter& Serving(int64_t layer, int64_t length) const { return *parts_[PartFor(layer, length)].router; }
+  const AttentionRouter& Serving(int64_t layer, int64_t length) const {
+    return *parts_[PartFor(layer, length)].router;
+  }
 
  private:
   struct PlanOf final : Plan {
@@ -126,7 +135,9 @@ inline absl::StatusOr<std::unique_ptr<const AttentionRouter>> MakeAttentionPolic
     t = absl::StripAsciiWhitespace(t);
     const size_t open = t.find('(');
     if (open == absl::string_view::npos) return routers.Create(t);
-    const auto bad = [&](auto&&... why) { return absl::InvalidArgumentError(absl::StrCat("'", t, "': ", why...)); };
+    const auto bad = [&](auto&&... why) {
+      return absl::InvalidArgumentError(absl::StrCat("'", t, "': ", why...));
+    };
     if (t.back() != ')') return bad("the last parenthesis is missing, or text follows it");
     if (depth >= kMaxDepth) return bad("nested deeper than ", kMaxDepth);
     const absl::string_view name = absl::StripAsciiWhitespace(t.substr(0, open));
@@ -146,9 +157,12 @@ inline absl::StatusOr<std::unique_ptr<const AttentionRouter>> MakeAttentionPolic
     size_t from = 0;
     for (size_t i = 0; i <= inner.size(); ++i) {
       if (i < inner.size() && inner[i] == '(') ++level;
-      if (i < inner.size() && inner[i] == ')' && --level < 0) return bad("parentheses do not match");
-      if (i == inner.size() || (inner[i] == '|' && level == 0))
-        texts.push_back(absl::StripAsciiWhitespace(inner.substr(from, i - from))), from = i + 1;
+      if (i < inner.size() && inner[i] == ')' && --level < 0)
+        return bad("parentheses do not match");
+      if (i == inner.size() || (inner[i] == '|' && level == 0)) {
+        texts.push_back(absl::StripAsciiWhitespace(inner.substr(from, i - from)));
+        from = i + 1;
+      }
     }
     if (level != 0) return bad("parentheses do not match");
     std::vector<ComposedAttention::Part> parts;
@@ -158,17 +172,21 @@ inline absl::StatusOr<std::unique_ptr<const AttentionRouter>> MakeAttentionPolic
       int64_t limit = 0;
       if (rule == Rule::kCascade) {
         const size_t at = part.rfind("<=");
-        const bool mine = at != absl::string_view::npos && part.find(')', at) == absl::string_view::npos;
-        if (mine != !last) return bad("every part but the last says up to which length it serves: ROUTER<=KEYS");
+        const bool mine =
+            at != absl::string_view::npos && part.find(')', at) == absl::string_view::npos;
+        if (mine != !last)
+          return bad("every part but the last says up to which length it serves: ROUTER<=KEYS");
         if (mine && (!absl::SimpleAtoi(part.substr(at + 2), &limit) || limit <= 0 ||
                      (!parts.empty() && limit <= parts.back().limit)))
           return bad("'", part.substr(at), "' is no length above those before it");
         if (mine) part = part.substr(0, at);
       } else if (rule == Rule::kPerLayer) {
         const size_t at = part.find('*');
-        const bool mine = at != absl::string_view::npos && at < std::min(part.find('('), part.find(':'));
+        const bool mine =
+            at != absl::string_view::npos && at < std::min(part.find('('), part.find(':'));
         limit = 1;
-        if (mine && (!absl::SimpleAtoi(absl::StripAsciiWhitespace(part.substr(0, at)), &limit) || limit <= 0))
+        if (mine && (!absl::SimpleAtoi(absl::StripAsciiWhitespace(part.substr(0, at)), &limit) ||
+                     limit <= 0))
           return bad("'", part, "' is not N*ROUTER with N of at least 1");
         if (mine) part = part.substr(at + 1);
       }

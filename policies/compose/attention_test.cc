@@ -14,12 +14,14 @@ TEST(Compose, ErrorsSayWhichPart) {
   const auto error = [](absl::string_view text) {
     return std::string(MakeAttentionPolicy(text, BuiltinRouters().attention).status().message());
   };
-  EXPECT_THAT(error("none(dense | hip)"), HasSubstr("no composition 'none'; known: cascade, fallback, per_layer"));
+  EXPECT_THAT(error("none(dense | hip)"),
+              HasSubstr("no composition 'none'; known: cascade, fallback, per_layer"));
   EXPECT_THAT(error("fallback(dense | hip"), HasSubstr("parenthesis is missing"));
   EXPECT_THAT(error("fallback(dense | nothing)"), HasSubstr("no method 'nothing'"));
   EXPECT_THAT(error("cascade(dense | hip)"), HasSubstr("ROUTER<=KEYS"));
   EXPECT_THAT(error("cascade(dense<=100 | hip<=200)"), HasSubstr("ROUTER<=KEYS"));
-  EXPECT_THAT(error("cascade(dense<=200 | hip<=100 | dense)"), HasSubstr("'<=100' is no length above"));
+  EXPECT_THAT(error("cascade(dense<=200 | hip<=100 | dense)"),
+              HasSubstr("'<=100' is no length above"));
   EXPECT_THAT(error("cascade(dense<=99999999999999999999 | dense)"), HasSubstr("is no length"));
   EXPECT_THAT(error("per_layer(0*dense | hip)"), HasSubstr("N of at least 1"));
   EXPECT_THAT(error("fallback()"), HasSubstr("names no method"));
@@ -28,7 +30,8 @@ TEST(Compose, ErrorsSayWhichPart) {
   EXPECT_THAT(error(deep), HasSubstr("nested deeper than 8"));
 }
 AttentionData Data() { return MakeAttentionData(DataKind::kNeedles, 400, 400, 4, 2, 16, 16, 5); }
-RoutedRun RunText(const std::string& text, const AttentionData& a, int32_t layer = -1, int64_t chunk = 64) {
+RoutedRun RunText(const std::string& text, const AttentionData& a, int32_t layer = -1,
+                  int64_t chunk = 64) {
   const auto router = MakeAttentionPolicy(text, BuiltinRouters().attention);
   EXPECT_TRUE(router.ok()) << router.status();
   HarnessOptions o;
@@ -43,26 +46,33 @@ TEST(Compose, PerLayerIsTheLayersOwnRouter) {
   EXPECT_EQ(RunText(text, a, 1).o, RunText("dense", a).o);
   EXPECT_EQ(RunText(text, a, 2).o, RunText("mean_pool:k=2", a).o);
   EXPECT_EQ(RunText(text, a, 3).o, RunText("sink_window:window=32", a).o);
-  EXPECT_EQ(RunText(text, a, 60).o, RunText("sink_window:window=32", a).o);  // the last serves all that follow
+  EXPECT_EQ(RunText(text, a, 60).o,
+            RunText("sink_window:window=32", a).o);  // the last serves all that follow
   EXPECT_THAT(RunText(text, a).status.message(), HasSubstr("does not say which layer"));
 }
 TEST(Compose, CascadeGoesByLength) {
   const AttentionData a = Data();
-  EXPECT_EQ(RunText("cascade(dense<=400 | sink_window:window=32)", a, -1, 400).o, RunText("dense", a).o);
+  EXPECT_EQ(RunText("cascade(dense<=400 | sink_window:window=32)", a, -1, 400).o,
+            RunText("dense", a).o);
   EXPECT_EQ(RunText("cascade(dense<=399 | sink_window:window=32)", a, -1, 400).o,
             RunText("sink_window:window=32", a).o);
 }
 TEST(Compose, FallbackTakesTheFirstThatCan) {
   const AttentionData a = Data();
   // Scattered positions are refused by routers of contiguous queries; a layer of its own by none.
-  EXPECT_EQ(RunText("fallback(per_layer(dense) | sink_window:window=32)", a).o, RunText("sink_window:window=32", a).o);
-  EXPECT_EQ(RunText("fallback(per_layer(dense) | sink_window:window=32)", a, 3).o, RunText("dense", a).o);
+  EXPECT_EQ(RunText("fallback(per_layer(dense) | sink_window:window=32)", a).o,
+            RunText("sink_window:window=32", a).o);
+  EXPECT_EQ(RunText("fallback(per_layer(dense) | sink_window:window=32)", a, 3).o,
+            RunText("dense", a).o);
   EXPECT_EQ(RunText("fallback(mean_pool:k=2 | dense)", a).o, RunText("mean_pool:k=2", a).o);
-  EXPECT_THAT(RunText("fallback(per_layer(dense))", a).status.message(), HasSubstr("does not say which layer"));
+  EXPECT_THAT(RunText("fallback(per_layer(dense))", a).status.message(),
+              HasSubstr("does not say which layer"));
 }
-TEST(Compose, StatesStayApart) {  // both parts keep summaries; alternating them must not mix these up
+TEST(Compose,
+     StatesStayApart) {  // both parts keep summaries; alternating them must not mix these up
   const AttentionData a = Data();
-  EXPECT_EQ(RunText("cascade(mean_pool:k=2<=100 | mean_pool:k=3)", a, -1, 50).status, absl::OkStatus());
+  EXPECT_EQ(RunText("cascade(mean_pool:k=2<=100 | mean_pool:k=3)", a, -1, 50).status,
+            absl::OkStatus());
 }
 }  // namespace
 SLUICE_END_NAMESPACE

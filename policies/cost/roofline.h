@@ -1,7 +1,7 @@
 #ifndef SLUICE_POLICIES_COST_ROOFLINE_H_
 #define SLUICE_POLICIES_COST_ROOFLINE_H_
-// How long a plan will take, before it runs: a roofline (Williams et al. 2009). Work is counted from the plan; the
-// rates are fitted on this machine from a few measured plans of other shapes.
+// How long a plan will take, before it runs: a roofline (Williams et al. 2009). Work is counted
+// from the plan; the rates are fitted on this machine from a few measured plans of other shapes.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -19,7 +19,12 @@ struct PlanWork {
   double panel_bytes = 0;  // of keys and values brought into a panel, once a tile that wants them
   double items = 0;        // (head group, tile) pairs
   double bytes = 0;        // of distinct keys and values, at least once from memory
-  void Add(const PlanWork& o) { macs += o.macs, panel_bytes += o.panel_bytes, items += o.items, bytes += o.bytes; }
+  void Add(const PlanWork& o) {
+    macs += o.macs;
+    panel_bytes += o.panel_bytes;
+    items += o.items;
+    bytes += o.bytes;
+  }
 };
 struct WorkShape {
   int head_dim = 0, value_dim = 0;
@@ -30,10 +35,11 @@ struct WorkShape {
 inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
   constexpr int64_t kPanel = 64;  // the executor cuts keys at multiples of this
   PlanWork w;
-  const double pair = s.head_dim + s.value_dim, row_bytes = pair * static_cast<double>(s.element_bytes);
+  const double pair = s.head_dim + s.value_dim,
+               row_bytes = pair * static_cast<double>(s.element_bytes);
   const int64_t lists = p.num_lists(), tiles = p.num_tiles(), group = p.heads / p.kv_heads;
   const double heads_a_list = static_cast<double>(p.heads) / static_cast<double>(lists);
-  std::vector<uint64_t> seen(static_cast<size_t>((p.kv_len + 63) / 64)), touched(seen.size());
+  std::vector<uint64_t> seen((p.kv_len + 63) / 64), touched(seen.size());
   const auto visible = [&](int64_t tile) {  // keys that any query of the tile may see
     return std::min(p.kv_len, p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1) + 1);
   };
@@ -44,7 +50,8 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
       const int64_t step = tokens ? std::max<int64_t>(1, s.token_group / p.tile) : 1;
       for (int64_t tile = 0; tile < tiles; tile += step) {
         const int64_t end_tile = std::min(tiles, tile + step);
-        const double queries = static_cast<double>(std::min(p.q_count, end_tile * p.tile) - tile * p.tile);
+        const double queries =
+            static_cast<double>(std::min(p.q_count, end_tile * p.tile) - tile * p.tile);
         double keys = 0;  // of the panels, in whole panels' lanes
         if (tokens || b.encoding == Encoding::kRankedPrefix) {
           std::fill(seen.begin(), seen.end(), 0);
@@ -54,9 +61,13 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
               const uint32_t id = b.tokens[b.rows.begin[row] + i];
               if (tokens) seen[id / 64] |= uint64_t{1} << (id % 64);
             }
-            if (!tokens) keys += static_cast<double>(b.rows.count[row]) * static_cast<double>(b.unit);
+            if (!tokens)
+              keys += static_cast<double>(b.rows.count[row]) * static_cast<double>(b.unit);
           }
-          for (size_t i = 0; i < seen.size(); ++i) keys += std::popcount(seen[i]), touched[i] |= seen[i];
+          for (size_t i = 0; i < seen.size(); ++i) {
+            keys += std::popcount(seen[i]);
+            touched[i] |= seen[i];
+          }
         } else {
           const auto row = static_cast<size_t>(list * tiles + tile);
           for (uint32_t i = 0; i < b.rows.count[row]; ++i) {
@@ -65,16 +76,19 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
             EntryKeys(b, e, p.kv_len, &lo, &hi);
             if (e.mask != MaskClass::kNone && e.state == EntryState::kExact && p.kperm.empty())
               hi = std::min(hi, visible(tile));
-            if (e.mask == MaskClass::kLowerBound) lo = std::max(lo, p.position(tile * p.tile) - p.window + 1);
+            if (e.mask == MaskClass::kLowerBound)
+              lo = std::max(lo, p.position(tile * p.tile) - p.window + 1);
             if (hi <= lo) continue;
             keys += static_cast<double>(hi - lo);
-            for (int64_t k = lo / kPanel; k <= (hi - 1) / kPanel && k < static_cast<int64_t>(touched.size()); ++k)
-              touched[static_cast<size_t>(k)] = ~uint64_t{0};
+            for (int64_t k = lo / kPanel;
+                 k <= (hi - 1) / kPanel && k < static_cast<int64_t>(touched.size()); ++k)
+              touched[k] = ~uint64_t{0};
           }
         }
         w.macs += keys * queries * heads_a_list * pair;
         w.panel_bytes +=
-            keys * row_bytes * (p.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group));
+            keys * row_bytes *
+            (p.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group));
         w.items += p.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group);
       }
       double distinct = 0;
@@ -87,24 +101,29 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
   return w;
 }
 
-// Seconds: max(compute, memory) + what a call costs. All rates are of the whole machine with the threads it was
-// measured with.
+// Seconds: max(compute, memory) + what a call costs. All rates are of the whole machine with the
+// threads it was measured with.
 struct MachineRates {
   double mac_s = 0, panel_byte_s = 0, item_s = 0, call_s = 0;  // compute side
   double byte_s = 0;                                           // memory side
   double Seconds(const PlanWork& w) const {
-    return std::max(w.macs * mac_s + w.panel_bytes * panel_byte_s + w.items * item_s, w.bytes * byte_s) + call_s;
+    return std::max(w.macs * mac_s + w.panel_bytes * panel_byte_s + w.items * item_s,
+                    w.bytes * byte_s) +
+           call_s;
   }
 };
 struct MeasuredPlan {
   PlanWork work;
   double seconds = 0;
 };
-// Non-negative rates that make the relative errors small (least squares on them, projected coordinate descent). Memory
-// bandwidth is not fitted: give bytes_per_s as measured, 0: no memory side. Needs at least 4 plans of different work.
-inline absl::StatusOr<MachineRates> FitMachine(const std::vector<MeasuredPlan>& plans, double bytes_per_s = 0) {
+// Non-negative rates that make the relative errors small (least squares on them, projected
+// coordinate descent). Memory bandwidth is not fitted: give bytes_per_s as measured, 0: no memory
+// side. Needs at least 4 plans of different work.
+inline absl::StatusOr<MachineRates> FitMachine(const std::vector<MeasuredPlan>& plans,
+                                               double bytes_per_s = 0) {
   if (plans.size() < 4)
-    return absl::InvalidArgumentError(absl::StrCat("cost model: ", plans.size(), " measured plans, wanted 4 or more"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("cost model: ", plans.size(), " measured plans, wanted 4 or more"));
   constexpr size_t kTerms = 4;
   double x[kTerms] = {};  // of terms scaled to their mean share of the time
   std::vector<std::array<double, kTerms>> a;
@@ -112,7 +131,8 @@ inline absl::StatusOr<MachineRates> FitMachine(const std::vector<MeasuredPlan>& 
   for (const MeasuredPlan& p : plans) {
     if (!(p.seconds > 0) || !std::isfinite(p.seconds))
       return absl::InvalidArgumentError(absl::StrCat("cost model: a plan took ", p.seconds, " s"));
-    a.push_back({p.work.macs / p.seconds, p.work.panel_bytes / p.seconds, p.work.items / p.seconds, 1 / p.seconds});
+    a.push_back({p.work.macs / p.seconds, p.work.panel_bytes / p.seconds, p.work.items / p.seconds,
+                 1 / p.seconds});
     for (size_t k = 0; k < kTerms; ++k) scale[k] += a.back()[k] / static_cast<double>(plans.size());
   }
   for (auto& row : a) {
@@ -124,7 +144,8 @@ inline absl::StatusOr<MachineRates> FitMachine(const std::vector<MeasuredPlan>& 
       for (const auto& row : a) {
         double rest = 1;
         for (size_t j = 0; j < kTerms; ++j) rest -= j == k ? 0 : row[j] * x[j];
-        up += row[k] * rest, down += row[k] * row[k];
+        up += row[k] * rest;
+        down += row[k] * row[k];
       }
       x[k] = down > 0 ? std::max(0.0, up / down) : 0;
     }

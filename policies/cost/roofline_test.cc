@@ -12,10 +12,15 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 TEST(WorkOf, FollowsWhatTheExecutorCounts) {
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 1024, 1024, 4, 2, 16, 16, 5);
-  for (const char* spec : {"dense", "sink_window:sink=64,window=128", "mean_pool:k=3", "mean_pool:k=6", "dsa:k=64"}) {
+  for (const char* spec :
+       {"dense", "sink_window:sink=64,window=128", "mean_pool:k=3", "mean_pool:k=6", "dsa:k=64"}) {
     const auto router = *BuiltinRouters().attention.Create(spec);
     AttentionShape s;
-    s.max_queries = 1024, s.max_kv = 1024, s.heads = 4, s.kv_heads = 2, s.head_dim = s.value_dim = 16;
+    s.max_queries = 1024;
+    s.max_kv = 1024;
+    s.heads = 4;
+    s.kv_heads = 2;
+    s.head_dim = s.value_dim = 16;
     const auto plan = *router->MakePlan(s);
     const AttentionPlanInfo& i = plan->info();
     OwnedWorkspace ws(i.workspace_bytes), state(i.state_bytes);
@@ -51,7 +56,8 @@ TEST(FitMachine, FindsTheRatesThatMadeTheTimes) {
 
 TEST(FitMachine, BadMeasurementsAreNamed) {
   EXPECT_THAT(FitMachine({{{}, 1}}).status().message(), testing::HasSubstr("1 measured plans"));
-  EXPECT_THAT(FitMachine({{{}, 1}, {{}, 1}, {{}, 0}, {{}, 1}}).status().message(), testing::HasSubstr("took 0 s"));
+  EXPECT_THAT(FitMachine({{{}, 1}, {{}, 1}, {{}, 0}, {{}, 1}}).status().message(),
+              testing::HasSubstr("took 0 s"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

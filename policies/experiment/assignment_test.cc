@@ -10,9 +10,10 @@ namespace {
 std::string Unit(int i) { return absl::StrCat("user-", i); }
 
 TEST(ArmAssignment, SharesAreTheWeights) {
-  const auto a = *ArmAssignment::Create({{"control", 1}, {"b", 2}, {"c", 0.5}, {"off", 0}}, "spring");
+  const auto a =
+      *ArmAssignment::Create({{"control", 1}, {"b", 2}, {"c", 0.5}, {"off", 0}}, "spring");
   std::vector<int64_t> counts(4);
-  for (int i = 0; i < 100000; ++i) ++counts[static_cast<size_t>(a.Of(Unit(i)))];
+  for (int i = 0; i < 100000; ++i) ++counts[a.Of(Unit(i))];
   EXPECT_EQ(counts[3], 0);
   EXPECT_GT(SampleRatioP(counts, {1, 2, 0.5, 0}), 0.001);
   EXPECT_LT(SampleRatioP(counts, {1, 2, 0.55, 0}), 0.001);
@@ -47,9 +48,10 @@ TEST(ArmAssignment, RampingUpKeepsThoseWhoWereIn) {
 }
 
 TEST(ArmAssignment, SaltsAreIndependent) {
-  const auto one = *ArmAssignment::Create({{"a"}, {"b"}}, "one"), two = *ArmAssignment::Create({{"a"}, {"b"}}, "two");
+  const auto one = *ArmAssignment::Create({{"a"}, {"b"}}, "one"),
+             two = *ArmAssignment::Create({{"a"}, {"b"}}, "two");
   std::vector<int64_t> joint(4);
-  for (int i = 0; i < 40000; ++i) ++joint[static_cast<size_t>(2 * one.Of(Unit(i)) + two.Of(Unit(i)))];
+  for (int i = 0; i < 40000; ++i) ++joint[2 * one.Of(Unit(i)) + two.Of(Unit(i))];
   EXPECT_GT(SampleRatioP(joint, {1, 1, 1, 1}), 0.001);
 }
 

@@ -14,11 +14,12 @@ TEST(PairedBootstrap, CoversTheTrueDifference) {
     for (uint64_t i = 0; i < 40; ++i) {
       auto draw = [&](uint64_t what) { return RandomUniform({run, i, what, 0, 0}); };
       const double hard = 5 * draw(0);  // shared by both: pairing takes it out
-      a.push_back(hard + draw(1)), b.push_back(hard + draw(2) + 0.1);
+      a.push_back(hard + draw(1));
+      b.push_back(hard + draw(2) + 0.1);
     }
     const auto r = PairedBootstrap(40, 400, run, [&](absl::Span<const int64_t> docs) {
       double d = 0;
-      for (int64_t i : docs) d += (b[static_cast<size_t>(i)] - a[static_cast<size_t>(i)]) / 40;
+      for (int64_t i : docs) d += (b[i] - a[i]) / 40;
       return d;
     });
     covered += r.low <= 0.1 && 0.1 <= r.high;
@@ -32,7 +33,8 @@ TEST(PairedBootstrap, OneDocumentHasNoInterval) {
   EXPECT_EQ(r.high, 3);
 }
 TEST(ParetoFront, KeepsWhoIsNotBeaten) {
-  const Tradeoff x[] = {{1, 0.9}, {0.5, 0.8}, {0.5, 0.7}, {0.2, 0.7}, {0.2, 0.7}, {0.1, NAN}, {2, 0.9}};
+  const Tradeoff x[] = {{1, 0.9},   {0.5, 0.8}, {0.5, 0.7}, {0.2, 0.7},
+                        {0.2, 0.7}, {0.1, NAN}, {2, 0.9}};
   EXPECT_THAT(ParetoFront(x), testing::ElementsAre(true, true, false, true, true, false, false));
 }
 }  // namespace

@@ -35,7 +35,8 @@ TEST(OffPolicy, TheLoggingPolicyIsWorthItsMean) {
   }
 }
 
-// Contexts of known mean rewards; an independent log each time. How often does the interval hold the truth?
+// Contexts of known mean rewards; an independent log each time. How often does the interval hold
+// the truth?
 struct World {
   double mean[8][5], logging[8][5], target[8][5], model[8][5];
   World() {
@@ -45,10 +46,16 @@ struct World {
         auto draw = [&](uint64_t unit) {
           return RandomUniform({3, static_cast<uint64_t>(c), static_cast<uint64_t>(a), unit, 0});
         };
-        mean[c][a] = draw(0), l += logging[c][a] = 0.3 + draw(1), t += target[c][a] = std::exp(3 * mean[c][a]);
-        model[c][a] = std::clamp(mean[c][a] + 0.3 * (draw(2) - 0.5), 0.0, 1.0);  // a model that is wrong
+        mean[c][a] = draw(0);
+        l += logging[c][a] = 0.3 + draw(1);
+        t += target[c][a] = std::exp(3 * mean[c][a]);
+        model[c][a] =
+            std::clamp(mean[c][a] + 0.3 * (draw(2) - 0.5), 0.0, 1.0);  // a model that is wrong
       }
-      for (int a = 0; a < 5; ++a) logging[c][a] /= l, target[c][a] /= t;
+      for (int a = 0; a < 5; ++a) {
+        logging[c][a] /= l;
+        target[c][a] /= t;
+      }
     }
   }
   double Truth() const {
@@ -61,13 +68,16 @@ struct World {
   std::vector<LoggedDecision> Log(uint64_t seed, int n) const {
     std::vector<LoggedDecision> log;
     for (int i = 0; i < n; ++i) {
-      auto draw = [&](uint64_t unit) { return RandomUniform({seed, static_cast<uint64_t>(i), 5, unit, 0}); };
+      auto draw = [&](uint64_t unit) {
+        return RandomUniform({seed, static_cast<uint64_t>(i), 5, unit, 0});
+      };
       const int c = static_cast<int>(draw(0) * 8);
       int a = 0;
       for (double u = draw(1) - logging[c][0]; u >= 0 && a < 4; u -= logging[c][a]) ++a;
       double model_target = 0;
       for (int k = 0; k < 5; ++k) model_target += target[c][k] * model[c][k];
-      log.push_back({draw(2) < mean[c][a] ? 1.0 : 0.0, logging[c][a], target[c][a], model[c][a], model_target});
+      log.push_back({draw(2) < mean[c][a] ? 1.0 : 0.0, logging[c][a], target[c][a], model[c][a],
+                     model_target});
     }
     return log;
   }
@@ -85,8 +95,10 @@ TEST(OffPolicy, IntervalsHoldTheTruth) {
       if (how == OffPolicy::kDr) width_dr += e.high - e.low;
       return e.low <= truth && truth <= e.high;
     };
-    ips += holds(OffPolicy::kIps), snips += holds(OffPolicy::kSnips), dr += holds(OffPolicy::kDr),
-        direct += holds(OffPolicy::kDirect);
+    ips += holds(OffPolicy::kIps);
+    snips += holds(OffPolicy::kSnips);
+    dr += holds(OffPolicy::kDr);
+    direct += holds(OffPolicy::kDirect);
   }
   EXPECT_GE(ips, 900);
   EXPECT_GE(snips, 930);
@@ -104,7 +116,9 @@ TEST(OffPolicy, ALogThatNeverDidItIsNotReliable) {
 TEST(OffPolicy, RefusesWhatCannotBe) {
   auto error = [](LoggedDecision bad) {
     return std::string(
-        EvaluateOffPolicy(std::vector<LoggedDecision>{{1, 1, 1, 0, 0}, bad}, OffPolicy::kIps).status().message());
+        EvaluateOffPolicy(std::vector<LoggedDecision>{{1, 1, 1, 0, 0}, bad}, OffPolicy::kIps)
+            .status()
+            .message());
   };
   EXPECT_THAT(error({1, 0, 1, 0, 0}), testing::HasSubstr("decision 1 has propensity 0"));
   EXPECT_THAT(error({1, NAN, 1, 0, 0}), testing::HasSubstr("propensity nan"));

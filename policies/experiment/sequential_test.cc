@@ -12,7 +12,8 @@ TEST(Moments, AreTheTextbookOnes) {
   const double y[] = {1, 4, 2, 8}, x[] = {0, 2, 1, 3};
   Moments m;
   for (int i = 0; i < 4; ++i) m.Add(y[i], x[i]);
-  m.Add(NAN), m.Add(1, INFINITY);
+  m.Add(NAN);
+  m.Add(1, INFINITY);
   EXPECT_EQ(m.count(), 4);
   EXPECT_EQ(m.skipped(), 2);
   EXPECT_DOUBLE_EQ(m.mean(), 3.75);
@@ -39,17 +40,21 @@ Peeked Peek(double effect, double noise_of_covariate, uint64_t seed, int units) 
   MixtureTest test(0.1);
   Peeked p;
   for (int i = 0; i < units; ++i) {
-    auto draw = [&](uint64_t unit) { return RandomUniform({seed, static_cast<uint64_t>(i), 0, unit, 0}); };
+    auto draw = [&](uint64_t unit) {
+      return RandomUniform({seed, static_cast<uint64_t>(i), 0, unit, 0});
+    };
     const double difficulty = draw(0);
     const bool in_b = draw(1) < 0.5;
     const double y = draw(2) < 0.2 + 0.6 * difficulty + (in_b ? effect : 0) ? 1 : 0;
-    const double x = noise_of_covariate >= 1 ? 0 : difficulty + noise_of_covariate * (draw(3) - 0.5);
+    const double x =
+        noise_of_covariate >= 1 ? 0 : difficulty + noise_of_covariate * (draw(3) - 0.5);
     (in_b ? b : a).Add(y, x);
     const Difference d = DifferenceOfMeans(a, b);
     p.mixture = p.mixture || test.Update(d) <= 0.05;
     const double half = SequenceHalfWidth(d, 0.05, 2000);
     p.sequence = p.sequence || (d.units >= 100 && std::abs(d.value) > half);
-    p.half = half, p.variance = d.variance;
+    p.half = half;
+    p.variance = d.variance;
   }
   return p;
 }
@@ -59,15 +64,20 @@ TEST(Sequential, AAgainstADeclaresNothingMoreThanFiveInAHundredTimes) {
   constexpr int kRuns = 1000;
   for (uint64_t run = 0; run < kRuns; ++run) {
     const Peeked plain = Peek(0, 1, run, 2000), cuped = Peek(0, 0.2, 5000 + run, 2000);
-    mixture += plain.mixture, sequence += plain.sequence, adjusted += cuped.mixture || cuped.sequence;
+    mixture += plain.mixture;
+    sequence += plain.sequence;
+    adjusted += cuped.mixture || cuped.sequence;
     // What reading a fixed-sample test every time would have done, for contrast.
     Moments a, b;
     bool declared = false;
     for (int i = 0; i < 2000; ++i) {
-      auto draw = [&](uint64_t unit) { return RandomUniform({90000 + run, static_cast<uint64_t>(i), 0, unit, 0}); };
+      auto draw = [&](uint64_t unit) {
+        return RandomUniform({90000 + run, static_cast<uint64_t>(i), 0, unit, 0});
+      };
       (draw(0) < 0.5 ? a : b).Add(draw(1) < 0.5 ? 1 : 0);
       const Difference d = DifferenceOfMeans(a, b);
-      declared = declared || (d.units >= 100 && d.variance > 0 && std::abs(d.value) > 1.959964 * std::sqrt(d.variance));
+      declared = declared || (d.units >= 100 && d.variance > 0 &&
+                              std::abs(d.value) > 1.959964 * std::sqrt(d.variance));
     }
     naive += declared;
   }
@@ -81,7 +91,8 @@ TEST(Sequential, ARealDifferenceIsFound) {
   int mixture = 0, sequence = 0;
   for (uint64_t run = 0; run < 50; ++run) {
     const Peeked p = Peek(0.12, 1, run, 4000);
-    mixture += p.mixture, sequence += p.sequence;
+    mixture += p.mixture;
+    sequence += p.sequence;
   }
   EXPECT_GE(mixture, 48);
   EXPECT_GE(sequence, 48);
@@ -108,7 +119,8 @@ TEST(ClusteredMetric, WithOneOutcomeAUnitIsThePlainOne) {
   EXPECT_EQ(plain.units, clustered.units);
 }
 
-// Users differ, and each has many outcomes: the metric's mean moves with who came, not with how much they did.
+// Users differ, and each has many outcomes: the metric's mean moves with who came, not with how
+// much they did.
 TEST(ClusteredMetric, ManyOutcomesOfAFewUnitsDeclareNothing) {
   int clustered = 0, naive = 0, adjusted = 0;
   double kept = 0;
@@ -125,24 +137,31 @@ TEST(ClusteredMetric, ManyOutcomesOfAFewUnitsDeclareNothing) {
       auto draw = [&](uint64_t step, uint64_t unit, uint64_t what) {
         return RandomUniform({run, step, unit, what, 7});
       };
-      const auto u = static_cast<uint64_t>(draw(i, 0, 0) * draw(i, 0, 1) * kUnits);  // some come often
+      const auto u =
+          static_cast<uint64_t>(draw(i, 0, 0) * draw(i, 0, 1) * kUnits);  // some come often
       const bool in_b = draw(0, u, 2) < 0.5;
       const double taste = draw(0, u, 3), before = taste + 0.2 * (draw(0, u, 4) - 0.5);
       const double y = draw(i, 0, 5) < 0.1 + 0.8 * taste ? 1 : 0;
-      Unit& unit = units[static_cast<size_t>(u)];
+      Unit& unit = units[u];
       (in_b ? b : a).Add(unit.y, unit.n, 0, y);
       (in_b ? xb : xa).Add(unit.y, unit.n, before, y);
-      unit.y += y, unit.n += 1;
+      unit.y += y;
+      unit.n += 1;
       (in_b ? nb : na).Add(y);
       const Difference d = DifferenceOfMeans(a, b), wrong = DifferenceOfMeans(na, nb);
       double share = 1;
       const Difference x = DifferenceOfMeans(xa, xb, &share);
-      declared = declared || (d.units >= 100 && std::abs(d.value) > SequenceHalfWidth(d, 0.05, 300));
-      adjusted_declared = adjusted_declared || (x.units >= 100 && std::abs(x.value) > SequenceHalfWidth(x, 0.05, 300));
-      wrongly = wrongly || (wrong.units >= 100 && std::abs(wrong.value) > SequenceHalfWidth(wrong, 0.05, 3000));
+      declared =
+          declared || (d.units >= 100 && std::abs(d.value) > SequenceHalfWidth(d, 0.05, 300));
+      adjusted_declared = adjusted_declared ||
+                          (x.units >= 100 && std::abs(x.value) > SequenceHalfWidth(x, 0.05, 300));
+      wrongly = wrongly || (wrong.units >= 100 &&
+                            std::abs(wrong.value) > SequenceHalfWidth(wrong, 0.05, 3000));
       if (i == 2999) kept += share / kRuns;
     }
-    clustered += declared, naive += wrongly, adjusted += adjusted_declared;
+    clustered += declared;
+    naive += wrongly;
+    adjusted += adjusted_declared;
   }
   EXPECT_LE(clustered, 50);
   EXPECT_LE(adjusted, 50);

@@ -1,7 +1,7 @@
 #ifndef SLUICE_POLICIES_SEARCH_GENETIC_H_
 #define SLUICE_POLICIES_SEARCH_GENETIC_H_
-// Genetic search, as FTP's scheduler uses it for a sparsity per block under a fixed mean (arXiv 2412.11494; the paper
-// gives no settings, these are ours). Deterministic from its seed.
+// Genetic search, as FTP's scheduler uses it for a sparsity per block under a fixed mean (arXiv
+// 2412.11494; the paper gives no settings, these are ours). Deterministic from its seed.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -28,26 +28,30 @@ struct GeneticResult {
   std::vector<double> history;  // best fitness after each generation, never falling
 };
 using Fitness = std::function<absl::StatusOr<double>(const std::vector<double>&)>;
-// Maximises fitness(genes) over `length` genes in [0, max] that `repair` makes allowed. The first population: `first`,
-// `start` when there is one, and random genes. A fitness that is not a number ranks last; ties keep the earlier.
-// population * generations calls at most.
-inline absl::StatusOr<GeneticResult> Evolve(size_t length, const std::vector<double>& first, const GeneticOptions& o,
-                                            const std::function<void(std::vector<double>&)>& repair,
-                                            const Fitness& fitness, const std::vector<double>& start = {},
-                                            const std::function<void(int64_t, double)>& progress = {}) {
-  if (o.fixed >= length || o.population < 2 || o.generations < 1 || o.tournament < 1 || o.elite < 1 ||
-      o.elite >= o.population || !(o.max > 0 && o.max <= 1))
+// Maximises fitness(genes) over `length` genes in [0, max] that `repair` makes allowed. The first
+// population: `first`, `start` when there is one, and random genes. A fitness that is not a number
+// ranks last; ties keep the earlier. population * generations calls at most.
+inline absl::StatusOr<GeneticResult> Evolve(
+    size_t length, const std::vector<double>& first, const GeneticOptions& o,
+    const std::function<void(std::vector<double>&)>& repair, const Fitness& fitness,
+    const std::vector<double>& start = {},
+    const std::function<void(int64_t, double)>& progress = {}) {
+  if (o.fixed >= length || o.population < 2 || o.generations < 1 || o.tournament < 1 ||
+      o.elite < 1 || o.elite >= o.population || !(o.max > 0 && o.max <= 1))
     return absl::InvalidArgumentError(
-        absl::StrCat("genetic search of ", length, " genes, ", o.fixed, " fixed, population ", o.population, ", elite ",
-                     o.elite, ", generations ", o.generations, ", tournament ", o.tournament, ", max ", o.max));
+        absl::StrCat("genetic search of ", length, " genes, ", o.fixed, " fixed, population ",
+                     o.population, ", elite ", o.elite, ", generations ", o.generations,
+                     ", tournament ", o.tournament, ", max ", o.max));
   if (!start.empty() && start.size() != length)
-    return absl::InvalidArgumentError(absl::StrCat("a start of ", start.size(), " genes, wanted ", length));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a start of ", start.size(), " genes, wanted ", length));
   struct Member {
     std::vector<double> genes;
     double fitness;
   };
   const auto uniform = [&](int64_t generation, int64_t member, uint64_t draw) {
-    return RandomUniform({o.seed, static_cast<uint64_t>(generation), static_cast<uint64_t>(member), draw, 0});
+    return RandomUniform(
+        {o.seed, static_cast<uint64_t>(generation), static_cast<uint64_t>(member), draw, 0});
   };
   const auto rate = [&](std::vector<double> genes) -> absl::StatusOr<Member> {
     for (size_t i = 0; i < o.fixed; ++i) genes[i] = 0;
@@ -72,20 +76,25 @@ inline absl::StatusOr<GeneticResult> Evolve(size_t length, const std::vector<dou
     std::vector<Member> next(now.begin(), now.begin() + o.elite);
     for (int64_t m = o.elite; m < o.population && g < o.generations; ++m) {
       uint64_t draw = 0;
-      const auto parent = [&]() -> const Member& {  // the population is sorted: the lowest index wins
+      const auto parent =
+          [&]() -> const Member& {  // the population is sorted: the lowest index wins
         int64_t best = o.population - 1;
         for (int64_t t = 0; t < o.tournament; ++t)
-          best = std::min(best, static_cast<int64_t>(uniform(g, m, draw++) * static_cast<double>(o.population)));
-        return now[static_cast<size_t>(best)];
+          best = std::min(best, static_cast<int64_t>(uniform(g, m, draw++) *
+                                                     static_cast<double>(o.population)));
+        return now[best];
       };
       const Member &a = parent(), &b = parent();
       std::vector<double> child(length);
       for (size_t i = 0; i < length; ++i) child[i] = (uniform(g, m, draw++) < 0.5 ? a : b).genes[i];
       const size_t free = length - o.fixed;
-      const size_t from = o.fixed + static_cast<size_t>(uniform(g, m, draw++) * static_cast<double>(free)),
-                   to = o.fixed + static_cast<size_t>(uniform(g, m, draw++) * static_cast<double>(free));
+      const size_t from = o.fixed +
+                          static_cast<size_t>(uniform(g, m, draw++) * static_cast<double>(free)),
+                   to = o.fixed +
+                        static_cast<size_t>(uniform(g, m, draw++) * static_cast<double>(free));
       const double amount = o.mutation * uniform(g, m, draw++);
-      child[from] -= amount, child[to] += amount;
+      child[from] -= amount;
+      child[to] += amount;
       SLUICE_ASSIGN_OR_RETURN(Member made, rate(std::move(child)));
       next.push_back(std::move(made));
     }
@@ -96,21 +105,27 @@ inline absl::StatusOr<GeneticResult> Evolve(size_t length, const std::vector<dou
     r.history.push_back(now[0].fitness);
     if (progress) progress(g, now[0].fitness);
   }
-  r.best = now[0].genes, r.fitness = now[0].fitness;
+  r.best = now[0].genes;
+  r.fitness = now[0].fitness;
   return r;
 }
 
-// The same for a schedule whose mean is given: FTP's sparsity of every block. Starts beside the uniform schedule.
-inline absl::StatusOr<GeneticResult> GeneticSearch(size_t length, double mean, const GeneticOptions& o,
-                                                   const Fitness& fitness, const std::vector<double>& start = {},
-                                                   const std::function<void(int64_t, double)>& progress = {}) {
+// The same for a schedule whose mean is given: FTP's sparsity of every block. Starts beside the
+// uniform schedule.
+inline absl::StatusOr<GeneticResult> GeneticSearch(
+    size_t length, double mean, const GeneticOptions& o, const Fitness& fitness,
+    const std::vector<double>& start = {},
+    const std::function<void(int64_t, double)>& progress = {}) {
   if (!(mean >= 0) ||
-      (o.fixed < length && mean * static_cast<double>(length) > o.max * static_cast<double>(length - o.fixed) + 1e-12))
-    return absl::InvalidArgumentError(absl::StrCat("a mean of ", mean, " is out of reach for ", length - o.fixed,
-                                                   " free genes of ", length, " in [0, ", o.max, "]"));
+      (o.fixed < length &&
+       mean * static_cast<double>(length) > o.max * static_cast<double>(length - o.fixed) + 1e-12))
+    return absl::InvalidArgumentError(absl::StrCat("a mean of ", mean, " is out of reach for ",
+                                                   length - o.fixed, " free genes of ", length,
+                                                   " in [0, ", o.max, "]"));
   return Evolve(
       length, std::vector<double>(length, mean), o,
-      [&](std::vector<double>& genes) { WaterFill(genes, o.fixed, mean, o.max); }, fitness, start, progress);
+      [&](std::vector<double>& genes) { WaterFill(genes, o.fixed, mean, o.max); }, fitness, start,
+      progress);
 }
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_POLICIES_SEARCH_GENETIC_H_

@@ -52,9 +52,12 @@ TEST(GeneticSearch, NaNRanksLastAndErrorsAreExplained) {
   ASSERT_TRUE(r.ok());
   EXPECT_LE(r->best[1], 0.2);
   const auto zero = [](const std::vector<double>&) -> absl::StatusOr<double> { return 0; };
-  EXPECT_THAT(std::string(GeneticSearch(6, 0.8, o, zero).status().message()), testing::HasSubstr("out of reach"));
-  EXPECT_THAT(std::string(GeneticSearch(1, 0.1, o, zero).status().message()), testing::HasSubstr("1 genes, 1 fixed"));
-  EXPECT_THAT(std::string(GeneticSearch(4, 0.1, o, zero, {1}).status().message()), testing::HasSubstr("start of 1"));
+  EXPECT_THAT(std::string(GeneticSearch(6, 0.8, o, zero).status().message()),
+              testing::HasSubstr("out of reach"));
+  EXPECT_THAT(std::string(GeneticSearch(1, 0.1, o, zero).status().message()),
+              testing::HasSubstr("1 genes, 1 fixed"));
+  EXPECT_THAT(std::string(GeneticSearch(4, 0.1, o, zero, {1}).status().message()),
+              testing::HasSubstr("start of 1"));
   EXPECT_FALSE(GeneticSearch(4, 0.1, o, [](const std::vector<double>&) -> absl::StatusOr<double> {
                  return absl::InternalError("no");
                }).ok());

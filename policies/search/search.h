@@ -1,8 +1,9 @@
 #ifndef SLUICE_POLICIES_SEARCH_SEARCH_H_
 #define SLUICE_POLICIES_SEARCH_SEARCH_H_
-// Searches for a plan, one choice for every slot (which router for each layer, how many keys for each head), of the
-// best quality within a cost. All methods see the same problem and the same number of evaluations, so that they
-// compare; random search is the control that the others must beat.
+// Searches for a plan, one choice for every slot (which router for each layer, how many keys for
+// each head), of the best quality within a cost. All methods see the same problem and the same
+// number of evaluations, so that they compare; random search is the control that the others must
+// beat.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -22,7 +23,7 @@
 SLUICE_BEGIN_NAMESPACE
 using Plan = std::vector<int>;
 struct SearchProblem {
-  std::vector<std::vector<double>> cost;                       // [slot][choice], additive; a plan's cost is their sum
+  std::vector<std::vector<double>> cost;  // [slot][choice], additive; a plan's cost is their sum
   std::function<absl::StatusOr<double>(const Plan&)> quality;  // higher is better; what costs time
   double budget = 0;
 };
@@ -37,7 +38,8 @@ struct SearchResult {
   int64_t evaluations = 0;
 };
 enum class SearchMethod : uint8_t { kRandom, kGreedy, kGenetic, kDynamic, kBudget };
-inline constexpr const char* kSearchMethods[] = {"random", "greedy", "genetic", "dynamic", "budget"};
+inline constexpr const char* kSearchMethods[] = {"random", "greedy", "genetic", "dynamic",
+                                                 "budget"};
 
 namespace search_internal {
 // Remembers what was evaluated, keeps the best plan within the budget.
@@ -46,7 +48,7 @@ class Evaluations {
   Evaluations(const SearchProblem& p, const SearchOptions& o) : p_(p), o_(o) {}
   double Cost(const Plan& plan) const {
     double c = 0;
-    for (size_t i = 0; i < plan.size(); ++i) c += p_.cost[i][static_cast<size_t>(plan[i])];
+    for (size_t i = 0; i < plan.size(); ++i) c += p_.cost[i][plan[i]];
     return c;
   }
   bool Fits(double cost) const { return cost <= p_.budget * (1 + 1e-9); }
@@ -61,19 +63,20 @@ class Evaluations {
     }
     const double cost = Cost(plan);
     // Of equal quality the cheaper; of equal both the first.
-    if (Fits(cost) &&
-        (best.plan.empty() || at->second > best.quality || (at->second == best.quality && cost < best.cost)))
+    if (Fits(cost) && (best.plan.empty() || at->second > best.quality ||
+                       (at->second == best.quality && cost < best.cost)))
       best = {plan, at->second, cost, 0};
     return at->second;
   }
-  // Lowers random slots to cheaper choices until the plan fits. Precondition: the cheapest plan fits.
+  // Lowers random slots to cheaper choices until the plan fits. Precondition: the cheapest plan
+  // fits.
   void Repair(Plan& plan, uint64_t draw) const {
     for (uint64_t step = 0; !Fits(Cost(plan)); ++step) {
-      const auto i = static_cast<size_t>(RandomUniform({o_.seed, draw, step, 0, 2}) * static_cast<double>(plan.size()));
+      const auto i = static_cast<size_t>(RandomUniform({o_.seed, draw, step, 0, 2}) *
+                                         static_cast<double>(plan.size()));
       int next = -1;  // the dearest of the cheaper ones
       for (size_t k = 0; k < p_.cost[i].size(); ++k) {
-        if (p_.cost[i][k] < p_.cost[i][static_cast<size_t>(plan[i])] &&
-            (next < 0 || p_.cost[i][k] > p_.cost[i][static_cast<size_t>(next)]))
+        if (p_.cost[i][k] < p_.cost[i][plan[i]] && (next < 0 || p_.cost[i][k] > p_.cost[i][next]))
           next = static_cast<int>(k);
       }
       if (next >= 0) plan[i] = next;
@@ -97,9 +100,9 @@ inline Plan Extreme(const SearchProblem& p, bool dearest) {
   }
   return plan;
 }
-// Starts at the dearest plan and takes, step by step, the change that loses the least quality a cost saved. Losses
-// found earlier stand until their change is the best one and is tried again (lazy greedy, Minoux 1978); when no
-// evaluation is left they decide as they are.
+// Starts at the dearest plan and takes, step by step, the change that loses the least quality a
+// cost saved. Losses found earlier stand until their change is the best one and is tried again
+// (lazy greedy, Minoux 1978); when no evaluation is left they decide as they are.
 inline absl::Status Greedy(const SearchProblem& p, Evaluations& e) {
   struct Change {
     size_t slot;
@@ -111,28 +114,29 @@ inline absl::Status Greedy(const SearchProblem& p, Evaluations& e) {
   SLUICE_ASSIGN_OR_RETURN(double quality, e.Quality(now));
   std::vector<Change> changes;
   for (size_t i = 0; i < now.size(); ++i) {
-    for (size_t k = 0; k < p.cost[i].size(); ++k) changes.push_back({i, static_cast<int>(k), HUGE_VAL, -1});
+    for (size_t k = 0; k < p.cost[i].size(); ++k)
+      changes.push_back({i, static_cast<int>(k), HUGE_VAL, -1});
   }
   for (int64_t step = 0; !e.Fits(e.Cost(now));) {
     const Change* best = nullptr;
     for (const Change& c : changes) {
       const auto& cost = p.cost[c.slot];
-      if (!(cost[static_cast<size_t>(now[c.slot])] > cost[static_cast<size_t>(c.choice)])) continue;
+      if (!(cost[now[c.slot]] > cost[c.choice])) continue;
       if (best == nullptr || c.score > best->score) best = &c;
     }
-    Change& c = changes[static_cast<size_t>(best - changes.data())];
+    Change& c = changes[best - changes.data()];
     Plan changed = now;
     changed[c.slot] = c.choice;
     if (c.step == step || e.spent()) {  // known for this plan, or never to be known better
-      now = changed, ++step;
+      now = changed;
+      ++step;
       if (!e.spent()) {
         SLUICE_ASSIGN_OR_RETURN(quality, e.Quality(now));  // remembered: it was just tried
       }
       continue;
     }
     SLUICE_ASSIGN_OR_RETURN(const double q, e.Quality(changed));
-    const double saved =
-        p.cost[c.slot][static_cast<size_t>(now[c.slot])] - p.cost[c.slot][static_cast<size_t>(c.choice)];
+    const double saved = p.cost[c.slot][now[c.slot]] - p.cost[c.slot][c.choice];
     // A change that loses nothing is better the more it saves.
     c.score = q >= quality ? (q - quality) + saved * 1e-9 : (q - quality) / saved;
     c.step = step;
@@ -140,7 +144,8 @@ inline absl::Status Greedy(const SearchProblem& p, Evaluations& e) {
   return e.Quality(now).status();
 }
 // Gains of every choice alone, the others at the dearest plan.
-inline absl::StatusOr<std::vector<std::vector<BudgetOption>>> Alone(const SearchProblem& p, Evaluations& e) {
+inline absl::StatusOr<std::vector<std::vector<BudgetOption>>> Alone(const SearchProblem& p,
+                                                                    Evaluations& e) {
   const Plan base = Extreme(p, true);
   SLUICE_ASSIGN_OR_RETURN(const double reference, e.Quality(base));
   std::vector<std::vector<BudgetOption>> items(p.cost.size());
@@ -156,21 +161,24 @@ inline absl::StatusOr<std::vector<std::vector<BudgetOption>>> Alone(const Search
 }
 }  // namespace search_internal
 
-// Best total gain with one option an item and a total cost of at most `budget`. What an option costs above its item's
-// cheapest is rounded up to a step of what the budget leaves above all the cheapest, so the budget holds. O(items *
-// options * steps).
-inline absl::StatusOr<Plan> DynamicProgram(absl::Span<const std::vector<BudgetOption>> items, double budget,
-                                           int steps = 4000) {
+// Best total gain with one option an item and a total cost of at most `budget`. What an option
+// costs above its item's cheapest is rounded up to a step of what the budget leaves above all the
+// cheapest, so the budget holds. O(items * options * steps).
+inline absl::StatusOr<Plan> DynamicProgram(absl::Span<const std::vector<BudgetOption>> items,
+                                           double budget, int steps = 4000) {
   std::vector<double> best(static_cast<size_t>(steps) + 1, 0);
-  std::vector<std::vector<int>> took(items.size(), std::vector<int>(static_cast<size_t>(steps) + 1, -1));
+  std::vector<std::vector<int>> took(items.size(),
+                                     std::vector<int>(static_cast<size_t>(steps) + 1, -1));
   std::vector<double> cheapest;
   double left = budget * (1 + 1e-12);
   for (const auto& item : items) {
     double least = HUGE_VAL;
     for (const BudgetOption& o : item) least = std::min(least, o.cost);
-    cheapest.push_back(least), left -= least;
+    cheapest.push_back(least);
+    left -= least;
   }
-  if (!(left >= 0)) return absl::OutOfRangeError(absl::StrCat("budget ", budget, " is below the cheapest plan"));
+  if (!(left >= 0))
+    return absl::OutOfRangeError(absl::StrCat("budget ", budget, " is below the cheapest plan"));
   const auto weight = [&](size_t item, double cost) {
     const double above = cost - cheapest[item];
     return above > 0 ? (left > 0 ? std::ceil(above / left * steps - 1e-9) : HUGE_VAL) : 0.0;
@@ -183,7 +191,10 @@ inline absl::StatusOr<Plan> DynamicProgram(absl::Span<const std::vector<BudgetOp
       const auto step = static_cast<size_t>(w);
       for (size_t s = step; s < next.size(); ++s) {
         const double gain = best[s - step] + items[i][k].gain;
-        if (gain > next[s]) next[s] = gain, took[i][s] = static_cast<int>(k);
+        if (gain > next[s]) {
+          next[s] = gain;
+          took[i][s] = static_cast<int>(k);
+        }
       }
     }
     best = std::move(next);
@@ -192,44 +203,51 @@ inline absl::StatusOr<Plan> DynamicProgram(absl::Span<const std::vector<BudgetOp
   size_t s = best.size() - 1;
   for (size_t i = items.size(); i-- > 0;) {
     plan[i] = took[i][s];
-    if (plan[i] < 0) return absl::OutOfRangeError(absl::StrCat("budget ", budget, " is below the cheapest plan"));
-    s -= static_cast<size_t>(weight(i, items[i][static_cast<size_t>(plan[i])].cost));
+    if (plan[i] < 0)
+      return absl::OutOfRangeError(absl::StrCat("budget ", budget, " is below the cheapest plan"));
+    s -= static_cast<size_t>(weight(i, items[i][plan[i]].cost));
   }
   return plan;
 }
 
-// Dynamic programming and budget allocation measure every choice alone and take the gains as additive; the plan they
-// come to is then evaluated. They stop with an error when `evaluations` does not reach for that.
-inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMethod method, const SearchOptions& o) {
+// Dynamic programming and budget allocation measure every choice alone and take the gains as
+// additive; the plan they come to is then evaluated. They stop with an error when `evaluations`
+// does not reach for that.
+inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMethod method,
+                                               const SearchOptions& o) {
   using namespace search_internal;
   if (p.cost.empty() || o.evaluations < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("search: ", p.cost.size(), " slots and ", o.evaluations, " evaluations; wanted 1 and 2 or more"));
+    return absl::InvalidArgumentError(absl::StrCat("search: ", p.cost.size(), " slots and ",
+                                                   o.evaluations,
+                                                   " evaluations; wanted 1 and 2 or more"));
   }
   size_t alone = 1;
   for (const auto& c : p.cost) {
     if (c.empty()) return absl::InvalidArgumentError("search: a slot without choices");
     for (double x : c) {
-      if (!(x >= 0) || std::isinf(x)) return absl::InvalidArgumentError(absl::StrCat("search: a choice costs ", x));
+      if (!(x >= 0) || std::isinf(x))
+        return absl::InvalidArgumentError(absl::StrCat("search: a choice costs ", x));
     }
     alone += c.size() - 1;
   }
   Evaluations e(p, o);
   const Plan cheapest = Extreme(p, false);
   if (!e.Fits(e.Cost(cheapest)))
-    return absl::OutOfRangeError(
-        absl::StrCat("search: budget ", p.budget, " is below the cheapest plan, ", e.Cost(cheapest)));
+    return absl::OutOfRangeError(absl::StrCat("search: budget ", p.budget,
+                                              " is below the cheapest plan, ", e.Cost(cheapest)));
   const auto random_plan = [&](uint64_t draw) {
     Plan plan;
     for (size_t i = 0; i < p.cost.size(); ++i)
-      plan.push_back(static_cast<int>(RandomUniform({o.seed, draw, i, 0, 1}) * static_cast<double>(p.cost[i].size())));
+      plan.push_back(static_cast<int>(RandomUniform({o.seed, draw, i, 0, 1}) *
+                                      static_cast<double>(p.cost[i].size())));
     e.Repair(plan, draw);
     return plan;
   };
   switch (method) {
     case SearchMethod::kRandom:
       // Spaces smaller than the evaluations run dry: stop after as many repeats.
-      for (uint64_t draw = 0; !e.spent() && draw < 20 * static_cast<uint64_t>(o.evaluations); ++draw)
+      for (uint64_t draw = 0; !e.spent() && draw < 20 * static_cast<uint64_t>(o.evaluations);
+           ++draw)
         SLUICE_RETURN_IF_ERROR(e.Quality(random_plan(draw)).status());
       break;
     case SearchMethod::kGreedy:
@@ -237,8 +255,13 @@ inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMet
       break;
     case SearchMethod::kGenetic: {
       GeneticOptions g;
-      g.population = std::clamp<int64_t>(o.evaluations / 8, 4, 32), g.generations = o.evaluations / g.population,
-      g.generations = std::max<int64_t>(1, g.generations), g.fixed = 0, g.max = 1, g.seed = o.seed, g.mutation = 1;
+      g.population = std::clamp<int64_t>(o.evaluations / 8, 4, 32);
+      g.generations = o.evaluations / g.population;
+      g.generations = std::max<int64_t>(1, g.generations);
+      g.fixed = 0;
+      g.max = 1;
+      g.seed = o.seed;
+      g.mutation = 1;
       const auto decode = [&](const std::vector<double>& genes) {
         Plan plan;
         for (size_t i = 0; i < genes.size(); ++i) {
@@ -251,22 +274,25 @@ inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMet
       const auto repair = [&](std::vector<double>& genes) {
         Plan plan = decode(genes);
         e.Repair(plan, ++draw);
-        for (size_t i = 0; i < genes.size(); ++i) genes[i] = (plan[i] + 0.5) / static_cast<double>(p.cost[i].size());
+        for (size_t i = 0; i < genes.size(); ++i)
+          genes[i] = (plan[i] + 0.5) / static_cast<double>(p.cost[i].size());
       };
       auto first = std::vector<double>(p.cost.size(), 0.5);
-      SLUICE_RETURN_IF_ERROR(Evolve(p.cost.size(), first, g, repair, [&](const std::vector<double>& genes) {
-                               return e.spent() ? absl::StatusOr<double>(-INFINITY) : e.Quality(decode(genes));
-                             }).status());
+      SLUICE_RETURN_IF_ERROR(
+          Evolve(p.cost.size(), first, g, repair, [&](const std::vector<double>& genes) {
+            return e.spent() ? absl::StatusOr<double>(-INFINITY) : e.Quality(decode(genes));
+          }).status());
       break;
     }
     case SearchMethod::kDynamic:
     case SearchMethod::kBudget: {
       if (static_cast<int64_t>(alone) + 1 > o.evaluations)
-        return absl::InvalidArgumentError(
-            absl::StrCat("search: ", alone + 1, " evaluations are needed, ", o.evaluations, " allowed"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "search: ", alone + 1, " evaluations are needed, ", o.evaluations, " allowed"));
       SLUICE_ASSIGN_OR_RETURN(const auto items, Alone(p, e));
-      SLUICE_ASSIGN_OR_RETURN(const Plan plan, method == SearchMethod::kDynamic ? DynamicProgram(items, p.budget)
-                                                                                : AllocateByGain(items, p.budget));
+      SLUICE_ASSIGN_OR_RETURN(const Plan plan, method == SearchMethod::kDynamic
+                                                   ? DynamicProgram(items, p.budget)
+                                                   : AllocateByGain(items, p.budget));
       SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
       break;
     }
@@ -275,7 +301,8 @@ inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMet
   r.evaluations = e.count();
   if (r.plan.empty()) {  // nothing within the budget was met on the way
     SLUICE_ASSIGN_OR_RETURN(r.quality, e.Quality(cheapest));
-    r.plan = cheapest, r.cost = e.Cost(cheapest);
+    r.plan = cheapest;
+    r.cost = e.Cost(cheapest);
   }
   return r;
 }

@@ -5,7 +5,8 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-// Layers that matter differently; `pair`: the first two help only together, which additive methods cannot see.
+// Layers that matter differently; `pair`: the first two help only together, which additive methods
+// cannot see.
 SearchProblem Layers(double budget, double pair = 0) {
   SearchProblem p;
   for (int i = 0; i < 6; ++i) p.cost.push_back({0.1, 0.4, 1.0});
@@ -23,8 +24,10 @@ double Exhaustive(const SearchProblem& p) {
   for (int code = 0; code < 729; ++code) {
     Plan plan;
     double cost = 0;
-    for (int i = 0, c = code; i < 6; ++i, c /= 3)
-      plan.push_back(c % 3), cost += p.cost[static_cast<size_t>(i)][static_cast<size_t>(c % 3)];
+    for (int i = 0, c = code; i < 6; ++i, c /= 3) {
+      plan.push_back(c % 3);
+      cost += p.cost[i][c % 3];
+    }
     if (cost <= p.budget * (1 + 1e-9)) best = std::max(best, *p.quality(plan));
   }
   return best;
@@ -47,7 +50,8 @@ TEST(SearchPlan, EveryMethodKeepsTheBudgetAndBeatsRandomOnAverage) {
     const SearchProblem p = Layers(2.2);
     for (int m = 0; m < 5; ++m) {
       SearchOptions o;
-      o.evaluations = 40, o.seed = seed;
+      o.evaluations = 40;
+      o.seed = seed;
       const auto r = SearchPlan(p, static_cast<SearchMethod>(m), o);
       ASSERT_TRUE(r.ok()) << r.status();
       EXPECT_LE(r->cost, 2.2 * (1 + 1e-9));
@@ -72,7 +76,8 @@ TEST(SearchPlan, OnlyTheEvaluatingMethodsSeePairs) {
 }
 
 TEST(SearchPlan, BadProblemsAreNamed) {
-  const auto error = [](const SearchProblem& p, SearchMethod m = SearchMethod::kRandom, SearchOptions o = {}) {
+  const auto error = [](const SearchProblem& p, SearchMethod m = SearchMethod::kRandom,
+                        SearchOptions o = {}) {
     return std::string(SearchPlan(p, m, o).status().message());
   };
   EXPECT_THAT(error(Layers(0.1)), testing::HasSubstr("below the cheapest plan"));
@@ -85,10 +90,13 @@ TEST(SearchPlan, BadProblemsAreNamed) {
   nan.cost[0][0] = NAN;
   EXPECT_THAT(error(nan), testing::HasSubstr("costs nan"));
   nan = Layers(2);
-  nan.quality = [](const Plan&) -> absl::StatusOr<double> { return absl::DataLossError("model is gone"); };
+  nan.quality = [](const Plan&) -> absl::StatusOr<double> {
+    return absl::DataLossError("model is gone");
+  };
   EXPECT_THAT(error(nan), testing::HasSubstr("model is gone"));
   nan.quality = [](const Plan&) -> absl::StatusOr<double> { return NAN; };
-  EXPECT_TRUE(SearchPlan(nan, SearchMethod::kGenetic, {}).ok());  // some plan within the budget, of unknown quality
+  EXPECT_TRUE(SearchPlan(nan, SearchMethod::kGenetic, {})
+                  .ok());  // some plan within the budget, of unknown quality
 }
 
 TEST(AllocateByGain, IsExactForConcaveGainsOfEqualSteps) {
@@ -98,13 +106,16 @@ TEST(AllocateByGain, IsExactForConcaveGainsOfEqualSteps) {
       double gain = 0, step = 1 + RandomUniform({seed, i, 0, 0, 0});
       for (int k = 0; k < 4; ++k) {
         items[i].push_back({static_cast<double>(k), gain});
-        step *= 0.9 * RandomUniform({seed, i, static_cast<uint64_t>(k), 1, 0}), gain += step;
+        step *= 0.9 * RandomUniform({seed, i, static_cast<uint64_t>(k), 1, 0});
+        gain += step;
       }
     }
     double got = 0, best = 0;
     const auto mine = *AllocateByGain(items, 7), exact = *DynamicProgram(items, 7, 7);
-    for (size_t i = 0; i < items.size(); ++i)
-      got += items[i][static_cast<size_t>(mine[i])].gain, best += items[i][static_cast<size_t>(exact[i])].gain;
+    for (size_t i = 0; i < items.size(); ++i) {
+      got += items[i][mine[i]].gain;
+      best += items[i][exact[i]].gain;
+    }
     EXPECT_NEAR(got, best, 1e-12);
   }
   const std::vector<std::vector<BudgetOption>> two = {{{0, 0}, {1, 1}}, {{0, 0}, {1, 1}, {1, NAN}}};

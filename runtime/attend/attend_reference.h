@@ -13,31 +13,33 @@ struct ReferenceAttention {
   int64_t exact_pairs = 0, approx_pairs = 0;
 };
 
-// visit(key or table row, table, log-domain bias) for every pair that branch `b` gives query i and head h.
+// visit(key or table row, table, log-domain bias) for every pair that branch `b` gives query i and
+// head h.
 template <class Visit>
-void ForEachPair(const AttentionPlan& p, const AttentionBranch& b, absl::Span<const SummaryTable> tables, int64_t i,
-                 int64_t h, Visit&& visit) {
+void ForEachPair(const AttentionPlan& p, const AttentionBranch& b,
+                 absl::Span<const SummaryTable> tables, int64_t i, int64_t h, Visit&& visit) {
   const int64_t g = p.heads / p.kv_heads, kv = h / g, tile = i / p.tile, t = p.position(i);
   const int64_t list = b.encoding == Encoding::kRankedPrefix || p.scope == ListScope::kKvHead ? kv
                        : p.scope == ListScope::kQueryHead                                     ? h
                                                                                               : 0;
   const size_t row = static_cast<size_t>(list * p.num_tiles() + tile);
   const auto exact = [&](int64_t logical, MaskClass mask, size_t entry) {
-    const int64_t key = p.kperm.empty() ? logical : p.kperm[static_cast<size_t>(logical)];
+    const int64_t key = p.kperm.empty() ? logical : p.kperm[logical];
     if (mask != MaskClass::kNone && key > t) return;
     if (mask == MaskClass::kLowerBound && key <= t - p.window) return;
     if (!b.row_mask.empty() && ((b.row_mask[entry] >> (i % p.tile)) & 1) == 0) return;
     visit(key, 0,
           (b.entry_bias.empty() ? 0.0 : b.entry_bias[entry]) +
-              (p.key_bias.empty() ? 0.0 : p.key_bias[static_cast<size_t>(kv * p.kv_len + key)]));
+              (p.key_bias.empty() ? 0.0 : p.key_bias[kv * p.kv_len + key]));
   };
   for (uint32_t c = 0; c < b.rows.count[row]; ++c) {
     const size_t at = b.rows.begin[row] + c;
     if (b.encoding == Encoding::kTokens) {
       exact(b.tokens[at], b.token_mask, at);
     } else if (b.encoding == Encoding::kRankedPrefix) {
-      if (c >= b.prefix[static_cast<size_t>(h * p.num_tiles() + tile)]) break;
-      for (int64_t k = b.tokens[at] * b.unit; k < std::min(p.kv_len, (b.tokens[at] + int64_t{1}) * b.unit); ++k)
+      if (c >= b.prefix[h * p.num_tiles() + tile]) break;
+      for (int64_t k = b.tokens[at] * b.unit;
+           k < std::min(p.kv_len, (b.tokens[at] + int64_t{1}) * b.unit); ++k)
         exact(k, b.token_mask, at);
     } else {
       const PlanEntry& e = b.entries[at];
@@ -49,20 +51,21 @@ void ForEachPair(const AttentionPlan& p, const AttentionBranch& b, absl::Span<co
         } else if (b.row_mask.empty() || ((b.row_mask[at] >> (i % p.tile)) & 1) != 0) {
           visit(
               k, e.level,
-              (b.entry_bias.empty() ? 0.0 : b.entry_bias[at]) + tables[e.level - 1u].log_count[static_cast<size_t>(k)]);
+              (b.entry_bias.empty() ? 0.0 : b.entry_bias[at]) + tables[e.level - 1u].log_count[k]);
         }
       }
     }
   }
 }
 
-inline ReferenceAttention AttendReference(const AttentionPlan& p, const HeadsView<const float>& q, const KvView& k,
-                                          const KvView& v, double scale, double softcap = 0,
+inline ReferenceAttention AttendReference(const AttentionPlan& p, const HeadsView<const float>& q,
+                                          const KvView& k, const KvView& v, double scale,
+                                          double softcap = 0,
                                           absl::Span<const SummaryTable> tables = {}) {
   ReferenceAttention out;
   const int64_t dv = v.dim, g = p.heads / p.kv_heads;
-  out.o.assign(static_cast<size_t>(p.q_count * p.heads * dv), 0);
-  out.lse.assign(static_cast<size_t>(p.q_count * p.heads), -std::numeric_limits<double>::infinity());
+  out.o.assign(p.q_count * p.heads * dv, 0);
+  out.lse.assign(p.q_count * p.heads, -std::numeric_limits<double>::infinity());
   struct Term {
     double logit;
     int64_t key;
@@ -73,11 +76,12 @@ inline ReferenceAttention AttendReference(const AttentionPlan& p, const HeadsVie
       std::vector<std::vector<Term>> terms(p.branches.size());
       for (size_t bi = 0; bi < p.branches.size(); ++bi) {
         if (p.branches[bi].init_from >= 0 && p.merge == Merge::kWeightedSum)
-          terms[bi] = terms[static_cast<size_t>(p.branches[bi].init_from)];
+          terms[bi] = terms[p.branches[bi].init_from];
         ForEachPair(p, p.branches[bi], tables, i, h, [&](int64_t key, int table, double bias) {
-          const KvView& from = table > 0 ? tables[static_cast<size_t>(table - 1)].k : k;
+          const KvView& from = table > 0 ? tables[table - 1].k : k;
           double s = 0;
-          for (int64_t x = 0; x < q.dim; ++x) s += static_cast<double>(q.at(i, h)[x]) * from.Get(key, h / g, x);
+          for (int64_t x = 0; x < q.dim; ++x)
+            s += static_cast<double>(q.at(i, h)[x]) * from.Get(key, h / g, x);
           s *= scale;
           if (softcap > 0) s = softcap * std::tanh(s / softcap);
           terms[bi].push_back({s + bias, key, table});
@@ -89,22 +93,24 @@ inline ReferenceAttention AttendReference(const AttentionPlan& p, const HeadsVie
           terms[0].insert(terms[0].end(), terms[bi].begin(), terms[bi].end());
         terms.resize(1);
       }
-      double* o = &out.o[static_cast<size_t>((i * p.heads + h) * dv)];
+      double* o = &out.o[(i * p.heads + h) * dv];
       for (size_t bi = 0; bi < terms.size(); ++bi) {
         if (terms[bi].empty()) continue;
         double m = -std::numeric_limits<double>::infinity(), l = 0;
         for (const Term& t : terms[bi]) m = std::fmax(m, t.logit);
         for (const Term& t : terms[bi]) l += std::exp(t.logit - m);
-        const double weight = p.merge == Merge::kLse
-                                  ? 1
-                                  : p.branch_weight[(bi * static_cast<size_t>(p.q_count) + static_cast<size_t>(i)) *
-                                                        static_cast<size_t>(p.heads) +
-                                                    static_cast<size_t>(h)];
+        const double weight =
+            p.merge == Merge::kLse
+                ? 1
+                : p.branch_weight[(bi * static_cast<size_t>(p.q_count) + static_cast<size_t>(i)) *
+                                      static_cast<size_t>(p.heads) +
+                                  static_cast<size_t>(h)];
         for (const Term& t : terms[bi]) {
-          const KvView& from = t.table > 0 ? tables[static_cast<size_t>(t.table - 1)].v : v;
-          for (int64_t x = 0; x < dv; ++x) o[x] += weight * std::exp(t.logit - m) / l * from.Get(t.key, h / g, x);
+          const KvView& from = t.table > 0 ? tables[t.table - 1].v : v;
+          for (int64_t x = 0; x < dv; ++x)
+            o[x] += weight * std::exp(t.logit - m) / l * from.Get(t.key, h / g, x);
         }
-        if (p.merge == Merge::kLse) out.lse[static_cast<size_t>(i * p.heads + h)] = m + std::log(l);
+        if (p.merge == Merge::kLse) out.lse[i * p.heads + h] = m + std::log(l);
       }
     }
   }

@@ -35,9 +35,14 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   std::mt19937 g(seed);
   const auto yes = [&](double p) { return std::uniform_real_distribution<>()(g) < p; };
   AttentionPlan& p = t->plan;
-  p.q_begin = a.q_begin(), p.q_count = a.q_count, p.kv_len = a.kv_len, p.heads = static_cast<int32_t>(a.heads),
+  p.q_begin = a.q_begin();
+  p.q_count = a.q_count;
+  p.kv_len = a.kv_len;
+  p.heads = static_cast<int32_t>(a.heads);
   p.kv_heads = static_cast<int32_t>(a.kv_heads);
-  p.scope = kind.scope, p.tile = kind.tile, p.window = kind.window;
+  p.scope = kind.scope;
+  p.tile = kind.tile;
+  p.window = kind.window;
   if (kind.scattered) {  // any ascending places, so that neighbours in a tile may stand far apart
     for (int64_t i = 0; i < a.kv_len; ++i) t->positions.push_back(static_cast<int32_t>(i));
     while (static_cast<int64_t>(t->positions.size()) > p.q_count)
@@ -54,8 +59,10 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   const int64_t lists = kind.encoding == Encoding::kRankedPrefix ? a.kv_heads : p.num_lists();
   for (int64_t l = 0; l < lists; ++l) {
     for (int64_t tile = 0; tile < p.num_tiles(); ++tile) {
-      const int64_t first = p.position(tile * p.tile), last = p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1);
-      const bool token = kind.encoding == Encoding::kTokens || kind.encoding == Encoding::kRankedPrefix;
+      const int64_t first = p.position(tile * p.tile),
+                    last = p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1);
+      const bool token =
+          kind.encoding == Encoding::kTokens || kind.encoding == Encoding::kRankedPrefix;
       t->begin.push_back(static_cast<uint32_t>(token ? t->tokens.size() : t->entries.size()));
       const size_t before = token ? t->tokens.size() : t->entries.size();
       const int64_t end = kind.permute ? a.kv_len - 1 : last;
@@ -64,33 +71,38 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
           for (int64_t k = 0; k <= end; ++k)
             if (yes(kind.keep)) t->tokens.push_back(static_cast<uint32_t>(k));
         } else if (kind.encoding == Encoding::kRankedPrefix) {
-          for (int64_t k = 0; k <= end / kind.unit; ++k) t->tokens.push_back(static_cast<uint32_t>(k));
+          for (int64_t k = 0; k <= end / kind.unit; ++k)
+            t->tokens.push_back(static_cast<uint32_t>(k));
           std::shuffle(t->tokens.begin() + static_cast<int64_t>(before), t->tokens.end(), g);
         } else {
           const int64_t unit = kind.encoding == Encoding::kBlocks ? kind.unit : 1;
           for (int64_t k = 0; k <= end / unit;) {
             const int64_t len = std::min<int64_t>(
-                1 + static_cast<int64_t>(g() % (kind.encoding == Encoding::kBlocks ? 2 : 40)), end / unit + 1 - k);
+                1 + static_cast<int64_t>(g() % (kind.encoding == Encoding::kBlocks ? 2 : 40)),
+                end / unit + 1 - k);
             if (yes(kind.keep)) {
               PlanEntry e;
-              e.start = static_cast<uint32_t>(k), e.len = static_cast<uint32_t>(len);
-              e.mask = kind.permute                                                    ? MaskClass::kPermCausal
-                       : (k + len) * unit - 1 <= first && yes(0.5) && kind.window == 0 ? MaskClass::kFull
-                       : kind.window > 0 && yes(0.5)                                   ? MaskClass::kLowerBound
-                                                                                       : MaskClass::kCausal;
+              e.start = static_cast<uint32_t>(k);
+              e.len = static_cast<uint32_t>(len);
+              e.mask = kind.permute ? MaskClass::kPermCausal
+                       : (k + len) * unit - 1 <= first && yes(0.5) && kind.window == 0
+                           ? MaskClass::kFull
+                       : kind.window > 0 && yes(0.5) ? MaskClass::kLowerBound
+                                                     : MaskClass::kCausal;
               t->entries.push_back(e);
             }
             k += len;
           }
         }
       }
-      t->count.push_back(static_cast<uint32_t>((token ? t->tokens.size() : t->entries.size()) - before));
+      t->count.push_back(
+          static_cast<uint32_t>((token ? t->tokens.size() : t->entries.size()) - before));
     }
   }
   if (kind.encoding == Encoding::kRankedPrefix) {
     for (int64_t h = 0; h < a.heads; ++h) {
       for (int64_t tile = 0; tile < p.num_tiles(); ++tile) {
-        const uint32_t c = t->count[static_cast<size_t>(h / (a.heads / a.kv_heads) * p.num_tiles() + tile)];
+        const uint32_t c = t->count[h / (a.heads / a.kv_heads) * p.num_tiles() + tile];
         t->prefix.push_back(static_cast<uint32_t>(g() % (c + 1)));
       }
     }
@@ -102,11 +114,16 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   if (kind.key_bias)
     for (int64_t i = 0; i < a.kv_heads * a.kv_len; ++i) t->key_bias.push_back(nd(g));
   if (kind.row_mask)
-    for (size_t i = 0; i < pool; ++i) t->row_mask.push_back((static_cast<uint64_t>(g()) << 32) | g());
+    for (size_t i = 0; i < pool; ++i)
+      t->row_mask.push_back((static_cast<uint64_t>(g()) << 32) | g());
   b.rows = {t->begin, t->count};
-  b.entries = t->entries, b.tokens = t->tokens, b.prefix = t->prefix, b.entry_bias = t->entry_bias,
+  b.entries = t->entries;
+  b.tokens = t->tokens;
+  b.prefix = t->prefix;
+  b.entry_bias = t->entry_bias;
   b.row_mask = t->row_mask;
-  p.kperm = t->kperm, p.key_bias = t->key_bias;
+  p.kperm = t->kperm;
+  p.key_bias = t->key_bias;
   p.branches = t->branches;
   return t;
 }
@@ -116,21 +133,28 @@ struct Result {
   AttentionCounters counters;
   absl::Status status;
 };
-Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions options, int threads = 1,
-               absl::Span<const SummaryTable> tables = {}, AttentionState* resume = nullptr,
-               AttentionState* state = nullptr, std::vector<float>* probs = nullptr) {
+Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions options,
+               int threads = 1, absl::Span<const SummaryTable> tables = {},
+               AttentionState* resume = nullptr, AttentionState* state = nullptr,
+               std::vector<float>* probs = nullptr) {
   Result r;
   AttendShape s;
-  s.max_queries = a.q_count, s.max_kv = a.kv_len, s.heads = static_cast<int>(a.heads),
-  s.kv_heads = static_cast<int>(a.kv_heads), s.head_dim = static_cast<int>(a.d), s.value_dim = static_cast<int>(a.dv);
-  s.max_tile = std::max<int64_t>(64, p.tile), s.workers = threads, s.max_branches = static_cast<int>(p.branches.size());
+  s.max_queries = a.q_count;
+  s.max_kv = a.kv_len;
+  s.heads = static_cast<int>(a.heads);
+  s.kv_heads = static_cast<int>(a.kv_heads);
+  s.head_dim = static_cast<int>(a.d);
+  s.value_dim = static_cast<int>(a.dv);
+  s.max_tile = std::max<int64_t>(64, p.tile);
+  s.workers = threads;
+  s.max_branches = static_cast<int>(p.branches.size());
   options.probabilities = probs != nullptr;
   absl::StatusOr<Attend> attend = Attend::Create(s, options);
   EXPECT_TRUE(attend.ok()) << attend.status();
   OwnedWorkspace ws(attend->workspace_bytes());
   std::unique_ptr<Executor> ex = MakeTbbExecutor(threads);
-  r.o.assign(static_cast<size_t>(a.q_count * a.heads * a.dv), NAN);
-  r.lse.assign(static_cast<size_t>(a.q_count * a.heads), NAN);
+  r.o.assign(a.q_count * a.heads * a.dv, NAN);
+  r.lse.assign(a.q_count * a.heads, NAN);
   AttendOutputs out;
   out.o = {r.o.data(), a.q_count, a.heads, a.dv, a.heads * a.dv, a.dv};
   if (p.merge == Merge::kLse) out.lse = r.lse.data();
@@ -138,15 +162,20 @@ Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions opt
   if (resume != nullptr) out.resume = *resume;
   if (state != nullptr) out.state = *state;
   if (probs != nullptr) {
-    probs->assign(static_cast<size_t>(a.heads * a.q_count * a.kv_len), NAN);
+    probs->assign(a.heads * a.q_count * a.kv_len, NAN);
     out.probabilities = {probs->data(), a.heads * a.q_count, a.kv_len, a.kv_len};
   }
   AttendInputs in;
-  in.q = a.Q(), in.k = a.K(), in.v = a.V(), in.scale = a.scale(), in.tables = tables;
+  in.q = a.Q();
+  in.k = a.K();
+  in.v = a.V();
+  in.scale = a.scale();
+  in.tables = tables;
   r.status = attend->Run(p, in, {ws.workspace(), ex.get()}, out);
   return r;
 }
-void ExpectNear(const Result& r, const ReferenceAttention& want, double tol, const std::string& what) {
+void ExpectNear(const Result& r, const ReferenceAttention& want, double tol,
+                const std::string& what) {
   ASSERT_TRUE(r.status.ok()) << r.status;
   double worst = 0;
   for (size_t i = 0; i < r.o.size(); ++i) {
@@ -189,12 +218,14 @@ TEST(Attend, EveryEncodingScopeAndMask) {
       auto t = RandomPlan(kind, a, seed++);
       ASSERT_TRUE(ValidateAttentionPlan(t->plan).ok()) << ValidateAttentionPlan(t->plan);
       const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
-      const std::string what = absl::StrCat("encoding ", static_cast<int>(kind.encoding), " scope ",
-                                            static_cast<int>(kind.scope), " tile ", kind.tile, " kv ", kv, " q ", q);
+      const std::string what =
+          absl::StrCat("encoding ", static_cast<int>(kind.encoding), " scope ",
+                       static_cast<int>(kind.scope), " tile ", kind.tile, " kv ", kv, " q ", q);
       ExpectNear(RunPlan(t->plan, a, {}), want, 2e-5, what);
       AttendOptions cap;
       cap.softcap = 1.5f;
-      ExpectNear(RunPlan(t->plan, a, cap), AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 1.5), 2e-5,
+      ExpectNear(RunPlan(t->plan, a, cap),
+                 AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 1.5), 2e-5,
                  what + " softcap");
     }
   }
@@ -208,7 +239,8 @@ TEST(Attend, HalfPrecisionCaches) {
     fp32.amx = false;
     const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
     ExpectNear(RunPlan(t->plan, a, fp32), want, 2e-5, DTypeName(type));
-    ExpectNear(RunPlan(t->plan, a, {}), want, 2e-2, absl::StrCat(DTypeName(type), " with matrix tiles where present"));
+    ExpectNear(RunPlan(t->plan, a, {}), want, 2e-2,
+               absl::StrCat(DTypeName(type), " with matrix tiles where present"));
   }
 }
 TEST(Attend, SameBitsForAnyThreadCount) {
@@ -231,7 +263,8 @@ TEST(Attend, KvMajorAndGroupsAgree) {
   for (ListScope scope : {ListScope::kQueryHead, ListScope::kKvHead, ListScope::kAllHeads}) {
     for (PlanKind kind :
          {PlanKind{Encoding::kBlocks, scope, 16, 64}, PlanKind{Encoding::kRuns, scope, 8, 1},
-          PlanKind{Encoding::kTokens, scope, 1, 1, 0, 0.2}, PlanKind{Encoding::kBlocks, scope, 1, 32, 50}}) {
+          PlanKind{Encoding::kTokens, scope, 1, 1, 0, 0.2},
+          PlanKind{Encoding::kBlocks, scope, 1, 32, 50}}) {
       AttentionData a = MakeAttentionData(DataKind::kGaussian, 333, 150, 4, 2, 32, 32, 7);
       auto t = RandomPlan(kind, a, 9);
       const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
@@ -247,11 +280,11 @@ TEST(Attend, KvMajorAndGroupsAgree) {
   }
 }
 TEST(Attend, ScatteredQueriesSeeTheirOwnPast) {
-  for (PlanKind kind :
-       {PlanKind{Encoding::kBlocks, ListScope::kKvHead, 64, 64, 0, 1.0},
-        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 16, 32}, PlanKind{Encoding::kRuns, ListScope::kAllHeads, 8, 1},
-        PlanKind{Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2},
-        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 1, 32, 50}}) {
+  for (PlanKind kind : {PlanKind{Encoding::kBlocks, ListScope::kKvHead, 64, 64, 0, 1.0},
+                        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 16, 32},
+                        PlanKind{Encoding::kRuns, ListScope::kAllHeads, 8, 1},
+                        PlanKind{Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2},
+                        PlanKind{Encoding::kBlocks, ListScope::kKvHead, 1, 32, 50}}) {
     kind.scattered = true;
     for (int64_t queries : {1, 2, 65, 150}) {
       AttentionData a = MakeAttentionData(DataKind::kGaussian, 333, queries, 4, 2, 32, 32, 7);
@@ -261,7 +294,8 @@ TEST(Attend, ScatteredQueriesSeeTheirOwnPast) {
       ExpectNear(RunPlan(t->plan, a, {}, 2), want, 2e-5, "query-major");
       AttendOptions kv;
       kv.mode = AttendMode::kKvMajor;
-      if (kind.tile < 64) ExpectNear(RunPlan(t->plan, a, kv, 2), want, 2e-5, absl::StrCat("KV-major ", queries));
+      if (kind.tile < 64)
+        ExpectNear(RunPlan(t->plan, a, kv, 2), want, 2e-5, absl::StrCat("KV-major ", queries));
     }
   }
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 100, 10, 4, 2, 32, 32, 7);
@@ -269,7 +303,8 @@ TEST(Attend, ScatteredQueriesSeeTheirOwnPast) {
   std::vector<int32_t> bad = {0, 1, 2, 3, 3, 5, 6, 7, 8, 9};
   t->plan.q_positions = bad;
   EXPECT_FALSE(ValidateAttentionPlan(t->plan).ok());
-  bad[4] = 4, bad[9] = 100;
+  bad[4] = 4;
+  bad[9] = 100;
   EXPECT_FALSE(ValidateAttentionPlan(t->plan).ok());
 }
 TEST(Attend, SplitPlansMergeAndResume) {
@@ -280,7 +315,8 @@ TEST(Attend, SplitPlansMergeAndResume) {
   for (size_t r = 0; r < 2; ++r) {
     whole->begin[r] = static_cast<uint32_t>(4 * r);
     whole->count[r] = 4;
-    for (uint32_t e = 0; e < 4; ++e) whole->entries[4 * r + e] = {e, 1, EntryState::kExact, MaskClass::kCausal, 0, 0};
+    for (uint32_t e = 0; e < 4; ++e)
+      whole->entries[4 * r + e] = {e, 1, EntryState::kExact, MaskClass::kCausal, 0, 0};
   }
   whole->branches[0].entries = whole->entries;
   const Result all = RunPlan(whole->plan, a, {});
@@ -303,10 +339,11 @@ TEST(Attend, SplitPlansMergeAndResume) {
   EXPECT_EQ(RunPlan(p, a, {}, 2, {}, &state).o, all.o);
   // Two calls merged by log-sum-exp, with an empty third part.
   const Result part2 = RunPlan(p, a, {});
-  std::vector<float> none(all.o.size(), 0), none_lse(all.lse.size(), -INFINITY), merged(all.o.size()),
-      lse(all.lse.size());
-  MergeAttention({part1.o.data(), none.data(), part2.o.data()}, {part1.lse.data(), none_lse.data(), part2.lse.data()},
-                 64 * 4, 48, merged.data(), lse.data());
+  std::vector<float> none(all.o.size(), 0), none_lse(all.lse.size(), -INFINITY),
+      merged(all.o.size()), lse(all.lse.size());
+  MergeAttention({part1.o.data(), none.data(), part2.o.data()},
+                 {part1.lse.data(), none_lse.data(), part2.lse.data()}, 64 * 4, 48, merged.data(),
+                 lse.data());
   for (size_t i = 0; i < merged.size(); ++i) EXPECT_NEAR(merged[i], want.o[i], 2e-5);
   for (size_t i = 0; i < lse.size(); ++i) EXPECT_NEAR(lse[i], want.lse[i], 2e-5);
 }
@@ -327,7 +364,8 @@ TEST(Attend, WeightedSumWithInit) {
   std::vector<uint32_t> c1(y->count.size(), 0);
   for (size_t r = 0; r < c1.size(); ++r) c1[r] = y->count[r];
   branches[2].rows = {y->begin, c1};
-  branches[2].entries = y->entries, branches[2].encoding = Encoding::kRuns;
+  branches[2].entries = y->entries;
+  branches[2].encoding = Encoding::kRuns;
   branches[2].init_from = 0;  // may share keys with branch 0: both then count, as the caller asked
   ExpectNear(RunPlan(p, a, {}), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5, "init");
 }
@@ -335,31 +373,36 @@ TEST(Attend, ApproxEntries) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 64, 4, 2, 32, 32, 17);
   for (int64_t s = 0; s < 64; ++s) {  // block 0 is constant, so its summary is exact
     for (int64_t x = 0; x < 64; ++x) {
-      a.k[static_cast<size_t>(s * 64 + x)] = a.k[static_cast<size_t>(x)];
-      a.v[static_cast<size_t>(s * 64 + x)] = a.v[static_cast<size_t>(x)];
+      a.k[s * 64 + x] = a.k[x];
+      a.v[s * 64 + x] = a.v[x];
     }
   }
   std::vector<float> mk(3 * 64, 0), mv(3 * 64, 0), log_count(3, std::log(64.0f));
   for (int64_t blk = 0; blk < 3; ++blk) {
     for (int64_t s = 0; s < 64; ++s) {
       for (int64_t x = 0; x < 64; ++x) {
-        mk[static_cast<size_t>(blk * 64 + x)] += a.k[static_cast<size_t>((blk * 64 + s) * 64 + x)] / 64;
-        mv[static_cast<size_t>(blk * 64 + x)] += a.v[static_cast<size_t>((blk * 64 + s) * 64 + x)] / 64;
+        mk[blk * 64 + x] += a.k[(blk * 64 + s) * 64 + x] / 64;
+        mv[blk * 64 + x] += a.v[(blk * 64 + s) * 64 + x] / 64;
       }
     }
   }
   std::vector<uint32_t> tb = {0, 64, 128}, tc = {64, 64, 64};
-  SummaryTable table{
-      {mk.data(), DType::kF32, 3, 2, 32, 64, 32}, {mv.data(), DType::kF32, 3, 2, 32, 64, 32}, log_count, tb, tc};
+  SummaryTable table{{mk.data(), DType::kF32, 3, 2, 32, 64, 32},
+                     {mv.data(), DType::kF32, 3, 2, 32, 64, 32},
+                     log_count,
+                     tb,
+                     tc};
   auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 64, 1}, a, 1);
   const auto fill = [&](bool approx0, bool approx1) {
     t->entries.clear();
     for (size_t r = 0; r < 2; ++r) {
       t->begin[r] = static_cast<uint32_t>(t->entries.size());
-      t->entries.push_back({0, approx0 ? 1u : 64u, approx0 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull,
+      t->entries.push_back({0, approx0 ? 1u : 64u,
+                            approx0 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull,
                             static_cast<uint8_t>(approx0), 0});
-      t->entries.push_back({approx1 ? 1u : 64u, approx1 ? 1u : 64u, approx1 ? EntryState::kApprox : EntryState::kExact,
-                            MaskClass::kFull, static_cast<uint8_t>(approx1), 0});
+      t->entries.push_back({approx1 ? 1u : 64u, approx1 ? 1u : 64u,
+                            approx1 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull,
+                            static_cast<uint8_t>(approx1), 0});
       t->entries.push_back({128, 128, EntryState::kExact, MaskClass::kCausal, 0, 0});
       t->count[r] = 3;
     }
@@ -373,11 +416,14 @@ TEST(Attend, ApproxEntries) {
   for (size_t i = 0; i < exact.o.size(); ++i) EXPECT_NEAR(same.o[i], exact.o[i], 2e-5);
   EXPECT_EQ(same.counters.approx_pairs, 64 * 4);
   fill(true, true);
-  ASSERT_TRUE(ValidateAttentionPlan(t->plan, {&table, 1}).ok()) << ValidateAttentionPlan(t->plan, {&table, 1});
+  ASSERT_TRUE(ValidateAttentionPlan(t->plan, {&table, 1}).ok())
+      << ValidateAttentionPlan(t->plan, {&table, 1});
   const Result rough = RunPlan(t->plan, a, {}, 2, {&table, 1});
-  ExpectNear(rough, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 0, {&table, 1}), 2e-5, "approx");
-  for (size_t i = 0; i < exact.lse.size(); ++i) EXPECT_LE(rough.lse[i], exact.lse[i] + 1e-5);  // Jensen
-  EXPECT_FALSE(RunPlan(t->plan, a, {}).status.ok());                                           // the table is missing
+  ExpectNear(rough, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 0, {&table, 1}), 2e-5,
+             "approx");
+  for (size_t i = 0; i < exact.lse.size(); ++i)
+    EXPECT_LE(rough.lse[i], exact.lse[i] + 1e-5);     // Jensen
+  EXPECT_FALSE(RunPlan(t->plan, a, {}).status.ok());  // the table is missing
 }
 TEST(Attend, StopRuleAndProbabilities) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 512, 32, 4, 2, 32, 32, 19);
@@ -387,8 +433,8 @@ TEST(Attend, StopRuleAndProbabilities) {
   const Result all = RunPlan(t->plan, a, {}, 1, {}, nullptr, nullptr, &probs);
   for (int64_t r = 0; r < 4 * 32; ++r) {
     double sum = 0;
-    for (int64_t j = 0; j < 512; ++j) sum += probs[static_cast<size_t>(r * 512 + j)];
-    if (all.lse[static_cast<size_t>((r % 32) * 4 + r / 32)] > -INFINITY) {
+    for (int64_t j = 0; j < 512; ++j) sum += probs[r * 512 + j];
+    if (all.lse[(r % 32) * 4 + r / 32] > -INFINITY) {
       EXPECT_NEAR(sum, 1, 1e-4);
     }
   }
@@ -405,7 +451,8 @@ TEST(Attend, ScopesReplicate) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 100, 4, 2, 32, 32, 23);
   auto all = RandomPlan({Encoding::kBlocks, ListScope::kAllHeads, 64, 32}, a, 4);
   auto each = RandomPlan({Encoding::kBlocks, ListScope::kQueryHead, 64, 32}, a, 4);
-  each->begin.clear(), each->count.clear();
+  each->begin.clear();
+  each->count.clear();
   for (int h = 0; h < 4; ++h) {
     each->begin.insert(each->begin.end(), all->begin.begin(), all->begin.end());
     each->count.insert(each->count.end(), all->count.begin(), all->count.end());
@@ -421,7 +468,9 @@ TEST(Attend, ErrorsSayWhatWasGiven) {
   p.heads = 8;
   EXPECT_THAT(std::string(RunPlan(p, a, {}).status.message()), testing::HasSubstr("8/2 heads"));
   EXPECT_FALSE(
-      Attend::Create({.max_queries = 1, .max_kv = 1, .heads = 3, .kv_heads = 2, .head_dim = 1, .value_dim = 1}).ok());
+      Attend::Create(
+          {.max_queries = 1, .max_kv = 1, .heads = 3, .kv_heads = 2, .head_dim = 1, .value_dim = 1})
+          .ok());
   AttendOptions kv;
   kv.mode = AttendMode::kKvMajor;
   t->key_bias.assign(128, 0);

@@ -29,12 +29,13 @@ void PlanQuality::Add(const PlanQuality& o) {
   block_recall.Add(o.block_recall);
 }
 
-PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k, const KvView& v,
-                        float scale, const HeadsView<const float>& o, const QualityOptions& options) {
+PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k,
+                        const KvView& v, float scale, const HeadsView<const float>& o,
+                        const QualityOptions& options) {
   PlanQuality out;
   const int64_t g = plan.heads / plan.kv_heads, dv = v.dim;
-  std::vector<double> p, dense(static_cast<size_t>(dv)), blocks;
-  std::vector<float> key(static_cast<size_t>(k.dim));
+  std::vector<double> p, dense(dv), blocks;
+  std::vector<float> key(k.dim);
   std::vector<bool> selected;
   for (int64_t h = 0; h < plan.heads; ++h) {
     const int64_t kv = h / g;
@@ -46,29 +47,30 @@ PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>&
     }
     for (int64_t i = 0; i < plan.q_count; i += options.query_stride) {
       const int64_t keys = std::min(plan.kv_len, plan.position(i) + 1);
-      p.assign(static_cast<size_t>(keys), 0);
+      p.assign(keys, 0);
       double m = -std::numeric_limits<double>::infinity(), l = 0;
       for (int64_t s = 0; s < keys; ++s) {
         double x = 0;
-        for (int64_t c = 0; c < k.dim; ++c) x += static_cast<double>(q.at(i, h)[c]) * k.Get(s, kv, c);
-        m = std::max(m, p[static_cast<size_t>(s)] = x * scale);
+        for (int64_t c = 0; c < k.dim; ++c)
+          x += static_cast<double>(q.at(i, h)[c]) * k.Get(s, kv, c);
+        m = std::max(m, p[s] = x * scale);
       }
       for (double& x : p) l += x = std::exp(x - m);
       std::fill(dense.begin(), dense.end(), 0.0);
       for (int64_t s = 0; s < keys; ++s) {
-        p[static_cast<size_t>(s)] /= l;
+        p[s] /= l;
         if (!o.empty()) {
-          for (int64_t x = 0; x < dv; ++x) dense[static_cast<size_t>(x)] += p[static_cast<size_t>(s)] * v.Get(s, kv, x);
+          for (int64_t x = 0; x < dv; ++x) dense[x] += p[s] * v.Get(s, kv, x);
         }
       }
-      selected.assign(static_cast<size_t>(keys), false);
+      selected.assign(keys, false);
       int64_t n = 0;
       double mass = 0;
       for (const AttentionBranch& b : plan.branches) {
         ForEachPair(plan, b, {}, i, h, [&](int64_t s, int table, double) {
           if (table > 0) return;
-          selected[static_cast<size_t>(s)] = true;
-          mass += p[static_cast<size_t>(s)];
+          selected[s] = true;
+          mass += p[s];
           ++n;
         });
       }
@@ -77,9 +79,9 @@ PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>&
       if (!o.empty()) {
         double err = 0, norm = 0;
         for (int64_t x = 0; x < dv; ++x) {
-          const double e = o.at(i, h)[x] - dense[static_cast<size_t>(x)];
+          const double e = o.at(i, h)[x] - dense[x];
           err += e * e;
-          norm += dense[static_cast<size_t>(x)] * dense[static_cast<size_t>(x)];
+          norm += dense[x] * dense[x];
         }
         out.rel_error.Add(std::sqrt(err / std::max(norm, 1e-300)));
         // Rounding of fp32 sums is not the plan's doing: allow it before comparing with the bound.
@@ -87,21 +89,25 @@ PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>&
         out.bound_slack.Add(n > 0 ? std::sqrt(err) / bound : 0);
       }
       const int64_t nb = (keys + options.block - 1) / options.block;
-      blocks.assign(static_cast<size_t>(nb), 0);
-      std::vector<bool> touched(static_cast<size_t>(nb), false);
+      blocks.assign(nb, 0);
+      std::vector<bool> touched(nb, false);
       for (int64_t s = 0; s < keys; ++s) {
-        blocks[static_cast<size_t>(s / options.block)] += p[static_cast<size_t>(s)];
-        if (selected[static_cast<size_t>(s)]) touched[static_cast<size_t>(s / options.block)] = true;
+        blocks[s / options.block] += p[s];
+        if (selected[s]) touched[s / options.block] = true;
       }
-      std::vector<size_t> order(static_cast<size_t>(nb));
+      std::vector<size_t> order(nb);
       for (size_t b = 0; b < order.size(); ++b) order[b] = b;
-      std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return blocks[a] > blocks[b]; });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](size_t a, size_t b) { return blocks[a] > blocks[b]; });
       double best = 0;
       int64_t left = n, hits = 0;
       const int64_t wanted = std::count(touched.begin(), touched.end(), true);
       for (size_t r = 0; r < order.size(); ++r) {
-        const int64_t size = std::min(options.block, keys - static_cast<int64_t>(order[r]) * options.block);
-        if (left > 0) best += blocks[order[r]] * static_cast<double>(std::min(left, size)) / static_cast<double>(size);
+        const int64_t size =
+            std::min(options.block, keys - static_cast<int64_t>(order[r]) * options.block);
+        if (left > 0)
+          best += blocks[order[r]] * static_cast<double>(std::min(left, size)) /
+                  static_cast<double>(size);
         left -= size;
         if (static_cast<int64_t>(r) < wanted) hits += touched[order[r]];
       }
@@ -127,8 +133,9 @@ double UnionOverOwn(const AttentionBranch& b, int64_t first, int64_t last) {
   std::set<uint32_t> all;
   double own = 0;
   for (int64_t r = first; r < last; ++r) {
-    const size_t at = b.rows.begin[static_cast<size_t>(r)], n = b.rows.count[static_cast<size_t>(r)];
-    all.insert(b.tokens.begin() + static_cast<int64_t>(at), b.tokens.begin() + static_cast<int64_t>(at + n));
+    const size_t at = b.rows.begin[r], n = b.rows.count[r];
+    all.insert(b.tokens.begin() + static_cast<int64_t>(at),
+               b.tokens.begin() + static_cast<int64_t>(at + n));
     own += static_cast<double>(n);
   }
   return own > 0 ? static_cast<double>(all.size()) * static_cast<double>(last - first) / own : 1;

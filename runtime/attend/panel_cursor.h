@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_ATTEND_PANEL_CURSOR_H_
 #define SLUICE_RUNTIME_ATTEND_PANEL_CURSOR_H_
-// Turns one list row of a plan into panels of at most 64 keys. Neighbouring entries are merged into runs, runs are cut
-// at absolute multiples of 64, and pieces too short to fill a panel are gathered together.
+// Turns one list row of a plan into panels of at most 64 keys. Neighbouring entries are merged into
+// runs, runs are cut at absolute multiples of 64, and pieces too short to fill a panel are gathered
+// together.
 #include <algorithm>
 #include <cstdint>
 
@@ -24,8 +25,9 @@ struct Panel {
 
 class PanelCursor {
  public:
-  PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch, absl::Span<const SummaryTable> tables,
-              int64_t row, int64_t kv, int64_t q0, int64_t queries)
+  PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch,
+              absl::Span<const SummaryTable> tables, int64_t row, int64_t kv, int64_t q0,
+              int64_t queries)
       : plan_(plan),
         b_(branch),
         tables_(tables),
@@ -33,8 +35,8 @@ class PanelCursor {
         q0_(q0),
         first_(plan.position(q0)),
         last_(plan.position(q0 + queries - 1)) {
-    at_ = b_.rows.begin[static_cast<size_t>(row)];
-    end_ = at_ + b_.rows.count[static_cast<size_t>(row)];
+    at_ = b_.rows.begin[row];
+    end_ = at_ + b_.rows.count[row];
     tile_ = row % plan.num_tiles();
   }
 
@@ -51,10 +53,12 @@ class PanelCursor {
       const bool same = n == 0 || (run_.mask == pending_mask_ && run_.table == pending_table_);
       const int64_t lo = run_.lo, hi = std::min(run_.hi, (lo | 63) + 1);
       if (hi - lo >= kWhole) {
-        if (n > 0 && (b_.order == EntryOrder::kPriority || pending_table_ != run_.table)) return Flush(p, n);
+        if (n > 0 && (b_.order == EntryOrder::kPriority || pending_table_ != run_.table))
+          return Flush(p, n);
         if (n > 0) {  // finish the gathered panel first, or its storage would be overwritten
           held_ = true;
-          hold_lo_ = lo, hold_hi_ = hi;
+          hold_lo_ = lo;
+          hold_hi_ = hi;
           held_run_ = run_;
           run_.lo = hi;
           return Flush(p, n);
@@ -118,7 +122,7 @@ class PanelCursor {
   }
   uint64_t HeadSees(const Panel& p, int64_t head) const {
     if (b_.encoding != Encoding::kRankedPrefix) return ~uint64_t{0};
-    const uint32_t prefix = b_.prefix[static_cast<size_t>(head * plan_.num_tiles() + tile_)];
+    const uint32_t prefix = b_.prefix[head * plan_.num_tiles() + tile_];
     uint64_t m = 0;
     for (int64_t j = 0; j < p.n; ++j) m |= static_cast<uint64_t>(p.rank[j] < prefix) << j;
     return m;
@@ -135,15 +139,19 @@ class PanelCursor {
     uint64_t rows = ~uint64_t{0};
     uint32_t rank = 0;
     bool Extends(const Run& next) const {
-      return hi == next.lo && mask == next.mask && table == next.table && bias == next.bias && rows == next.rows &&
-             rank == next.rank;
+      return hi == next.lo && mask == next.mask && table == next.table && bias == next.bias &&
+             rows == next.rows && rank == next.rank;
     }
   };
-  static uint64_t Below(int64_t n) { return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
+  static uint64_t Below(int64_t n) {
+    return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+  }
 
-  bool HasBias() const { return !b_.entry_bias.empty() || !plan_.key_bias.empty() || run_.table > 0; }
+  bool HasBias() const {
+    return !b_.entry_bias.empty() || !plan_.key_bias.empty() || run_.table > 0;
+  }
   uint32_t Original(const Run& r, int64_t key) const {
-    return r.table > 0 || plan_.kperm.empty() ? static_cast<uint32_t>(key) : plan_.kperm[static_cast<size_t>(key)];
+    return r.table > 0 || plan_.kperm.empty() ? static_cast<uint32_t>(key) : plan_.kperm[key];
   }
   void Fill(Panel& p, int64_t j, const Run& r, int64_t key) const {
     if (!b_.row_mask.empty()) p.rows[j] = r.rows;
@@ -151,9 +159,9 @@ class PanelCursor {
     if (!HasBias() && r.table == 0) return;
     float bias = r.bias;
     if (r.table > 0) {
-      bias += tables_[static_cast<size_t>(r.table - 1)].log_count[static_cast<size_t>(key)];
+      bias += tables_[r.table - 1].log_count[key];
     } else if (!plan_.key_bias.empty()) {
-      bias += plan_.key_bias[static_cast<size_t>(kv_ * plan_.kv_len + Original(r, key))];
+      bias += plan_.key_bias[kv_ * plan_.kv_len + Original(r, key)];
     }
     p.bias[j] = bias * kernels::kLog2E;
   }

@@ -7,8 +7,8 @@
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Random numbers as a pure function of their coordinates, so results do not depend on the order or the thread that
-// asks: SplitMix64's finaliser folded over the key words.
+// Random numbers as a pure function of their coordinates, so results do not depend on the order or
+// the thread that asks: SplitMix64's finaliser folded over the key words.
 struct RngKey {
   uint64_t seed = 0, step = 0, layer = 0, unit = 0, item = 0;
 };
@@ -23,12 +23,15 @@ inline uint64_t RandomBits(const RngKey& k) {
   return h;
 }
 // Uniform in [0, 1).
-inline double RandomUniform(const RngKey& k) { return static_cast<double>(RandomBits(k) >> 11) * 0x1p-53; }
+inline double RandomUniform(const RngKey& k) {
+  return static_cast<double>(RandomBits(k) >> 11) * 0x1p-53;
+}
 // Standard normal (Box-Muller over two coordinates derived from the key).
 inline double RandomNormal(const RngKey& k) {
   RngKey second = k;
   second.seed ^= 0xD1B54A32D192ED03u;
-  return std::sqrt(-2 * std::log(1 - RandomUniform(k))) * std::cos(6.283185307179586 * RandomUniform(second));
+  return std::sqrt(-2 * std::log(1 - RandomUniform(k))) *
+         std::cos(6.283185307179586 * RandomUniform(second));
 }
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_BASE_COUNTER_RNG_H_

@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_BASE_PUBLISHED_H_
 #define SLUICE_RUNTIME_BASE_PUBLISHED_H_
-// One writer publishes immutable values; readers see the latest without a lock. Hazard pointers: a value is freed once
-// no reader's slot names it.
+// One writer publishes immutable values; readers see the latest without a lock. Hazard pointers: a
+// value is freed once no reader's slot names it.
 #include <array>
 #include <atomic>
 #include <memory>
@@ -20,10 +20,11 @@ class Published {
   Published(const Published&) = delete;
   Published& operator=(const Published&) = delete;
 
-  // Guards one value from being freed. `slot`: this thread's own, [0, kReaders); one guard a slot at a time.
+  // Guards one value from being freed. `slot`: this thread's own, [0, kReaders); one guard a slot
+  // at a time.
   class Guard {
    public:
-    Guard(Published& p, int slot) : hazard_(p.hazard_[static_cast<size_t>(slot)]) {
+    Guard(Published& p, int slot) : hazard_(p.hazard_[slot]) {
       const T* seen = p.current_.load();
       do {
         value_ = seen;

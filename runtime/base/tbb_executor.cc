@@ -14,7 +14,7 @@ class TbbExecutor final : public Executor {
  public:
   explicit TbbExecutor(int threads)
       : threads_(threads),
-        allow_(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(std::max(threads, 1))),
+        allow_(tbb::global_control::max_allowed_parallelism, std::max(threads, 1)),
         arena_(threads) {}
   int num_workers() const override { return threads_; }
   void ParallelFor(int64_t n, int64_t grain, Body body) override {
@@ -22,8 +22,9 @@ class TbbExecutor final : public Executor {
     grain = std::max<int64_t>(grain, 1);
     const int64_t chunks = (n + grain - 1) / grain;
     if (threads_ == 1 || chunks == 1) return body(0, n, 0);
-    // Workers take chunks in rising order, so callers that sort by falling cost get a balanced tail.
-    // The atomics also order the caller's memory against the workers', whatever the library does inside.
+    // Workers take chunks in rising order, so callers that sort by falling cost get a balanced
+    // tail. The atomics also order the caller's memory against the workers', whatever the library
+    // does inside.
     std::atomic<int64_t> next{0}, done{0};
     next.store(0, std::memory_order_release);
     arena_.execute([&] {
@@ -47,6 +48,7 @@ class TbbExecutor final : public Executor {
 }  // namespace
 
 std::unique_ptr<Executor> MakeTbbExecutor(int threads) {
-  return std::make_unique<TbbExecutor>(threads > 0 ? threads : tbb::this_task_arena::max_concurrency());
+  return std::make_unique<TbbExecutor>(threads > 0 ? threads
+                                                   : tbb::this_task_arena::max_concurrency());
 }
 SLUICE_END_NAMESPACE

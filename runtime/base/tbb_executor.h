@@ -5,7 +5,8 @@
 #include "sluice/api/executor.h"
 
 SLUICE_BEGIN_NAMESPACE
-// oneTBB threads in an arena of their own; work is stolen in pieces of `grain`. threads = 0: one per CPU.
+// oneTBB threads in an arena of their own; work is stolen in pieces of `grain`. threads = 0: one
+// per CPU.
 std::unique_ptr<Executor> MakeTbbExecutor(int threads = 0);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_BASE_TBB_EXECUTOR_H_

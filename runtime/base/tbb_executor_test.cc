@@ -12,12 +12,12 @@ TEST(TbbExecutor, EachIndexOnceAndWorkersAreExclusive) {
     std::unique_ptr<Executor> ex = MakeTbbExecutor(threads);
     EXPECT_EQ(ex->num_workers(), threads);
     for (int64_t n : {0, 1, 7, 1000}) {
-      std::vector<int> seen(static_cast<size_t>(n));
-      std::vector<std::atomic<int>> inside(static_cast<size_t>(threads));
+      std::vector<int> seen(n);
+      std::vector<std::atomic<int>> inside(threads);
       ex->ParallelFor(n, 3, [&](int64_t b, int64_t e, int w) {
-        EXPECT_EQ(inside[static_cast<size_t>(w)]++, 0);
-        for (int64_t i = b; i < e; ++i) ++seen[static_cast<size_t>(i)];
-        --inside[static_cast<size_t>(w)];
+        EXPECT_EQ(inside[w]++, 0);
+        for (int64_t i = b; i < e; ++i) ++seen[i];
+        --inside[w];
       });
       for (int s : seen) EXPECT_EQ(s, 1);
     }

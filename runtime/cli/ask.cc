@@ -16,7 +16,9 @@ void Connection::AddTo(CLI::App& app) {
   app.add_option("--endpoint", endpoint, "where the server listens")->capture_default_str();
   app.add_option("--server-key", server_key, "CURVE: the server's public key");
   app.add_option("--secret-key", secret_key_file, "CURVE: file of our secret key");
-  app.add_option("--timeout-ms", timeout_ms, "of one try")->capture_default_str()->check(CLI::Range(1, 3600000));
+  app.add_option("--timeout-ms", timeout_ms, "of one try")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 3600000));
 }
 absl::StatusOr<std::unique_ptr<Client>> Connection::Open() const {
   Client::Options o;
@@ -45,7 +47,8 @@ int Route(const Connection& c, const v1::Query& query) {
   const v1::Decision& d = r->route().decisions(0);
   if (d.has_error()) return Fail(StatusOf(d.error()));
   std::printf("decision   %llu\n", static_cast<unsigned long long>(d.id()));
-  for (int s = 0; s < d.agents_size(); ++s) std::printf("stage %-4d %s\n", s + 1, d.agents(s).c_str());
+  for (int s = 0; s < d.agents_size(); ++s)
+    std::printf("stage %-4d %s\n", s + 1, d.agents(s).c_str());
   std::printf("policy     %s\npropensity %.6g\nreceipt    %s\n", d.policy().c_str(), d.propensity(),
               absl::WebSafeBase64Escape(d.receipt()).c_str());
   return 0;
@@ -59,9 +62,12 @@ int Feedback(const Connection& c, const std::string& receipt, const v1::Outcome&
   const auto r = Ask(c, q);
   if (!r.ok()) return Fail(r.status());
   const v1::FeedbackResult& result = r->feedback().results(0);
-  if (result.status() == v1::FeedbackResult::REJECTED) return Fail(absl::InvalidArgumentError(result.reason()));
+  if (result.status() == v1::FeedbackResult::REJECTED)
+    return Fail(absl::InvalidArgumentError(result.reason()));
   std::printf("decision %llu: %s\n", static_cast<unsigned long long>(result.decision_id()),
-              result.status() == v1::FeedbackResult::APPLIED ? "on disk" : "was on disk before; nothing changed");
+              result.status() == v1::FeedbackResult::APPLIED
+                  ? "on disk"
+                  : "was on disk before; nothing changed");
   return 0;
 }
 int Explain(const Connection& c, uint64_t id) {
@@ -70,16 +76,17 @@ int Explain(const Connection& c, uint64_t id) {
   const auto r = Ask(c, q);
   if (!r.ok()) return Fail(r.status());
   const v1::ExplainResponse& e = r->explain();
-  std::printf(
-      "decision %llu by %s (%s), state %llu, propensity %.6g\nquery:", static_cast<unsigned long long>(e.decision_id()),
-      e.policy().c_str(), e.spec().c_str(), static_cast<unsigned long long>(e.snapshot()), e.propensity());
+  std::printf("decision %llu by %s (%s), state %llu, propensity %.6g\nquery:",
+              static_cast<unsigned long long>(e.decision_id()), e.policy().c_str(),
+              e.spec().c_str(), static_cast<unsigned long long>(e.snapshot()), e.propensity());
   for (const v1::TaskWeight& w : e.intent()) std::printf(" %s %.3f", w.task().c_str(), w.weight());
   std::printf("\n");
   for (int s = 0; s < e.stages_size(); ++s) {
-    std::printf("\nstage %d\n  %-28s %12s %12s %12s\n", s + 1, "agent", "pheromone", "heuristic", "probability");
+    std::printf("\nstage %d\n  %-28s %12s %12s %12s\n", s + 1, "agent", "pheromone", "heuristic",
+                "probability");
     for (const v1::Candidate& x : e.stages(s).candidates()) {
-      std::printf("%s %-28s %12.5g %12.5g %12.5g  %s\n", x.chosen() ? ">" : " ", x.agent().c_str(), x.tau(), x.eta(),
-                  x.p(), x.blocked().c_str());
+      std::printf("%s %-28s %12.5g %12.5g %12.5g  %s\n", x.chosen() ? ">" : " ", x.agent().c_str(),
+                  x.tau(), x.eta(), x.p(), x.blocked().c_str());
     }
   }
   return 0;
@@ -100,26 +107,32 @@ int Top(const Connection& c, bool once) {
     if (!first) std::printf(" (%llu/s)", static_cast<unsigned long long>(s.decisions() - before));
     before = s.decisions();
     std::printf(
-        "   decide p50 %.2f us p99 %.2f us\noutcomes %llu (queued %llu)   duplicates %llu   rejected %llu   malformed "
+        "   decide p50 %.2f us p99 %.2f us\noutcomes %llu (queued %llu)   duplicates %llu   "
+        "rejected %llu   malformed "
         "%llu   overloaded %llu\n"
-        "mean quality %.4f   mean cost %.6f USD   state %llu, %.3f s old\n\n%-30s %10s %9s %10s %8s %10s %8s %s\n",
+        "mean quality %.4f   mean cost %.6f USD   state %llu, %.3f s old\n\n%-30s %10s %9s %10s "
+        "%8s %10s %8s %s\n",
         s.decide_p50_us(), s.decide_p99_us(), static_cast<unsigned long long>(s.feedbacks()),
-        static_cast<unsigned long long>(s.feedback_queue()), static_cast<unsigned long long>(s.duplicates()),
-        static_cast<unsigned long long>(s.rejected()), static_cast<unsigned long long>(s.malformed()),
+        static_cast<unsigned long long>(s.feedback_queue()),
+        static_cast<unsigned long long>(s.duplicates()),
+        static_cast<unsigned long long>(s.rejected()),
+        static_cast<unsigned long long>(s.malformed()),
         static_cast<unsigned long long>(s.overloaded()), s.mean_quality(), s.mean_cost_usd(),
-        static_cast<unsigned long long>(s.snapshot()), s.snapshot_age_s(), "agent", "chosen", "in flight", "latency s",
-        "quality", "USD", "failed", "breaker");
+        static_cast<unsigned long long>(s.snapshot()), s.snapshot_age_s(), "agent", "chosen",
+        "in flight", "latency s", "quality", "USD", "failed", "breaker");
     for (const v1::AgentStats& a : s.agents()) {
       std::printf("%-30s %10llu %9.1f %10.3f %8.3f %10.4f %8llu %s\n", a.agent().c_str(),
-                  static_cast<unsigned long long>(a.chosen()), a.in_flight(), a.latency_s(), a.quality(), a.cost_usd(),
-                  static_cast<unsigned long long>(a.failures()), a.over_budget() ? "over budget" : a.breaker().c_str());
+                  static_cast<unsigned long long>(a.chosen()), a.in_flight(), a.latency_s(),
+                  a.quality(), a.cost_usd(), static_cast<unsigned long long>(a.failures()),
+                  a.over_budget() ? "over budget" : a.breaker().c_str());
     }
     std::fflush(stdout);
     if (once) return 0;
     std::this_thread::sleep_for(std::chrono::seconds(1));
   }
 }
-// Every agent's known answer to every query of the log, a batch at a time. Sent again, nothing changes.
+// Every agent's known answer to every query of the log, a batch at a time. Sent again, nothing
+// changes.
 int WarmUp(const Connection& c, const std::string& path, double share) {
   const auto log = LoadOutcomeLog(path);
   if (!log.ok()) return Fail(log.status());
@@ -135,9 +148,11 @@ int WarmUp(const Connection& c, const std::string& path, double share) {
       v1::Labelled& l = *o.mutable_labelled();
       l.set_key(absl::StrCat(r.id, "\n", log->agents[a]));
       l.add_agents(log->agents[a]);
-      l.set_task(log->tasks[static_cast<size_t>(r.task)]);
+      l.set_task(log->tasks[r.task]);
       l.mutable_features()->Add(r.features.begin(), r.features.end());
-      o.set_quality(r.quality[a]), o.set_cost_usd(r.cost_usd[a]), o.set_latency_s(r.latency_s[a]);
+      o.set_quality(r.quality[a]);
+      o.set_cost_usd(r.cost_usd[a]);
+      o.set_latency_s(r.latency_s[a]);
     }
     const auto answer = (*client)->Call(q);
     if (!answer.ok()) return Fail(answer.status());
@@ -160,23 +175,29 @@ int ReadExperiment(const Connection& c) {
   if (!r.ok()) return Fail(r.status());
   const v1::ExperimentResponse& e = r->experiment();
   if (e.arms_size() > 0)
-    std::printf("experiment %s\n%-20s %8s %8s %9s %10s %8s %10s %18s %9s %8s\n", e.name().c_str(), "arm", "weight",
-                "units", "outcomes", "quality", "USD", "latency s", "gain, 95 %", "var. kept", "p");
+    std::printf("experiment %s\n%-20s %8s %8s %9s %10s %8s %10s %18s %9s %8s\n", e.name().c_str(),
+                "arm", "weight", "units", "outcomes", "quality", "USD", "latency s", "gain, 95 %",
+                "var. kept", "p");
   for (const v1::ArmResult& a : e.arms()) {
     const auto mean = [&](v1::Metric m) { return a.metrics(static_cast<int>(m)).mean(); };
     const v1::MetricResult& q = a.metrics(v1::QUALITY);
-    std::printf("%-20s %8.3g %8llu %9llu %10.4f %8.6f %10.3f %+9.4f +- %.4f %9.2f %8.2g\n", a.policy().c_str(),
-                a.weight(), static_cast<unsigned long long>(a.units()), static_cast<unsigned long long>(a.outcomes()),
-                mean(v1::QUALITY), mean(v1::COST_USD), mean(v1::LATENCY_S), q.gain(), q.half_interval(),
+    std::printf("%-20s %8.3g %8llu %9llu %10.4f %8.6f %10.3f %+9.4f +- %.4f %9.2f %8.2g\n",
+                a.policy().c_str(), a.weight(), static_cast<unsigned long long>(a.units()),
+                static_cast<unsigned long long>(a.outcomes()), mean(v1::QUALITY),
+                mean(v1::COST_USD), mean(v1::LATENCY_S), q.gain(), q.half_interval(),
                 q.variance_kept(), a.p());
-    if (!a.stopped().empty()) std::printf("  stopped, its units get the control: %s\n", a.stopped().c_str());
+    if (!a.stopped().empty())
+      std::printf("  stopped, its units get the control: %s\n", a.stopped().c_str());
   }
   if (e.arms_size() > 0 && !e.readable())
-    std::printf("units were not split as planned (p %.2g): believe none of this\n", e.sample_ratio_p());
+    std::printf("units were not split as planned (p %.2g): believe none of this\n",
+                e.sample_ratio_p());
   for (const v1::ShadowResult& s : e.shadows()) {
     std::printf("shadow %-13s %llu decisions, %.1f %% as executed\n", s.policy().c_str(),
                 static_cast<unsigned long long>(s.decisions()),
-                s.decisions() > 0 ? 100.0 * static_cast<double>(s.same()) / static_cast<double>(s.decisions()) : 0.0);
+                s.decisions() > 0
+                    ? 100.0 * static_cast<double>(s.same()) / static_cast<double>(s.decisions())
+                    : 0.0);
   }
   return 0;
 }
@@ -193,8 +214,9 @@ int Policy(const Connection& c, const std::string& name) {
   const auto r = Ask(c, q);
   if (!r.ok()) return Fail(r.status());
   for (const v1::PolicyInfo& p : r->list_policies().policies()) {
-    std::printf("%s %-20s %s  (%llu outcomes, %llu late)\n", p.active() ? "*" : " ", p.name().c_str(), p.spec().c_str(),
-                static_cast<unsigned long long>(p.outcomes()), static_cast<unsigned long long>(p.late()));
+    std::printf("%s %-20s %s  (%llu outcomes, %llu late)\n", p.active() ? "*" : " ",
+                p.name().c_str(), p.spec().c_str(), static_cast<unsigned long long>(p.outcomes()),
+                static_cast<unsigned long long>(p.late()));
   }
   return 0;
 }
@@ -215,11 +237,15 @@ void AddAsk(CLI::App& app, const Exit& exit) {
     s->add_option("--text", *text, "the query itself, for a server with an intent model");
     s->add_option("--unit", *unit, "user or session, for a running experiment");
     s->add_option("--exclude", *exclude, "agents that may not be chosen")->delimiter(',');
-    s->add_option("--max-cost-usd", *most, "no agent with a higher expected cost")->check(CLI::NonNegativeNumber);
+    s->add_option("--max-cost-usd", *most, "no agent with a higher expected cost")
+        ->check(CLI::NonNegativeNumber);
     s->footer("Example: sluice route --task math --exclude gpt-4");
     s->callback([=] {
       v1::Query q;
-      q.set_task(*task), q.set_text(*text), q.set_unit(*unit), q.set_max_cost_usd(*most);
+      q.set_task(*task);
+      q.set_text(*text);
+      q.set_unit(*unit);
+      q.set_max_cost_usd(*most);
       q.mutable_intent()->Add(intent->begin(), intent->end());
       for (const std::string& e : *exclude) q.add_exclude(e);
       exit(Route(*connection, q));
@@ -234,16 +260,19 @@ void AddAsk(CLI::App& app, const Exit& exit) {
     s->add_option("--quality", (*o)[0], "of the answer, [0, 1]")->required();
     s->add_option("--cost-usd", (*o)[1], "of all calls");
     s->add_option("--latency-s", (*o)[2], "of all calls");
-    s->footer("Example: sluice feedback --receipt AQAB... --quality 1 --cost-usd 0.002 --latency-s 1.4");
+    s->footer(
+        "Example: sluice feedback --receipt AQAB... --quality 1 --cost-usd 0.002 --latency-s 1.4");
     s->callback([=] {
       v1::Outcome outcome;
-      outcome.set_quality((*o)[0]), outcome.set_cost_usd((*o)[1]), outcome.set_latency_s((*o)[2]);
+      outcome.set_quality((*o)[0]);
+      outcome.set_cost_usd((*o)[1]);
+      outcome.set_latency_s((*o)[2]);
       exit(Feedback(*connection, *receipt, outcome));
     });
   }
   {
-    auto* s =
-        app.add_subcommand("explain", "Say why a decision was made: candidates, pheromone, heuristic, probability");
+    auto* s = app.add_subcommand(
+        "explain", "Say why a decision was made: candidates, pheromone, heuristic, probability");
     auto id = std::make_shared<uint64_t>(0);
     connection->AddTo(*s);
     s->add_option("decision", *id, "its number")->required();
@@ -259,19 +288,22 @@ void AddAsk(CLI::App& app, const Exit& exit) {
     s->callback([=] { exit(Top(*connection, *once)); });
   }
   {
-    auto* s = app.add_subcommand(
-        "experiment", "Read the running experiment, as often as you like: its intervals hold at all times at once");
+    auto* s = app.add_subcommand("experiment",
+                                 "Read the running experiment, as often as you like: its intervals "
+                                 "hold at all times at once");
     connection->AddTo(*s);
     s->footer("Example: sluice experiment");
     s->callback([=] { exit(ReadExperiment(*connection)); });
   }
   {
     auto* s = app.add_subcommand(
-        "warm-up", "Teach a server from labelled data before it serves: every agent's answer to every query");
+        "warm-up",
+        "Teach a server from labelled data before it serves: every agent's answer to every query");
     auto log = std::make_shared<std::string>();
     auto share = std::make_shared<double>(1);
     connection->AddTo(*s);
-    s->add_option("--log", *log, "as `sluice replay` reads it; its agents must be the server's, in one stage")
+    s->add_option("--log", *log,
+                  "as `sluice replay` reads it; its agents must be the server's, in one stage")
         ->required();
     s->add_option("--share", *share, "of its queries, the first ones")
         ->capture_default_str()

@@ -26,7 +26,8 @@ double Median(std::vector<double> x) { return At(x, 0.5); }
 // Sends every message back.
 class Echo {
  public:
-  Echo(zmq::context_t& context, const std::string& endpoint) : socket_(context, zmq::socket_type::router) {
+  Echo(zmq::context_t& context, const std::string& endpoint)
+      : socket_(context, zmq::socket_type::router) {
     socket_.set(zmq::sockopt::linger, 0);
     socket_.set(zmq::sockopt::rcvtimeo, 50);
     socket_.bind(endpoint);
@@ -57,9 +58,10 @@ struct Latency {
 // One request at a time, not more often than `rate` a second.
 Latency Paced(zmq::socket_t& socket, const std::string& bytes, double rate, double seconds) {
   Latency out;
-  const auto begin = Clock::now(),
-             end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
-  const auto gap = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1 / rate));
+  const auto begin = Clock::now(), end = begin + std::chrono::duration_cast<Clock::duration>(
+                                                     std::chrono::duration<double>(seconds));
+  const auto gap =
+      std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1 / rate));
   auto next = begin;
   zmq::message_t answer;
   while (Clock::now() < end) {
@@ -72,16 +74,18 @@ Latency Paced(zmq::socket_t& socket, const std::string& bytes, double rate, doub
     out.us.push_back(Us(back - sent));
     next = std::max(next + gap, back);  // what was missed is not made up for
   }
-  out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
+  out.rate = static_cast<double>(out.us.size()) /
+             std::chrono::duration<double>(Clock::now() - begin).count();
   return out;
 }
-// Requests go out on schedule whatever has come back, as from many independent callers; latency counts from the
-// schedule.
+// Requests go out on schedule whatever has come back, as from many independent callers; latency
+// counts from the schedule.
 Latency OnSchedule(zmq::socket_t& socket, const std::string& bytes, double rate, double seconds) {
   Latency out;
-  const auto gap = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1 / rate));
-  const auto begin = Clock::now(),
-             end = begin + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto gap =
+      std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1 / rate));
+  const auto begin = Clock::now(), end = begin + std::chrono::duration_cast<Clock::duration>(
+                                                     std::chrono::duration<double>(seconds));
   std::deque<Clock::time_point> due;  // answers of one connection come in order
   auto next = begin;
   zmq::message_t answer;
@@ -98,7 +102,8 @@ Latency OnSchedule(zmq::socket_t& socket, const std::string& bytes, double rate,
       break;
     }
   }
-  out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
+  out.rate = static_cast<double>(out.us.size()) /
+             std::chrono::duration<double>(Clock::now() - begin).count();
   return out;
 }
 // As many as `window` requests under way; answers a second.
@@ -115,7 +120,8 @@ double Pipelined(zmq::socket_t& socket, const std::string& bytes, int window, do
       ++sent;
     }
   }
-  const double rate = static_cast<double>(got) / std::chrono::duration<double>(Clock::now() - begin).count();
+  const double rate =
+      static_cast<double>(got) / std::chrono::duration<double>(Clock::now() - begin).count();
   for (; got < sent; ++got) (void)socket.recv(answer);
   return rate;
 }
@@ -128,18 +134,22 @@ zmq::socket_t Dealer(zmq::context_t& context, const std::string& endpoint) {
 }
 std::string Queries(int n) {
   v1::Request q;
-  q.set_version(1), q.set_request_id(1);
-  for (int i = 0; i < n; ++i) q.mutable_route()->add_queries()->set_task(i % 2 == 0 ? "task1" : "task5");
+  q.set_version(1);
+  q.set_request_id(1);
+  for (int i = 0; i < n; ++i)
+    q.mutable_route()->add_queries()->set_task(i % 2 == 0 ? "task1" : "task5");
   return q.SerializeAsString();
 }
 
-// `clients` connections, each with one request under way. What the requests are decides what the server does.
-Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients, const std::string& bytes,
-              double seconds) {
+// `clients` connections, each with one request under way. What the requests are decides what the
+// server does.
+Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients,
+              const std::string& bytes, double seconds) {
   std::vector<zmq::socket_t> sockets;
   std::vector<zmq::pollitem_t> items;
-  std::vector<Clock::time_point> sent(static_cast<size_t>(clients));
-  sockets.reserve(static_cast<size_t>(clients)), items.reserve(static_cast<size_t>(clients));
+  std::vector<Clock::time_point> sent(clients);
+  sockets.reserve(clients);
+  items.reserve(clients);
   for (int i = 0; i < clients; ++i) sockets.push_back(Dealer(context, endpoint));
   for (zmq::socket_t& s : sockets) items.push_back({s.handle(), 0, ZMQ_POLLIN, 0});
   zmq::message_t answer;
@@ -149,7 +159,10 @@ Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients,
   }
   Latency out;
   const auto begin = Clock::now();
-  for (size_t i = 0; i < sockets.size(); ++i) sent[i] = Clock::now(), sockets[i].send(zmq::buffer(bytes));
+  for (size_t i = 0; i < sockets.size(); ++i) {
+    sent[i] = Clock::now();
+    sockets[i].send(zmq::buffer(bytes));
+  }
   size_t under_way = sockets.size();
   while (under_way > 0) {
     const bool more = Clock::now() - begin < std::chrono::duration<double>(seconds);
@@ -158,13 +171,15 @@ Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients,
       if (items[i].revents == 0 || !sockets[i].recv(answer, zmq::recv_flags::dontwait)) continue;
       const auto back = Clock::now();
       out.us.push_back(Us(back - sent[i]));
-      if (more)
-        sent[i] = back, sockets[i].send(zmq::buffer(bytes));
-      else
+      if (more) {
+        sent[i] = back;
+        sockets[i].send(zmq::buffer(bytes));
+      } else
         --under_way;
     }
   }
-  out.rate = static_cast<double>(out.us.size()) / std::chrono::duration<double>(Clock::now() - begin).count();
+  out.rate = static_cast<double>(out.us.size()) /
+             std::chrono::duration<double>(Clock::now() - begin).count();
   return out;
 }
 
@@ -176,13 +191,15 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
   const auto start = [&](absl::string_view more) {
     return LocalServer::Start([&](const std::string& folder) {
       std::string config = absl::StrCat(
-          "endpoint: \"", transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
+          "endpoint: \"",
+          transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
           "\" policy { spec: \"amro_s:ability=measured\" }", more);
       if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
       for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
       for (int s = 0; s < 3; ++s) {
         absl::StrAppend(&config, " stage {");
-        for (int a = 0; a < 12; ++a) absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
+        for (int a = 0; a < 12; ++a)
+          absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
         absl::StrAppend(&config, " }");
       }
       return config;
@@ -193,41 +210,56 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
   {
     zmq::context_t echo_context(1), client_context(1);
     client_context.set(zmq::ctxopt::max_sockets, 4096);
-    const std::string echo_at =
-        transport == "tcp" ? "tcp://127.0.0.1:15771" : absl::StrCat("ipc://", (*server)->folder(), "/echo");
+    const std::string echo_at = transport == "tcp"
+                                    ? "tcp://127.0.0.1:15771"
+                                    : absl::StrCat("ipc://", (*server)->folder(), "/echo");
     Echo echo(echo_context, echo_at);
-    zmq::socket_t raw = Dealer(client_context, echo_at), sluice = Dealer(client_context, (*server)->endpoint());
+    zmq::socket_t raw = Dealer(client_context, echo_at),
+                  sluice = Dealer(client_context, (*server)->endpoint());
     const std::string one = Queries(1), batch = Queries(32);
     std::printf(
-        "3 stages of 12 agents, 8 tasks; %s, %s; medians of %d repeats of %.1f s, raw and sluice in turn; %u CPUs\n\n",
+        "3 stages of 12 agents, 8 tasks; %s, %s; medians of %d repeats of %.1f s, raw and sluice "
+        "in turn; %u CPUs\n\n",
         transport.c_str(), durable ? "feedback to SQLite" : "state in memory", repeats, seconds,
         std::thread::hardware_concurrency());
-    (void)OnSchedule(raw, one, 20000, 0.3), (void)OnSchedule(sluice, one, 20000, 0.3);
+    (void)OnSchedule(raw, one, 20000, 0.3);
+    (void)OnSchedule(sluice, one, 20000, 0.3);
     std::vector<double> raw50, raw99, our50, our99, ratio, raw_rate, our_rate;
     for (int i = 0; i < repeats; ++i) {
       Latency r = OnSchedule(raw, one, 20000, seconds), o = OnSchedule(sluice, one, 20000, seconds);
-      raw50.push_back(At(r.us, 0.5)), raw99.push_back(At(r.us, 0.99)), our50.push_back(At(o.us, 0.5)),
-          our99.push_back(At(o.us, 0.99));
+      raw50.push_back(At(r.us, 0.5));
+      raw99.push_back(At(r.us, 0.99));
+      our50.push_back(At(o.us, 0.5));
+      our99.push_back(At(o.us, 0.99));
       ratio.push_back(our50.back() / raw50.back());
-      raw_rate.push_back(r.rate), our_rate.push_back(o.rate);
+      raw_rate.push_back(r.rate);
+      our_rate.push_back(o.rate);
     }
     std::printf(
-        "20,000/s on schedule          raw p50 %.1f us p99 %.1f us (%.0f/s)   sluice p50 %.1f us p99 %.1f us (%.0f/s)  "
+        "20,000/s on schedule          raw p50 %.1f us p99 %.1f us (%.0f/s)   sluice p50 %.1f us "
+        "p99 %.1f us (%.0f/s)  "
         " p50 ratio %.2f\n",
-        Median(raw50), Median(raw99), Median(raw_rate), Median(our50), Median(our99), Median(our_rate), Median(ratio));
+        Median(raw50), Median(raw99), Median(raw_rate), Median(our50), Median(our99),
+        Median(our_rate), Median(ratio));
     std::vector<double> rs, os, rb, ob;
     for (int i = 0; i < repeats; ++i) {
-      rs.push_back(Pipelined(raw, one, 64, seconds)), os.push_back(Pipelined(sluice, one, 64, seconds));
-      rb.push_back(32 * Pipelined(raw, batch, 16, seconds)), ob.push_back(32 * Pipelined(sluice, batch, 16, seconds));
+      rs.push_back(Pipelined(raw, one, 64, seconds));
+      os.push_back(Pipelined(sluice, one, 64, seconds));
+      rb.push_back(32 * Pipelined(raw, batch, 16, seconds));
+      ob.push_back(32 * Pipelined(sluice, batch, 16, seconds));
     }
-    std::printf("one a request, 64 under way   raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n", Median(rs),
-                Median(os), Median(os) / Median(rs));
-    std::printf("32 a request, 16 under way    raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n", Median(rb),
-                Median(ob), Median(ob) / Median(rb));
+    std::printf(
+        "one a request, 64 under way   raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n",
+        Median(rs), Median(os), Median(os) / Median(rs));
+    std::printf(
+        "32 a request, 16 under way    raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n",
+        Median(rb), Median(ob), Median(ob) / Median(rb));
 
-    {  // What a policy that only decides beside costs the caller: the same policy twice, in many short turns.
+    {  // What a policy that only decides beside costs the caller: the same policy twice, in many
+       // short turns.
       const std::string other = " policy { name: \"beside\" spec: \"amro_s:beta=4\" } ";
-      const auto plain = start(other), shadowed = start(absl::StrCat(other, "experiment { shadow: \"beside\" }"));
+      const auto plain = start(other),
+                 shadowed = start(absl::StrCat(other, "experiment { shadow: \"beside\" }"));
       if (!plain.ok()) return Fail(plain.status());
       if (!shadowed.ok()) return Fail(shadowed.status());
       zmq::socket_t by_itself = Dealer(client_context, (*plain)->endpoint()),
@@ -239,7 +271,9 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
           Latency& l = first ? a : b;
           l = Paced(first ? by_itself : beside, one, 5000, seconds / 8);
         }
-        alone.push_back(At(a.us, 0.5)), with.push_back(At(b.us, 0.5)), more.push_back(with.back() - alone.back());
+        alone.push_back(At(a.us, 0.5));
+        with.push_back(At(b.us, 0.5));
+        more.push_back(with.back() - alone.back());
       }
       double decide[2];
       for (const auto* s : {&plain, &shadowed}) {
@@ -252,12 +286,15 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
         decide[s == &shadowed] = said->stats().decide_p50_us();
       }
       std::printf(
-          "p50 at 5,000/s                sluice %.1f us, with a shadow policy %.1f us   median difference %+.2f us "
+          "p50 at 5,000/s                sluice %.1f us, with a shadow policy %.1f us   median "
+          "difference %+.2f us "
           "(quartiles %+.2f, %+.2f); the deciding itself %.2f us and %.2f us\n",
-          Median(alone), Median(with), Median(more), At(more, 0.25), At(more, 0.75), decide[0], decide[1]);
+          Median(alone), Median(with), Median(more), At(more, 0.25), At(more, 0.75), decide[0],
+          decide[1]);
     }
 
-    // With 5,000 outcomes a second coming in beside, five a message from a client of their own, and without.
+    // With 5,000 outcomes a second coming in beside, five a message from a client of their own, and
+    // without.
     std::atomic<bool> ready{false};
     std::atomic<int> mode{0};  // 0: rest, 1: feedback, 2: end
     std::atomic<int64_t> applied{0};
@@ -285,7 +322,9 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
         v1::Request f;
         for (int i = 0; i < kMessage && !receipts.empty(); ++i) {
           v1::Outcome& o = *f.mutable_feedback()->add_outcomes();
-          o.set_receipt(receipts.back()), o.set_quality(receipts.size() % 3 == 0 ? 0 : 1), o.set_cost_usd(0.001);
+          o.set_receipt(receipts.back());
+          o.set_quality(receipts.size() % 3 == 0 ? 0 : 1);
+          o.set_cost_usd(0.001);
           receipts.pop_back();
         }
         if (f.feedback().outcomes_size() > 0) (void)(*client)->Send(f);
@@ -307,15 +346,20 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
       const int64_t before = applied;
       Latency b = Paced(sluice, one, 10000, seconds);
       change.push_back(static_cast<double>(applied - before) / seconds);
-      Latency rb = Paced(raw, one, 10000, seconds / 8);  // the teacher has outcomes left for so long
-      quiet.push_back(At(q.us, 0.99)), busy.push_back(At(b.us, 0.99)), raw_quiet.push_back(At(rq.us, 0.99)),
-          raw_busy.push_back(At(rb.us, 0.99));
+      Latency rb =
+          Paced(raw, one, 10000, seconds / 8);  // the teacher has outcomes left for so long
+      quiet.push_back(At(q.us, 0.99));
+      busy.push_back(At(b.us, 0.99));
+      raw_quiet.push_back(At(rq.us, 0.99));
+      raw_busy.push_back(At(rb.us, 0.99));
       ratios.push_back(busy.back() / quiet.back());
     }
     std::printf(
-        "p99 at 10,000/s               raw %.1f us, beside the teacher %.1f us   sluice %.1f us, while it learns %.0f "
+        "p99 at 10,000/s               raw %.1f us, beside the teacher %.1f us   sluice %.1f us, "
+        "while it learns %.0f "
         "outcomes/s %.1f us   ratio %.2f\n",
-        Median(raw_quiet), Median(raw_busy), Median(quiet), Median(change), Median(busy), Median(ratios));
+        Median(raw_quiet), Median(raw_busy), Median(quiet), Median(change), Median(busy),
+        Median(ratios));
     std::printf("\n%-8s %28s %34s %40s\n", "clients", "raw", "sluice", "sluice while it learns");
     for (int clients : {1, 10, 100, 1000}) {
       std::vector<double> rate[3], p50[3], p99[3], learned;
@@ -325,13 +369,17 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
         while (!ready) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         for (int which = 0; which < 3; ++which) {
           if (which == 2) mode = 1;
-          Latency l = Crowd(client_context, which == 0 ? echo_at : (*server)->endpoint(), clients, one, seconds);
-          rate[which].push_back(l.rate), p50[which].push_back(At(l.us, 0.5)), p99[which].push_back(At(l.us, 0.99));
+          Latency l = Crowd(client_context, which == 0 ? echo_at : (*server)->endpoint(), clients,
+                            one, seconds);
+          rate[which].push_back(l.rate);
+          p50[which].push_back(At(l.us, 0.5));
+          p99[which].push_back(At(l.us, 0.99));
         }
       }
       std::printf("%-8d", clients);
       for (int which = 0; which < 3; ++which)
-        std::printf("  %8.0f/s p50 %6.0f p99 %6.0f us", Median(rate[which]), Median(p50[which]), Median(p99[which]));
+        std::printf("  %8.0f/s p50 %6.0f p99 %6.0f us", Median(rate[which]), Median(p50[which]),
+                    Median(p99[which]));
       std::vector<double> ratio_p99;
       for (size_t i = 0; i < p99[1].size(); ++i) ratio_p99.push_back(p99[2][i] / p99[1][i]);
       std::printf("   p99 ratio %.2f\n", Median(ratio_p99));
@@ -345,7 +393,8 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
 }  // namespace
 
 void AddBench(CLI::App& app, const Exit& exit) {
-  auto* s = app.add_subcommand("bench", "Latency and throughput on this machine, raw ZeroMQ beside");
+  auto* s =
+      app.add_subcommand("bench", "Latency and throughput on this machine, raw ZeroMQ beside");
   struct Args {
     double seconds = 1;
     int repeats = 7;
@@ -353,11 +402,15 @@ void AddBench(CLI::App& app, const Exit& exit) {
     bool memory = false;
   };
   auto a = std::make_shared<Args>();
-  s->add_option("--seconds", a->seconds, "of one measurement")->capture_default_str()->check(CLI::Range(0.05, 600.0));
+  s->add_option("--seconds", a->seconds, "of one measurement")
+      ->capture_default_str()
+      ->check(CLI::Range(0.05, 600.0));
   s->add_option("--repeats", a->repeats, "of each; medians are printed")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  s->add_option("--transport", a->transport, "ipc or tcp")->capture_default_str()->check(CLI::IsMember({"ipc", "tcp"}));
+  s->add_option("--transport", a->transport, "ipc or tcp")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"ipc", "tcp"}));
   s->add_flag("--memory", a->memory, "state in memory instead of SQLite");
   s->footer("Example: sluice bench --repeats 7");
   s->callback([=] { exit(Bench(a->seconds, a->repeats, a->transport, !a->memory)); });

@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_CLI_COMMANDS_H_
 #define SLUICE_RUNTIME_CLI_COMMANDS_H_
-// The commands of `sluice`, each in a file of its own. A command adds itself to the parser and leaves its exit status.
+// The commands of `sluice`, each in a file of its own. A command adds itself to the parser and
+// leaves its exit status.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <functional>

@@ -29,22 +29,26 @@ absl::StatusOr<Labelled> ReadQueries(const std::string& path, const std::string&
   for (absl::string_view line : absl::StrSplit(absl::StripSuffix(all, "\n"), '\n')) {
     ++n;
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_discarded() || !json.contains("text") || !json.contains(field) || !json["text"].is_string() ||
-        !json[field].is_string()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ":", n, ": wanted a JSON object with strings \"text\" and \"", field, "\""));
+    if (json.is_discarded() || !json.contains("text") || !json.contains(field) ||
+        !json["text"].is_string() || !json[field].is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ":", n, ": wanted a JSON object with strings \"text\" and \"", field, "\""));
     }
-    const auto [at, fresh] = label.emplace(json[field].get<std::string>(), static_cast<int>(label.size()));
+    const auto [at, fresh] =
+        label.emplace(json[field].get<std::string>(), static_cast<int>(label.size()));
     if (fresh) out.labels.push_back(at->first);
     out.examples.push_back({json["text"].get<std::string>(), at->second});
-    out.ids.push_back(json.contains("qid") && json["qid"].is_string() ? json["qid"].get<std::string>()
-                                                                      : absl::StrCat(n));
+    out.ids.push_back(json.contains("qid") && json["qid"].is_string()
+                          ? json["qid"].get<std::string>()
+                          : absl::StrCat(n));
   }
   if (out.examples.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": no queries"));
   return out;
 }
 // Which fold an example belongs to: by its id, so a repeated query never is on both sides.
-int Fold(const std::string& id, int folds) { return static_cast<int>(HashText(id) % static_cast<uint64_t>(folds)); }
+int Fold(const std::string& id, int folds) {
+  return static_cast<int>(HashText(id) % static_cast<uint64_t>(folds));
+}
 absl::StatusOr<NgramClassifier> TrainOn(const Labelled& all, const std::vector<char>& out,
                                         const NgramClassifier::TrainOptions& o) {
   std::vector<NgramClassifier::Example> some;
@@ -57,22 +61,25 @@ absl::StatusOr<NgramClassifier> TrainOn(const Labelled& all, const std::vector<c
                    static_cast<long long>(o.epochs), loss, epoch + 1 == o.epochs ? "\r\033[K" : "");
   });
 }
-void PrintAccuracy(const Labelled& all, const std::vector<int>& right, const std::vector<int>& total) {
+void PrintAccuracy(const Labelled& all, const std::vector<int>& right,
+                   const std::vector<int>& total) {
   int r = 0, t = 0;
   for (size_t c = 0; c < all.labels.size(); ++c) {
     std::printf("  %-24s %5d of %5d  %.4f\n", all.labels[c].c_str(), right[c], total[c],
                 total[c] > 0 ? right[c] / static_cast<double>(total[c]) : 0.0);
-    r += right[c], t += total[c];
+    r += right[c];
+    t += total[c];
   }
-  std::printf("held-out accuracy %.4f (%d of %d)\n", t > 0 ? r / static_cast<double>(t) : 0.0, r, t);
+  std::printf("held-out accuracy %.4f (%d of %d)\n", t > 0 ? r / static_cast<double>(t) : 0.0, r,
+              t);
 }
 absl::Status Save(const NgramClassifier& m, const std::string& path) {
   GgufWriter w;
   w.Set("general.architecture", std::string("sluice-intent"));
   w.Set("sluice.intent.bits", m.bits());
   w.Set("sluice.intent.labels", m.labels());
-  SLUICE_RETURN_IF_ERROR(
-      w.Add("intent.weight", {m.labels().size(), uint64_t{1} << m.bits()}, m.weights(), GgufType::kF16));
+  SLUICE_RETURN_IF_ERROR(w.Add("intent.weight", {m.labels().size(), uint64_t{1} << m.bits()},
+                               m.weights(), GgufType::kF16));
   SLUICE_RETURN_IF_ERROR(w.Add("intent.bias", {m.labels().size()}, m.bias()));
   return w.Write(path);
 }
@@ -91,17 +98,18 @@ int Train(const std::string& in, const std::string& field, const std::string& ou
     const std::vector<double> p = model->Infer(all->examples[i].text);
     const auto label = static_cast<size_t>(all->examples[i].label);
     ++total[label];
-    right[label] += std::max_element(p.begin(), p.end()) - p.begin() == static_cast<std::ptrdiff_t>(label);
+    right[label] +=
+        std::max_element(p.begin(), p.end()) - p.begin() == static_cast<std::ptrdiff_t>(label);
   }
   PrintAccuracy(*all, right, total);
   if (const absl::Status status = Save(*model, out); !status.ok()) return Fail(status);
   std::printf("wrote %s\n", out.c_str());
   return 0;
 }
-// Every query by a model that has not seen it: CSV of id, intent:LABEL..., feature:N... The features are a signed
-// random projection of the n-grams.
-int CrossFit(const std::string& in, const std::string& field, const std::string& out, int folds, int width,
-             const NgramClassifier::TrainOptions& o) {
+// Every query by a model that has not seen it: CSV of id, intent:LABEL..., feature:N... The
+// features are a signed random projection of the n-grams.
+int CrossFit(const std::string& in, const std::string& field, const std::string& out, int folds,
+             int width, const NgramClassifier::TrainOptions& o) {
   const auto all = ReadQueries(in, field);
   if (!all.ok()) return Fail(all.status());
   std::vector<std::vector<double>> p(all->examples.size());
@@ -116,7 +124,8 @@ int CrossFit(const std::string& in, const std::string& field, const std::string&
       p[i] = model->Infer(all->examples[i].text);
       const auto label = static_cast<size_t>(all->examples[i].label);
       ++total[label];
-      right[label] += std::max_element(p[i].begin(), p[i].end()) - p[i].begin() == static_cast<std::ptrdiff_t>(label);
+      right[label] += std::max_element(p[i].begin(), p[i].end()) - p[i].begin() ==
+                      static_cast<std::ptrdiff_t>(label);
     }
   }
   PrintAccuracy(*all, right, total);
@@ -128,10 +137,10 @@ int CrossFit(const std::string& in, const std::string& field, const std::string&
   for (size_t i = 0; i < p.size(); ++i) {
     std::fprintf(f, "\n%s", all->ids[i].c_str());
     for (double w : p[i]) std::fprintf(f, ",%.4f", w);
-    std::vector<double> x(static_cast<size_t>(width));
+    std::vector<double> x(width);
     for (const auto& g : NgramClassifier::Features(all->examples[i].text, o.bits)) {
       for (int k = 0; k < width; ++k)
-        x[static_cast<size_t>(k)] +=
+        x[k] +=
             g.value * ((RandomBits({g.bucket, 3, static_cast<uint64_t>(k), 0, 0}) & 1) ? 1 : -1);
     }
     for (double v : x) std::fprintf(f, ",%.3f", v);
@@ -143,20 +152,22 @@ int CrossFit(const std::string& in, const std::string& field, const std::string&
 int Classify(const std::string& path, const std::string& text) {
   const auto file = Gguf::Open(path);
   if (!file.ok()) return Fail(file.status());
-  const auto labels =
-      file->Texts(file->Has("sluice.intent.labels") ? "sluice.intent.labels" : "bert.classifier.output_labels");
+  const auto labels = file->Texts(
+      file->Has("sluice.intent.labels") ? "sluice.intent.labels" : "bert.classifier.output_labels");
   if (!labels.ok()) return Fail(labels.status());
   const auto model = LoadIntentModel(path, **labels);
   if (!model.ok()) return Fail(model.status());
   std::vector<double> p((*labels)->size());
-  if (const absl::Status status = (*model)->Infer(text, absl::MakeSpan(p)); !status.ok()) return Fail(status);
+  if (const absl::Status status = (*model)->Infer(text, absl::MakeSpan(p)); !status.ok())
+    return Fail(status);
   for (size_t i = 0; i < p.size(); ++i) std::printf("%-24s %.4f\n", (**labels)[i].c_str(), p[i]);
   return 0;
 }
 }  // namespace
 
 void AddIntent(CLI::App& app, const Exit& exit) {
-  auto* intent = app.add_subcommand("intent", "What a query is about: train and use the n-gram classifier");
+  auto* intent =
+      app.add_subcommand("intent", "What a query is about: train and use the n-gram classifier");
   intent->require_subcommand(1);
   struct Args {
     std::string in, field = "task", out, model, text;
@@ -166,7 +177,8 @@ void AddIntent(CLI::App& app, const Exit& exit) {
   };
   auto a = std::make_shared<Args>();
   auto training = [&](CLI::App* s) {
-    s->add_option("--in", a->in, "queries, JSON lines (plain or gzip) with \"text\" and the label")->required();
+    s->add_option("--in", a->in, "queries, JSON lines (plain or gzip) with \"text\" and the label")
+        ->required();
     s->add_option("--field", a->field, "which field is the label")->capture_default_str();
     s->add_option("--out", a->out, "file to write")->required();
     s->add_option("--bits", a->o.bits, "log2 of the number of buckets")
@@ -177,14 +189,16 @@ void AddIntent(CLI::App& app, const Exit& exit) {
         ->check(CLI::Range(1, 10000));
     s->add_option("--seed", a->o.seed, "of the order")->capture_default_str();
   };
-  auto* train = intent->add_subcommand("train", "Train on a part, say how the rest is classified, write a GGUF file");
+  auto* train = intent->add_subcommand(
+      "train", "Train on a part, say how the rest is classified, write a GGUF file");
   training(train);
   train->add_option("--holdout", a->holdout, "share kept out, by hash of the id")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 0.9));
   train->footer("Example: sluice intent train --in queries.jsonl.gz --out intent.gguf");
   train->callback([=] { exit(Train(a->in, a->field, a->out, a->holdout, a->o)); });
-  auto* cross = intent->add_subcommand("crossfit", "Classify every query by a model that has not seen it; write CSV");
+  auto* cross = intent->add_subcommand(
+      "crossfit", "Classify every query by a model that has not seen it; write CSV");
   training(cross);
   cross->add_option("--folds", a->folds, "parts")->capture_default_str()->check(CLI::Range(2, 100));
   cross->add_option("--width", a->width, "projected features beside")
@@ -192,7 +206,8 @@ void AddIntent(CLI::App& app, const Exit& exit) {
       ->check(CLI::Range(0, 1024));
   cross->footer("Example: sluice intent crossfit --in queries.jsonl.gz --out intents.csv");
   cross->callback([=] { exit(CrossFit(a->in, a->field, a->out, a->folds, a->width, a->o)); });
-  auto* classify = intent->add_subcommand("classify", "Print a text's distribution over the model's tasks");
+  auto* classify =
+      intent->add_subcommand("classify", "Print a text's distribution over the model's tasks");
   classify->add_option("--model", a->model, "GGUF file")->required();
   classify->add_option("text", a->text, "the query")->required();
   classify->footer("Example: sluice intent classify --model intent.gguf \"What is 17 * 3?\"");

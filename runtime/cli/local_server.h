@@ -24,7 +24,8 @@ class LocalServer {
     std::string folder = "/tmp/sluice-XXXXXX";
     if (mkdtemp(folder.data()) == nullptr) return absl::UnavailableError("/tmp cannot be written");
     l->folder_ = folder;
-    SLUICE_ASSIGN_OR_RETURN(ServerSettings settings, ParseSettings(config(folder), "built-in configuration"));
+    SLUICE_ASSIGN_OR_RETURN(ServerSettings settings,
+                            ParseSettings(config(folder), "built-in configuration"));
     SLUICE_ASSIGN_OR_RETURN(l->server_, Server::Create(std::move(settings), {}));
     l->thread_ = std::thread([server = l->server_.get()] { (void)server->Run(); });
     return l;

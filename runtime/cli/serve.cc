@@ -22,7 +22,8 @@ int Serve(const std::string& config, bool check, bool quiet) {
   }
   Server::Options options;
   options.config_path = config;
-  if (!quiet) options.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
+  if (!quiet)
+    options.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
   // Signals go to a thread that waits for them: no call elsewhere is interrupted.
   sigset_t signals;
   sigemptyset(&signals);
@@ -32,7 +33,8 @@ int Serve(const std::string& config, bool check, bool quiet) {
   auto server = Server::Create(*std::move(settings), options);
   if (!server.ok()) return Fail(server.status());
   for (const std::string& e : (*server)->endpoints()) std::printf("listening on %s\n", e.c_str());
-  if ((*server)->http_port() > 0) std::printf("page and metrics on http://127.0.0.1:%d/\n", (*server)->http_port());
+  if ((*server)->http_port() > 0)
+    std::printf("page and metrics on http://127.0.0.1:%d/\n", (*server)->http_port());
   std::fflush(stdout);
   std::thread waiting([&] {
     for (int signal = 0; sigwait(&signals, &signal) == 0;) {
@@ -50,7 +52,8 @@ int Serve(const std::string& config, bool check, bool quiet) {
   return status.ok() ? 0 : Fail(status);
 }
 int Keygen(const std::string& path) {
-  if (std::ifstream(path).good()) return Fail(absl::AlreadyExistsError(path + " exists; a key is never overwritten"));
+  if (std::ifstream(path).good())
+    return Fail(absl::AlreadyExistsError(path + " exists; a key is never overwritten"));
   const absl::StatusOr<CurveKeys> keys = NewCurveKeys();
   if (!keys.ok()) return Fail(keys.status());
   const mode_t before = umask(077);
@@ -59,13 +62,15 @@ int Keygen(const std::string& path) {
   umask(before);
   if (!secret.flush()) return Fail(absl::UnavailableError(path + ": cannot be written"));
   std::ofstream(path + ".pub") << keys->public_key << "\n";
-  std::printf("secret key in %s, public key in %s.pub: %s\n", path.c_str(), path.c_str(), keys->public_key.c_str());
+  std::printf("secret key in %s, public key in %s.pub: %s\n", path.c_str(), path.c_str(),
+              keys->public_key.c_str());
   return 0;
 }
 }  // namespace
 
 void AddServe(CLI::App& app, const Exit& exit) {
-  auto* serve = app.add_subcommand("serve", "Run the sidecar until SIGTERM; SIGHUP reads the configuration again");
+  auto* serve = app.add_subcommand(
+      "serve", "Run the sidecar until SIGTERM; SIGHUP reads the configuration again");
   auto config = std::make_shared<std::string>();
   auto check = std::make_shared<bool>(false), quiet = std::make_shared<bool>(false);
   serve->add_option("--config", *config, "protobuf text of sluice.v1.ServerConfig")->required();

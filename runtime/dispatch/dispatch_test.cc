@@ -26,20 +26,24 @@ struct Problem {
       for (int64_t u = 0; u < units && n < per_item; ++u) {
         if (RandomUniform({1, 0, 0, static_cast<uint64_t>(u), static_cast<uint64_t>(i)}) < 0.4) {
           unit.push_back(static_cast<int32_t>(u));
-          weight.push_back(
-              static_cast<float>(RandomNormal({2, 0, 0, static_cast<uint64_t>(u), static_cast<uint64_t>(i)})));
+          weight.push_back(static_cast<float>(
+              RandomNormal({2, 0, 0, static_cast<uint64_t>(u), static_cast<uint64_t>(i)})));
           ++n;
         }
       }
       row.push_back(static_cast<int32_t>(unit.size()));
       for (int64_t c = 0; c < width; ++c)
-        in.push_back(static_cast<float>(RandomNormal({3, 0, 0, static_cast<uint64_t>(c), static_cast<uint64_t>(i)})));
+        in.push_back(static_cast<float>(
+            RandomNormal({3, 0, 0, static_cast<uint64_t>(c), static_cast<uint64_t>(i)})));
     }
   }
   Assignment View() {
     Assignment a;
-    a.items = items, a.units = units;
-    a.row_ptr = absl::MakeSpan(row), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight);
+    a.items = items;
+    a.units = units;
+    a.row_ptr = absl::MakeSpan(row);
+    a.unit = absl::MakeSpan(unit);
+    a.weight = absl::MakeSpan(weight);
     return a;
   }
 };
@@ -51,20 +55,20 @@ TEST(Dispatch, EveryCombineAgreesWithTheReference) {
     OwnedWorkspace ws(d->workspace_bytes());
     std::vector<float> out(p.in.size(), NAN);
     DispatchCounters counters;
-    const absl::Status s =
-        d->Run(p.View(), combine, {p.in.data(), p.items, p.width, p.width}, {out.data(), p.items, p.width, p.width},
-               {ws.workspace(), nullptr}, Affine, &counters);
+    const absl::Status s = d->Run(p.View(), combine, {p.in.data(), p.items, p.width, p.width},
+                                  {out.data(), p.items, p.width, p.width},
+                                  {ws.workspace(), nullptr}, Affine, &counters);
     ASSERT_TRUE(s.ok()) << s;
     EXPECT_EQ(counters.executed_rows, static_cast<int64_t>(p.unit.size()));
     for (int64_t i = 0; i < p.items; ++i) {
       for (int64_t c = 0; c < p.width; ++c) {
-        const double x = p.in[static_cast<size_t>(i * p.width + c)];
+        const double x = p.in[i * p.width + c];
         double want = combine == Combine::kWeightedSum ? 0 : x;
-        for (int32_t e = p.row[static_cast<size_t>(i)]; e < p.row[static_cast<size_t>(i) + 1]; ++e) {
-          const double y = x * (p.unit[static_cast<size_t>(e)] + 1) + p.unit[static_cast<size_t>(e)];
-          want = combine == Combine::kReplace ? y : want + p.weight[static_cast<size_t>(e)] * y;
+        for (int32_t e = p.row[i]; e < p.row[static_cast<size_t>(i) + 1]; ++e) {
+          const double y = x * (p.unit[e] + 1) + p.unit[e];
+          want = combine == Combine::kReplace ? y : want + p.weight[e] * y;
         }
-        EXPECT_NEAR(out[static_cast<size_t>(i * p.width + c)], want, 1e-4);
+        EXPECT_NEAR(out[i * p.width + c], want, 1e-4);
       }
     }
   }
@@ -76,8 +80,10 @@ TEST(Dispatch, ErrorsReachTheCaller) {
   std::vector<float> out(p.in.size());
   const MatrixView<const float> in{p.in.data(), p.items, p.width, p.width};
   const MatrixView<float> o{out.data(), p.items, p.width, p.width};
-  EXPECT_THAT(std::string(d->Run(p.View(), Combine::kReplace, in, o, {ws.workspace(), nullptr}, Affine).message()),
-              testing::HasSubstr("at most one"));
+  EXPECT_THAT(
+      std::string(
+          d->Run(p.View(), Combine::kReplace, in, o, {ws.workspace(), nullptr}, Affine).message()),
+      testing::HasSubstr("at most one"));
   EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr},
                    [](int64_t, MatrixView<const float>, const int32_t*, MatrixView<float>) {
                      return absl::CancelledError("no");

@@ -18,9 +18,11 @@ const Installed& InstalledMethods() {
   return *installed;
 }
 absl::Status WithRefused(absl::Status status) {
-  if (status.code() != absl::StatusCode::kNotFound || InstalledMethods().refused.empty()) return status;
+  if (status.code() != absl::StatusCode::kNotFound || InstalledMethods().refused.empty())
+    return status;
   std::string text(status.message());
-  for (const absl::Status& s : InstalledMethods().refused) absl::StrAppend(&text, "\n  refused: ", s.message());
+  for (const absl::Status& s : InstalledMethods().refused)
+    absl::StrAppend(&text, "\n  refused: ", s.message());
   return absl::NotFoundError(text);
 }
 SLUICE_END_NAMESPACE

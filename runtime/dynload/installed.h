@@ -12,7 +12,8 @@ struct Installed {
 // Made at the first call, which loads the plug-ins; they stay for as long as the process lives.
 const Installed& InstalledMethods();
 
-// What to tell a user whose method was not found: it may be in a file that was refused. Other statuses stay.
+// What to tell a user whose method was not found: it may be in a file that was refused. Other
+// statuses stay.
 absl::Status WithRefused(absl::Status);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_DYNLOAD_INSTALLED_H_

@@ -45,13 +45,15 @@ sluice_weights Lend(const WeightSource& w) {
       return absl::OkStatus();
     });
   };
-  c.read_f32 = [](const void* self, const char* name, const uint64_t* shape, size_t rank, float* out, size_t count,
-                  sluice_error* e) noexcept {
+  c.read_f32 = [](const void* self, const char* name, const uint64_t* shape, size_t rank,
+                  float* out, size_t count, sluice_error* e) noexcept {
     return plugin_internal::Guard(e, [&]() -> absl::Status {
-      SLUICE_ASSIGN_OR_RETURN(const std::vector<float> x,
-                              static_cast<const WeightSource*>(self)->ReadF32(name, absl::MakeConstSpan(shape, rank)));
+      SLUICE_ASSIGN_OR_RETURN(
+          const std::vector<float> x,
+          static_cast<const WeightSource*>(self)->ReadF32(name, absl::MakeConstSpan(shape, rank)));
       if (x.size() != count)
-        return absl::InvalidArgumentError(absl::StrCat(name, " has ", x.size(), " elements, wanted ", count));
+        return absl::InvalidArgumentError(
+            absl::StrCat(name, " has ", x.size(), " elements, wanted ", count));
       std::copy(x.begin(), x.end(), out);
       return absl::OkStatus();
     });
@@ -59,14 +61,16 @@ sluice_weights Lend(const WeightSource& w) {
   return c;
 }
 template <class Table>
-absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs, const WeightSource* weights) {
+absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs,
+                                 const WeightSource* weights) {
   std::vector<sluice_kv> kv;
   for (const auto& [k, v] : kvs) kv.push_back({k.data(), k.size(), v.data(), v.size()});
   sluice_weights lent{};
   if (weights != nullptr) lent = Lend(*weights);
   void* self = nullptr;
   ErrorText e;
-  const sluice_code code = t->create(kv.data(), kv.size(), weights != nullptr ? &lent : nullptr, &self, &e.c);
+  const sluice_code code =
+      t->create(kv.data(), kv.size(), weights != nullptr ? &lent : nullptr, &self, &e.c);
   if (code != 0) return e.Status(code);
   if (self == nullptr) return absl::InternalError("the plug-in made nothing and said OK");
   return self;
@@ -96,17 +100,19 @@ class RemoteRouter final : public Router {
     const sluice_code code = t_->make_plan(self_, &shape, &p, &info, &e.c);
     if (code != 0) return e.Status(code);
     auto plan = std::make_unique<PlanOf>(t_, p);
-    plan->info_.shape = s, plan->info_.workspace_bytes = info.workspace_bytes,
+    plan->info_.shape = s;
+    plan->info_.workspace_bytes = info.workspace_bytes;
     plan->info_.max_entries = info.max_entries;
     return plan;
   }
-  absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx, Assignment& out) const override {
+  absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx,
+                   Assignment& out) const override {
     const LentContext context(ctx);
     out.num_dropped = 0;
     ErrorText e;
-    const sluice_code code =
-        t_->run(self_, static_cast<const PlanOf&>(plan).plan, reinterpret_cast<const sluice_route_inputs*>(&in),
-                &context.c, reinterpret_cast<sluice_assignment*>(&out), &e.c);
+    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan,
+                                     reinterpret_cast<const sluice_route_inputs*>(&in), &context.c,
+                                     reinterpret_cast<sluice_assignment*>(&out), &e.c);
     return e.Status(code);
   }
 
@@ -124,8 +130,9 @@ class RemoteAttentionRouter final : public AttentionRouter {
   bool token_causal() const override { return (t_->flags & SLUICE_TOKEN_CAUSAL) != 0; }
   bool needs_pre_rope() const override { return (t_->flags & SLUICE_NEEDS_PRE_ROPE) != 0; }
   absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape& s) const override {
-    const sluice_attention_shape shape{sizeof shape, s.max_queries, s.max_kv,    s.heads,   s.kv_heads, s.head_dim,
-                                       s.value_dim,  s.index_heads, s.index_dim, s.workers, 0};
+    const sluice_attention_shape shape{
+        sizeof shape, s.max_queries, s.max_kv,    s.heads,   s.kv_heads, s.head_dim,
+        s.value_dim,  s.index_heads, s.index_dim, s.workers, 0};
     sluice_attention_info i{sizeof i, 0, 0, 0, 0, 0, 0};
     void* p = nullptr;
     ErrorText e;
@@ -133,15 +140,19 @@ class RemoteAttentionRouter final : public AttentionRouter {
     if (code != 0) return e.Status(code);
     auto plan = std::make_unique<PlanOf>(t_, p);
     AttentionPlanInfo& info = plan->info_;
-    info.shape = s, info.workspace_bytes = i.workspace_bytes, info.state_bytes = i.state_bytes,
+    info.shape = s;
+    info.workspace_bytes = i.workspace_bytes;
+    info.state_bytes = i.state_bytes;
     info.max_rows = i.max_rows;
-    info.entry_slots = i.entry_slots, info.token_slots = i.token_slots, info.prefix_slots = i.prefix_slots;
+    info.entry_slots = i.entry_slots;
+    info.token_slots = i.token_slots;
+    info.prefix_slots = i.prefix_slots;
     if (i.max_rows < 0 || i.entry_slots < 0 || i.token_slots < 0 || i.prefix_slots < 0)
       return absl::InternalError("the plug-in asks for a negative size");
     return plan;
   }
-  absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   PlanWriter& out) const override {
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state,
+                   const RunContext& ctx, PlanWriter& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
     if ((t_->flags & SLUICE_SCATTERED_QUERIES) == 0 && !in.q_positions.empty())
       return CheckContiguousQueries(t_->name, in);
@@ -149,9 +160,9 @@ class RemoteAttentionRouter final : public AttentionRouter {
     sluice_attention_plan& record = *out.record();
     record.tile = 0;  // one who sets nothing is found out
     ErrorText e;
-    const sluice_code code =
-        t_->run(self_, static_cast<const PlanOf&>(plan).plan, reinterpret_cast<const sluice_attention_inputs*>(&in),
-                state, &context.c, &record, &e.c);
+    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan,
+                                     reinterpret_cast<const sluice_attention_inputs*>(&in), state,
+                                     &context.c, &record, &e.c);
     if (code != 0) return e.Status(code);
     return out.Adopt(in.q_positions);
   }
@@ -162,14 +173,15 @@ class RemoteAttentionRouter final : public AttentionRouter {
   void* self_;
 };
 
-// A router behind void functions cannot say that it failed: an outcome that the plug-in fails on adds nothing, an epoch
-// that it fails on leaves the state as it was.
+// A router behind void functions cannot say that it failed: an outcome that the plug-in fails on
+// adds nothing, an epoch that it fails on leaves the state as it was.
 class RemoteAgentRouter final : public AgentRouter {
  public:
   RemoteAgentRouter(const sluice_agent_router_v1* t, void* self) : t_(t), self_(self) {}
   ~RemoteAgentRouter() override { t_->destroy(self_); }
   absl::string_view name() const override { return t_->name; }
-  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(std::shared_ptr<const AgentGraph> g) const override {
+  absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(
+      std::shared_ptr<const AgentGraph> g) const override {
     SLUICE_RETURN_IF_ERROR(ValidateGraph(*g));
     std::vector<const char*> tasks;
     for (const std::string& task : g->tasks) tasks.push_back(task.c_str());
@@ -179,7 +191,8 @@ class RemoteAgentRouter final : public AgentRouter {
       sizes.push_back(static_cast<int32_t>(stage.size()));
       for (const Agent& a : stage)
         agents.push_back({sizeof(sluice_agent), a.id.c_str(), a.model.c_str(), a.role.c_str(),
-                          a.ability.empty() ? nullptr : a.ability.data(), a.cost_usd, a.latency_s, a.weight});
+                          a.ability.empty() ? nullptr : a.ability.data(), a.cost_usd, a.latency_s,
+                          a.weight});
     }
     std::vector<const sluice_agent*> each;
     each.reserve(agents.size());
@@ -198,21 +211,24 @@ class RemoteAgentRouter final : public AgentRouter {
     auto plan = std::make_unique<PlanOf>(t_, p);
     constexpr int64_t kMost = int64_t{1} << 28;
     if (info.sums < 0 || info.sums > kMost || info.state < 0 || info.state > kMost)
-      return absl::InternalError(
-          absl::StrCat("the plug-in wants ", info.sums, " sums and ", info.state, " numbers of state"));
-    plan->info_.sums = info.sums, plan->info_.state = info.state;
+      return absl::InternalError(absl::StrCat("the plug-in wants ", info.sums, " sums and ",
+                                              info.state, " numbers of state"));
+    plan->info_.sums = info.sums;
+    plan->info_.state = info.state;
     plan->info_.graph = std::move(g);
     return plan;
   }
   void InitialState(const Plan& p, absl::Span<double> state) const override {
     ErrorText e;
-    if (t_->initial_state(self_, Of(p).plan, state.data(), &e.c) != 0) std::fill(state.begin(), state.end(), 0.0);
+    if (t_->initial_state(self_, Of(p).plan, state.data(), &e.c) != 0)
+      std::fill(state.begin(), state.end(), 0.0);
   }
-  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
-                   AgentTrace* trace) const override {
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
+                   AgentDecision& d, AgentTrace* trace) const override {
     const AgentGraph& g = *p.info().graph;
     if (q.intent.size() != g.tasks.size())
-      return absl::InvalidArgumentError(absl::StrCat(q.intent.size(), " intents for ", g.tasks.size(), " tasks"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(q.intent.size(), " intents for ", g.tasks.size(), " tasks"));
     const sluice_agent_request ask{
         sizeof ask,
         q.id,
@@ -225,17 +241,17 @@ class RemoteAgentRouter final : public AgentRouter {
     std::fill_n(d.path.begin(), d.stages, -1);
     sluice_agent_decision out{sizeof out, d.path.data(), nullptr, 0, 0, 0};
     if (trace != nullptr) {
-      trace->resize(static_cast<size_t>(g.num_agents()));
+      trace->resize(g.num_agents());
       out.trace = reinterpret_cast<sluice_agent_candidate*>(trace->data());
       out.trace_capacity = g.num_agents();
     }
     ErrorText e;
     const sluice_code code = t_->run(self_, Of(p).plan, state.data(), &ask, &out, &e.c);
-    if (trace != nullptr) trace->resize(static_cast<size_t>(std::clamp<int64_t>(out.trace_size, 0, g.num_agents())));
+    if (trace != nullptr) trace->resize(std::clamp<int64_t>(out.trace_size, 0, g.num_agents()));
     if (code != 0) return e.Status(code);
     int32_t first = 0;
     for (int s = 0; s < d.stages; ++s) {
-      const int32_t a = d.path[static_cast<size_t>(s)] - first;
+      const int32_t a = d.path[s] - first;
       if (a < 0 || a >= g.stage_size(s))
         return absl::InternalError(
             absl::StrCat("the plug-in chose agent ", a, " of ", g.stage_size(s), " in stage ", s));
@@ -249,9 +265,10 @@ class RemoteAgentRouter final : public AgentRouter {
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& deltas) const override {
     const AgentGraph& g = *p.info().graph;
     if (o.intent.size() != g.tasks.size() || o.path.size() != g.stages.size()) return;
-    const sluice_agent_outcome outcome{sizeof outcome,    o.id,          o.intent.data(), o.features.data(),
-                                       o.features.size(), o.path.data(), o.propensity,    o.quality,
-                                       o.cost_usd,        o.latency_s,   o.accepted,      0};
+    const sluice_agent_outcome outcome{
+        sizeof outcome,    o.id,          o.intent.data(), o.features.data(),
+        o.features.size(), o.path.data(), o.propensity,    o.quality,
+        o.cost_usd,        o.latency_s,   o.accepted,      0};
     struct To {
       std::vector<SumDelta>& deltas;
       int64_t sums;
@@ -271,7 +288,8 @@ class RemoteAgentRouter final : public AgentRouter {
         &to, &e.c);
     if (code != 0 || !to.ok) deltas.resize(before);
   }
-  void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const override {
+  void Fold(const Plan& p, absl::Span<const int64_t> sums,
+            absl::Span<double> state) const override {
     std::vector<double> after(state.begin(), state.end());
     ErrorText e;
     if (t_->fold(self_, Of(p).plan, sums.data(), after.data(), &e.c) == 0)
@@ -290,7 +308,9 @@ class RemoteFactory final : public Factory<Base> {
  public:
   explicit RemoteFactory(const Table* t) : t_(t) {}
   absl::string_view name() const override { return t_->name; }
-  std::string Describe() const override { return t_->config_help != nullptr ? t_->config_help : ""; }
+  std::string Describe() const override {
+    return t_->config_help != nullptr ? t_->config_help : "";
+  }
   std::string FullBudget() const override {
     if constexpr (std::is_same_v<Table, sluice_attention_router_v1>) {
       if (t_->full_budget != nullptr) return t_->full_budget;
@@ -312,32 +332,40 @@ absl::Span<const sluice_agent_router_v1* const> Agents(const sluice_plugin_v1* p
   if (p->struct_size < offsetof(sluice_plugin_v1, agents) + sizeof p->agents) return {};
   return {p->agents, p->num_agents};
 }
-// Everything that must hold of what the entry point returned, before a field beyond struct_size is read.
+// Everything that must hold of what the entry point returned, before a field beyond struct_size is
+// read.
 absl::Status CheckTables(const sluice_plugin_v1* p) {
   if (p == nullptr)
-    return absl::FailedPreconditionError("its entry point returned nothing: it does not want this host");
+    return absl::FailedPreconditionError(
+        "its entry point returned nothing: it does not want this host");
   if (p->struct_size < offsetof(sluice_plugin_v1, attention) + sizeof p->attention)
-    return absl::InternalError(absl::StrCat("its record has ", p->struct_size, " bytes, wanted at least ", sizeof *p));
-  if (p->magic != SLUICE_PLUGIN_MAGIC) return absl::InternalError("its record has a wrong magic number");
+    return absl::InternalError(
+        absl::StrCat("its record has ", p->struct_size, " bytes, wanted at least ", sizeof *p));
+  if (p->magic != SLUICE_PLUGIN_MAGIC)
+    return absl::InternalError("its record has a wrong magic number");
   if (p->abi_major != SLUICE_ABI_MAJOR || p->min_host_minor > SLUICE_ABI_MINOR)
-    return absl::FailedPreconditionError(absl::StrCat("it wants a host of ABI ", p->abi_major, ".", p->min_host_minor,
-                                                      " or later of that major number, this is ", SLUICE_ABI_MAJOR, ".",
-                                                      SLUICE_ABI_MINOR));
-  if (p->name == nullptr || p->version == nullptr) return absl::InternalError("it has no name or version");
+    return absl::FailedPreconditionError(absl::StrCat(
+        "it wants a host of ABI ", p->abi_major, ".", p->min_host_minor,
+        " or later of that major number, this is ", SLUICE_ABI_MAJOR, ".", SLUICE_ABI_MINOR));
+  if (p->name == nullptr || p->version == nullptr)
+    return absl::InternalError("it has no name or version");
   const absl::Span<const sluice_agent_router_v1* const> agents = Agents(p);
-  if ((p->num_routers > 0 && p->routers == nullptr) || (p->num_attention > 0 && p->attention == nullptr) ||
-      (!agents.empty() && agents.data() == nullptr) || p->num_routers > 4096 || p->num_attention > 4096 ||
-      agents.size() > 4096)
+  if ((p->num_routers > 0 && p->routers == nullptr) ||
+      (p->num_attention > 0 && p->attention == nullptr) ||
+      (!agents.empty() && agents.data() == nullptr) || p->num_routers > 4096 ||
+      p->num_attention > 4096 || agents.size() > 4096)
     return absl::InternalError("its tables are missing or too many");
   const auto complete = [](const auto* t, size_t bytes) -> bool {
-    return t != nullptr && t->struct_size >= bytes && t->name != nullptr && *t->name != 0 && t->create != nullptr &&
-           t->destroy != nullptr && t->make_plan != nullptr && t->destroy_plan != nullptr && t->run != nullptr;
+    return t != nullptr && t->struct_size >= bytes && t->name != nullptr && *t->name != 0 &&
+           t->create != nullptr && t->destroy != nullptr && t->make_plan != nullptr &&
+           t->destroy_plan != nullptr && t->run != nullptr;
   };
   for (size_t i = 0; i < p->num_routers; ++i) {
     if (!complete(p->routers[i], offsetof(sluice_router_v1, run) + sizeof(void*)))
       return absl::InternalError(absl::StrCat("its router ", i, " is incomplete"));
     if (p->routers[i]->domain < 1 || p->routers[i]->domain > 7)
-      return absl::InternalError(absl::StrCat("its router ", i, " has domain ", p->routers[i]->domain));
+      return absl::InternalError(
+          absl::StrCat("its router ", i, " has domain ", p->routers[i]->domain));
   }
   for (size_t i = 0; i < p->num_attention; ++i) {
     if (!complete(p->attention[i], offsetof(sluice_attention_router_v1, run) + sizeof(void*)))
@@ -345,17 +373,20 @@ absl::Status CheckTables(const sluice_plugin_v1* p) {
   }
   for (size_t i = 0; i < agents.size(); ++i) {
     const sluice_agent_router_v1* a = agents[i];
-    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) || a->initial_state == nullptr ||
-        a->observe == nullptr || a->fold == nullptr)
+    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) ||
+        a->initial_state == nullptr || a->observe == nullptr || a->fold == nullptr)
       return absl::InternalError(absl::StrCat("its agent router ", i, " is incomplete"));
   }
   return absl::OkStatus();
 }
 absl::StatusOr<const sluice_plugin_v1*> Open(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-  if (library == nullptr) return absl::FailedPreconditionError(absl::StrCat("it cannot be loaded: ", dlerror()));
-  const auto entry = reinterpret_cast<sluice_plugin_entry_v1_fn>(dlsym(library, SLUICE_PLUGIN_ENTRY));
-  if (entry == nullptr) return absl::InternalError(absl::StrCat("it exports no ", SLUICE_PLUGIN_ENTRY));
+  if (library == nullptr)
+    return absl::FailedPreconditionError(absl::StrCat("it cannot be loaded: ", dlerror()));
+  const auto entry =
+      reinterpret_cast<sluice_plugin_entry_v1_fn>(dlsym(library, SLUICE_PLUGIN_ENTRY));
+  if (entry == nullptr)
+    return absl::InternalError(absl::StrCat("it exports no ", SLUICE_PLUGIN_ENTRY));
   const sluice_plugin_v1* p = entry(SLUICE_ABI_MAJOR, SLUICE_ABI_MINOR);
   SLUICE_RETURN_IF_ERROR(CheckTables(p));
   return p;
@@ -364,15 +395,18 @@ absl::Status Named(const std::string& path, const absl::Status& s) {
   return absl::Status(s.code(), absl::StrCat(path, ": ", s.message()));
 }
 const char* DomainName(uint32_t d) {
-  constexpr const char* kNames[] = {"?", "layer", "token", "head", "attention", "expert", "adapter", "agent"};
+  constexpr const char* kNames[] = {"?",         "layer",  "token",   "head",
+                                    "attention", "expert", "adapter", "agent"};
   return kNames[d < 8 ? d : 0];
 }
 std::vector<std::string> Methods(const sluice_plugin_v1* p) {
   std::vector<std::string> names;
   for (size_t i = 0; i < p->num_routers; ++i)
     names.push_back(absl::StrCat(DomainName(p->routers[i]->domain), "/", p->routers[i]->name));
-  for (size_t i = 0; i < p->num_attention; ++i) names.push_back(absl::StrCat("attention/", p->attention[i]->name));
-  for (const sluice_agent_router_v1* a : Agents(p)) names.push_back(absl::StrCat("agent/", a->name));
+  for (size_t i = 0; i < p->num_attention; ++i)
+    names.push_back(absl::StrCat("attention/", p->attention[i]->name));
+  for (const sluice_agent_router_v1* a : Agents(p))
+    names.push_back(absl::StrCat("agent/", a->name));
   return names;
 }
 
@@ -384,17 +418,20 @@ absl::StatusOr<PluginManifest> ParseManifest(absl::string_view text) {
     return absl::InvalidArgumentError("its manifest is of an unknown kind");
   bool abi = false;
   for (absl::string_view line : lines) {
-    const std::pair<absl::string_view, absl::string_view> kv = absl::StrSplit(line, absl::MaxSplits('=', 1));
+    const std::pair<absl::string_view, absl::string_view> kv =
+        absl::StrSplit(line, absl::MaxSplits('=', 1));
     if (kv.first == "name") m.name = std::string(kv.second);
     if (kv.first == "version") m.version = std::string(kv.second);
     if (kv.first == "min_host_minor" && !absl::SimpleAtoi(kv.second, &m.min_host_minor))
       return absl::InvalidArgumentError("its manifest has a min_host_minor that is no number");
     if (kv.first == "abi") {
-      const std::pair<absl::string_view, absl::string_view> n = absl::StrSplit(kv.second, absl::MaxSplits('.', 1));
+      const std::pair<absl::string_view, absl::string_view> n =
+          absl::StrSplit(kv.second, absl::MaxSplits('.', 1));
       abi = absl::SimpleAtoi(n.first, &m.abi_major) && absl::SimpleAtoi(n.second, &m.abi_minor);
     }
   }
-  if (m.name.empty() || !abi) return absl::InvalidArgumentError("its manifest lacks a name or an ABI number");
+  if (m.name.empty() || !abi)
+    return absl::InvalidArgumentError("its manifest lacks a name or an ABI number");
   return m;
 }
 }  // namespace
@@ -408,9 +445,12 @@ absl::StatusOr<PluginManifest> ReadPluginManifest(const std::string& path) {
     file.read(static_cast<char*>(to), static_cast<std::streamsize>(n));
     return static_cast<size_t>(file.gcount()) == n;
   };
-  const auto bad = [&](absl::string_view why) { return absl::InvalidArgumentError(absl::StrCat(path, ": ", why)); };
+  const auto bad = [&](absl::string_view why) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", why));
+  };
   Elf64_Ehdr e;
-  if (!read(0, &e, sizeof e) || std::memcmp(e.e_ident, ELFMAG, SELFMAG) != 0 || e.e_ident[EI_CLASS] != ELFCLASS64)
+  if (!read(0, &e, sizeof e) || std::memcmp(e.e_ident, ELFMAG, SELFMAG) != 0 ||
+      e.e_ident[EI_CLASS] != ELFCLASS64)
     return bad("no 64-bit ELF file");
   if (e.e_shentsize != sizeof(Elf64_Shdr) || e.e_shnum == 0 || e.e_shstrndx >= e.e_shnum ||
       e.e_shoff > (uint64_t{1} << 40))
@@ -422,12 +462,17 @@ absl::StatusOr<PluginManifest> ReadPluginManifest(const std::string& path) {
   if (names.sh_size > (1u << 20) || names.sh_offset > (uint64_t{1} << 40))
     return bad("its section names cannot be read");
   std::string text(names.sh_size, '\0');
-  if (!read(names.sh_offset, text.data(), text.size())) return bad("its section names are cut short");
+  if (!read(names.sh_offset, text.data(), text.size()))
+    return bad("its section names are cut short");
   for (const Elf64_Shdr& s : sections) {
-    if (s.sh_name >= text.size() || std::strcmp(text.c_str() + s.sh_name, SLUICE_MANIFEST_SECTION) != 0) continue;
-    if (s.sh_size > 65536 || s.sh_offset > (uint64_t{1} << 40)) return bad("its manifest is too long");
+    if (s.sh_name >= text.size() ||
+        std::strcmp(text.c_str() + s.sh_name, SLUICE_MANIFEST_SECTION) != 0)
+      continue;
+    if (s.sh_size > 65536 || s.sh_offset > (uint64_t{1} << 40))
+      return bad("its manifest is too long");
     std::string manifest(s.sh_size, '\0');
-    if (!read(s.sh_offset, manifest.data(), manifest.size())) return bad("its manifest is cut short");
+    if (!read(s.sh_offset, manifest.data(), manifest.size()))
+      return bad("its manifest is cut short");
     auto m = ParseManifest(manifest);
     if (!m.ok()) return Named(path, m.status());
     return m;
@@ -438,11 +483,12 @@ absl::StatusOr<PluginManifest> ReadPluginManifest(const std::string& path) {
 absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path) {
   PluginInfo info;
   SLUICE_ASSIGN_OR_RETURN(info.manifest, ReadPluginManifest(path));
-  if (info.manifest.abi_major != SLUICE_ABI_MAJOR || info.manifest.min_host_minor > SLUICE_ABI_MINOR)
-    return absl::FailedPreconditionError(absl::StrCat(path, ": built for ABI ", info.manifest.abi_major, ".",
-                                                      info.manifest.abi_minor, ", wants a host of at least ",
-                                                      info.manifest.abi_major, ".", info.manifest.min_host_minor,
-                                                      "; this host is ", SLUICE_ABI_MAJOR, ".", SLUICE_ABI_MINOR));
+  if (info.manifest.abi_major != SLUICE_ABI_MAJOR ||
+      info.manifest.min_host_minor > SLUICE_ABI_MINOR)
+    return absl::FailedPreconditionError(absl::StrCat(
+        path, ": built for ABI ", info.manifest.abi_major, ".", info.manifest.abi_minor,
+        ", wants a host of at least ", info.manifest.abi_major, ".", info.manifest.min_host_minor,
+        "; this host is ", SLUICE_ABI_MAJOR, ".", SLUICE_ABI_MINOR));
   int ends[2];
   if (pipe(ends) != 0) return absl::InternalError("pipe failed");
   const pid_t child = fork();
@@ -450,7 +496,9 @@ absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path) {
   if (child == 0) {
     close(ends[0]);
     const auto p = Open(path);
-    std::string out = p.ok() ? "+" : absl::StrCat("-", static_cast<int>(p.status().code()), "\n", p.status().message());
+    std::string out =
+        p.ok() ? "+"
+               : absl::StrCat("-", static_cast<int>(p.status().code()), "\n", p.status().message());
     if (p.ok()) {
       for (const std::string& m : Methods(*p)) absl::StrAppend(&out, m, "\n");
     }
@@ -462,18 +510,22 @@ absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path) {
   close(ends[1]);
   std::string said;
   char buffer[4096];
-  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) said.append(buffer, static_cast<size_t>(n));
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) said.append(buffer, n);
   close(ends[0]);
   int status = 0;
   waitpid(child, &status, 0);
   if (WIFSIGNALED(status))
-    return absl::InternalError(absl::StrCat(path, ": it crashes when it is loaded (signal ", WTERMSIG(status), ")"));
-  if (said.empty()) return absl::InternalError(absl::StrCat(path, ": it ends the process when it is loaded"));
+    return absl::InternalError(
+        absl::StrCat(path, ": it crashes when it is loaded (signal ", WTERMSIG(status), ")"));
+  if (said.empty())
+    return absl::InternalError(absl::StrCat(path, ": it ends the process when it is loaded"));
   if (said[0] == '-') {
-    const std::pair<std::string, std::string> parts = absl::StrSplit(said.substr(1), absl::MaxSplits('\n', 1));
+    const std::pair<std::string, std::string> parts =
+        absl::StrSplit(said.substr(1), absl::MaxSplits('\n', 1));
     int code = 0;
     (void)absl::SimpleAtoi(parts.first, &code);
-    return absl::Status(static_cast<absl::StatusCode>(code), absl::StrCat(path, ": ", parts.second));
+    return absl::Status(static_cast<absl::StatusCode>(code),
+                        absl::StrCat(path, ": ", parts.second));
   }
   info.methods = absl::StrSplit(said.substr(1), '\n', absl::SkipEmpty());
   return info;
@@ -494,24 +546,30 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
   std::vector<std::unique_ptr<const Factory<Router>>> routers;
   std::vector<std::unique_ptr<const Factory<AttentionRouter>>> attention;
   for (size_t i = 0; i < p->num_routers; ++i)
-    routers.push_back(std::make_unique<const RemoteFactory<Router, RemoteRouter, sluice_router_v1>>(p->routers[i]));
+    routers.push_back(std::make_unique<const RemoteFactory<Router, RemoteRouter, sluice_router_v1>>(
+        p->routers[i]));
   for (size_t i = 0; i < p->num_attention; ++i)
     attention.push_back(
-        std::make_unique<const RemoteFactory<AttentionRouter, RemoteAttentionRouter, sluice_attention_router_v1>>(
-            p->attention[i]));
+        std::make_unique<const RemoteFactory<AttentionRouter, RemoteAttentionRouter,
+                                             sluice_attention_router_v1>>(p->attention[i]));
   std::vector<std::unique_ptr<const Factory<AgentRouter>>> agents;
   for (const sluice_agent_router_v1* a : Agents(p))
-    agents.push_back(std::make_unique<const RemoteFactory<AgentRouter, RemoteAgentRouter, sluice_agent_router_v1>>(a));
+    agents.push_back(
+        std::make_unique<
+            const RemoteFactory<AgentRouter, RemoteAgentRouter, sluice_agent_router_v1>>(a));
   absl::Status status;
   const auto free = [&](const auto& made, const auto& map) {
     for (const auto& factory : made) {
       for (const auto& [name, known] : map) {
         if (factory->name() == name)
-          status.Update(absl::AlreadyExistsError(absl::StrCat("'", name, "' is registered already")));
+          status.Update(
+              absl::AlreadyExistsError(absl::StrCat("'", name, "' is registered already")));
       }
     }
   };
-  free(routers, registry.routers), free(attention, registry.attention), free(agents, registry.agents);
+  free(routers, registry.routers);
+  free(attention, registry.attention);
+  free(agents, registry.agents);
   if (!status.ok()) return Named(path, status);
   for (auto& f : routers) status.Update(registry.routers.Add(std::move(f)));
   for (auto& f : attention) status.Update(registry.attention.Add(std::move(f)));
@@ -523,7 +581,8 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
 std::vector<std::string> PluginFolders() {
   std::vector<std::string> folders;
   if (const char* path = std::getenv("SLUICE_PLUGIN_PATH")) {
-    for (absl::string_view f : absl::StrSplit(path, ':', absl::SkipEmpty())) folders.emplace_back(f);
+    for (absl::string_view f : absl::StrSplit(path, ':', absl::SkipEmpty()))
+      folders.emplace_back(f);
   }
   folders.push_back(SLUICE_PLUGIN_FOLDER);
   return folders;
@@ -534,7 +593,8 @@ std::vector<PluginInfo> LoadPlugins(const std::vector<std::string>& folders, Reg
   for (const std::string& folder : folders) {
     std::vector<std::string> files;
     std::error_code error;
-    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+         it.increment(error)) {
       if (it->path().extension() == ".so") files.push_back(it->path().string());
     }
     std::sort(files.begin(), files.end());

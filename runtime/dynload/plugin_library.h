@@ -20,16 +20,18 @@ struct PluginInfo {
   PluginManifest manifest;
   std::vector<std::string> methods;  // "attention/my_router"
 };
-// Reads the manifest, then loads and checks the file in a child process, so that one that crashes is refused and not
-// suffered. Registers nothing.
+// Reads the manifest, then loads and checks the file in a child process, so that one that crashes
+// is refused and not suffered. Registers nothing.
 absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path);
-// Adds the file's methods; all or none. The library stays mapped as long as the process lives. `isolated`: CheckPlugin
-// first.
-absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registry, bool isolated = true);
+// Adds the file's methods; all or none. The library stays mapped as long as the process lives.
+// `isolated`: CheckPlugin first.
+absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registry,
+                                      bool isolated = true);
 
 // Folders of the environment variable SLUICE_PLUGIN_PATH (parted by ':'), then the installed one.
 std::vector<std::string> PluginFolders();
-// Every *.so of these folders, in order of name; a file that cannot be loaded is in `refused` with its reason.
+// Every *.so of these folders, in order of name; a file that cannot be loaded is in `refused` with
+// its reason.
 std::vector<PluginInfo> LoadPlugins(const std::vector<std::string>& folders, Registry& registry,
                                     std::vector<absl::Status>& refused);
 SLUICE_END_NAMESPACE

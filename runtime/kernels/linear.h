@@ -19,26 +19,28 @@ struct Linear {
   std::vector<float> weight, bias;
 
   // Reads `name`.weight and `name`.bias.
-  static absl::StatusOr<Linear> Read(const WeightSource& source, const std::string& name, int64_t in, int64_t out) {
+  static absl::StatusOr<Linear> Read(const WeightSource& source, const std::string& name,
+                                     int64_t in, int64_t out) {
     Linear l{in, out, {}, {}};
     const uint64_t shape[] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
     SLUICE_ASSIGN_OR_RETURN(l.weight, source.ReadF32(name + ".weight", shape));
-    SLUICE_ASSIGN_OR_RETURN(l.bias, source.ReadF32(name + ".bias", absl::MakeConstSpan(shape).subspan(1)));
+    SLUICE_ASSIGN_OR_RETURN(l.bias,
+                            source.ReadF32(name + ".bias", absl::MakeConstSpan(shape).subspan(1)));
     return l;
   }
   // One row. Its bits do not depend on other rows of a batch. O(in out).
   void Apply(const float* x, float* y) const {
     for (int64_t o = 0; o < out; ++o)
-      y[o] =
-          kernels::Dot(x, weight.data() + o * in, DType::kF32, static_cast<size_t>(in)) + bias[static_cast<size_t>(o)];
+      y[o] = kernels::Dot(x, weight.data() + o * in, DType::kF32, static_cast<int64_t>(in)) +
+             bias[static_cast<int64_t>(o)];
   }
-  // x [n, in] -> y [n, out]; scratch: kernels::GemmScratchFloats(in). Every output is one dot product: its bits do not
-  // depend on the other rows.
+  // x [n, in] -> y [n, out]; scratch: kernels::GemmScratchFloats(in). Every output is one dot
+  // product: its bits do not depend on the other rows.
   void ApplyRows(const float* x, int64_t n, float* y, float* scratch) const {
-    const size_t i = static_cast<size_t>(in), o = static_cast<size_t>(out);
-    kernels::GemmNT(x, i, weight.data(), i, static_cast<size_t>(n), o, i, y, o, scratch);
+    const int64_t i = static_cast<int64_t>(in), o = static_cast<int64_t>(out);
+    kernels::GemmNT(x, i, weight.data(), i, static_cast<int64_t>(n), o, i, y, o, scratch);
     for (int64_t r = 0; r < n; ++r) {
-      for (size_t c = 0; c < o; ++c) y[static_cast<size_t>(r) * o + c] += bias[c];
+      for (int64_t c = 0; c < o; ++c) y[static_cast<int64_t>(r) * o + c] += bias[c];
     }
   }
 };
@@ -46,17 +48,18 @@ struct Linear {
 struct ReluPair {
   Linear first, second;
   struct Scratch {
-    size_t hidden = 0, gemm = 0;
+    int64_t hidden = 0, gemm = 0;
   };
   Scratch Reserve(int64_t rows, WorkspaceLayout& w) const {
     Scratch s;
     s.hidden = w.Add<float>(rows * first.out);
-    s.gemm = w.Add<float>(
-        static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(std::max(first.in, first.out)))));
+    s.gemm = w.Add<float>(static_cast<int64_t>(
+        kernels::GemmScratchFloats(static_cast<int64_t>(std::max(first.in, first.out)))));
     return s;
   }
   // x [n, first.in] -> y [n, second.out], n at most the rows reserved. O(n in hidden).
-  void ApplyRows(const float* x, int64_t n, const Workspace& workspace, const Scratch& s, float* y) const {
+  void ApplyRows(const float* x, int64_t n, const Workspace& workspace, const Scratch& s,
+                 float* y) const {
     float* hidden = workspace.At<float>(s.hidden);
     float* gemm = workspace.At<float>(s.gemm);
     first.ApplyRows(x, n, hidden, gemm);

@@ -24,7 +24,9 @@ bool HasInterval(const ReportCell& c) { return std::isfinite(c.low) && std::isfi
 std::string CellText(const ReportCell& c, const ReportTable::Column& column) {
   if (column.digits < 0) return c.text;
   std::string s = Number(c.value, column.digits);
-  if (HasInterval(c)) absl::StrAppend(&s, " [", Number(c.low, column.digits), ", ", Number(c.high, column.digits), "]");
+  if (HasInterval(c))
+    absl::StrAppend(&s, " [", Number(c.low, column.digits), ", ", Number(c.high, column.digits),
+                    "]");
   return s;
 }
 bool Marked(const ReportTable& t, size_t row) { return row < t.marked.size() && t.marked[row]; }
@@ -46,19 +48,27 @@ Axis MakeAxis(double low, double high, bool log) {
     a.low = std::pow(10.0, std::floor(std::log10(low) * 3 + 1e-9) / 3);
     a.high = std::pow(10.0, std::ceil(std::log10(high) * 3 - 1e-9) / 3);
     if (a.high <= a.low * 1.0001) a.high = a.low * 10;
-    for (int power = static_cast<int>(std::floor(std::log10(a.low))); std::pow(10.0, power) <= a.high * 1.0001;
-         ++power) {
+    for (int power = static_cast<int>(std::floor(std::log10(a.low)));
+         std::pow(10.0, power) <= a.high * 1.0001; ++power) {
       const double decade = std::pow(10.0, power);
       for (double m : {1.0, 2.0, 5.0}) {
-        if (decade * m >= a.low * 0.9999 && decade * m <= a.high * 1.0001) a.ticks.push_back(decade * m);
+        if (decade * m >= a.low * 0.9999 && decade * m <= a.high * 1.0001)
+          a.ticks.push_back(decade * m);
       }
     }
     return a;
   }
-  if (!(high > low)) low -= std::max(1e-3, std::abs(low) * 0.05), high += std::max(1e-3, std::abs(high) * 0.05);
+  if (!(high > low)) {
+    low -= std::max(1e-3, std::abs(low) * 0.05);
+    high += std::max(1e-3, std::abs(high) * 0.05);
+  }
   const double raw = (high - low) / 4, power = std::pow(10.0, std::floor(std::log10(raw)));
-  const double step = power * (raw / power <= 1.0 ? 1 : raw / power <= 2 ? 2 : raw / power <= 5 ? 5 : 10);
-  a.low = std::floor(low / step) * step, a.high = std::ceil(high / step) * step;
+  const double step = power * (raw / power <= 1.0 ? 1
+                               : raw / power <= 2 ? 2
+                               : raw / power <= 5 ? 5
+                                                  : 10);
+  a.low = std::floor(low / step) * step;
+  a.high = std::ceil(high / step) * step;
   for (int i = 0; a.low + i * step <= a.high + step / 2; ++i) {
     const double t = a.low + i * step;
     a.ticks.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
@@ -80,29 +90,40 @@ std::string ChartSvg(const ReportChart& c) {
   for (const auto& s : c.series) {
     for (const auto& p : s.points) {
       if (!std::isfinite(p.x) || !std::isfinite(p.y)) continue;
-      x_low = std::min(x_low, p.x), x_high = std::max(x_high, p.x);
+      x_low = std::min(x_low, p.x);
+      x_high = std::max(x_high, p.x);
       for (double y : {p.y, p.low, p.high}) {
-        if (std::isfinite(y)) y_low = std::min(y_low, y), y_high = std::max(y_high, y);
+        if (std::isfinite(y)) {
+          y_low = std::min(y_low, y);
+          y_high = std::max(y_high, y);
+        }
       }
     }
   }
   if (!std::isfinite(x_low)) return "<p class='note'>nothing to show</p>";
-  const Axis ax = MakeAxis(x_low, x_high, c.log_x && x_low > 0), ay = MakeAxis(y_low, y_high, false);
+  const Axis ax = MakeAxis(x_low, x_high, c.log_x && x_low > 0),
+             ay = MakeAxis(y_low, y_high, false);
   const auto px = [&](double v) { return kLeft + (kWidth - kLeft - kRight) * ax.Of(v); };
-  const auto py = [&](double v) { return kHeight - kBottom - (kHeight - kBottom - kTop) * ay.Of(v); };
-  std::string s =
-      absl::StrFormat("<svg viewBox='0 0 %g %g' role='img' aria-label='%s'>", kWidth, kHeight, Escape(c.title));
+  const auto py = [&](double v) {
+    return kHeight - kBottom - (kHeight - kBottom - kTop) * ay.Of(v);
+  };
+  std::string s = absl::StrFormat("<svg viewBox='0 0 %g %g' role='img' aria-label='%s'>", kWidth,
+                                  kHeight, Escape(c.title));
   for (double t : ax.ticks)
-    absl::StrAppendFormat(
-        &s, "<line x1='%.1f' x2='%.1f' y1='%g' y2='%.1f' class='grid'/><text x='%.1f' y='%.1f' class='mid'>%g</text>",
-        px(t), px(t), kTop, kHeight - kBottom, px(t), kHeight - kBottom + 18, t);
+    absl::StrAppendFormat(&s,
+                          "<line x1='%.1f' x2='%.1f' y1='%g' y2='%.1f' class='grid'/><text "
+                          "x='%.1f' y='%.1f' class='mid'>%g</text>",
+                          px(t), px(t), kTop, kHeight - kBottom, px(t), kHeight - kBottom + 18, t);
   for (double t : ay.ticks)
-    absl::StrAppendFormat(
-        &s, "<line x1='%g' x2='%g' y1='%.1f' y2='%.1f' class='grid'/><text x='%g' y='%.1f' class='end'>%.4g</text>",
-        kLeft, kWidth - kRight, py(t), py(t), kLeft - 6, py(t) + 4, t);
-  absl::StrAppendFormat(&s, "<text x='%.1f' y='%g' class='mid'>%s%s</text>", (kLeft + kWidth - kRight) / 2,
-                        kHeight - 10, Escape(c.x), ax.log ? " (log scale)" : "");
-  absl::StrAppendFormat(&s, "<text transform='translate(14 %.1f) rotate(-90)' class='mid'>%s</text>",
+    absl::StrAppendFormat(&s,
+                          "<line x1='%g' x2='%g' y1='%.1f' y2='%.1f' class='grid'/><text x='%g' "
+                          "y='%.1f' class='end'>%.4g</text>",
+                          kLeft, kWidth - kRight, py(t), py(t), kLeft - 6, py(t) + 4, t);
+  absl::StrAppendFormat(&s, "<text x='%.1f' y='%g' class='mid'>%s%s</text>",
+                        (kLeft + kWidth - kRight) / 2, kHeight - 10, Escape(c.x),
+                        ax.log ? " (log scale)" : "");
+  absl::StrAppendFormat(&s,
+                        "<text transform='translate(14 %.1f) rotate(-90)' class='mid'>%s</text>",
                         (kTop + kHeight - kBottom) / 2, Escape(c.y));
   int color = 0;
   for (const auto& series : c.series) {
@@ -125,19 +146,21 @@ std::string ChartSvg(const ReportChart& c) {
     for (const auto& p : series.points) {
       if (!std::isfinite(p.x) || !std::isfinite(p.y)) continue;
       if (!series.line && std::isfinite(p.low) && std::isfinite(p.high))
-        absl::StrAppendFormat(&s, "<line x1='%.1f' x2='%.1f' y1='%.1f' y2='%.1f' class='line %s'/>", px(p.x), px(p.x),
-                              py(p.low), py(p.high), cls);
-      absl::StrAppendFormat(&s,
-                            "<circle cx='%.1f' cy='%.1f' r='5' class='dot %s'><title>%s: %.4g, %.5g</title></circle>",
-                            px(p.x), py(p.y), cls, Escape(p.label.empty() ? series.name : p.label), p.x, p.y);
+        absl::StrAppendFormat(&s, "<line x1='%.1f' x2='%.1f' y1='%.1f' y2='%.1f' class='line %s'/>",
+                              px(p.x), px(p.x), py(p.low), py(p.high), cls);
+      absl::StrAppendFormat(
+          &s,
+          "<circle cx='%.1f' cy='%.1f' r='5' class='dot %s'><title>%s: %.4g, %.5g</title></circle>",
+          px(p.x), py(p.y), cls, Escape(p.label.empty() ? series.name : p.label), p.x, p.y);
     }
   }
   s += "</svg><p class='legend'>";
   color = 0;
   for (const auto& series : c.series) {
     const std::string cls = ColorClass(series, color);
-    const bool first = &series == &*std::find_if(c.series.begin(), c.series.end(),
-                                                 [&](const auto& o) { return o.name == series.name; });
+    const bool first =
+        &series == &*std::find_if(c.series.begin(), c.series.end(),
+                                  [&](const auto& o) { return o.name == series.name; });
     if (first) absl::StrAppend(&s, "<span class='key ", cls, "'>", Escape(series.name), "</span> ");
   }
   return s + "</p>";
@@ -148,22 +171,23 @@ std::string HeatSvg(const ReportHeat& h) {
   constexpr double kCell = 10;
   const double width = kCell * static_cast<double>(h.columns.size()),
                height = kCell * static_cast<double>(h.values.size());
-  std::string s =
-      absl::StrFormat("<svg viewBox='0 0 %g %g' role='img' aria-label='%s'>", width, height, Escape(h.title));
+  std::string s = absl::StrFormat("<svg viewBox='0 0 %g %g' role='img' aria-label='%s'>", width,
+                                  height, Escape(h.title));
   for (size_t r = 0; r < h.values.size(); ++r) {
     for (size_t c = 0; c < h.values[r].size(); ++c) {
       const double v = h.values[r][c];
       if (!std::isfinite(v)) continue;
-      absl::StrAppendFormat(&s, "<rect x='%g' y='%g' width='9' height='9' class='heat-cell' style='opacity:%.2f'/>",
-                            kCell * static_cast<double>(c), kCell * static_cast<double>(r),
-                            0.06 + 0.94 * std::clamp((v - h.low) / (h.high - h.low), 0.0, 1.0));
+      absl::StrAppendFormat(
+          &s, "<rect x='%g' y='%g' width='9' height='9' class='heat-cell' style='opacity:%.2f'/>",
+          kCell * static_cast<double>(c), kCell * static_cast<double>(r),
+          0.06 + 0.94 * std::clamp((v - h.low) / (h.high - h.low), 0.0, 1.0));
     }
   }
   return s + "</svg>";
 }
 std::string HeatHtml(const ReportHeat& h) {
-  std::string s =
-      absl::StrCat("<div class='wide'><table class='heat' aria-label='", Escape(h.title), "'><tr><th></th>");
+  std::string s = absl::StrCat("<div class='wide'><table class='heat' aria-label='",
+                               Escape(h.title), "'><tr><th></th>");
   for (const std::string& c : h.columns) absl::StrAppend(&s, "<th>", Escape(c), "</th>");
   s += "</tr>";
   for (size_t r = 0; r < h.rows.size(); ++r) {
@@ -172,7 +196,8 @@ std::string HeatHtml(const ReportHeat& h) {
       const double v = r < h.values.size() && c < h.values[r].size() ? h.values[r][c] : NAN;
       const double t = h.high > h.low ? std::clamp((v - h.low) / (h.high - h.low), 0.0, 1.0) : 0;
       if (std::isfinite(v))
-        absl::StrAppendFormat(&s, "<td style='--t:%.0f%%'%s>%.2g</td>", 100 * t, t > 0.55 ? " class='strong'" : "", v);
+        absl::StrAppendFormat(&s, "<td style='--t:%.0f%%'%s>%.2g</td>", 100 * t,
+                              t > 0.55 ? " class='strong'" : "", v);
       else
         s += "<td></td>";
     }
@@ -232,7 +257,8 @@ std::string ReportText(const Report& r) {
     std::vector<size_t> width;
     for (size_t c = 0; c < t.columns.size(); ++c) {
       width.push_back(t.columns[c].name.size());
-      for (const auto& row : t.rows) width[c] = std::max(width[c], CellText(row[c], t.columns[c]).size());
+      for (const auto& row : t.rows)
+        width[c] = std::max(width[c], CellText(row[c], t.columns[c]).size());
     }
     absl::StrAppend(&out, "\n", t.title, t.title.empty() ? "" : "\n");
     const auto put = [&](const std::string& text, size_t c) {
@@ -258,7 +284,8 @@ std::string ReportJson(const Report& r) {
   using nlohmann::ordered_json;
   const auto number = [](double v) { return std::isfinite(v) ? ordered_json(v) : ordered_json(); };
   ordered_json j;
-  j["title"] = r.title, j["notes"] = r.notes;
+  j["title"] = r.title;
+  j["notes"] = r.notes;
   for (const ReportTable& t : r.tables) {
     ordered_json& out = j["tables"].emplace_back();
     out["title"] = t.title;
@@ -271,14 +298,16 @@ std::string ReportJson(const Report& r) {
           continue;
         }
         row[t.columns[c].name] = number(cell.value);
-        if (HasInterval(cell)) row[t.columns[c].name + " interval"] = {number(cell.low), number(cell.high)};
+        if (HasInterval(cell))
+          row[t.columns[c].name + " interval"] = {number(cell.low), number(cell.high)};
       }
       if (!t.marked.empty()) row["on the front"] = Marked(t, i);
       out["rows"].push_back(std::move(row));
     }
   }
   for (const ReportHeat& h : r.heats)
-    j["heat maps"].push_back({{"title", h.title}, {"rows", h.rows}, {"columns", h.columns}, {"values", h.values}});
+    j["heat maps"].push_back(
+        {{"title", h.title}, {"rows", h.rows}, {"columns", h.columns}, {"values", h.values}});
   return j.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
 
@@ -288,7 +317,9 @@ std::string ReportCsv(const ReportTable& t) {
                ? s
                : absl::StrCat("\"", absl::StrReplaceAll(s, {{"\"", "\"\""}}), "\"");
   };
-  const auto number = [](double v) { return std::isfinite(v) ? absl::StrFormat("%.9g", v) : std::string(); };
+  const auto number = [](double v) {
+    return std::isfinite(v) ? absl::StrFormat("%.9g", v) : std::string();
+  };
   std::vector<bool> interval(t.columns.size());
   for (const auto& row : t.rows) {
     for (size_t c = 0; c < row.size(); ++c) interval[c] = interval[c] || HasInterval(row[c]);
@@ -297,14 +328,16 @@ std::string ReportCsv(const ReportTable& t) {
   for (size_t c = 0; c < t.columns.size(); ++c) {
     absl::StrAppend(&out, c == 0 ? "" : ",", quoted(t.columns[c].name));
     if (interval[c])
-      absl::StrAppend(&out, ",", quoted(t.columns[c].name + " low"), ",", quoted(t.columns[c].name + " high"));
+      absl::StrAppend(&out, ",", quoted(t.columns[c].name + " low"), ",",
+                      quoted(t.columns[c].name + " high"));
   }
   if (!t.marked.empty()) out += ",on the front";
   for (size_t i = 0; i < t.rows.size(); ++i) {
     out += "\n";
     for (size_t c = 0; c < t.columns.size(); ++c) {
       const ReportCell& cell = t.rows[i][c];
-      absl::StrAppend(&out, c == 0 ? "" : ",", t.columns[c].digits < 0 ? quoted(cell.text) : number(cell.value));
+      absl::StrAppend(&out, c == 0 ? "" : ",",
+                      t.columns[c].digits < 0 ? quoted(cell.text) : number(cell.value));
       if (interval[c]) absl::StrAppend(&out, ",", number(cell.low), ",", number(cell.high));
     }
     if (!t.marked.empty()) absl::StrAppend(&out, ",", Marked(t, i) ? 1 : 0);
@@ -316,8 +349,8 @@ std::string ReportHtml(const Report& r) {
   std::string h = absl::StrCat(
       "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
       "content='width=device-width,initial-scale=1'><title>",
-      Escape(r.title), "</title><style>", kStyle, "</style></head><body><h1>", Escape(r.title), "</h1><p class='note'>",
-      Escape(r.notes), "</p>");
+      Escape(r.title), "</title><style>", kStyle, "</style></head><body><h1>", Escape(r.title),
+      "</h1><p class='note'>", Escape(r.notes), "</p>");
   if (!r.charts.empty()) {
     h += "<div class='charts'>";
     for (const ReportChart& c : r.charts)
@@ -325,14 +358,14 @@ std::string ReportHtml(const Report& r) {
     h += "</div>";
   }
   for (const ReportTable& t : r.tables)
-    absl::StrAppend(&h, "<section><h2>", Escape(t.title), "</h2><p class='note'>", Escape(t.note), "</p>", TableHtml(t),
-                    "</section>");
+    absl::StrAppend(&h, "<section><h2>", Escape(t.title), "</h2><p class='note'>", Escape(t.note),
+                    "</p>", TableHtml(t), "</section>");
   bool maps = false;
   for (const ReportHeat& m : r.heats) {
     if (m.picture != maps) h += m.picture ? "<div class='maps'>" : "</div>";
     maps = m.picture;
-    absl::StrAppend(&h, "<section><h2>", Escape(m.title), "</h2><p class='note'>", Escape(m.note), "</p>",
-                    m.picture ? HeatSvg(m) : HeatHtml(m), "</section>");
+    absl::StrAppend(&h, "<section><h2>", Escape(m.title), "</h2><p class='note'>", Escape(m.note),
+                    "</p>", m.picture ? HeatSvg(m) : HeatHtml(m), "</section>");
   }
   if (maps) h += "</div>";
   return h + "</body></html>\n";
@@ -352,8 +385,8 @@ absl::Status WriteReport(const Report& r, const std::string& prefix) {
   absl::Status s = WriteWholeFile(prefix + ".html", ReportHtml(r));
   s.Update(WriteWholeFile(prefix + ".json", ReportJson(r)));
   for (size_t i = 0; i < r.tables.size(); ++i)
-    s.Update(
-        WriteWholeFile(i == 0 ? prefix + ".csv" : absl::StrCat(prefix, "-", i + 1, ".csv"), ReportCsv(r.tables[i])));
+    s.Update(WriteWholeFile(i == 0 ? prefix + ".csv" : absl::StrCat(prefix, "-", i + 1, ".csv"),
+                            ReportCsv(r.tables[i])));
   return s;
 }
 SLUICE_END_NAMESPACE

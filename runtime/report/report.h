@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_REPORT_REPORT_H_
 #define SLUICE_RUNTIME_REPORT_REPORT_H_
-// What a comparison found, once, and written four ways: for a terminal, as JSON, as CSV, and as one HTML file without
-// anything from elsewhere. The same report gives the same bytes.
+// What a comparison found, once, and written four ways: for a terminal, as JSON, as CSV, and as one
+// HTML file without anything from elsewhere. The same report gives the same bytes.
 #include <cmath>
 #include <string>
 #include <vector>
@@ -24,7 +24,7 @@ struct ReportTable {
   std::string title, note;
   std::vector<Column> columns;
   std::vector<std::vector<ReportCell>> rows;  // one cell a column
-  std::vector<bool> marked;                   // rows that stand out (on the Pareto front); empty: none
+  std::vector<bool> marked;  // rows that stand out (on the Pareto front); empty: none
 };
 struct ReportChart {
   struct Point {
@@ -60,7 +60,8 @@ std::string ReportJson(const Report&);
 std::string ReportCsv(const ReportTable&);
 std::string ReportHtml(const Report&);
 
-// PREFIX.html, PREFIX.json and, one a table, PREFIX.csv, PREFIX-2.csv, ... An existing file is replaced as a whole.
+// PREFIX.html, PREFIX.json and, one a table, PREFIX.csv, PREFIX-2.csv, ... An existing file is
+// replaced as a whole.
 absl::Status WriteReport(const Report&, const std::string& prefix);
 absl::Status WriteWholeFile(const std::string& path, absl::string_view content);
 SLUICE_END_NAMESPACE

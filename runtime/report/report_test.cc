@@ -11,11 +11,15 @@ using testing::HasSubstr;
 
 Report Sample() {
   Report r;
-  r.title = "A <title>", r.notes = "two \"notes\"";
+  r.title = "A <title>";
+  r.notes = "two \"notes\"";
   r.tables.push_back({"Cells", "", {{"policy", -1}, {"quality", 2}}, {}, {true, false}});
   r.tables[0].rows = {{{"a,b"}, {"", 0.5, 0.4, 0.6}}, {{"x"}, {"", NAN}}};
-  r.charts.push_back(
-      {"Chart", "density", "quality", true, {{"one", {{0.1, 1, 0.9, 1.1, "p"}, {1, 2, NAN, NAN, ""}}, true}}});
+  r.charts.push_back({"Chart",
+                      "density",
+                      "quality",
+                      true,
+                      {{"one", {{0.1, 1, 0.9, 1.1, "p"}, {1, 2, NAN, NAN, ""}}, true}}});
   r.heats.push_back({"Heat", "", {"row"}, {"c1", "c2"}, {{0.25, NAN}}, 0, 1});
   return r;
 }
@@ -23,10 +27,12 @@ Report Sample() {
 TEST(Report, FourForms) {
   const Report r = Sample();
   EXPECT_EQ(ReportText(r),
-            "A <title>\ntwo \"notes\"\n\nCells\n  policy            quality\n* a,b     0.50 [0.40, 0.60]\n  x          "
+            "A <title>\ntwo \"notes\"\n\nCells\n  policy            quality\n* a,b     0.50 [0.40, "
+            "0.60]\n  x          "
             "             -\n");
-  EXPECT_EQ(ReportCsv(r.tables[0]),
-            "policy,quality,quality low,quality high,on the front\n\"a,b\",0.5,0.4,0.6,1\nx,,,,0\n");
+  EXPECT_EQ(
+      ReportCsv(r.tables[0]),
+      "policy,quality,quality low,quality high,on the front\n\"a,b\",0.5,0.4,0.6,1\nx,,,,0\n");
   const auto j = nlohmann::json::parse(ReportJson(r));
   EXPECT_EQ(j["tables"][0]["rows"][0]["quality interval"][1], 0.6);
   EXPECT_TRUE(j["tables"][0]["rows"][1]["quality"].is_null());
@@ -52,7 +58,8 @@ TEST(Report, OddNumbersMakeNoOddPictures) {
 }
 
 TEST(Report, WritesWholeFilesOrSaysWhy) {
-  EXPECT_THAT(WriteReport(Sample(), "/nonexistent/x").message(), HasSubstr("cannot write /nonexistent/x.html"));
+  EXPECT_THAT(WriteReport(Sample(), "/nonexistent/x").message(),
+              HasSubstr("cannot write /nonexistent/x.html"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

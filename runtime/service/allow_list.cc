@@ -83,7 +83,8 @@ class AllowListImpl final : public AllowList {
                                    ok ? key : "",
                                    ""};
       for (size_t i = 0; i < 6; ++i)
-        socket_.send(zmq::buffer(reply[i]), i < 5 ? zmq::send_flags::sndmore : zmq::send_flags::none);
+        socket_.send(zmq::buffer(reply[i]),
+                     i < 5 ? zmq::send_flags::sndmore : zmq::send_flags::none);
     }
   }
   std::string path_;
@@ -97,18 +98,22 @@ class AllowListImpl final : public AllowList {
 
 absl::StatusOr<CurveKeys> NewCurveKeys() {
   char public_key[kKeyText + 1], secret[kKeyText + 1];
-  if (zmq_curve_keypair(public_key, secret) != 0) return absl::UnimplementedError("this libzmq has no CURVE");
+  if (zmq_curve_keypair(public_key, secret) != 0)
+    return absl::UnimplementedError("this libzmq has no CURVE");
   return CurveKeys{public_key, secret};
 }
 absl::StatusOr<CurveKeys> ReadSecretKey(const std::string& path) {
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string> keys, ReadKeys(path));
-  if (keys.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": holds no key; sluice keygen makes one"));
+  if (keys.empty())
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": holds no key; sluice keygen makes one"));
   char public_key[kKeyText + 1];
   if (zmq_curve_public(public_key, keys[0].c_str()) != 0)
     return absl::InvalidArgumentError(absl::StrCat(path, ": is no CURVE key"));
   return CurveKeys{public_key, keys[0]};
 }
-absl::StatusOr<std::unique_ptr<AllowList>> AllowList::Start(zmq::context_t& context, const std::string& path) {
+absl::StatusOr<std::unique_ptr<AllowList>> AllowList::Start(zmq::context_t& context,
+                                                            const std::string& path) {
   auto list = std::make_unique<AllowListImpl>(context, path);
   SLUICE_RETURN_IF_ERROR(list->Open());
   return list;

@@ -28,13 +28,16 @@ absl::Status StatusOf(const v1::Error& e) {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& endpoint, Options options) {
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& endpoint,
+                                                        Options options) {
   auto context = std::make_unique<zmq::context_t>(1);
-  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> c, Connect(*context, endpoint, std::move(options)));
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> c,
+                          Connect(*context, endpoint, std::move(options)));
   c->own_ = std::move(context);
   return c;
 }
-absl::StatusOr<std::unique_ptr<Client>> Client::Connect(zmq::context_t& context, const std::string& endpoint,
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(zmq::context_t& context,
+                                                        const std::string& endpoint,
                                                         Options options) {
   std::unique_ptr<Client> c(new Client);
   c->options_ = std::move(options);
@@ -64,7 +67,8 @@ absl::Status Client::Send(v1::Request& request) {
   try {
     zmq::message_t m(request.ByteSizeLong());
     request.SerializeWithCachedSizesToArray(m.data<uint8_t>());
-    if (!socket_.send(m, zmq::send_flags::dontwait)) return absl::ResourceExhaustedError("the send queue is full");
+    if (!socket_.send(m, zmq::send_flags::dontwait))
+      return absl::ResourceExhaustedError("the send queue is full");
   } catch (const zmq::error_t& e) {
     return absl::UnavailableError(e.what());
   }
@@ -89,13 +93,15 @@ absl::StatusOr<v1::Response> Client::Receive(std::chrono::milliseconds timeout) 
   }
 }
 absl::StatusOr<v1::Response> Client::Call(v1::Request request) {
-  const int tries = request.has_route() || request.has_set_policy() ? 1 : std::max(1, options_.tries);
+  const int tries =
+      request.has_route() || request.has_set_policy() ? 1 : std::max(1, options_.tries);
   absl::Status last;
   for (int i = 0; i < tries; ++i) {
     SLUICE_RETURN_IF_ERROR(Send(request));
     const auto until = std::chrono::steady_clock::now() + options_.timeout;
     for (;;) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+          until - std::chrono::steady_clock::now());
       absl::StatusOr<v1::Response> r = Receive(std::max(left, std::chrono::milliseconds(0)));
       if (!r.ok()) {
         last = r.status();

@@ -15,18 +15,20 @@ class Client {
  public:
   struct Options {
     std::chrono::milliseconds timeout{2000};  // of one try
-    int tries = 3;                            // Feedback and reads may be repeated safely; Route is sent once
-    std::string server_key;                   // CURVE: the server's public key, Z85
-    CurveKeys keys;                           // and our own
+    int tries = 3;           // Feedback and reads may be repeated safely; Route is sent once
+    std::string server_key;  // CURVE: the server's public key, Z85
+    CurveKeys keys;          // and our own
   };
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint, Options);
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint) {
     return Connect(endpoint, Options{});
   }
   // Over a context that is shared with the server, for inproc endpoints.
-  static absl::StatusOr<std::unique_ptr<Client>> Connect(zmq::context_t& context, const std::string& endpoint, Options);
+  static absl::StatusOr<std::unique_ptr<Client>> Connect(zmq::context_t& context,
+                                                         const std::string& endpoint, Options);
 
-  // Sends the body and waits for its answer. An error of the server comes back as a status with its text.
+  // Sends the body and waits for its answer. An error of the server comes back as a status with its
+  // text.
   absl::StatusOr<v1::Response> Call(v1::Request request);
   absl::StatusOr<v1::Decision> Route(const v1::Query&);
   absl::StatusOr<v1::FeedbackResult> Feedback(const v1::Outcome&);

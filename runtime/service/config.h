@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_SERVICE_CONFIG_H_
 #define SLUICE_RUNTIME_SERVICE_CONFIG_H_
-// The server's configuration, checked: what is absent has its default, the graph is one, every policy can be made.
+// The server's configuration, checked: what is absent has its default, the graph is one, every
+// policy can be made.
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,7 +33,8 @@ struct ServerSettings {
 };
 // Which arm a unit is in; an error when the experiment is none.
 absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig&);
-// Errors name the line (syntax) or the field and what is allowed. `origin` stands in for a file name.
+// Errors name the line (syntax) or the field and what is allowed. `origin` stands in for a file
+// name.
 absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std::string& origin);
 absl::StatusOr<ServerSettings> LoadSettings(const std::string& path);
 SLUICE_END_NAMESPACE

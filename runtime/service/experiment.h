@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_SERVICE_EXPERIMENT_H_
 #define SLUICE_RUNTIME_SERVICE_EXPERIMENT_H_
-// The experiment of a running server. Experiment assigns and is the serving thread's; ExperimentBook keeps what
-// outcomes say and is the learner's, so it outlives the process wherever outcomes do.
+// The experiment of a running server. Experiment assigns and is the serving thread's;
+// ExperimentBook keeps what outcomes say and is the learner's, so it outlives the process wherever
+// outcomes do.
 #include <array>
 #include <optional>
 #include <string>
@@ -17,7 +18,8 @@
 #include "sluice/v1/sidecar.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Names an experiment with its arms and weights; never 0. Another exposure or guardrail is the same experiment.
+// Names an experiment with its arms and weights; never 0. Another exposure or guardrail is the same
+// experiment.
 inline uint32_t ExperimentId(const v1::ExperimentConfig& config) {
   if (config.name().empty()) return 0;
   std::string text = config.name();
@@ -31,7 +33,8 @@ class Experiment {
   void Adopt(const v1::ExperimentConfig& config) {
     if (config.SerializeAsString() == config_.SerializeAsString()) return;
     config_ = config;
-    assignment_.reset(), shadows_.clear();
+    assignment_.reset();
+    shadows_.clear();
     for (const std::string& name : config.shadow()) shadows_.push_back({name, 0, 0});
     id_ = ExperimentId(config);
     if (id_ == 0) return;
@@ -52,7 +55,7 @@ class Experiment {
     const auto at = static_cast<size_t>(taking.value_or(0));
     const bool counts = taking.has_value() && !(at < stopped.size() && stopped[at] != 0);
     const int arm = counts ? *taking : 0;
-    return {&assignment_->arms()[static_cast<size_t>(arm)].name, arm, counts};
+    return {&assignment_->arms()[arm].name, arm, counts};
   }
   struct Shadow {
     std::string policy;
@@ -73,8 +76,8 @@ class ExperimentBook {
   static constexpr size_t kMetrics = 4;  // as v1::Metric numbers them
   static constexpr size_t kMaxUnits = size_t{1} << 20;
 
-  // Keeps what was counted when it is still the same experiment. Another one starts from nothing but what its units did
-  // before.
+  // Keeps what was counted when it is still the same experiment. Another one starts from nothing
+  // but what its units did before.
   void Adopt(const v1::ExperimentConfig& config) {
     config_ = config;
     const uint32_t id = ExperimentId(config);
@@ -83,7 +86,8 @@ class ExperimentBook {
     for (auto& [hash, u] : units_) {
       u.before_n += u.n;
       for (size_t m = 0; m < kMetrics; ++m) u.before[m] += u.y[m];
-      u.n = 0, u.y = {};
+      u.n = 0;
+      u.y = {};
     }
     arms_.assign(id == 0 ? 0 : static_cast<size_t>(config.arm_size()), Arm{});
   }
@@ -100,7 +104,8 @@ class ExperimentBook {
       at = units_.emplace(d.unit, Unit{}).first;
     }
     Unit& u = at->second;
-    const std::array<double, kMetrics> value = {o.quality, o.accepted ? 1.0 : 0.0, o.cost_usd, o.latency_s};
+    const std::array<double, kMetrics> value = {o.quality, o.accepted ? 1.0 : 0.0, o.cost_usd,
+                                                o.latency_s};
     if (id_ == 0 || d.experiment != id_ || d.arm >= arms_.size()) {
       if (u.n > 0) return;  // what a unit does beside its arm says nothing of either
       u.before_n += 1;
@@ -109,13 +114,16 @@ class ExperimentBook {
     }
     Arm& arm = arms_[d.arm];
     for (size_t m = 0; m < kMetrics; ++m) {
-      // Any function of the time before adjusts without bias; this one is calm for units with a short past.
+      // Any function of the time before adjusts without bias; this one is calm for units with a
+      // short past.
       const double x = (u.before[m] + (m < 2 ? 0.5 : 0.0)) / (u.before_n + 1);
       arm.metric[m].Add(u.y[m], u.n, x, value[m]);
       u.y[m] += value[m];
     }
     u.n += 1;
-    for (size_t i = d.arm == 0 ? 1 : d.arm; i < (d.arm == 0 ? arms_.size() : d.arm + size_t{1}); ++i) Judge(i);
+    for (size_t i = d.arm == 0 ? 1 : d.arm; i < (d.arm == 0 ? arms_.size() : d.arm + size_t{1});
+         ++i)
+      Judge(i);
   }
 
   // One a arm: 1 when a guardrail stopped it.
@@ -134,20 +142,27 @@ class ExperimentBook {
       const Arm& a = arms_[i];
       const v1::ArmConfig& c = config_.arm(static_cast<int>(i));
       v1::ArmResult& r = *out.add_arms();
-      r.set_policy(c.policy()), r.set_weight(c.has_weight() ? c.weight() : 1);
+      r.set_policy(c.policy());
+      r.set_weight(c.has_weight() ? c.weight() : 1);
       r.set_units(static_cast<uint64_t>(a.metric[0].units()));
       r.set_outcomes(static_cast<uint64_t>(a.metric[0].outcomes()));
-      r.set_p(a.p), r.set_stopped(a.stopped);
+      r.set_p(a.p);
+      r.set_stopped(a.stopped);
       for (size_t m = 0; m < kMetrics; ++m) {
         double kept = 1;
         const Difference d = DifferenceOfMeans(arms_[0].metric[m], a.metric[m], &kept);
         v1::MetricResult& q = *r.add_metrics();
-        q.set_metric(static_cast<v1::Metric>(m)), q.set_mean(a.metric[m].mean());
-        q.set_gain(i == 0 ? 0 : d.value), q.set_half_interval(i == 0 ? 0 : SequenceHalfWidth(d, 0.05));
+        q.set_metric(static_cast<v1::Metric>(m));
+        q.set_mean(a.metric[m].mean());
+        q.set_gain(i == 0 ? 0 : d.value);
+        q.set_half_interval(i == 0 ? 0 : SequenceHalfWidth(d, 0.05));
         q.set_variance_kept(i == 0 ? 1 : kept);
       }
       if (a.stopped.empty())  // a stopped arm gets no new units
-        counts.push_back(a.metric[0].units()), weights.push_back(r.weight());
+      {
+        counts.push_back(a.metric[0].units());
+        weights.push_back(r.weight());
+      }
     }
     out.set_sample_ratio_p(counts.empty() ? 1 : SampleRatioP(counts, weights));
     out.set_readable(out.sample_ratio_p() >= 0.001);
@@ -157,16 +172,25 @@ class ExperimentBook {
   std::string Serialize() const {
     using record_internal::Put;
     std::string out;
-    Put(out, uint8_t{1}), Put(out, id_), Put(out, left_out_), Put(out, static_cast<uint32_t>(arms_.size()));
+    Put(out, uint8_t{1});
+    Put(out, id_);
+    Put(out, left_out_);
+    Put(out, static_cast<uint32_t>(arms_.size()));
     for (Arm a : arms_) {
-      Put(out, a.p), Put(out, static_cast<uint32_t>(a.stopped.size()));
+      Put(out, a.p);
+      Put(out, static_cast<uint32_t>(a.stopped.size()));
       out.append(a.stopped);
       for (ClusteredMetric& m : a.metric) m.VisitSums([&](double s) { Put(out, s); });
     }
     Put(out, static_cast<uint64_t>(units_.size()));
     for (const auto& [hash, u] : units_) {
-      Put(out, hash), Put(out, u.n), Put(out, u.before_n);
-      for (size_t m = 0; m < kMetrics; ++m) Put(out, u.y[m]), Put(out, u.before[m]);
+      Put(out, hash);
+      Put(out, u.n);
+      Put(out, u.before_n);
+      for (size_t m = 0; m < kMetrics; ++m) {
+        Put(out, u.y[m]);
+        Put(out, u.before[m]);
+      }
     }
     return out;
   }
@@ -174,9 +198,11 @@ class ExperimentBook {
     record_internal::Reader r(bytes);
     ExperimentBook read;
     const auto version = r.Get<uint8_t>();
-    read.id_ = r.Get<uint32_t>(), read.left_out_ = r.Get<uint64_t>();
+    read.id_ = r.Get<uint32_t>();
+    read.left_out_ = r.Get<uint64_t>();
     const auto arms = r.Get<uint32_t>();
-    if (r.failed() || version != 1 || arms > 250) return absl::DataLossError("experiment: no snapshot of version 1");
+    if (r.failed() || version != 1 || arms > 250)
+      return absl::DataLossError("experiment: no snapshot of version 1");
     for (uint32_t i = 0; i < arms; ++i) {
       Arm a;
       a.p = r.Get<double>();
@@ -190,11 +216,16 @@ class ExperimentBook {
     for (uint64_t i = 0; i < units && !r.failed(); ++i) {
       const auto hash = r.Get<uint64_t>();
       Unit u;
-      u.n = r.Get<double>(), u.before_n = r.Get<double>();
-      for (size_t m = 0; m < kMetrics; ++m) u.y[m] = r.Get<double>(), u.before[m] = r.Get<double>();
+      u.n = r.Get<double>();
+      u.before_n = r.Get<double>();
+      for (size_t m = 0; m < kMetrics; ++m) {
+        u.y[m] = r.Get<double>();
+        u.before[m] = r.Get<double>();
+      }
       read.units_.emplace(hash, u);
     }
-    if (r.failed() || !r.rest().empty()) return absl::DataLossError("experiment: snapshot has the wrong length");
+    if (r.failed() || !r.rest().empty())
+      return absl::DataLossError("experiment: snapshot has the wrong length");
     *this = std::move(read);
     return absl::OkStatus();
   }
@@ -221,10 +252,12 @@ class ExperimentBook {
       const Difference d = DifferenceOfMeans(control.metric[m], arm.metric[m]);
       if (d.units < 100) continue;
       const double half = SequenceHalfWidth(d, 0.05 / config_.guardrail_size());
-      const double worse = g.metric() == v1::QUALITY || g.metric() == v1::ACCEPTED ? -d.value : d.value;
+      const double worse =
+          g.metric() == v1::QUALITY || g.metric() == v1::ACCEPTED ? -d.value : d.value;
       if (worse - half <= g.worse_by()) continue;
-      arm.stopped = absl::StrFormat("%s worse by %.4g +- %.2g, allowed %.4g, after %d units",
-                                    v1::Metric_Name(g.metric()), worse, half, g.worse_by(), d.units);
+      arm.stopped =
+          absl::StrFormat("%s worse by %.4g +- %.2g, allowed %.4g, after %d units",
+                          v1::Metric_Name(g.metric()), worse, half, g.worse_by(), d.units);
       return;
     }
   }

@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_SERVICE_HEALTH_H_
 #define SLUICE_RUNTIME_SERVICE_HEALTH_H_
-// How each agent does right now: load, latency, breaker, spending. Owned by the serving thread; time is an argument.
+// How each agent does right now: load, latency, breaker, spending. Owned by the serving thread;
+// time is an argument.
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -13,12 +14,13 @@ SLUICE_BEGIN_NAMESPACE
 struct BreakerSettings {
   int failures = 5;        // in a row open it
   double cooldown_s = 30;  // open for so long, then half-open
-  int probes = 2;          // successes in half-open that close it, and decisions let through meanwhile
+  int probes = 2;  // successes in half-open that close it, and decisions let through meanwhile
 };
 class AgentHealth {
  public:
   enum class Breaker : uint8_t { kClosed, kOpen, kHalfOpen };
-  explicit AgentHealth(size_t agents) : agents_(agents), live_(agents), blocked_(agents, Block::kNone) {}
+  explicit AgentHealth(size_t agents)
+      : agents_(agents), live_(agents), blocked_(agents, Block::kNone) {}
 
   // What routers read. `Refresh` brings both up to `now` (seconds, never falling).
   absl::Span<const AgentLive> live() const { return live_; }
@@ -31,14 +33,21 @@ class AgentHealth {
     for (size_t a = 0; a < agents_.size(); ++a) {
       State& x = agents_[a];
       live_[a].load *= fade;  // outcomes that never come must not weigh forever
-      if (x.breaker == Breaker::kOpen && now >= x.open_until) x.breaker = Breaker::kHalfOpen, x.probing = x.probed = 0;
+      if (x.breaker == Breaker::kOpen && now >= x.open_until) {
+        x.breaker = Breaker::kHalfOpen;
+        x.probing = x.probed = 0;
+      }
       // A probe whose outcome is lost frees its place after another cooldown.
       if (x.breaker == Breaker::kHalfOpen && x.probing > 0 && now >= x.open_until + s.cooldown_s) {
-        x.probing = 0, x.open_until = now;
+        x.probing = 0;
+        x.open_until = now;
       }
       x.over_budget = a < budgets.size() && budgets[a] > 0 && Spent(a, now) >= budgets[a];
-      const bool unhealthy = x.breaker == Breaker::kOpen || (x.breaker == Breaker::kHalfOpen && x.probing >= s.probes);
-      blocked_[a] = unhealthy ? Block::kUnhealthy : x.over_budget ? Block::kOverBudget : Block::kNone;
+      const bool unhealthy =
+          x.breaker == Breaker::kOpen || (x.breaker == Breaker::kHalfOpen && x.probing >= s.probes);
+      blocked_[a] = unhealthy       ? Block::kUnhealthy
+                    : x.over_budget ? Block::kOverBudget
+                                    : Block::kNone;
       any_blocked_ = any_blocked_ || blocked_[a] != Block::kNone;
     }
   }
@@ -47,24 +56,30 @@ class AgentHealth {
     ++agents_[a].chosen;
     live_[a].load += 1;
     if (agents_[a].breaker == Breaker::kHalfOpen && ++agents_[a].probing >= s.probes) {
-      blocked_[a] = Block::kUnhealthy, any_blocked_ = true;
+      blocked_[a] = Block::kUnhealthy;
+      any_blocked_ = true;
     }
   }
   // One call of an agent ended.
-  void Ended(size_t a, bool failed, double latency_s, double quality, double cost_usd, const BreakerSettings& s,
-             double now) {
+  void Ended(size_t a, bool failed, double latency_s, double quality, double cost_usd,
+             const BreakerSettings& s, double now) {
     State& x = agents_[a];
     live_[a].load = std::max(0.0, live_[a].load - 1);
     if (latency_s > 0)
-      live_[a].latency_s = live_[a].latency_s > 0 ? 0.9 * live_[a].latency_s + 0.1 * latency_s : latency_s;
+      live_[a].latency_s =
+          live_[a].latency_s > 0 ? 0.9 * live_[a].latency_s + 0.1 * latency_s : latency_s;
     ++x.ended;
-    x.quality += quality, x.cost_usd += cost_usd;
+    x.quality += quality;
+    x.cost_usd += cost_usd;
     Spend(a, cost_usd, now);
     if (failed) {
-      ++x.failures, ++x.in_a_row;
+      ++x.failures;
+      ++x.in_a_row;
       if (x.breaker == Breaker::kHalfOpen || x.in_a_row >= s.failures) {
-        x.breaker = Breaker::kOpen, x.open_until = now + s.cooldown_s;
-        blocked_[a] = Block::kUnhealthy, any_blocked_ = true;
+        x.breaker = Breaker::kOpen;
+        x.open_until = now + s.cooldown_s;
+        blocked_[a] = Block::kUnhealthy;
+        any_blocked_ = true;
       }
     } else {
       x.in_a_row = 0;
@@ -88,12 +103,12 @@ class AgentHealth {
   static constexpr double kLoadFadeS = 60;
   void Advance(State& x, double now) {
     const auto minute = static_cast<int64_t>(now / 60);
-    for (int64_t m = std::max(x.minute + 1, minute - 59); m <= minute; ++m) x.minutes[static_cast<size_t>(m % 60)] = 0;
+    for (int64_t m = std::max(x.minute + 1, minute - 59); m <= minute; ++m) x.minutes[m % 60] = 0;
     x.minute = std::max(x.minute, minute);
   }
   void Spend(size_t a, double usd, double now) {
     Advance(agents_[a], now);
-    agents_[a].minutes[static_cast<size_t>(agents_[a].minute % 60)] += usd;
+    agents_[a].minutes[agents_[a].minute % 60] += usd;
   }
   double Spent(size_t a, double now) {
     Advance(agents_[a], now);

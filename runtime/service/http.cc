@@ -19,18 +19,22 @@ std::string Prometheus(const v1::StatsResponse& s) {
   auto head = [&](absl::string_view name, absl::string_view type, absl::string_view help) {
     absl::StrAppend(&out, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
   };
-  auto one = [&](absl::string_view name, absl::string_view type, absl::string_view help, auto value) {
+  auto one = [&](absl::string_view name, absl::string_view type, absl::string_view help,
+                 auto value) {
     head(name, type, help);
     absl::StrAppend(&out, name, " ", value, "\n");
   };
   one("sluice_decisions_total", "counter", "Paths chosen.", s.decisions());
   one("sluice_feedback_total", "counter", "Outcomes made durable.", s.feedbacks());
-  one("sluice_feedback_duplicate_total", "counter", "Outcomes that were there already.", s.duplicates());
+  one("sluice_feedback_duplicate_total", "counter", "Outcomes that were there already.",
+      s.duplicates());
   one("sluice_feedback_rejected_total", "counter", "Outcomes refused with a reason.", s.rejected());
   one("sluice_malformed_total", "counter", "Messages that were no request.", s.malformed());
-  one("sluice_overloaded_total", "counter", "Feedback requests answered OVERLOADED.", s.overloaded());
+  one("sluice_overloaded_total", "counter", "Feedback requests answered OVERLOADED.",
+      s.overloaded());
   one("sluice_rate_limited_total", "counter", "Requests answered RATE_LIMITED.", s.rate_limited());
-  one("sluice_undeliverable_total", "counter", "Answers whose client was gone or did not read.", s.undeliverable());
+  one("sluice_undeliverable_total", "counter", "Answers whose client was gone or did not read.",
+      s.undeliverable());
   one("sluice_reload_total", "counter", "Configurations taken over.", s.reloads());
   one("sluice_reload_failed_total", "counter", "Configurations refused.", s.failed_reloads());
   one("sluice_feedback_queue", "gauge", "Outcomes not yet on disk.", s.feedback_queue());
@@ -47,17 +51,24 @@ std::string Prometheus(const v1::StatsResponse& s) {
     }
     return absl::StrCat("{agent=\"", safe, "\"} ");
   };
-  auto each = [&](absl::string_view name, absl::string_view type, absl::string_view help, auto get) {
+  auto each = [&](absl::string_view name, absl::string_view type, absl::string_view help,
+                  auto get) {
     head(name, type, help);
-    for (const v1::AgentStats& a : s.agents()) absl::StrAppend(&out, name, label(a.agent()), get(a), "\n");
+    for (const v1::AgentStats& a : s.agents())
+      absl::StrAppend(&out, name, label(a.agent()), get(a), "\n");
   };
-  each("sluice_agent_chosen_total", "counter", "Decisions for this agent.", [](const auto& a) { return a.chosen(); });
-  each("sluice_agent_failures_total", "counter", "Calls that failed.", [](const auto& a) { return a.failures(); });
-  each("sluice_agent_cost_usd_total", "counter", "Spent on this agent.", [](const auto& a) { return a.cost_usd(); });
+  each("sluice_agent_chosen_total", "counter", "Decisions for this agent.",
+       [](const auto& a) { return a.chosen(); });
+  each("sluice_agent_failures_total", "counter", "Calls that failed.",
+       [](const auto& a) { return a.failures(); });
+  each("sluice_agent_cost_usd_total", "counter", "Spent on this agent.",
+       [](const auto& a) { return a.cost_usd(); });
   each("sluice_agent_in_flight", "gauge", "Decisions without an outcome, fading.",
        [](const auto& a) { return a.in_flight(); });
-  each("sluice_agent_latency_seconds", "gauge", "Latency, smoothed.", [](const auto& a) { return a.latency_s(); });
-  each("sluice_agent_quality", "gauge", "Mean quality of outcomes.", [](const auto& a) { return a.quality(); });
+  each("sluice_agent_latency_seconds", "gauge", "Latency, smoothed.",
+       [](const auto& a) { return a.latency_s(); });
+  each("sluice_agent_quality", "gauge", "Mean quality of outcomes.",
+       [](const auto& a) { return a.quality(); });
   each("sluice_agent_available", "gauge", "1: may be chosen.",
        [](const auto& a) { return a.breaker() == "open" || a.over_budget() ? 0 : 1; });
   return out;
@@ -75,9 +86,12 @@ class HttpServerImpl final : public HttpServer {
     server_.set_payload_max_length(4096);
     server_.set_read_timeout(5);
     server_.set_write_timeout(5);
-    server_.Get(
-        "/", [](const httplib::Request&, httplib::Response& r) { r.set_content(kPage, "text/html; charset=utf-8"); });
-    server_.Get("/healthz", [](const httplib::Request&, httplib::Response& r) { r.set_content("ok\n", "text/plain"); });
+    server_.Get("/", [](const httplib::Request&, httplib::Response& r) {
+      r.set_content(kPage, "text/html; charset=utf-8");
+    });
+    server_.Get("/healthz", [](const httplib::Request&, httplib::Response& r) {
+      r.set_content("ok\n", "text/plain");
+    });
     server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& r) {
       v1::Request q;
       q.mutable_health();
@@ -94,17 +108,28 @@ class HttpServerImpl final : public HttpServer {
       r.set_content(Prometheus(answer->stats()), "text/plain; version=0.0.4");
     });
     Json(
-        "/api/stats", [](const httplib::Request&, v1::Request& q) { return q.mutable_stats(), absl::OkStatus(); },
+        "/api/stats",
+        [](const httplib::Request&, v1::Request& q) { return q.mutable_stats(), absl::OkStatus(); },
         [](const v1::Response& r) -> const google::protobuf::Message& { return r.stats(); });
     Json(
         "/api/policies",
-        [](const httplib::Request&, v1::Request& q) { return q.mutable_list_policies(), absl::OkStatus(); },
-        [](const v1::Response& r) -> const google::protobuf::Message& { return r.list_policies(); });
+        [](const httplib::Request&, v1::Request& q) {
+          return q.mutable_list_policies(), absl::OkStatus();
+        },
+        [](const v1::Response& r) -> const google::protobuf::Message& {
+          return r.list_policies();
+        });
     Json(
-        "/api/heatmap", [](const httplib::Request&, v1::Request& q) { return q.mutable_heat_map(), absl::OkStatus(); },
+        "/api/heatmap",
+        [](const httplib::Request&, v1::Request& q) {
+          return q.mutable_heat_map(), absl::OkStatus();
+        },
         [](const v1::Response& r) -> const google::protobuf::Message& { return r.heat_map(); });
     Json(
-        "/api/history", [](const httplib::Request&, v1::Request& q) { return q.mutable_history(), absl::OkStatus(); },
+        "/api/history",
+        [](const httplib::Request&, v1::Request& q) {
+          return q.mutable_history(), absl::OkStatus();
+        },
         [](const v1::Response& r) -> const google::protobuf::Message& { return r.history(); });
     Json(
         "/api/explain",
@@ -112,7 +137,8 @@ class HttpServerImpl final : public HttpServer {
           uint64_t id = 0;
           const std::string text = http.get_param_value("id");
           if (!absl::SimpleAtoi(text, &id))
-            return absl::InvalidArgumentError(absl::StrCat("id='", text, "' is no decision's number"));
+            return absl::InvalidArgumentError(
+                absl::StrCat("id='", text, "' is no decision's number"));
           q.mutable_explain()->set_decision_id(id);
           return absl::OkStatus();
         },
@@ -163,11 +189,13 @@ class HttpServerImpl final : public HttpServer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& host, int port,
-                                                              zmq::context_t& context, const std::string& endpoint) {
+                                                              zmq::context_t& context,
+                                                              const std::string& endpoint) {
   Client::Options options;
   options.timeout = std::chrono::milliseconds(1000);
   options.tries = 1;
-  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Connect(context, endpoint, options));
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
+                          Client::Connect(context, endpoint, options));
   auto server = std::make_unique<HttpServerImpl>(std::move(client));
   SLUICE_RETURN_IF_ERROR(server->Open(host, port));
   return server;

@@ -16,7 +16,8 @@ namespace {
 // Maps a model's labels onto the configured tasks.
 class Mapping {
  public:
-  static absl::StatusOr<Mapping> Of(const std::vector<std::string>& labels, const std::vector<std::string>& tasks) {
+  static absl::StatusOr<Mapping> Of(const std::vector<std::string>& labels,
+                                    const std::vector<std::string>& tasks) {
     Mapping m;
     bool any = false;
     for (const std::string& label : labels) {
@@ -25,8 +26,9 @@ class Mapping {
       any = any || at != tasks.end();
     }
     if (!any) {
-      return absl::InvalidArgumentError(absl::StrCat("intent model knows ", absl::StrJoin(labels, ", "),
-                                                     "; none of the configured tasks ", absl::StrJoin(tasks, ", ")));
+      return absl::InvalidArgumentError(
+          absl::StrCat("intent model knows ", absl::StrJoin(labels, ", "),
+                       "; none of the configured tasks ", absl::StrJoin(tasks, ", ")));
     }
     return m;
   }
@@ -34,7 +36,10 @@ class Mapping {
     std::fill(intent.begin(), intent.end(), 0.0);
     double sum = 0;
     for (size_t i = 0; i < p.size(); ++i) {
-      if (task_[i] >= 0) intent[static_cast<size_t>(task_[i])] += p[i], sum += p[i];
+      if (task_[i] >= 0) {
+        intent[task_[i]] += p[i];
+        sum += p[i];
+      }
     }
     for (double& w : intent) w = sum > 0 ? w / sum : 1.0 / static_cast<double>(intent.size());
   }
@@ -58,14 +63,16 @@ class NgramIntent final : public IntentModel {
   Mapping mapping_;
   std::vector<std::string> tasks_;
 };
-// The BERT-style encoder, dense or pruned by SHRP: better on unlike wordings, some milliseconds a query on one core.
+// The BERT-style encoder, dense or pruned by SHRP: better on unlike wordings, some milliseconds a
+// query on one core.
 class EncoderIntent final : public IntentModel {
  public:
   EncoderIntent(Encoder model, Mapping mapping, std::vector<std::string> tasks)
       : model_(std::move(model)), mapping_(std::move(mapping)), tasks_(std::move(tasks)) {}
   const std::vector<std::string>& tasks() const override { return tasks_; }
   absl::Status Infer(absl::string_view text, absl::Span<double> intent) const override {
-    const std::vector<int32_t> ids = model_.tokenizer()->Encode(std::string(text.substr(0, NgramClassifier::kMaxText)));
+    const std::vector<int32_t> ids =
+        model_.tokenizer()->Encode(std::string(text.substr(0, NgramClassifier::kMaxText)));
     if (ids.empty()) {
       std::fill(intent.begin(), intent.end(), 1.0 / static_cast<double>(intent.size()));
       return absl::OkStatus();
@@ -86,17 +93,19 @@ class EncoderIntent final : public IntentModel {
 };
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<IntentModel>> LoadIntentModel(const std::string& path,
-                                                             const std::vector<std::string>& tasks) {
+absl::StatusOr<std::unique_ptr<IntentModel>> LoadIntentModel(
+    const std::string& path, const std::vector<std::string>& tasks) {
   SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(path));
   const absl::StatusOr<std::string> architecture = file.Text("general.architecture");
   if (architecture.ok() && *architecture == "bert") {
     SLUICE_ASSIGN_OR_RETURN(Encoder encoder, Encoder::Load(file));
-    if (!encoder.tokenizer()) return absl::InvalidArgumentError(absl::StrCat(path, ": the encoder has no tokenizer"));
+    if (!encoder.tokenizer())
+      return absl::InvalidArgumentError(absl::StrCat(path, ": the encoder has no tokenizer"));
     SLUICE_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Of(encoder.labels(), tasks));
     return std::make_unique<EncoderIntent>(std::move(encoder), std::move(mapping), tasks);
   }
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels, file.Texts("sluice.intent.labels"));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels,
+                          file.Texts("sluice.intent.labels"));
   SLUICE_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Of(*labels, tasks));
   SLUICE_ASSIGN_OR_RETURN(NgramClassifier model, NgramClassifier::Create(file, *labels));
   return std::make_unique<NgramIntent>(std::move(model), std::move(mapping), tasks);

@@ -18,8 +18,9 @@ class IntentModel {
   // intent: [tasks]. An empty text gives the classes' prior, or all alike.
   virtual absl::Status Infer(absl::string_view text, absl::Span<double> intent) const = 0;
 };
-// A GGUF file of `sluice intent train`, or of a BERT-style encoder (dense, or pruned by SHRP). Tasks of the model that
-// `tasks` lacks are dropped and the rest renormalised; an error when nothing is left.
+// A GGUF file of `sluice intent train`, or of a BERT-style encoder (dense, or pruned by SHRP).
+// Tasks of the model that `tasks` lacks are dropped and the rest renormalised; an error when
+// nothing is left.
 absl::StatusOr<std::unique_ptr<IntentModel>> LoadIntentModel(const std::string& path,
                                                              const std::vector<std::string>& tasks);
 SLUICE_END_NAMESPACE

@@ -18,12 +18,15 @@ int64_t SteadyMs() {
 std::string SnapshotKey(const PolicySet& s, const PolicySet::Policy& p) {
   return absl::StrCat(p.name, "@", absl::Hex(s.fingerprint));
 }
-std::string ExperimentKey(const PolicySet& s) { return absl::StrCat("experiment@", absl::Hex(s.fingerprint)); }
+std::string ExperimentKey(const PolicySet& s) {
+  return absl::StrCat("experiment@", absl::Hex(s.fingerprint));
+}
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Learner>> Learner::Start(std::shared_ptr<const PolicySet> policies,
-                                                        const v1::ExperimentConfig& experiment, Store& store,
-                                                        const Options& options, std::function<void()> done) {
+                                                        const v1::ExperimentConfig& experiment,
+                                                        Store& store, const Options& options,
+                                                        std::function<void()> done) {
   std::unique_ptr<Learner> l(new Learner(store, options, std::move(done)));
   SLUICE_RETURN_IF_ERROR(l->Restore(std::move(policies), experiment));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t lease, store.LeaseIds(kLease));
@@ -43,7 +46,8 @@ Learner::~Learner() {
 }
 
 bool Learner::Submit(std::unique_ptr<FeedbackJob>& job) {
-  // Only an empty queue has somebody waiting for it; waking costs the caller more than all else here.
+  // Only an empty queue has somebody waiting for it; waking costs the caller more than all else
+  // here.
   bool first = false;
   {
     std::lock_guard lock(mutex_);
@@ -57,7 +61,8 @@ bool Learner::Submit(std::unique_ptr<FeedbackJob>& job) {
   return true;
 }
 std::vector<std::unique_ptr<FeedbackJob>> Learner::TakeDone() {
-  if (!any_done_.exchange(false)) return {};  // without the lock: the serving thread asks after every message
+  if (!any_done_.exchange(false))
+    return {};  // without the lock: the serving thread asks after every message
   std::lock_guard lock(mutex_);
   return std::exchange(done_, {});
 }
@@ -69,7 +74,8 @@ std::string Learner::trouble() {
   std::lock_guard lock(mutex_);
   return trouble_;
 }
-void Learner::Replace(std::shared_ptr<const PolicySet> policies, const v1::ExperimentConfig& experiment) {
+void Learner::Replace(std::shared_ptr<const PolicySet> policies,
+                      const v1::ExperimentConfig& experiment) {
   {
     std::lock_guard lock(mutex_);
     replacement_ = std::move(policies);
@@ -93,7 +99,8 @@ absl::Status Learner::SaveNow() {
   return save_status_;
 }
 
-absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies, const v1::ExperimentConfig& experiment) {
+absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies,
+                              const v1::ExperimentConfig& experiment) {
   std::vector<Book> books;
   SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store_.Newest());
   uint64_t from = newest;
@@ -110,7 +117,8 @@ absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies, const v
   {
     std::lock_guard lock(experiment_mutex_);
     auto snapshot = store_.LoadSnapshot(ExperimentKey(*policies_));
-    experiment_through_ = snapshot.ok() && experiment_.Parse(snapshot->bytes).ok() ? snapshot->through : 0;
+    experiment_through_ =
+        snapshot.ok() && experiment_.Parse(snapshot->bytes).ok() ? snapshot->through : 0;
     if (experiment_through_ == 0) experiment_ = {};
     experiment_.Adopt(experiment);
     experiment_id_ = ExperimentId(experiment);
@@ -125,7 +133,8 @@ absl::Status Learner::ApplyStored() {
   SLUICE_RETURN_IF_ERROR(store_.Read(sequence_, [&](uint64_t sequence, absl::string_view bytes) {
     const absl::StatusOr<OutcomeRecord> o = ParseOutcome(bytes);
     if (!o.ok()) {
-      bad.Update(absl::DataLossError(absl::StrCat("outcome ", sequence, ": ", o.status().message())));
+      bad.Update(
+          absl::DataLossError(absl::StrCat("outcome ", sequence, ": ", o.status().message())));
       sequence_ = sequence;
       return;
     }
@@ -138,7 +147,8 @@ void Learner::Apply(uint64_t sequence, const OutcomeRecord& o) {
   sequence_ = sequence;
   if (o.decision.graph != policies_->fingerprint) return;  // of another graph
   const AgentGraph& g = *policies_->graph;
-  if (o.decision.path.size() != static_cast<size_t>(g.num_stages()) || o.decision.intent.size() != g.tasks.size())
+  if (o.decision.path.size() != static_cast<size_t>(g.num_stages()) ||
+      o.decision.intent.size() != g.tasks.size())
     return;
   for (size_t i = 0; i < books_.size(); ++i) {
     if (sequence <= books_[i].through) continue;
@@ -183,7 +193,8 @@ absl::Status Learner::Save() {
     std::lock_guard lock(experiment_mutex_);
     experiment = experiment_.Serialize();
   }
-  SLUICE_RETURN_IF_ERROR(store_.SaveSnapshot(ExperimentKey(*policies_), {sequence_, std::move(experiment)}));
+  SLUICE_RETURN_IF_ERROR(
+      store_.SaveSnapshot(ExperimentKey(*policies_), {sequence_, std::move(experiment)}));
   since_save_ = 0;
   return absl::OkStatus();
 }
@@ -191,9 +202,11 @@ absl::Status Learner::Save() {
 void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
   std::vector<StoredOutcome> batch;
   for (const auto& job : jobs) {
-    for (const OutcomeRecord& o : job->outcomes) batch.push_back({o.decision.id, SerializeOutcome(o)});
+    for (const OutcomeRecord& o : job->outcomes)
+      batch.push_back({o.decision.id, SerializeOutcome(o)});
   }
-  absl::StatusOr<std::vector<bool>> fresh = batch.empty() ? std::vector<bool>{} : store_.Append(batch);
+  absl::StatusOr<std::vector<bool>> fresh =
+      batch.empty() ? std::vector<bool>{} : store_.Append(batch);
   absl::Status status = fresh.status();
   if (fresh.ok()) {
     size_t at = 0;
@@ -201,7 +214,7 @@ void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
     for (const auto& job : jobs) {
       for (size_t i = 0; i < job->outcomes.size(); ++i, ++at) {
         const bool is_new = (*fresh)[at];
-        job->results[static_cast<size_t>(job->slot[i])] =
+        job->results[job->slot[i]] =
             is_new ? FeedbackJob::Result::kApplied : FeedbackJob::Result::kDuplicate;
         added += is_new;
         if (is_new && !store_.shared()) Apply(sequence_ + 1, job->outcomes[i]);
@@ -214,12 +227,16 @@ void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
   }
   std::lock_guard lock(mutex_);
   trouble_ = std::string(status.message());
-  for (auto& job : jobs) queued_ -= job->outcomes.size(), done_.push_back(std::move(job));
+  for (auto& job : jobs) {
+    queued_ -= job->outcomes.size();
+    done_.push_back(std::move(job));
+  }
   any_done_ = true;
 }
 
 void Learner::Loop() {
-  // Serving goes first where both want a CPU: no preemption when this thread wakes, and a smaller share.
+  // Serving goes first where both want a CPU: no preemption when this thread wakes, and a smaller
+  // share.
   sched_param none{};
   sched_setscheduler(0, SCHED_BATCH, &none);
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), 10);
@@ -232,10 +249,11 @@ void Learner::Loop() {
     bool stop = false;
     {
       std::unique_lock lock(mutex_);
-      const auto wait =
-          std::chrono::milliseconds(dirty_ || store_.shared() ? std::max<int64_t>(1, options_.publish_ms) : 500);
-      wake_.wait_for(lock, wait,
-                     [&] { return stop_ || !queue_.empty() || replacement_ != nullptr || save_asked_ > save_done_; });
+      const auto wait = std::chrono::milliseconds(
+          dirty_ || store_.shared() ? std::max<int64_t>(1, options_.publish_ms) : 500);
+      wake_.wait_for(lock, wait, [&] {
+        return stop_ || !queue_.empty() || replacement_ != nullptr || save_asked_ > save_done_;
+      });
       // Others may share the commit: a sync to disk costs more than the wait.
       if (!queue_.empty() && !stop_ && options_.commit_ms > 0) {
         wake_.wait_for(lock, std::chrono::milliseconds(options_.commit_ms),
@@ -267,17 +285,25 @@ void Learner::Loop() {
       std::lock_guard lock(mutex_);
       trouble_ = std::string(status.message());
     }
-    if (dirty_ && SteadyMs() - published >= options_.publish_ms) Publish(), published = SteadyMs();
+    if (dirty_ && SteadyMs() - published >= options_.publish_ms) {
+      Publish();
+      published = SteadyMs();
+    }
     if (lease_.load() == 0) {
       if (auto lease = store_.LeaseIds(kLease); lease.ok()) lease_ = *lease;
     }
-    if (save > save_done_ || stop || since_save_ >= static_cast<uint64_t>(options_.snapshot_every)) {
-      if (dirty_) Publish(), published = SteadyMs();
+    if (save > save_done_ || stop ||
+        since_save_ >= static_cast<uint64_t>(options_.snapshot_every)) {
+      if (dirty_) {
+        Publish();
+        published = SteadyMs();
+      }
       const absl::Status status = Save();
       std::lock_guard lock(mutex_);
       if (!status.ok()) trouble_ = std::string(status.message());
       since_save_ = 0;
-      save_status_ = status, save_done_ = save;
+      save_status_ = status;
+      save_done_ = save;
       saved_.notify_all();
     }
     if (stop) return;

@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_SERVICE_LEARNER_H_
 #define SLUICE_RUNTIME_SERVICE_LEARNER_H_
-// The one writer of what is learned. Outcomes wait in a bounded queue, are made durable a batch at a time, answered,
-// folded into every policy's ledger and published as an immutable state. Serving reads that state without a lock.
+// The one writer of what is learned. Outcomes wait in a bounded queue, are made durable a batch at
+// a time, answered, folded into every policy's ledger and published as an immutable state. Serving
+// reads that state without a lock.
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -40,7 +41,8 @@ struct LearnedState {
 // One feedback request on its way to disk and back.
 struct FeedbackJob {
   enum class Result : uint8_t { kRejected, kApplied, kDuplicate };
-  std::string client;  // whose it is: this and the next two are the caller's, the learner does not read them
+  std::string client;  // whose it is: this and the next two are the caller's, the learner does not
+                       // read them
   bool delimiter = false;
   uint64_t request_id = 0;
   struct Report {
@@ -50,9 +52,9 @@ struct FeedbackJob {
   };
   std::vector<OutcomeRecord> outcomes;
   std::vector<std::vector<Report>> reports;  // of each outcome, for the caller's use
-  std::vector<int> slot;                     // of each outcome in the request; the rest were rejected before
-  std::vector<std::string> reasons;          // one an outcome of the request; "" : not rejected
-  std::vector<Result> results;               // one an outcome of the request
+  std::vector<int> slot;  // of each outcome in the request; the rest were rejected before
+  std::vector<std::string> reasons;  // one an outcome of the request; "" : not rejected
+  std::vector<Result> results;       // one an outcome of the request
   std::vector<uint64_t> ids;
   absl::Status status;  // not OK: nothing was kept
 };
@@ -62,16 +64,19 @@ class Learner {
   struct Options {
     int64_t window = 64, publish_ms = 20, snapshot_every = 20000, queue = 65536, commit_ms = 2;
   };
-  // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's thread.
-  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&,
-                                                        Store& store, const Options&, std::function<void()> done);
+  // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's
+  // thread.
+  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>,
+                                                        const v1::ExperimentConfig&, Store& store,
+                                                        const Options&, std::function<void()> done);
   ~Learner();  // drains, saves a snapshot
 
   // False: the queue is full and nothing was taken.
   bool Submit(std::unique_ptr<FeedbackJob>& job);
   std::vector<std::unique_ptr<FeedbackJob>> TakeDone();
   Published<LearnedState>& published() { return published_; }
-  // The same graph with other policies or settings of them: ledgers are restored beside the running ones, then swapped.
+  // The same graph with other policies or settings of them: ledgers are restored beside the running
+  // ones, then swapped.
   void Replace(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&);
   void ReportExperiment(v1::ExperimentResponse& out);
   std::string WhyStopped(size_t arm);
@@ -119,7 +124,8 @@ class Learner {
   uint64_t save_asked_ = 0, save_done_ = 0;
   absl::Status save_status_;
 
-  std::mutex experiment_mutex_;  // the learner writes, a reader of results waits for one outcome at most
+  std::mutex
+      experiment_mutex_;  // the learner writes, a reader of results waits for one outcome at most
   ExperimentBook experiment_;
   uint32_t experiment_id_ = 0;
   uint64_t experiment_through_ = 0;

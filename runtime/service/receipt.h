@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_SERVICE_RECEIPT_H_
 #define SLUICE_RUNTIME_SERVICE_RECEIPT_H_
-// A decision that its caller carries: the record and 16 bytes of SipHash under the state's own key. Whatever happens to
-// the server, the receipt still says what was decided, and nobody else can make one.
+// A decision that its caller carries: the record and 16 bytes of SipHash under the state's own key.
+// Whatever happens to the server, the receipt still says what was decided, and nobody else can make
+// one.
 #include <sodium.h>
 
 #include <string>
@@ -30,7 +31,8 @@ class Receipts {
   }
   absl::StatusOr<DecisionRecord> Open(absl::string_view receipt) const {
     if (receipt.size() < kTagBytes)
-      return absl::InvalidArgumentError(absl::StrCat("receipt of ", receipt.size(), " bytes is cut short"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("receipt of ", receipt.size(), " bytes is cut short"));
     const size_t n = receipt.size() - kTagBytes;
     unsigned char tag[kTagBytes];
     Tag(receipt.data(), n, tag);

@@ -22,11 +22,12 @@ std::vector<size_t> TaskBest(const OutcomeLog& log, double cost_weight, double l
   std::vector<std::vector<double>> sum(log.tasks.size(), std::vector<double>(log.agents.size()));
   for (const OutcomeLog::Row& r : log.rows) {
     for (size_t a = 0; a < log.agents.size(); ++a)
-      sum[static_cast<size_t>(r.task)][a] += Utility(r, a, cost_weight, latency_weight);
+      sum[r.task][a] += Utility(r, a, cost_weight, latency_weight);
   }
   std::vector<size_t> best;
   best.reserve(sum.size());
-  for (const auto& s : sum) best.push_back(static_cast<size_t>(std::max_element(s.begin(), s.end()) - s.begin()));
+  for (const auto& s : sum)
+    best.push_back(static_cast<size_t>(std::max_element(s.begin(), s.end()) - s.begin()));
   return best;
 }
 // The warm-up's outcomes, as knn wants them.
@@ -38,12 +39,15 @@ class Stored final : public WeightSource {
     if (absl::EndsWith(key, ".width")) return static_cast<int64_t>(log_.rows[0].features.size());
     return static_cast<int64_t>(log_.agents.size());
   }
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t>) const override {
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                             absl::Span<const uint64_t>) const override {
     std::vector<float> out;
     for (size_t i : rows_) {
       const OutcomeLog::Row& r = log_.rows[i];
       if (name == "knn.features") out.insert(out.end(), r.features.begin(), r.features.end());
-      const auto& column = name == "knn.quality" ? r.quality : name == "knn.cost" ? r.cost_usd : r.latency_s;
+      const auto& column = name == "knn.quality" ? r.quality
+                           : name == "knn.cost"  ? r.cost_usd
+                                                 : r.latency_s;
       if (name != "knn.features") out.insert(out.end(), column.begin(), column.end());
     }
     return out;
@@ -69,7 +73,8 @@ absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
     const std::vector<absl::string_view> cells = absl::StrSplit(row_text, ',');
     if (columns.empty()) {
       for (absl::string_view name : cells) {
-        const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(name, absl::MaxSplits(':', 1));
+        const std::pair<absl::string_view, absl::string_view> parts =
+            absl::StrSplit(name, absl::MaxSplits(':', 1));
         const std::string of(parts.second);
         auto agent = [&] {
           const auto [at, fresh] = agents.emplace(of, agents.size());
@@ -93,16 +98,18 @@ absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
         else if (parts.first == "latency_s")
           columns.emplace_back(kLatency, agent());
         else
-          return absl::InvalidArgumentError(absl::StrCat(
-              path, ": column '", name,
-              "'; known: id, task, intent:TASK, feature:N, quality:AGENT, cost_usd:AGENT, latency_s:AGENT"));
+          return absl::InvalidArgumentError(
+              absl::StrCat(path, ": column '", name,
+                           "'; known: id, task, intent:TASK, feature:N, quality:AGENT, "
+                           "cost_usd:AGENT, latency_s:AGENT"));
       }
-      if (agents.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": no column quality:AGENT"));
+      if (agents.empty())
+        return absl::InvalidArgumentError(absl::StrCat(path, ": no column quality:AGENT"));
       continue;
     }
     if (cells.size() != columns.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ":", line, ": ", cells.size(), " cells, the header has ", columns.size()));
+      return absl::InvalidArgumentError(absl::StrCat(path, ":", line, ": ", cells.size(),
+                                                     " cells, the header has ", columns.size()));
     }
     OutcomeLog::Row r;
     r.intent.resize(intents.size());
@@ -152,8 +159,8 @@ absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
   }
   if (log.rows.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": no rows"));
   if (!intents.empty() && intents.size() != log.tasks.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", intents.size(), " intent columns for ", log.tasks.size(), " tasks"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": ", intents.size(), " intent columns for ", log.tasks.size(), " tasks"));
   }
   return log;
 }
@@ -169,7 +176,8 @@ std::shared_ptr<AgentGraph> OutcomeLog::Graph(double ability) const {
     double known = 0;
     for (const Row& r : rows) {
       agent.cost_usd += r.cost_usd[a] / static_cast<double>(rows.size());
-      agent.latency_s += r.latency_s[a], known += r.latency_s[a] > 0;
+      agent.latency_s += r.latency_s[a];
+      known += r.latency_s[a] > 0;
     }
     agent.latency_s = known > 0 ? agent.latency_s / known : 0;
     g->stages[0].push_back(std::move(agent));
@@ -184,15 +192,17 @@ double ReplayRun::LastThird() const {
   return sum / static_cast<double>(utility.size() - from);
 }
 
-absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& policy, const ReplayOptions& o,
-                                 uint64_t seed) {
+absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& policy,
+                                 const ReplayOptions& o, uint64_t seed) {
   std::vector<size_t> order(log.rows.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  for (size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[RandomBits({seed, 7, i, 0, 0}) % (i + 1)]);
+  for (size_t i = order.size() - 1; i > 0; --i)
+    std::swap(order[i], order[RandomBits({seed, 7, i, 0, 0}) % (i + 1)]);
   const size_t warm = static_cast<size_t>(o.warm_up * static_cast<double>(order.size()));
   std::vector<size_t> pool(order.begin() + static_cast<std::ptrdiff_t>(warm), order.end());
   if (pool.empty())
-    return absl::InvalidArgumentError(absl::StrCat("warm_up=", o.warm_up, " leaves no query to replay"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("warm_up=", o.warm_up, " leaves no query to replay"));
 
   // The objective's weights and the seed go to policies that know them and do not set them.
   const std::string name = policy.substr(0, policy.find(':'));
@@ -205,14 +215,19 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   if (factory != nullptr) {
     const std::string help = factory->Describe();
     auto add = [&](absl::string_view key, auto value) {
-      if (!absl::StrContains(help, absl::StrCat("  ", key, "=")) || absl::StrContains(policy, absl::StrCat(key, "=")))
+      if (!absl::StrContains(help, absl::StrCat("  ", key, "=")) ||
+          absl::StrContains(policy, absl::StrCat(key, "=")))
         return;
       absl::StrAppend(&spec, absl::StrContains(spec, ':') ? "," : ":", key, "=", value);
     };
-    add("cost_weight", o.cost_weight), add("latency_weight", o.latency_weight), add("seed", seed);
-    if (!log.rows[0].features.empty() && absl::StartsWith(policy, "lin_ucb")) add("width", log.rows[0].features.size());
+    add("cost_weight", o.cost_weight);
+    add("latency_weight", o.latency_weight);
+    add("seed", seed);
+    if (!log.rows[0].features.empty() && absl::StartsWith(policy, "lin_ucb"))
+      add("width", log.rows[0].features.size());
   }
-  const Stored stored(log, std::vector<size_t>(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(warm)));
+  const Stored stored(
+      log, std::vector<size_t>(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(warm)));
   const bool has_stored = warm > 0 && !log.rows[0].features.empty();
   const auto made = agents.Create(spec, has_stored ? &stored : nullptr);
   if (!made.ok()) return WithRefused(made.status());
@@ -224,23 +239,29 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   auto intent_of = [&](const OutcomeLog::Row& r) -> absl::Span<const double> {
     if (o.predicted_intent && !r.intent.empty()) return r.intent;
     std::fill(one_hot.begin(), one_hot.end(), 0.0);
-    one_hot[static_cast<size_t>(r.task)] = 1;
+    one_hot[r.task] = 1;
     return one_hot;
   };
   uint64_t epoch = 0;
   auto learn = [&](const OutcomeLog::Row& r, int32_t agent, double propensity) {
     AgentOutcome outcome;
     const auto a = static_cast<size_t>(agent);
-    outcome.intent = intent_of(r), outcome.features = r.features, outcome.path = absl::MakeConstSpan(&agent, 1);
-    outcome.propensity = propensity, outcome.quality = r.quality[a], outcome.accepted = r.quality[a] >= o.gate;
-    outcome.cost_usd = r.cost_usd[a], outcome.latency_s = r.latency_s[a];
+    outcome.intent = intent_of(r);
+    outcome.features = r.features;
+    outcome.path = absl::MakeConstSpan(&agent, 1);
+    outcome.propensity = propensity;
+    outcome.quality = r.quality[a];
+    outcome.accepted = r.quality[a] >= o.gate;
+    outcome.cost_usd = r.cost_usd[a];
+    outcome.latency_s = r.latency_s[a];
     deltas.clear();
     router->Observe(*plan, outcome, deltas);
     ledger.Add(epoch, deltas);
   };
   for (size_t i = 0; i < warm; ++i) {
     for (size_t a = 0; a < log.agents.size(); ++a) {
-      learn(log.rows[order[i]], static_cast<int32_t>(a), 1.0 / static_cast<double>(log.agents.size()));
+      learn(log.rows[order[i]], static_cast<int32_t>(a),
+            1.0 / static_cast<double>(log.agents.size()));
     }
     if (static_cast<int64_t>(i) % o.epoch == 0) ++epoch;
   }
@@ -255,20 +276,25 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
     }
     const OutcomeLog::Row& r = log.rows[pool[at]];
     AgentRequest q;
-    q.id = static_cast<uint64_t>(i) + 1, q.intent = intent_of(r), q.features = r.features;
+    q.id = static_cast<uint64_t>(i) + 1;
+    q.intent = intent_of(r);
+    q.features = r.features;
     AgentDecision d;
     SLUICE_RETURN_IF_ERROR(router->Run(*plan, ledger.State(), q, d, nullptr));
     if (i % o.epoch == 0) ++epoch;
     const auto a = static_cast<size_t>(d.path[0]);
     learn(r, d.path[0], d.propensity);
-    run.row.push_back(static_cast<int32_t>(pool[at])), run.agent.push_back(d.path[0]);
+    run.row.push_back(static_cast<int32_t>(pool[at]));
+    run.agent.push_back(d.path[0]);
     run.propensity.push_back(static_cast<float>(d.propensity));
     run.utility.push_back(static_cast<float>(Utility(r, a, o.cost_weight, o.latency_weight)));
     run.task_best.push_back(
-        static_cast<float>(Utility(r, task_best[static_cast<size_t>(r.task)], o.cost_weight, o.latency_weight)));
+        static_cast<float>(Utility(r, task_best[r.task], o.cost_weight, o.latency_weight)));
     if (i >= last) {
       const double n = static_cast<double>(o.decisions - last);
-      run.quality += r.quality[a] / n, run.cost_usd += r.cost_usd[a] / n, run.latency_s += r.latency_s[a] / n;
+      run.quality += r.quality[a] / n;
+      run.cost_usd += r.cost_usd[a] / n;
+      run.latency_s += r.latency_s[a] / n;
     }
   }
   return run;
@@ -287,7 +313,7 @@ Ceilings CeilingsOf(const OutcomeLog& log, double cost_weight, double latency_we
       top = std::max(top, u);
     }
     c.oracle += top / n;
-    c.task_best += Utility(r, task_best[static_cast<size_t>(r.task)], cost_weight, latency_weight) / n;
+    c.task_best += Utility(r, task_best[r.task], cost_weight, latency_weight) / n;
   }
   c.best_single = *std::max_element(single.begin(), single.end());
   return c;

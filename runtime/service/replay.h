@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_SERVICE_REPLAY_H_
 #define SLUICE_RUNTIME_SERVICE_REPLAY_H_
-// Replays a log in which every agent answered every query, so that any policy's regret is known exactly.
+// Replays a log in which every agent answered every query, so that any policy's regret is known
+// exactly.
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,8 +10,8 @@
 #include "sluice/api/agent_router.h"
 
 SLUICE_BEGIN_NAMESPACE
-// CSV (plain or gzip) with a header: id, task, then columns intent:TASK and feature:N (optional), quality:AGENT,
-// cost_usd:AGENT, latency_s:AGENT (0 or empty: not known). One row a query.
+// CSV (plain or gzip) with a header: id, task, then columns intent:TASK and feature:N (optional),
+// quality:AGENT, cost_usd:AGENT, latency_s:AGENT (0 or empty: not known). One row a query.
 struct OutcomeLog {
   struct Row {
     std::string id;
@@ -28,27 +29,31 @@ absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path);
 
 // AMRO-S as chosen on seeds 1 to 5 of the bundled log, for a graph whose abilities start at 1.
 inline constexpr char kTunedAmroS[] =
-    "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_by_intent=true,"
+    "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_"
+    "by_intent=true,"
     "prior=20";
 
 struct ReplayOptions {
   double cost_weight = 0, latency_weight = 0;
   int64_t decisions = 13620;
-  int64_t epoch = 16;             // decisions learned as one batch
-  double warm_up = 0;             // share of the queries learned from before, every agent's answer known; not replayed
+  int64_t epoch = 16;  // decisions learned as one batch
+  double warm_up =
+      0;  // share of the queries learned from before, every agent's answer known; not replayed
   double ability = 1;             // prior ability of every agent
   bool predicted_intent = false;  // the log's intent columns instead of the task's name
   double gate = 0.5;
 };
 struct ReplayRun {
-  std::vector<float> utility, task_best;            // per decision: of the chosen agent; of the task's best on average
+  std::vector<float> utility,
+      task_best;  // per decision: of the chosen agent; of the task's best on average
   std::vector<int32_t> row, agent;                  // per decision: of the log; chosen
   std::vector<float> propensity;                    // per decision: of the chosen agent
   double quality = 0, cost_usd = 0, latency_s = 0;  // means over the last third
   double LastThird() const;
 };
 // `seed` orders the queries, splits the warm-up and is given to policies that draw.
-absl::StatusOr<ReplayRun> Replay(const OutcomeLog&, const std::string& policy, const ReplayOptions&, uint64_t seed);
+absl::StatusOr<ReplayRun> Replay(const OutcomeLog&, const std::string& policy, const ReplayOptions&,
+                                 uint64_t seed);
 
 // What clairvoyance reaches: mean utility of the best agent overall, of each task, of each query.
 struct Ceilings {

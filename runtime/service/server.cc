@@ -35,7 +35,8 @@ double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 int64_t UnixMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
       .count();
 }
 const char* BlockName(Block b) {
@@ -94,7 +95,7 @@ class ServerImpl final : public Server {
   ServerImpl(ServerSettings settings, Options options)
       : settings_(std::move(settings)),
         options_(std::move(options)),
-        health_(static_cast<size_t>(settings_.policies->graph->num_agents())) {}
+        health_(settings_.policies->graph->num_agents()) {}
   ~ServerImpl() override {
     http_.reset();
     learner_.reset();
@@ -118,11 +119,13 @@ class ServerImpl final : public Server {
     SLUICE_ASSIGN_OR_RETURN(std::string key, store_->GetOrPut("receipt_key", Receipts::NewKey()));
     receipts_ = std::make_unique<Receipts>(std::move(key));
     Learner::Options learning;
-    learning.window = c.learning().window_epochs(), learning.publish_ms = c.learning().publish_ms();
-    learning.commit_ms = c.learning().commit_ms(), learning.snapshot_every = c.learning().snapshot_every(),
+    learning.window = c.learning().window_epochs();
+    learning.publish_ms = c.learning().publish_ms();
+    learning.commit_ms = c.learning().commit_ms();
+    learning.snapshot_every = c.learning().snapshot_every();
     learning.queue = c.limits().feedback_queue();
-    SLUICE_ASSIGN_OR_RETURN(learner_,
-                            Learner::Start(settings_.policies, c.experiment(), *store_, learning, [this] { Wake(); }));
+    SLUICE_ASSIGN_OR_RETURN(learner_, Learner::Start(settings_.policies, c.experiment(), *store_,
+                                                     learning, [this] { Wake(); }));
     {
       Published<LearnedState>::Guard state(learner_->published(), 0);
       epoch_ = state->newest_epoch + 1;
@@ -147,8 +150,8 @@ class ServerImpl final : public Server {
         try {
           router_.bind(e);
         } catch (const zmq::error_t& error) {
-          return absl::UnavailableError(
-              absl::StrCat("endpoint ", e, ": ", error.what(), "; wanted tcp://host:port or ipc:///path"));
+          return absl::UnavailableError(absl::StrCat("endpoint ", e, ": ", error.what(),
+                                                     "; wanted tcp://host:port or ipc:///path"));
         }
         endpoints_.push_back(router_.get(zmq::sockopt::last_endpoint));
       }
@@ -158,26 +161,34 @@ class ServerImpl final : public Server {
     }
     if (c.http().port() > 0) {
       // The page's requests come in as a client's; with encryption on, inproc needs none.
-      SLUICE_ASSIGN_OR_RETURN(http_,
-                              HttpServer::Start(c.http().host(), static_cast<int>(c.http().port()), context_, kInproc));
+      SLUICE_ASSIGN_OR_RETURN(
+          http_,
+          HttpServer::Start(c.http().host(), static_cast<int>(c.http().port()), context_, kInproc));
     }
     started_ = SteadySeconds();
     return absl::OkStatus();
   }
 
   absl::Status Run() override {
-    Log("serving", {{"endpoint", endpoints_.empty() ? "" : endpoints_[0]}, {"store", std::string(store_->name())}});
+    Log("serving", {{"endpoint", endpoints_.empty() ? "" : endpoints_[0]},
+                    {"store", std::string(store_->name())}});
     try {
       Serve();
     } catch (const zmq::error_t& e) {
       return absl::InternalError(absl::StrCat("zeromq: ", e.what()));
     }
-    Log("stopped",
-        {{"decisions", absl::StrCat(counters_.decisions)}, {"feedbacks", absl::StrCat(counters_.feedbacks)}});
+    Log("stopped", {{"decisions", absl::StrCat(counters_.decisions)},
+                    {"feedbacks", absl::StrCat(counters_.feedbacks)}});
     return absl::OkStatus();
   }
-  void Stop() override { stop_ = true, Wake(); }
-  void Reload() override { reload_ = true, Wake(); }
+  void Stop() override {
+    stop_ = true;
+    Wake();
+  }
+  void Reload() override {
+    reload_ = true;
+    Wake();
+  }
   const std::vector<std::string>& endpoints() const override { return endpoints_; }
   int http_port() const override { return http_ != nullptr ? http_->port() : 0; }
 
@@ -200,8 +211,8 @@ class ServerImpl final : public Server {
     double tokens = 0, at = 0;
   };
   struct Counters {
-    uint64_t decisions = 0, feedbacks = 0, duplicates = 0, rejected = 0, malformed = 0, overloaded = 0,
-             rate_limited = 0, undeliverable = 0, reloads = 0, failed_reloads = 0;
+    uint64_t decisions = 0, feedbacks = 0, duplicates = 0, rejected = 0, malformed = 0,
+             overloaded = 0, rate_limited = 0, undeliverable = 0, reloads = 0, failed_reloads = 0;
     double quality = 0, cost = 0;
   };
   struct Path {
@@ -226,7 +237,8 @@ class ServerImpl final : public Server {
     if (write(wake_, &one, sizeof one) < 0) {  // full: it is awake already
     }
   }
-  void Log(absl::string_view event, std::initializer_list<std::pair<absl::string_view, std::string>> fields) {
+  void Log(absl::string_view event,
+           std::initializer_list<std::pair<absl::string_view, std::string>> fields) {
     if (!options_.log) return;
     std::string line = absl::StrCat("{\"unix_ms\":", UnixMs(), ",\"event\":", JsonText(event));
     for (const auto& [k, v] : fields) absl::StrAppend(&line, ",", JsonText(k), ":", JsonText(v));
@@ -243,8 +255,9 @@ class ServerImpl final : public Server {
       for (const v1::AgentConfig& a : s.agent()) budgets_.push_back(a.budget_usd_per_hour());
     }
     const AgentGraph& g = *settings_.policies->graph;
-    for (int64_t a = 0; a < g.num_agents(); ++a) agents_.emplace(g.agent(a).id, static_cast<int32_t>(a));
-    for (int i = 0; i < g.num_stages(); ++i) first_agent_[static_cast<size_t>(i)] = g.first_agent(i);
+    for (int64_t a = 0; a < g.num_agents(); ++a)
+      agents_.emplace(g.agent(a).id, static_cast<int32_t>(a));
+    for (int i = 0; i < g.num_stages(); ++i) first_agent_[i] = g.first_agent(i);
     active_ = c.active_policy();
     experiment_.Adopt(c.experiment());
     if (intent_path_ != c.intent().model()) {
@@ -273,7 +286,8 @@ class ServerImpl final : public Server {
         now.curve().SerializeAsString() != was.curve().SerializeAsString() ||
         now.http().SerializeAsString() != was.http().SerializeAsString() ||
         now.learning().SerializeAsString() != was.learning().SerializeAsString() ||
-        !std::equal(now.endpoint().begin(), now.endpoint().end(), was.endpoint().begin(), was.endpoint().end())) {
+        !std::equal(now.endpoint().begin(), now.endpoint().end(), was.endpoint().begin(),
+                    was.endpoint().end())) {
       return fail("endpoint, state, learning, curve or http changed: that needs a restart");
     }
     ServerSettings before = std::exchange(settings_, *std::move(next));
@@ -293,25 +307,32 @@ class ServerImpl final : public Server {
     double tick = 0;
     bool draining = false;
     double drain_until = 0;
-    zmq::pollitem_t items[] = {{router_.handle(), 0, ZMQ_POLLIN, 0}, {nullptr, wake_, ZMQ_POLLIN, 0}};
+    zmq::pollitem_t items[] = {{router_.handle(), 0, ZMQ_POLLIN, 0},
+                               {nullptr, wake_, ZMQ_POLLIN, 0}};
     for (;;) {
       zmq::poll(items, 2, std::chrono::milliseconds(draining ? 20 : 200));
       now_ = SteadySeconds();
       if (items[1].revents != 0) {
         uint64_t ignored;
-        if (read(wake_, &ignored, sizeof ignored) < 0) {  // somebody else's wake-up was taken already
+        if (read(wake_, &ignored, sizeof ignored) <
+            0) {  // somebody else's wake-up was taken already
         }
       }
       if (reload_.exchange(false)) DoReload();
       if (stop_ && !draining) {
-        draining = true, ready_ = false, drain_until = now_ + 10;
+        draining = true;
+        ready_ = false;
+        drain_until = now_ + 10;
         Log("draining", {});
       }
       int taken = 0;
       for (; taken < kDrainBatch && TakeOne(); ++taken) {
       }
       AnswerFeedback();
-      if (now_ - tick >= 1) Tick(), tick = now_;
+      if (now_ - tick >= 1) {
+        Tick();
+        tick = now_;
+      }
       if (draining && taken == 0 && (learner_->queued() == 0 || now_ > drain_until)) {
         AnswerFeedback();
         const absl::Status saved = learner_->SaveNow();
@@ -329,7 +350,8 @@ class ServerImpl final : public Server {
     if (history_.size() > 600) history_.pop_front();
     const std::string trouble = learner_->trouble();
     if (trouble != trouble_) {
-      Log(trouble.empty() ? "feedback is stored again" : "feedback cannot be stored", {{"why", trouble}});
+      Log(trouble.empty() ? "feedback is stored again" : "feedback cannot be stored",
+          {{"why", trouble}});
       trouble_ = trouble;
     }
     if (buckets_.size() > kMaxClients) buckets_.clear();
@@ -355,7 +377,10 @@ class ServerImpl final : public Server {
     int parts = 0;
     while (router_.get(zmq::sockopt::rcvmore)) {
       (void)router_.recv(frame, zmq::recv_flags::none);
-      if (++parts == 1 && frame.size() == 0 && router_.get(zmq::sockopt::rcvmore)) peer.delimiter = true, parts = 0;
+      if (++parts == 1 && frame.size() == 0 && router_.get(zmq::sockopt::rcvmore)) {
+        peer.delimiter = true;
+        parts = 0;
+      }
     }
     arena_.Reset();
     auto* response = google::protobuf::Arena::CreateMessage<v1::Response>(&arena_);
@@ -373,12 +398,14 @@ class ServerImpl final : public Server {
     bool later = false;
     const char* user = "";
     try {
-      if (allow_list_ != nullptr) user = frame.gets("User-Id");  // NOLINT: a message's property, not stdio
-    } catch (const zmq::error_t&) {                              // a peer without one: inproc
+      if (allow_list_ != nullptr)
+        user = frame.gets("User-Id");  // NOLINT: a message's property, not stdio
+    } catch (const zmq::error_t&) {    // a peer without one: inproc
     }
     if (request->version() != kWireVersion) {
       SetError(response->mutable_error(), v1::UNIMPLEMENTED,
-               absl::StrCat("request of version ", request->version(), ", this server speaks ", kWireVersion));
+               absl::StrCat("request of version ", request->version(), ", this server speaks ",
+                            kWireVersion));
     } else if (request->deadline_unix_ms() != 0 && UnixMs() > request->deadline_unix_ms()) {
       SetError(response->mutable_error(), v1::DEADLINE_EXCEEDED,
                absl::StrCat("the deadline passed ", UnixMs() - request->deadline_unix_ms(),
@@ -386,7 +413,8 @@ class ServerImpl final : public Server {
     } else if (!Allowed(*user != '\0' ? std::string(user) : peer.identity)) {
       ++counters_.rate_limited;
       SetError(response->mutable_error(), v1::RATE_LIMITED,
-               absl::StrCat("more than ", settings_.config.limits().requests_per_s(), " requests a second"));
+               absl::StrCat("more than ", settings_.config.limits().requests_per_s(),
+                            " requests a second"));
     } else {
       try {
         later = Dispatch(peer, *request, *response);
@@ -416,7 +444,9 @@ class ServerImpl final : public Server {
       zmq::message_t body(response.ByteSizeLong());
       response.SerializeWithCachedSizesToArray(body.data<uint8_t>());
       auto part = [&](zmq::message_t& m, bool more) {
-        return router_.send(m, more ? zmq::send_flags::sndmore | zmq::send_flags::dontwait : zmq::send_flags::dontwait)
+        return router_
+            .send(m, more ? zmq::send_flags::sndmore | zmq::send_flags::dontwait
+                          : zmq::send_flags::dontwait)
             .has_value();
       };
       zmq::message_t identity(peer.identity.data(), peer.identity.size()), empty;
@@ -477,7 +507,8 @@ class ServerImpl final : public Server {
       case v1::Request::BODY_NOT_SET:
         break;
     }
-    SetError(r.mutable_error(), v1::UNIMPLEMENTED, "the request has no body that this server knows");
+    SetError(r.mutable_error(), v1::UNIMPLEMENTED,
+             "the request has no body that this server knows");
     return false;
   }
 
@@ -489,7 +520,8 @@ class ServerImpl final : public Server {
         if (!asked.ok()) return 0;
         lease = *asked;
       }
-      next_id_ = lease, ids_left_ = Learner::kLease;
+      next_id_ = lease;
+      ids_left_ = Learner::kLease;
     }
     --ids_left_;
     return next_id_++;
@@ -504,7 +536,7 @@ class ServerImpl final : public Server {
         return absl::InvalidArgumentError(
             absl::StrCat("no task '", q.task(), "'; known: ", absl::StrJoin(g.tasks, ", ")));
       }
-      intent_now_[static_cast<size_t>(at - g.tasks.begin())] = 1;
+      intent_now_[at - g.tasks.begin()] = 1;
     } else if (!q.intent().empty()) {
       intent_now_.assign(q.intent().begin(), q.intent().end());
     } else if (!q.text().empty()) {
@@ -520,12 +552,14 @@ class ServerImpl final : public Server {
       blocked_now_.assign(health_.blocked().begin(), health_.blocked().end());
       for (const std::string& id : q.exclude()) {
         const auto at = agents_.find(id);
-        if (at == agents_.end()) return absl::InvalidArgumentError(absl::StrCat("exclude: no agent '", id, "'"));
-        blocked_now_[static_cast<size_t>(at->second)] = Block::kCaller;
+        if (at == agents_.end())
+          return absl::InvalidArgumentError(absl::StrCat("exclude: no agent '", id, "'"));
+        blocked_now_[at->second] = Block::kCaller;
       }
       if (q.max_cost_usd() > 0) {
         for (size_t a = 0; a < blocked_now_.size(); ++a) {
-          if (g.agent(static_cast<int64_t>(a)).cost_usd > q.max_cost_usd()) blocked_now_[a] = Block::kCapability;
+          if (g.agent(static_cast<int64_t>(a)).cost_usd > q.max_cost_usd())
+            blocked_now_[a] = Block::kCapability;
         }
       }
     }
@@ -550,23 +584,31 @@ class ServerImpl final : public Server {
       const uint64_t id = NextId();
       int active = everyone;
       record_.unit = q.unit().empty() ? 0 : std::max<uint64_t>(1, HashText(q.unit()));
-      record_.experiment = 0, record_.arm = 0;
+      record_.experiment = 0;
+      record_.arm = 0;
       if (experiment_.running() && !q.unit().empty() &&
           experiment_.id() == state->experiment) {  // else: after a reload
         const Experiment::Assigned to = experiment_.Assign(q.unit(), state->stopped);
         const int index = set.Find(*to.policy);
         if (index >= 0) active = index;
-        if (index >= 0 && to.counts) record_.experiment = experiment_.id(), record_.arm = static_cast<uint8_t>(to.arm);
+        if (index >= 0 && to.counts) {
+          record_.experiment = experiment_.id();
+          record_.arm = static_cast<uint8_t>(to.arm);
+        }
       }
-      const PolicySet::Policy& policy = set.policies[static_cast<size_t>(active)];
-      const absl::Span<const double> learned = state->of[static_cast<size_t>(active)].state;
-      absl::Status status = id == 0 ? absl::UnavailableError("the store leases no ids") : Understand(q, *set.graph);
+      const PolicySet::Policy& policy = set.policies[active];
+      const absl::Span<const double> learned = state->of[active].state;
+      absl::Status status =
+          id == 0 ? absl::UnavailableError("the store leases no ids") : Understand(q, *set.graph);
       Explained& slot = explained_[id % explained_.size()];
       AgentDecision decision;
       if (status.ok()) {
         AgentRequest ask;
-        ask.id = id, ask.intent = intent_now_, ask.live = health_.live(), ask.blocked = blocked_now_;
-        ask.features = absl::MakeConstSpan(q.features().data(), static_cast<size_t>(q.features_size()));
+        ask.id = id;
+        ask.intent = intent_now_;
+        ask.live = health_.live();
+        ask.blocked = blocked_now_;
+        ask.features = absl::MakeConstSpan(q.features().data(), q.features_size());
         slot.trace.clear();
         slot.id = 0;
         status = policy.router->Run(*policy.plan, learned, ask, decision, &slot.trace);
@@ -575,10 +617,19 @@ class ServerImpl final : public Server {
         SetError(d.mutable_error(), CodeOf(status.code()), status.message());
         continue;
       }
-      slot.id = id, slot.snapshot = state->version, slot.policies = state->policies, slot.policy = active;
-      slot.propensity = decision.propensity, slot.intent = intent_now_, slot.unix_ms = UnixMs();
-      record_.id = id, record_.graph = set.fingerprint, record_.policy = static_cast<uint32_t>(active);
-      record_.epoch = epoch_, record_.propensity = decision.propensity, record_.intent = intent_now_;
+      slot.id = id;
+      slot.snapshot = state->version;
+      slot.policies = state->policies;
+      slot.policy = active;
+      slot.propensity = decision.propensity;
+      slot.intent = intent_now_;
+      slot.unix_ms = UnixMs();
+      record_.id = id;
+      record_.graph = set.fingerprint;
+      record_.policy = static_cast<uint32_t>(active);
+      record_.epoch = epoch_;
+      record_.propensity = decision.propensity;
+      record_.intent = intent_now_;
       record_.path.assign(decision.path.begin(), decision.path.begin() + decision.stages);
       record_.features.assign(q.features().begin(), q.features().end());
       receipts_->Make(record_, *d.mutable_receipt());
@@ -587,7 +638,7 @@ class ServerImpl final : public Server {
       d.set_propensity(decision.propensity);
       for (int s = 0; s < decision.stages; ++s) {
         d.add_agents(set.graph->agent(decision.path[s]).id);
-        health_.Chosen(static_cast<size_t>(decision.path[s]), breaker_);
+        health_.Chosen(decision.path[s], breaker_);
       }
       ++counters_.decisions, ++second_.decisions;
       CountPath(decision, *set.graph);
@@ -599,23 +650,28 @@ class ServerImpl final : public Server {
       before = after;
     }
   }
-  // What shadow policies would have done with the decisions just sent. Their caller has its answer already.
+  // What shadow policies would have done with the decisions just sent. Their caller has its answer
+  // already.
   void RunShadows() {
     if (shadowed_.empty()) return;
     Published<LearnedState>::Guard state(learner_->published(), 0);
     for (Experiment::Shadow& shadow : experiment_.shadows()) {
       const int index = state->policies->Find(shadow.policy);
       if (index < 0) continue;
-      const PolicySet::Policy& policy = state->policies->policies[static_cast<size_t>(index)];
+      const PolicySet::Policy& policy = state->policies->policies[index];
       for (const Shadowed& s : shadowed_) {
         AgentRequest ask;
-        ask.id = s.id, ask.intent = s.intent, ask.blocked = s.blocked, ask.features = s.features,
+        ask.id = s.id;
+        ask.intent = s.intent;
+        ask.blocked = s.blocked;
+        ask.features = s.features;
         ask.live = health_.live();
         AgentDecision d;
-        if (!policy.router->Run(*policy.plan, state->of[static_cast<size_t>(index)].state, ask, d, nullptr).ok())
+        if (!policy.router->Run(*policy.plan, state->of[index].state, ask, d, nullptr).ok())
           continue;
         ++shadow.decisions;
-        shadow.same += std::equal(d.path.begin(), d.path.begin() + d.stages, s.executed.path.begin());
+        shadow.same +=
+            std::equal(d.path.begin(), d.path.begin() + d.stages, s.executed.path.begin());
       }
     }
     shadowed_.clear();
@@ -624,13 +680,19 @@ class ServerImpl final : public Server {
     learner_->ReportExperiment(out);
     for (const Experiment::Shadow& s : experiment_.shadows()) {
       v1::ShadowResult& r = *out.add_shadows();
-      r.set_policy(s.policy), r.set_decisions(s.decisions), r.set_same(s.same);
+      r.set_policy(s.policy);
+      r.set_decisions(s.decisions);
+      r.set_same(s.same);
     }
   }
   void CountForEpoch() {
-    if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) decisions_in_epoch_ = 0, ++epoch_;
+    if (++decisions_in_epoch_ >= settings_.config.learning().epoch_decisions()) {
+      decisions_in_epoch_ = 0;
+      ++epoch_;
+    }
   }
-  // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones are left out.
+  // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones
+  // are left out.
   void CountPath(const AgentDecision& d, const AgentGraph& g) {
     uint64_t key = 0;
     for (int s = 0; s < d.stages; ++s)
@@ -650,7 +712,8 @@ class ServerImpl final : public Server {
   bool FitsBatch(int n, absl::string_view what, v1::Response& r) {
     const auto most = static_cast<int>(settings_.config.limits().max_batch());
     if (n > 0 && n <= most) return true;
-    SetError(r.mutable_error(), v1::INVALID_ARGUMENT, absl::StrCat(n, " ", what, ", allowed 1 to ", most));
+    SetError(r.mutable_error(), v1::INVALID_ARGUMENT,
+             absl::StrCat(n, " ", what, ", allowed 1 to ", most));
     return false;
   }
 
@@ -659,39 +722,44 @@ class ServerImpl final : public Server {
     if (!FitsBatch(request.outcomes_size(), "outcomes", r)) return false;
     auto job = std::make_unique<FeedbackJob>();
     const auto n = static_cast<size_t>(request.outcomes_size());
-    job->client = peer.identity, job->delimiter = peer.delimiter, job->request_id = q.request_id();
-    job->results.resize(n), job->reasons.resize(n), job->ids.resize(n);
+    job->client = peer.identity;
+    job->delimiter = peer.delimiter;
+    job->request_id = q.request_id();
+    job->results.resize(n);
+    job->reasons.resize(n);
+    job->ids.resize(n);
     for (int i = 0; i < request.outcomes_size(); ++i) {
       const v1::Outcome& o = request.outcomes(i);
       absl::StatusOr<OutcomeRecord> record = Check(o);
       if (!record.ok()) {
         ++counters_.rejected;
-        job->reasons[static_cast<size_t>(i)] = std::string(record.status().message());
+        job->reasons[i] = std::string(record.status().message());
         continue;
       }
-      job->ids[static_cast<size_t>(i)] = record->decision.id;
+      job->ids[i] = record->decision.id;
       job->slot.push_back(i);
       std::vector<FeedbackJob::Report>& reports = job->reports.emplace_back();
-      for (const v1::AgentReport& a : o.agents()) reports.push_back({agents_.at(a.agent()), a.failed(), a.latency_s()});
+      for (const v1::AgentReport& a : o.agents())
+        reports.push_back({agents_.at(a.agent()), a.failed(), a.latency_s()});
       job->outcomes.push_back(*std::move(record));
     }
     if (!learner_->Submit(job)) {
       ++counters_.overloaded;
-      SetError(
-          r.mutable_error(), v1::OVERLOADED,
-          absl::StrCat("the feedback queue holds ", learner_->queued(), " outcomes; nothing was kept, send again"));
+      SetError(r.mutable_error(), v1::OVERLOADED,
+               absl::StrCat("the feedback queue holds ", learner_->queued(),
+                            " outcomes; nothing was kept, send again"));
       return false;
     }
     return true;
   }
-  // The decision that offline data stands for. Its id comes from its key, apart from the server's own by the highest
-  // bit.
+  // The decision that offline data stands for. Its id comes from its key, apart from the server's
+  // own by the highest bit.
   absl::StatusOr<DecisionRecord> FromLabelled(const v1::Labelled& l) {
     const AgentGraph& g = *settings_.policies->graph;
     if (l.key().empty()) return absl::InvalidArgumentError("labelled: no key");
     if (l.agents_size() != g.num_stages()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("labelled: ", l.agents_size(), " agents, wanted one a stage = ", g.num_stages()));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "labelled: ", l.agents_size(), " agents, wanted one a stage = ", g.num_stages()));
     }
     DecisionRecord d;
     double uniform = 1;
@@ -699,7 +767,8 @@ class ServerImpl final : public Server {
       const auto at = agents_.find(l.agents(s));
       const int64_t first = g.first_agent(s);
       if (at == agents_.end() || at->second < first || at->second >= first + g.stage_size(s)) {
-        return absl::InvalidArgumentError(absl::StrCat("labelled: stage ", s, " has no agent '", l.agents(s), "'"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("labelled: stage ", s, " has no agent '", l.agents(s), "'"));
       }
       d.path.push_back(at->second);
       uniform /= g.stage_size(s);
@@ -713,14 +782,17 @@ class ServerImpl final : public Server {
     for (double w : intent_now_) sum += w >= 0 ? w : NAN;
     if (intent_now_.size() != g.tasks.size() || !(std::abs(sum - 1) < 1e-6)) {
       return absl::InvalidArgumentError(absl::StrCat("labelled: intent has ", intent_now_.size(),
-                                                     " entries that sum to ", sum, ", wanted ", g.tasks.size(),
-                                                     " and 1"));
+                                                     " entries that sum to ", sum, ", wanted ",
+                                                     g.tasks.size(), " and 1"));
     }
     if (!(l.propensity() >= 0 && l.propensity() <= 1)) {
-      return absl::InvalidArgumentError(absl::StrCat("labelled: propensity ", l.propensity(), " is outside [0, 1]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("labelled: propensity ", l.propensity(), " is outside [0, 1]"));
     }
     d.id = HashText(l.key()) | (uint64_t{1} << 63);
-    d.graph = settings_.policies->fingerprint, d.epoch = epoch_, d.intent = intent_now_;
+    d.graph = settings_.policies->fingerprint;
+    d.epoch = epoch_;
+    d.intent = intent_now_;
     d.propensity = l.propensity() > 0 ? l.propensity() : uniform;
     d.features.assign(l.features().begin(), l.features().end());
     CountForEpoch();
@@ -734,24 +806,34 @@ class ServerImpl final : public Server {
       SLUICE_ASSIGN_OR_RETURN(record.decision, receipts_->Open(o.receipt()));
     }
     if (!(o.quality() >= 0 && o.quality() <= 1))
-      return absl::InvalidArgumentError(absl::StrCat("quality ", o.quality(), " is outside [0, 1]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("quality ", o.quality(), " is outside [0, 1]"));
     for (double x : {o.cost_usd(), o.latency_s()}) {
       if (!(x >= 0 && x <= 1e6))
-        return absl::InvalidArgumentError(absl::StrCat("cost_usd and latency_s must be in [0, 1e6], got ", x));
+        return absl::InvalidArgumentError(
+            absl::StrCat("cost_usd and latency_s must be in [0, 1e6], got ", x));
     }
     for (const v1::AgentReport& a : o.agents()) {
       if (agents_.find(a.agent()) == agents_.end())
         return absl::InvalidArgumentError(absl::StrCat("no agent '", a.agent(), "'"));
     }
-    record.quality = o.quality(), record.cost_usd = o.cost_usd(), record.latency_s = o.latency_s();
-    record.accepted = o.has_accepted() ? o.accepted() : o.quality() >= settings_.config.learning().gate();
+    record.quality = o.quality();
+    record.cost_usd = o.cost_usd();
+    record.latency_s = o.latency_s();
+    record.accepted =
+        o.has_accepted() ? o.accepted() : o.quality() >= settings_.config.learning().gate();
     return record;
   }
-  // What a new outcome says of its agents' health: reports where there are any, else a share of the whole.
+  // What a new outcome says of its agents' health: reports where there are any, else a share of the
+  // whole.
   void Notice(const OutcomeRecord& o, const std::vector<FeedbackJob::Report>& reports) {
-    ++second_.outcomes, ++noticed_;
-    second_.quality += o.quality, second_.cost += o.cost_usd, second_.latency += o.latency_s;
-    counters_.quality += o.quality, counters_.cost += o.cost_usd;
+    ++second_.outcomes;
+    ++noticed_;
+    second_.quality += o.quality;
+    second_.cost += o.cost_usd;
+    second_.latency += o.latency_s;
+    counters_.quality += o.quality;
+    counters_.cost += o.cost_usd;
     const bool labelled = (o.decision.id >> 63) != 0;  // says nothing of how agents do now
     if (labelled || o.decision.graph != settings_.policies->fingerprint) return;
     const double share = 1.0 / static_cast<double>(std::max<size_t>(1, o.decision.path.size()));
@@ -759,9 +841,12 @@ class ServerImpl final : public Server {
       bool failed = false;
       double latency = reports.empty() ? o.latency_s * share : 0;
       for (const FeedbackJob::Report& r : reports) {
-        if (r.agent == a) failed = r.failed, latency = r.latency_s;
+        if (r.agent == a) {
+          failed = r.failed;
+          latency = r.latency_s;
+        }
       }
-      health_.Ended(static_cast<size_t>(a), failed, latency, o.quality, o.cost_usd * share, breaker_, now_);
+      health_.Ended(a, failed, latency, o.quality, o.cost_usd * share, breaker_, now_);
     }
   }
   void AnswerFeedback() {
@@ -785,7 +870,7 @@ class ServerImpl final : public Server {
           second_.feedbacks += job->results[i] == FeedbackJob::Result::kApplied;
         }
         for (size_t i = 0; i < job->outcomes.size(); ++i) {
-          if (job->results[static_cast<size_t>(job->slot[i])] == FeedbackJob::Result::kApplied)
+          if (job->results[job->slot[i]] == FeedbackJob::Result::kApplied)
             Notice(job->outcomes[i], job->reports[i]);
         }
       }
@@ -799,7 +884,9 @@ class ServerImpl final : public Server {
       while (out->size() <= c.stage) out->Add();
       v1::Candidate& to = *out->Mutable(c.stage)->add_candidates();
       to.set_agent(g.agent(c.agent).id);
-      to.set_tau(c.tau), to.set_eta(c.eta), to.set_p(c.p);
+      to.set_tau(c.tau);
+      to.set_eta(c.eta);
+      to.set_p(c.p);
       to.set_blocked(BlockName(c.block));
       to.set_chosen(c.chosen);
     }
@@ -807,32 +894,40 @@ class ServerImpl final : public Server {
   void Explain(const v1::ExplainRequest& q, v1::Response& r) {
     const Explained& e = explained_[q.decision_id() % explained_.size()];
     if (q.decision_id() == 0 || e.id != q.decision_id()) {
-      return SetError(
-          r.mutable_error(), v1::NOT_FOUND,
-          absl::StrCat("decision ", q.decision_id(), " is not among the last ", explained_.size(), " of this server"));
+      return SetError(r.mutable_error(), v1::NOT_FOUND,
+                      absl::StrCat("decision ", q.decision_id(), " is not among the last ",
+                                   explained_.size(), " of this server"));
     }
     const PolicySet& set = *e.policies;
     v1::ExplainResponse& out = *r.mutable_explain();
     out.set_decision_id(e.id);
-    out.set_policy(set.policies[static_cast<size_t>(e.policy)].name);
-    out.set_spec(set.policies[static_cast<size_t>(e.policy)].spec);
+    out.set_policy(set.policies[e.policy].name);
+    out.set_spec(set.policies[e.policy].spec);
     out.set_snapshot(e.snapshot);
     out.set_propensity(e.propensity);
     out.set_unix_ms(e.unix_ms);
     for (size_t t = 0; t < e.intent.size(); ++t) {
       v1::TaskWeight& w = *out.add_intent();
-      w.set_task(set.graph->tasks[t]), w.set_weight(e.intent[t]);
+      w.set_task(set.graph->tasks[t]);
+      w.set_weight(e.intent[t]);
     }
     AddStages(*set.graph, e.trace, out.mutable_stages());
   }
   void Stats(v1::StatsResponse& s) {
-    s.set_decisions(counters_.decisions), s.set_feedbacks(counters_.feedbacks), s.set_duplicates(counters_.duplicates);
-    s.set_rejected(counters_.rejected), s.set_malformed(counters_.malformed), s.set_overloaded(counters_.overloaded);
-    s.set_rate_limited(counters_.rate_limited), s.set_undeliverable(counters_.undeliverable);
-    s.set_reloads(counters_.reloads), s.set_failed_reloads(counters_.failed_reloads);
+    s.set_decisions(counters_.decisions);
+    s.set_feedbacks(counters_.feedbacks);
+    s.set_duplicates(counters_.duplicates);
+    s.set_rejected(counters_.rejected);
+    s.set_malformed(counters_.malformed);
+    s.set_overloaded(counters_.overloaded);
+    s.set_rate_limited(counters_.rate_limited);
+    s.set_undeliverable(counters_.undeliverable);
+    s.set_reloads(counters_.reloads);
+    s.set_failed_reloads(counters_.failed_reloads);
     s.set_last_reload_error(reload_error_);
     s.set_uptime_s(now_ - started_);
-    s.set_decide_p50_us(decide_.Quantile(0.5) / 1e3), s.set_decide_p99_us(decide_.Quantile(0.99) / 1e3);
+    s.set_decide_p50_us(decide_.Quantile(0.5) / 1e3);
+    s.set_decide_p99_us(decide_.Quantile(0.99) / 1e3);
     s.set_feedback_queue(learner_->queued());
     if (noticed_ > 0) {
       s.set_mean_quality(counters_.quality / static_cast<double>(noticed_));
@@ -849,18 +944,19 @@ class ServerImpl final : public Server {
       p.set_chosen(top[i]->chosen);
     }
     Published<LearnedState>::Guard state(learner_->published(), 0);
-    s.set_policy(state->policies->policies[static_cast<size_t>(ActivePolicy(*state->policies))].name);
+    s.set_policy(state->policies->policies[ActivePolicy(*state->policies)].name);
     s.set_snapshot(state->version);
     s.set_snapshot_age_s(now_ - static_cast<double>(state->published_ms) / 1e3);
     health_.Refresh(breaker_, budgets_, now_);
     const AgentGraph& g = *state->policies->graph;
     for (int64_t a = 0; a < g.num_agents(); ++a) {
-      const AgentHealth::State& h = health_.state(static_cast<size_t>(a));
+      const AgentHealth::State& h = health_.state(a);
       v1::AgentStats& to = *s.add_agents();
       to.set_agent(g.agent(a).id);
-      to.set_chosen(h.chosen), to.set_failures(h.failures);
-      to.set_in_flight(health_.live()[static_cast<size_t>(a)].load);
-      to.set_latency_s(health_.live()[static_cast<size_t>(a)].latency_s);
+      to.set_chosen(h.chosen);
+      to.set_failures(h.failures);
+      to.set_in_flight(health_.live()[a].load);
+      to.set_latency_s(health_.live()[a].latency_s);
       to.set_quality(h.ended > 0 ? h.quality / static_cast<double>(h.ended) : 0);
       to.set_cost_usd(h.cost_usd);
       to.set_over_budget(h.over_budget);
@@ -883,8 +979,9 @@ class ServerImpl final : public Server {
   }
   void SetPolicy(const v1::SetPolicyRequest& q, v1::Response& r) {
     if (settings_.policies->Find(q.name()) < 0) {
-      return SetError(r.mutable_error(), v1::NOT_FOUND,
-                      absl::StrCat("no policy '", q.name(), "'; known: ", settings_.policies->Names()));
+      return SetError(
+          r.mutable_error(), v1::NOT_FOUND,
+          absl::StrCat("no policy '", q.name(), "'; known: ", settings_.policies->Names()));
     }
     r.mutable_set_policy()->set_previous(active_);
     active_ = q.name();
@@ -901,27 +998,31 @@ class ServerImpl final : public Server {
       p.set_name(state->policies->policies[i].name);
       p.set_outcomes(static_cast<uint64_t>(state->of[i].outcomes));
       const std::vector<double>& numbers = state->of[i].state;
-      p.set_digest(HashText({reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(double)}));
+      p.set_digest(HashText(
+          {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(double)}));
       p.set_late(static_cast<uint64_t>(state->of[i].late));
-      if (q.include_state()) p.mutable_state()->Add(state->of[i].state.begin(), state->of[i].state.end());
+      if (q.include_state())
+        p.mutable_state()->Add(state->of[i].state.begin(), state->of[i].state.end());
     }
   }
   void HeatMap(v1::HeatMapResponse& out) {
     Published<LearnedState>::Guard state(learner_->published(), 0);
     const PolicySet& set = *state->policies;
     const int active = ActivePolicy(set);
-    const PolicySet::Policy& policy = set.policies[static_cast<size_t>(active)];
+    const PolicySet::Policy& policy = set.policies[active];
     out.set_policy(policy.name);
     for (size_t t = 0; t < set.graph->tasks.size(); ++t) {
       std::vector<double> intent(set.graph->tasks.size(), 0.0);
       intent[t] = 1;
       AgentRequest ask;
-      ask.id = t + 1, ask.intent = intent, ask.live = health_.live();
+      ask.id = t + 1;
+      ask.intent = intent;
+      ask.live = health_.live();
       AgentDecision decision;
       AgentTrace trace;
       v1::TaskHeat& heat = *out.add_tasks();
       heat.set_task(set.graph->tasks[t]);
-      if (policy.router->Run(*policy.plan, state->of[static_cast<size_t>(active)].state, ask, decision, &trace).ok()) {
+      if (policy.router->Run(*policy.plan, state->of[active].state, ask, decision, &trace).ok()) {
         AddStages(*set.graph, trace, heat.mutable_stages());
       }
     }
@@ -929,9 +1030,13 @@ class ServerImpl final : public Server {
   void History(v1::HistoryResponse& out) {
     for (const Second& s : history_) {
       v1::HistoryPoint& p = *out.add_points();
-      p.set_unix_ms(s.unix_ms), p.set_decisions(s.decisions), p.set_feedbacks(s.feedbacks);
+      p.set_unix_ms(s.unix_ms);
+      p.set_decisions(s.decisions);
+      p.set_feedbacks(s.feedbacks);
       const double n = std::max<uint32_t>(1, s.outcomes);
-      p.set_quality(s.quality / n), p.set_cost_usd(s.cost / n), p.set_latency_s(s.latency / n);
+      p.set_quality(s.quality / n);
+      p.set_cost_usd(s.cost / n);
+      p.set_latency_s(s.latency / n);
     }
   }
 

@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_SERVICE_SERVER_H_
 #define SLUICE_RUNTIME_SERVICE_SERVER_H_
-// The sidecar: a ZeroMQ ROUTER that answers sluice.v1 requests. One thread serves; the learner's thread writes to disk;
-// an optional HTTP thread asks the server as any client does. Nothing is dropped without an answer or a counter.
+// The sidecar: a ZeroMQ ROUTER that answers sluice.v1 requests. One thread serves; the learner's
+// thread writes to disk; an optional HTTP thread asks the server as any client does. Nothing is
+// dropped without an answer or a counter.
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -14,13 +15,14 @@ SLUICE_BEGIN_NAMESPACE
 class Server {
  public:
   struct Options {
-    std::string config_path;                           // reread on Reload; "": only what Create was given
+    std::string config_path;  // reread on Reload; "": only what Create was given
     std::function<void(const std::string& line)> log;  // one JSON object a line; empty: silent
   };
   // Binds endpoints, opens the store, restores what was learned.
   static absl::StatusOr<std::unique_ptr<Server>> Create(ServerSettings, Options);
   virtual ~Server() = default;
-  // Serves until Stop, then drains: answers what is queued, makes feedback durable, saves a snapshot.
+  // Serves until Stop, then drains: answers what is queued, makes feedback durable, saves a
+  // snapshot.
   virtual absl::Status Run() = 0;
   // From any thread or a signal handler.
   virtual void Stop() = 0;

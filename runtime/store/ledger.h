@@ -1,8 +1,8 @@
 #ifndef SLUICE_RUNTIME_STORE_LEDGER_H_
 #define SLUICE_RUNTIME_STORE_LEDGER_H_
-// What one agent router has learned: integer sums of the open epochs over a folded base. Adding commutes, so the state
-// is the same for every order of arrival in which no outcome is later than `window` epochs; those that are count for
-// the oldest open epoch, and are counted.
+// What one agent router has learned: integer sums of the open epochs over a folded base. Adding
+// commutes, so the state is the same for every order of arrival in which no outcome is later than
+// `window` epochs; those that are count for the oldest open epoch, and are counted.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -24,7 +24,8 @@ class Ledger {
     router.InitialState(plan, absl::MakeSpan(base_));
   }
 
-  // Deltas of one outcome of `epoch`. Cells outside the plan are ignored: they belong to another graph.
+  // Deltas of one outcome of `epoch`. Cells outside the plan are ignored: they belong to another
+  // graph.
   void Add(uint64_t epoch, absl::Span<const SumDelta> deltas) {
     std::vector<int64_t>& sums = Open(epoch).sums;
     for (const SumDelta& d : deltas) {
@@ -73,17 +74,19 @@ class Ledger {
     const size_t sums = static_cast<size_t>(plan_->info().sums);
     if (head[0] != kMagic) return absl::DataLossError("snapshot does not begin with its magic");
     if (head[1] != base_.size() || head[2] != sums) {
-      return absl::FailedPreconditionError(absl::StrCat("snapshot holds ", head[1], " numbers and ", head[2],
-                                                        " sums, this router and graph have ", base_.size(), " and ",
-                                                        sums));
+      return absl::FailedPreconditionError(
+          absl::StrCat("snapshot holds ", head[1], " numbers and ", head[2],
+                       " sums, this router and graph have ", base_.size(), " and ", sums));
     }
     const size_t each = (1 + sums) * 8;
-    if (head[3] > static_cast<uint64_t>(window_) || text.size() != sizeof head + base_.size() * 8 + head[3] * each) {
-      return absl::DataLossError(
-          absl::StrCat("snapshot of ", text.size(), " bytes with ", head[3], " epochs does not add up"));
+    if (head[3] > static_cast<uint64_t>(window_) ||
+        text.size() != sizeof head + base_.size() * 8 + head[3] * each) {
+      return absl::DataLossError(absl::StrCat("snapshot of ", text.size(), " bytes with ", head[3],
+                                              " epochs does not add up"));
     }
     const char* at = text.data() + sizeof head;
-    auto copy = [](void* to, const char* from, size_t n) {  // routers that never learn have nothing to copy to
+    auto copy = [](void* to, const char* from,
+                   size_t n) {  // routers that never learn have nothing to copy to
       if (n > 0) std::memcpy(to, from, n);
     };
     copy(base_.data(), at, base_.size() * 8);
@@ -96,7 +99,10 @@ class Ledger {
       copy(e.sums.data(), at + 8, sums * 8);
       epochs_.push_back(std::move(e));
     }
-    newest_ = head[4], outcomes_ = static_cast<int64_t>(head[5]), late_ = static_cast<int64_t>(head[6]), clean_ = 0;
+    newest_ = head[4];
+    outcomes_ = static_cast<int64_t>(head[5]);
+    late_ = static_cast<int64_t>(head[6]);
+    clean_ = 0;
     return absl::OkStatus();
   }
 
@@ -110,22 +116,27 @@ class Ledger {
   size_t Width() const { return static_cast<size_t>(plan_->info().state); }
   Epoch& Open(uint64_t epoch) {
     if (epoch > newest_) newest_ = epoch;
-    // Epochs that left the window become the base. Their fold is the same now as whenever it was read.
-    const uint64_t oldest =
-        newest_ >= static_cast<uint64_t>(window_) ? newest_ - static_cast<uint64_t>(window_) + 1 : 0;
+    // Epochs that left the window become the base. Their fold is the same now as whenever it was
+    // read.
+    const uint64_t oldest = newest_ >= static_cast<uint64_t>(window_)
+                                ? newest_ - static_cast<uint64_t>(window_) + 1
+                                : 0;
     while (!epochs_.empty() && epochs_.front().number < oldest) {
       router_->Fold(*plan_, epochs_.front().sums, absl::MakeSpan(base_));
       epochs_.pop_front();
       if (clean_ > 0) --clean_;
     }
-    if (epoch < oldest) epoch = oldest, ++late_;
+    if (epoch < oldest) {
+      epoch = oldest;
+      ++late_;
+    }
     auto at = std::lower_bound(epochs_.begin(), epochs_.end(), epoch,
                                [](const Epoch& e, uint64_t number) { return e.number < number; });
     const size_t index = static_cast<size_t>(at - epochs_.begin());
     if (at == epochs_.end() || at->number != epoch) {
       at = epochs_.insert(at, Epoch{});
       at->number = epoch;
-      at->sums.resize(static_cast<size_t>(plan_->info().sums));
+      at->sums.resize(plan_->info().sums);
     }
     clean_ = std::min(clean_, index);
     return *at;

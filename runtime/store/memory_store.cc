@@ -29,7 +29,8 @@ class MemoryStore final : public Store {
     std::lock_guard lock(mutex_);
     return log_.size();
   }
-  absl::Status Read(uint64_t after, absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
+  absl::Status Read(uint64_t after,
+                    absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
     std::lock_guard lock(mutex_);
     for (uint64_t i = after; i < log_.size(); ++i) visit(i + 1, log_[i]);
     return absl::OkStatus();

@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_STORE_RECORD_H_
 #define SLUICE_RUNTIME_STORE_RECORD_H_
-// One learned-from decision as bytes: what was decided (the receipt that a caller gives back) and how it ended. Little-
-// endian, no padding; the reader checks every length.
+// One learned-from decision as bytes: what was decided (the receipt that a caller gives back) and
+// how it ended. Little- endian, no padding; the reader checks every length.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -36,9 +36,15 @@ struct OutcomeRecord {
 
   AgentOutcome view() const {
     AgentOutcome o;
-    o.id = decision.id, o.intent = decision.intent, o.features = decision.features, o.path = decision.path;
-    o.propensity = decision.propensity, o.quality = quality, o.accepted = accepted;
-    o.cost_usd = cost_usd, o.latency_s = latency_s;
+    o.id = decision.id;
+    o.intent = decision.intent;
+    o.features = decision.features;
+    o.path = decision.path;
+    o.propensity = decision.propensity;
+    o.quality = quality;
+    o.accepted = accepted;
+    o.cost_usd = cost_usd;
+    o.latency_s = latency_s;
     return o;
   }
 };
@@ -85,8 +91,14 @@ inline constexpr uint8_t kRecordVersion = 2;  // 1 had neither unit nor experime
 inline void AppendDecision(const DecisionRecord& d, std::string& out) {
   using record_internal::Put;
   Put(out, kRecordVersion);
-  Put(out, d.id), Put(out, d.epoch), Put(out, d.graph), Put(out, d.policy), Put(out, d.propensity);
-  Put(out, d.unit), Put(out, d.experiment), Put(out, d.arm);
+  Put(out, d.id);
+  Put(out, d.epoch);
+  Put(out, d.graph);
+  Put(out, d.policy);
+  Put(out, d.propensity);
+  Put(out, d.unit);
+  Put(out, d.experiment);
+  Put(out, d.arm);
   Put(out, static_cast<uint8_t>(d.path.size()));
   Put(out, static_cast<uint8_t>(d.intent.size()));
   Put(out, static_cast<uint16_t>(d.features.size()));
@@ -101,9 +113,16 @@ inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
     return absl::InvalidArgumentError(
         absl::StrCat("receipt of version ", version, "; this server reads ", kRecordVersion));
   }
-  d.id = r.Get<uint64_t>(), d.epoch = r.Get<uint64_t>(), d.graph = r.Get<uint64_t>(), d.policy = r.Get<uint32_t>();
+  d.id = r.Get<uint64_t>();
+  d.epoch = r.Get<uint64_t>();
+  d.graph = r.Get<uint64_t>();
+  d.policy = r.Get<uint32_t>();
   d.propensity = r.Get<double>();
-  if (version > 1) d.unit = r.Get<uint64_t>(), d.experiment = r.Get<uint32_t>(), d.arm = r.Get<uint8_t>();
+  if (version > 1) {
+    d.unit = r.Get<uint64_t>();
+    d.experiment = r.Get<uint32_t>();
+    d.arm = r.Get<uint8_t>();
+  }
   const size_t path = r.Get<uint8_t>(), intent = r.Get<uint8_t>(), features = r.Get<uint16_t>();
   r.GetMany<uint16_t>(path, d.path);
   r.GetMany<double>(intent, d.intent);
@@ -112,7 +131,8 @@ inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
   if (!(d.propensity >= 0 && d.propensity <= 1 + 1e-9))
     return absl::InvalidArgumentError("receipt: propensity is no probability");
   for (double w : d.intent) {
-    if (!(w >= 0 && w <= 1 + 1e-6)) return absl::InvalidArgumentError("receipt: intent is no distribution");
+    if (!(w >= 0 && w <= 1 + 1e-6))
+      return absl::InvalidArgumentError("receipt: intent is no distribution");
   }
   return absl::OkStatus();
 }
@@ -124,23 +144,30 @@ inline absl::StatusOr<DecisionRecord> ParseDecision(absl::string_view bytes) {
   DecisionRecord d;
   SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, d));
   if (!r.rest().empty())
-    return absl::InvalidArgumentError(absl::StrCat("receipt: ", r.rest().size(), " bytes too many"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("receipt: ", r.rest().size(), " bytes too many"));
   return d;
 }
 inline std::string SerializeOutcome(const OutcomeRecord& o) {
   std::string out;
   AppendDecision(o.decision, out);
   using record_internal::Put;
-  Put(out, o.quality), Put(out, static_cast<uint8_t>(o.accepted)), Put(out, o.cost_usd), Put(out, o.latency_s);
+  Put(out, o.quality);
+  Put(out, static_cast<uint8_t>(o.accepted));
+  Put(out, o.cost_usd);
+  Put(out, o.latency_s);
   return out;
 }
 inline absl::StatusOr<OutcomeRecord> ParseOutcome(absl::string_view bytes) {
   record_internal::Reader r(bytes);
   OutcomeRecord o;
   SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, o.decision));
-  o.quality = r.Get<double>(), o.accepted = r.Get<uint8_t>() != 0, o.cost_usd = r.Get<double>(),
+  o.quality = r.Get<double>();
+  o.accepted = r.Get<uint8_t>() != 0;
+  o.cost_usd = r.Get<double>();
   o.latency_s = r.Get<double>();
-  if (r.failed() || !r.rest().empty()) return absl::DataLossError("stored outcome has the wrong length");
+  if (r.failed() || !r.rest().empty())
+    return absl::DataLossError("stored outcome has the wrong length");
   return o;
 }
 SLUICE_END_NAMESPACE

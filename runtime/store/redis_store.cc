@@ -13,18 +13,19 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-// Outcomes lie in one list, their ids in a set. A script adds to both or to neither, so a repeated append is harmless
-// and every server reads the same order.
+// Outcomes lie in one list, their ids in a set. A script adds to both or to neither, so a repeated
+// append is harmless and every server reads the same order.
 constexpr char kAppend[] =
     "local r = {} "
     "for i = 1, #ARGV, 2 do "
-    "  if redis.call('SADD', KEYS[1], ARGV[i]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[i + 1]); r[#r + 1] = 1 "
+    "  if redis.call('SADD', KEYS[1], ARGV[i]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[i + "
+    "1]); r[#r + 1] = 1 "
     "  else r[#r + 1] = 0 end "
     "end return r";
 constexpr int kPage = 512;
 
-// hiredis writes to a socket whose server may be gone. The signal that this raises is this thread's, and is dropped
-// here.
+// hiredis writes to a socket whose server may be gone. The signal that this raises is this
+// thread's, and is dropped here.
 class NoSigPipe {
  public:
   NoSigPipe() {
@@ -47,7 +48,8 @@ class NoSigPipe {
 
 class RedisStore final : public Store {
  public:
-  RedisStore(std::string address, std::string prefix) : address_(std::move(address)), prefix_(std::move(prefix)) {}
+  RedisStore(std::string address, std::string prefix)
+      : address_(std::move(address)), prefix_(std::move(prefix)) {}
   ~RedisStore() override {
     if (context_ != nullptr) redisFree(context_);
   }
@@ -63,14 +65,16 @@ class RedisStore final : public Store {
     } else {
       const size_t colon = address_.rfind(':');
       int port = 6379;
-      if (colon != std::string::npos && !absl::SimpleAtoi(absl::string_view(address_).substr(colon + 1), &port)) {
-        return absl::InvalidArgumentError(absl::StrCat("redis address '", address_, "' is not host:port or /path"));
+      if (colon != std::string::npos &&
+          !absl::SimpleAtoi(absl::string_view(address_).substr(colon + 1), &port)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("redis address '", address_, "' is not host:port or /path"));
       }
       context_ = redisConnectWithTimeout(address_.substr(0, colon).c_str(), port, timeout);
     }
     if (context_ == nullptr || context_->err != 0) {
-      absl::Status status = absl::UnavailableError(
-          absl::StrCat("redis at ", address_, ": ", context_ != nullptr ? context_->errstr : "no memory"));
+      absl::Status status = absl::UnavailableError(absl::StrCat(
+          "redis at ", address_, ": ", context_ != nullptr ? context_->errstr : "no memory"));
       if (context_ != nullptr) redisFree(context_);
       context_ = nullptr;
       return status;
@@ -84,7 +88,10 @@ class RedisStore final : public Store {
   }
   absl::StatusOr<std::vector<bool>> Append(absl::Span<const StoredOutcome> outcomes) override {
     std::vector<std::string> args = {"EVAL", kAppend, "2", Key("ids"), Key("log")};
-    for (const StoredOutcome& o : outcomes) args.push_back(absl::StrCat(o.decision_id)), args.push_back(o.bytes);
+    for (const StoredOutcome& o : outcomes) {
+      args.push_back(absl::StrCat(o.decision_id));
+      args.push_back(o.bytes);
+    }
     SLUICE_ASSIGN_OR_RETURN(const Reply r, Call(args));
     if (r->type != REDIS_REPLY_ARRAY || r->elements != outcomes.size())
       return absl::InternalError("redis: append answered nonsense");
@@ -96,11 +103,13 @@ class RedisStore final : public Store {
     SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"LLEN", Key("log")}));
     return static_cast<uint64_t>(r->integer);
   }
-  absl::Status Read(uint64_t after, absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
+  absl::Status Read(uint64_t after,
+                    absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
     for (;;) {
-      SLUICE_ASSIGN_OR_RETURN(const Reply r,
-                              Call({"LRANGE", Key("log"), absl::StrCat(after), absl::StrCat(after + kPage - 1)}));
-      for (size_t i = 0; i < r->elements; ++i) visit(++after, {r->element[i]->str, r->element[i]->len});
+      SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"LRANGE", Key("log"), absl::StrCat(after),
+                                                   absl::StrCat(after + kPage - 1)}));
+      for (size_t i = 0; i < r->elements; ++i)
+        visit(++after, {r->element[i]->str, r->element[i]->len});
       if (r->elements < kPage) return absl::OkStatus();
     }
   }
@@ -139,19 +148,24 @@ class RedisStore final : public Store {
     const NoSigPipe quiet;
     std::vector<const char*> argv;
     std::vector<size_t> lengths;
-    for (const std::string& a : args) argv.push_back(a.data()), lengths.push_back(a.size());
+    for (const std::string& a : args) {
+      argv.push_back(a.data());
+      lengths.push_back(a.size());
+    }
     for (int attempt = 0;; ++attempt) {
       if (context_ == nullptr) SLUICE_RETURN_IF_ERROR(Connect());
       Reply r(static_cast<redisReply*>(
           redisCommandArgv(context_, static_cast<int>(argv.size()), argv.data(), lengths.data())));
       if (r != nullptr) {
-        if (r->type == REDIS_REPLY_ERROR) return absl::UnavailableError(absl::StrCat("redis: ", r->str));
+        if (r->type == REDIS_REPLY_ERROR)
+          return absl::UnavailableError(absl::StrCat("redis: ", r->str));
         return r;
       }
       const std::string why = context_->errstr;
       redisFree(context_);
       context_ = nullptr;
-      if (attempt > 0) return absl::UnavailableError(absl::StrCat("redis at ", address_, ": ", why));
+      if (attempt > 0)
+        return absl::UnavailableError(absl::StrCat("redis at ", address_, ": ", why));
     }
   }
   std::mutex mutex_;
@@ -160,7 +174,8 @@ class RedisStore final : public Store {
 };
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address, const std::string& prefix) {
+absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address,
+                                                      const std::string& prefix) {
   auto store = std::make_unique<RedisStore>(address, prefix);
   SLUICE_RETURN_IF_ERROR(store->Connect());
   return store;

@@ -13,23 +13,28 @@ constexpr int kSchema = 1;
 class SqliteStore final : public Store {
  public:
   ~SqliteStore() override {
-    for (sqlite3_stmt* s : {append_, newest_, read_, save_, load_, get_, put_, lease_}) sqlite3_finalize(s);
+    for (sqlite3_stmt* s : {append_, newest_, read_, save_, load_, get_, put_, lease_})
+      sqlite3_finalize(s);
     sqlite3_close(db_);
   }
   absl::Status Open(const std::string& path) {
     path_ = path;
-    if (sqlite3_open_v2(path.c_str(), &db_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+    if (sqlite3_open_v2(path.c_str(), &db_,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
                         nullptr) != SQLITE_OK) {
       return Failed("open");
     }
     sqlite3_busy_timeout(db_, 5000);
     // One writer for the file's life: a second server on it fails here instead of interleaving.
-    for (const char* sql : {"PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL",
-                            "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-                            "CREATE TABLE IF NOT EXISTS outcome(sequence INTEGER PRIMARY KEY, id INTEGER NOT NULL "
-                            "UNIQUE, record BLOB NOT NULL)",
-                            "CREATE TABLE IF NOT EXISTS snapshot(key TEXT PRIMARY KEY, through INTEGER NOT NULL, state "
-                            "BLOB NOT NULL) WITHOUT ROWID"}) {
+    for (const char* sql :
+         {"PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL",
+          "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT "
+          "ROWID",
+          "CREATE TABLE IF NOT EXISTS outcome(sequence INTEGER PRIMARY KEY, id INTEGER NOT NULL "
+          "UNIQUE, record BLOB NOT NULL)",
+          "CREATE TABLE IF NOT EXISTS snapshot(key TEXT PRIMARY KEY, through INTEGER NOT NULL, "
+          "state "
+          "BLOB NOT NULL) WITHOUT ROWID"}) {
       if (sqlite3_exec(db_, sql, nullptr, nullptr, nullptr) != SQLITE_OK) return Failed(sql);
     }
     const std::pair<sqlite3_stmt**, const char*> statements[] = {
@@ -41,7 +46,8 @@ class SqliteStore final : public Store {
         {&get_, "SELECT value FROM meta WHERE key = ?1"},
         {&put_, "INSERT OR IGNORE INTO meta(key, value) VALUES(?1, ?2)"},
         {&lease_,
-         "INSERT INTO meta(key, value) VALUES('next_id', 1 + ?1) ON CONFLICT(key) DO UPDATE SET value = value + ?1 "
+         "INSERT INTO meta(key, value) VALUES('next_id', 1 + ?1) ON CONFLICT(key) DO UPDATE SET "
+         "value = value + ?1 "
          "RETURNING value"}};
     for (const auto& [s, sql] : statements) {
       if (sqlite3_prepare_v2(db_, sql, -1, s, nullptr) != SQLITE_OK) return Failed(sql);
@@ -67,16 +73,19 @@ class SqliteStore final : public Store {
   }
   absl::StatusOr<std::vector<bool>> Append(absl::Span<const StoredOutcome> outcomes) override {
     std::lock_guard lock(mutex_);
-    if (sqlite3_exec(db_, "BEGIN IMMEDIATE", nullptr, nullptr, nullptr) != SQLITE_OK) return Failed("begin");
+    if (sqlite3_exec(db_, "BEGIN IMMEDIATE", nullptr, nullptr, nullptr) != SQLITE_OK)
+      return Failed("begin");
     std::vector<bool> fresh;
     for (const StoredOutcome& o : outcomes) {
       Use use(append_);
       sqlite3_bind_int64(append_, 1, static_cast<int64_t>(o.decision_id));
-      sqlite3_bind_blob(append_, 2, o.bytes.data(), static_cast<int>(o.bytes.size()), SQLITE_STATIC);
+      sqlite3_bind_blob(append_, 2, o.bytes.data(), static_cast<int>(o.bytes.size()),
+                        SQLITE_STATIC);
       if (sqlite3_step(append_) != SQLITE_DONE) return Rollback("append");
       fresh.push_back(sqlite3_changes(db_) > 0);
     }
-    if (sqlite3_exec(db_, "COMMIT", nullptr, nullptr, nullptr) != SQLITE_OK) return Rollback("commit");
+    if (sqlite3_exec(db_, "COMMIT", nullptr, nullptr, nullptr) != SQLITE_OK)
+      return Rollback("commit");
     return fresh;
   }
   absl::StatusOr<uint64_t> Newest() override {
@@ -85,7 +94,8 @@ class SqliteStore final : public Store {
     if (sqlite3_step(newest_) != SQLITE_ROW) return Failed("newest");
     return static_cast<uint64_t>(sqlite3_column_int64(newest_, 0));
   }
-  absl::Status Read(uint64_t after, absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
+  absl::Status Read(uint64_t after,
+                    absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
     std::lock_guard lock(mutex_);
     Use use(read_);
     sqlite3_bind_int64(read_, 1, static_cast<int64_t>(after));
@@ -110,7 +120,8 @@ class SqliteStore final : public Store {
     const int rc = sqlite3_step(load_);
     if (rc == SQLITE_DONE) return absl::NotFoundError("no snapshot");
     if (rc != SQLITE_ROW) return Failed("load snapshot");
-    return StoredSnapshot{static_cast<uint64_t>(sqlite3_column_int64(load_, 0)), std::string(Blob(load_, 1))};
+    return StoredSnapshot{static_cast<uint64_t>(sqlite3_column_int64(load_, 0)),
+                          std::string(Blob(load_, 1))};
   }
   absl::StatusOr<std::string> GetOrPut(const std::string& key, const std::string& value) override {
     std::lock_guard lock(mutex_);
@@ -129,7 +140,10 @@ class SqliteStore final : public Store {
  private:
   struct Use {  // a prepared statement, clean again afterwards
     explicit Use(sqlite3_stmt* s) : s(s) {}
-    ~Use() { sqlite3_reset(s), sqlite3_clear_bindings(s); }
+    ~Use() {
+      sqlite3_reset(s);
+      sqlite3_clear_bindings(s);
+    }
     sqlite3_stmt* s;
   };
   static absl::string_view Blob(sqlite3_stmt* s, int column) {
@@ -148,8 +162,8 @@ class SqliteStore final : public Store {
   std::mutex mutex_;  // the serving thread leases ids, the learner does the rest
   std::string path_;
   sqlite3* db_ = nullptr;
-  sqlite3_stmt *append_ = nullptr, *newest_ = nullptr, *read_ = nullptr, *save_ = nullptr, *load_ = nullptr,
-               *get_ = nullptr, *put_ = nullptr, *lease_ = nullptr;
+  sqlite3_stmt *append_ = nullptr, *newest_ = nullptr, *read_ = nullptr, *save_ = nullptr,
+               *load_ = nullptr, *get_ = nullptr, *put_ = nullptr, *lease_ = nullptr;
 };
 }  // namespace
 

@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_STORE_STORE_H_
 #define SLUICE_RUNTIME_STORE_STORE_H_
-// Where outcomes and snapshots outlive the process. An outcome is kept once for its decision id, in one order that
-// every reader sees.
+// Where outcomes and snapshots outlive the process. An outcome is kept once for its decision id, in
+// one order that every reader sees.
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -37,17 +37,22 @@ class Store {
   // Sequence of the newest outcome; 0: none.
   virtual absl::StatusOr<uint64_t> Newest() = 0;
   // Outcomes after `after`, in order.
-  virtual absl::Status Read(uint64_t after, absl::FunctionRef<void(uint64_t sequence, absl::string_view bytes)>) = 0;
+  virtual absl::Status Read(
+      uint64_t after, absl::FunctionRef<void(uint64_t sequence, absl::string_view bytes)>) = 0;
   virtual absl::Status SaveSnapshot(const std::string& key, const StoredSnapshot&) = 0;
-  virtual absl::StatusOr<StoredSnapshot> LoadSnapshot(const std::string& key) = 0;  // NotFound: none
+  virtual absl::StatusOr<StoredSnapshot> LoadSnapshot(
+      const std::string& key) = 0;  // NotFound: none
   // A value that is made once and then stays: the first writer's.
-  virtual absl::StatusOr<std::string> GetOrPut(const std::string& key, const std::string& value) = 0;
+  virtual absl::StatusOr<std::string> GetOrPut(const std::string& key,
+                                               const std::string& value) = 0;
 };
 
 std::unique_ptr<Store> MakeMemoryStore();
 // Creates the file. WAL journal, every Append synced to disk.
 absl::StatusOr<std::unique_ptr<Store>> OpenSqliteStore(const std::string& path);
-// "host:port" or a unix socket's path. What an acknowledged Append survives is up to the server's appendfsync.
-absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address, const std::string& prefix);
+// "host:port" or a unix socket's path. What an acknowledged Append survives is up to the server's
+// appendfsync.
+absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address,
+                                                      const std::string& prefix);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_STORE_STORE_H_

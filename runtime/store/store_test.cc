@@ -25,8 +25,10 @@ std::string TempDir() {
 std::vector<std::string> All(Store& store, uint64_t after = 0) {
   std::vector<std::string> out;
   EXPECT_TRUE(store
-                  .Read(after, [&](uint64_t sequence,
-                                   absl::string_view bytes) { out.push_back(absl::StrCat(sequence, "=", bytes)); })
+                  .Read(after,
+                        [&](uint64_t sequence, absl::string_view bytes) {
+                          out.push_back(absl::StrCat(sequence, "=", bytes));
+                        })
                   .ok());
   return out;
 }
@@ -36,7 +38,8 @@ void ExerciseStore(Store& s) {
   EXPECT_EQ(*s.LeaseIds(1), 16u);
   EXPECT_EQ(*s.Newest(), 0u);
   const std::string binary("\0\xff x", 4);
-  EXPECT_THAT(*s.Append({{7, "seven"}, {9, binary}, {7, "again"}}), testing::ElementsAre(true, true, false));
+  EXPECT_THAT(*s.Append({{7, "seven"}, {9, binary}, {7, "again"}}),
+              testing::ElementsAre(true, true, false));
   EXPECT_THAT(*s.Append({{9, "nine"}, {8, "eight"}}), testing::ElementsAre(false, true));
   EXPECT_THAT(All(s), testing::ElementsAre("1=seven", absl::StrCat("2=", binary), "3=eight"));
   EXPECT_THAT(All(s, 2), testing::ElementsAre("3=eight"));
@@ -67,7 +70,8 @@ TEST(Store, Sqlite) {
 }
 
 TEST(Store, SqliteSaysWhatItCannotOpen) {
-  EXPECT_THAT(OpenSqliteStore("/no/such/folder/x.db").status().message(), testing::HasSubstr("/no/such/folder/x.db"));
+  EXPECT_THAT(OpenSqliteStore("/no/such/folder/x.db").status().message(),
+              testing::HasSubstr("/no/such/folder/x.db"));
   const std::string path = TempDir() + "/text.db";
   FILE* f = fopen(path.c_str(), "w");
   for (int i = 0; i < 200; ++i) fputs("this is no database\n", f);
@@ -75,8 +79,8 @@ TEST(Store, SqliteSaysWhatItCannotOpen) {
   EXPECT_THAT(OpenSqliteStore(path).status().message(), testing::HasSubstr("not a database"));
 }
 
-// A child appends in batches and reports each acknowledged batch through a pipe; it is killed somewhere inside. What it
-// acknowledged is there.
+// A child appends in batches and reports each acknowledged batch through a pipe; it is killed
+// somewhere inside. What it acknowledged is there.
 TEST(Store, SqliteKeepsWhatItAcknowledgedThroughKill) {
   const std::string path = TempDir() + "/kill.db";
   uint64_t acknowledged = 0;
@@ -90,7 +94,8 @@ TEST(Store, SqliteKeepsWhatItAcknowledgedThroughKill) {
       if (!s.ok()) _exit(1);
       for (uint64_t id = acknowledged + 1;; id += 16) {
         std::vector<StoredOutcome> batch;
-        for (uint64_t i = 0; i < 16; ++i) batch.push_back({id + i, absl::StrCat("outcome ", id + i)});
+        for (uint64_t i = 0; i < 16; ++i)
+          batch.push_back({id + i, absl::StrCat("outcome ", id + i)});
         if (!(*s)->Append(batch).ok()) _exit(2);
         const uint64_t upto = id + 15;
         if (write(ends[1], &upto, sizeof upto) != sizeof upto) _exit(3);
@@ -98,7 +103,9 @@ TEST(Store, SqliteKeepsWhatItAcknowledgedThroughKill) {
     }
     close(ends[1]);
     uint64_t seen = 0;
-    while (seen < 8 + round * 3 && read(ends[0], &acknowledged, sizeof acknowledged) == sizeof acknowledged) ++seen;
+    while (seen < 8 + round * 3 &&
+           read(ends[0], &acknowledged, sizeof acknowledged) == sizeof acknowledged)
+      ++seen;
     kill(child, SIGKILL);
     while (read(ends[0], &acknowledged, sizeof acknowledged) == sizeof acknowledged) {
     }
@@ -149,14 +156,19 @@ TEST(Store, RedisServersShareOneLogAndReconnect) {
 }
 
 TEST(Store, RedisSaysWhereItCannotReach) {
-  EXPECT_THAT(OpenRedisStore("127.0.0.1:1", "x").status().message(), testing::HasSubstr("127.0.0.1:1"));
-  EXPECT_THAT(OpenRedisStore("localhost:port", "x").status().message(), testing::HasSubstr("not host:port"));
+  EXPECT_THAT(OpenRedisStore("127.0.0.1:1", "x").status().message(),
+              testing::HasSubstr("127.0.0.1:1"));
+  EXPECT_THAT(OpenRedisStore("localhost:port", "x").status().message(),
+              testing::HasSubstr("not host:port"));
 }
 
 TEST(Record, ReadsBackAndRefusesDamage) {
   OutcomeRecord o;
   o.decision = {12, 3, 77, 1, 0.25, 99, 5, 2, {4, 300}, {0.5, 0.25, 0.25}, {1.5f, -2}};
-  o.quality = 0.75, o.accepted = true, o.cost_usd = 0.01, o.latency_s = 1.5;
+  o.quality = 0.75;
+  o.accepted = true;
+  o.cost_usd = 0.01;
+  o.latency_s = 1.5;
   const std::string bytes = SerializeOutcome(o);
   const auto back = ParseOutcome(bytes);
   ASSERT_TRUE(back.ok()) << back.status();
@@ -165,14 +177,16 @@ TEST(Record, ReadsBackAndRefusesDamage) {
   for (size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(ParseOutcome(bytes.substr(0, n)).ok());
   EXPECT_FALSE(ParseOutcome(bytes + "x").ok());
   std::string old = bytes;  // version 1 had neither unit nor experiment
-  old[0] = 1, old.erase(1 + 8 + 8 + 8 + 4 + 8, 8 + 4 + 1);
+  old[0] = 1;
+  old.erase(1 + 8 + 8 + 8 + 4 + 8, 8 + 4 + 1);
   const auto first = ParseOutcome(old);
   ASSERT_TRUE(first.ok()) << first.status();
   EXPECT_EQ(first->decision.unit, 0u);
   EXPECT_EQ(first->decision.features, o.decision.features);
   for (uint64_t i = 0; i < 2000; ++i) {  // any flipped byte is refused or read, never worse
     std::string bad = bytes;
-    bad[RandomBits({1, i, 0, 0, 0}) % bad.size()] ^= static_cast<char>(1 + RandomBits({2, i, 0, 0, 0}) % 255);
+    bad[RandomBits({1, i, 0, 0, 0}) % bad.size()] ^=
+        static_cast<char>(1 + RandomBits({2, i, 0, 0, 0}) % 255);
     (void)ParseOutcome(bad);
     (void)ParseDecision(bad);
   }

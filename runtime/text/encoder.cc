@@ -23,14 +23,17 @@ absl::StatusOr<std::vector<int64_t>> ConvertedLayers(const Gguf& f, int64_t laye
   const auto it = f.values().find("sluice.shrp.layers");
   if (it == f.values().end()) return std::vector<int64_t>{};
   const auto* list = std::get_if<std::vector<int64_t>>(&it->second);
-  if (list == nullptr) return absl::InvalidArgumentError("sluice.shrp.layers is not a list of integers");
+  if (list == nullptr)
+    return absl::InvalidArgumentError("sluice.shrp.layers is not a list of integers");
   for (int64_t l : *list) {
     if (l < 0 || l >= layers)
-      return absl::OutOfRangeError(absl::StrCat("sluice.shrp.layers names layer ", l, " of ", layers));
+      return absl::OutOfRangeError(
+          absl::StrCat("sluice.shrp.layers names layer ", l, " of ", layers));
   }
   return *list;
 }
-absl::StatusOr<std::vector<float>> Read(const Gguf& f, const std::string& name, int64_t in, int64_t out = 0) {
+absl::StatusOr<std::vector<float>> Read(const Gguf& f, const std::string& name, int64_t in,
+                                        int64_t out = 0) {
   const uint64_t shape[2] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
   return f.ReadF32(name, absl::MakeConstSpan(shape, out > 0 ? 2 : 1));
 }
@@ -39,8 +42,8 @@ absl::Status ReadNorm(const Gguf& f, const std::string& name, int64_t width, Enc
   SLUICE_ASSIGN_OR_RETURN(n.bias, Read(f, name + ".bias", width));
   return absl::OkStatus();
 }
-absl::Status ReadAffine(const Gguf& f, const std::string& name, int64_t in, int64_t out, std::vector<float>& w,
-                        std::vector<float>& b) {
+absl::Status ReadAffine(const Gguf& f, const std::string& name, int64_t in, int64_t out,
+                        std::vector<float>& w, std::vector<float>& b) {
   SLUICE_ASSIGN_OR_RETURN(w, Read(f, name + ".weight", in, out));
   SLUICE_ASSIGN_OR_RETURN(b, Read(f, name + ".bias", out));
   return absl::OkStatus();
@@ -73,7 +76,8 @@ struct Encoder::Scratch {
     }
   }
   void MatMul(const float* a, int64_t n, int64_t in, const float* w, int64_t out, float* c) {
-    kernels::GemmNT(a, Size(in), w, Size(in), Size(n), Size(out), Size(in), c, Size(out), gemm.data());
+    kernels::GemmNT(a, Size(in), w, Size(in), Size(n), Size(out), Size(in), c, Size(out),
+                    gemm.data());
     macs += n * in * out;
   }
   // Every token sees every token. qkv [n, heads, 3, d] -> o [n, heads * d].
@@ -85,7 +89,8 @@ struct Encoder::Scratch {
     header.tile = kTile;
     absl::Status status = buffer.Begin(header, Encoding::kRuns, 1);
     for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
-      buffer.entries(tile)[0] = {0, static_cast<uint32_t>(n), EntryState::kExact, MaskClass::kNone, 0, 0};
+      buffer.entries(tile)[0] = {
+          0, static_cast<uint32_t>(n), EntryState::kExact, MaskClass::kNone, 0, 0};
       buffer.set_count(tile, 1);
     }
     const int64_t row = 3 * heads * d;
@@ -104,8 +109,8 @@ struct Encoder::Scratch {
     macs += counted.macs;
   }
   // Heads [first, first + heads) of a layer on x [n, width] -> o [n, heads * d].
-  void Heads(const EncoderLayer& l, const float* from, int64_t n, int64_t width, int64_t first, int64_t heads,
-             int64_t d) {
+  void Heads(const EncoderLayer& l, const float* from, int64_t n, int64_t width, int64_t first,
+             int64_t heads, int64_t d) {
     const int64_t rows = 3 * heads * d;
     MatMul(from, n, width, l.qkv.data() + first * 3 * d * width, rows, qkv.data());
     const float* bias = l.qkv_bias.data() + first * 3 * d;
@@ -125,20 +130,24 @@ absl::Status Encoder::ReadLayer(const Gguf& f, int64_t i, bool converted, Encode
   const int64_t width = shape_.width, d = shape_.head_dim();
   const std::string p = absl::StrCat("blk.", i, ".");
   std::vector<float> part[3], part_bias[3];
-  l.dense = !converted, l.experts = shape_.heads;
+  l.dense = !converted;
+  l.experts = shape_.heads;
   if (converted) {
     SLUICE_ASSIGN_OR_RETURN(const std::string form, f.Text("sluice.shrp.form"));
     if (form != "routed" && form != "pruned")
-      return absl::InvalidArgumentError(absl::StrCat("sluice.shrp.form '", form, "'; allowed: routed, pruned"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("sluice.shrp.form '", form, "'; allowed: routed, pruned"));
     l.experts = form == "routed" ? shape_.heads : 1;
     SLUICE_ASSIGN_OR_RETURN(const int64_t expand, f.Int("sluice.shrp.expand"));
     if (expand < 1 || expand > shape_.ffn)
-      return absl::InvalidArgumentError(absl::StrCat("sluice.shrp.expand ", expand, "; allowed 1 to ", shape_.ffn));
+      return absl::InvalidArgumentError(
+          absl::StrCat("sluice.shrp.expand ", expand, "; allowed 1 to ", shape_.ffn));
     if (l.experts > 1) {
       SLUICE_ASSIGN_OR_RETURN(Shrp router, Shrp::Create({i}, f));
       if (router.width() != width || router.heads() != shape_.heads)
-        return absl::InvalidArgumentError(absl::StrCat("a router for width ", router.width(), " and ", router.heads(),
-                                                       " heads; the encoder has ", width, " and ", shape_.heads));
+        return absl::InvalidArgumentError(
+            absl::StrCat("a router for width ", router.width(), " and ", router.heads(),
+                         " heads; the encoder has ", width, " and ", shape_.heads));
       l.router = std::move(router);
       SLUICE_ASSIGN_OR_RETURN(l.usage, Read(f, p + "shrp.usage", shape_.heads));
     }
@@ -153,15 +162,17 @@ absl::Status Encoder::ReadLayer(const Gguf& f, int64_t i, bool converted, Encode
   SLUICE_RETURN_IF_ERROR(ReadNorm(f, p + "layer_output_norm", width, l.last));
   for (int n = 0; n < 3; ++n) {
     const char letter = "qkv"[n];
-    SLUICE_RETURN_IF_ERROR(ReadAffine(
-        f,
-        converted ? absl::StrCat(p, "shrp.", std::string(1, letter)) : absl::StrCat(p, "attn_", std::string(1, letter)),
-        width, l.experts * d, part[n], part_bias[n]));
+    SLUICE_RETURN_IF_ERROR(ReadAffine(f,
+                                      converted ? absl::StrCat(p, "shrp.", std::string(1, letter))
+                                                : absl::StrCat(p, "attn_", std::string(1, letter)),
+                                      width, l.experts * d, part[n], part_bias[n]));
   }
   for (int64_t e = 0; e < l.experts; ++e) {
     for (int n = 0; n < 3; ++n) {
-      l.qkv.insert(l.qkv.end(), part[n].begin() + e * d * width, part[n].begin() + (e + 1) * d * width);
-      l.qkv_bias.insert(l.qkv_bias.end(), part_bias[n].begin() + e * d, part_bias[n].begin() + (e + 1) * d);
+      l.qkv.insert(l.qkv.end(), part[n].begin() + e * d * width,
+                   part[n].begin() + (e + 1) * d * width);
+      l.qkv_bias.insert(l.qkv_bias.end(), part_bias[n].begin() + e * d,
+                        part_bias[n].begin() + (e + 1) * d);
     }
   }
   return absl::OkStatus();
@@ -170,7 +181,8 @@ absl::Status Encoder::ReadLayer(const Gguf& f, int64_t i, bool converted, Encode
 absl::StatusOr<Encoder> Encoder::Load(const Gguf& file, const Gguf* conversion) {
   SLUICE_ASSIGN_OR_RETURN(const std::string arch, file.Text("general.architecture"));
   if (arch != "bert")
-    return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; only 'bert' is supported"));
+    return absl::UnimplementedError(
+        absl::StrCat("architecture '", arch, "'; only 'bert' is supported"));
   Encoder e;
   EncoderShape& s = e.shape_;
   SLUICE_ASSIGN_OR_RETURN(s.layers, file.Int("bert.block_count"));
@@ -182,11 +194,14 @@ absl::StatusOr<Encoder> Encoder::Load(const Gguf& file, const Gguf* conversion) 
   s.eps = static_cast<float>(eps);
   for (int64_t n : {s.layers, s.width, s.heads, s.ffn, s.context}) {
     if (n <= 0 || n > (1 << 16))
-      return absl::InvalidArgumentError(absl::StrCat("a shape value of ", n, " is outside [1, 65536]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("a shape value of ", n, " is outside [1, 65536]"));
   }
   if (s.width % s.heads != 0)
-    return absl::InvalidArgumentError(absl::StrCat("width ", s.width, " and ", s.heads, " heads do not divide"));
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels, file.Texts("bert.classifier.output_labels"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("width ", s.width, " and ", s.heads, " heads do not divide"));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* labels,
+                          file.Texts("bert.classifier.output_labels"));
   e.labels_ = *labels;
   s.classes = static_cast<int64_t>(e.labels_.size());
   if (file.Has("tokenizer.ggml.tokens")) {
@@ -202,7 +217,8 @@ absl::StatusOr<Encoder> Encoder::Load(const Gguf& file, const Gguf* conversion) 
   const std::set<int64_t> converted(list.begin(), list.end());
   if (conversion != nullptr && converted.empty())
     return absl::InvalidArgumentError("the conversion file has no sluice.shrp.layers");
-  SLUICE_RETURN_IF_ERROR(ReadAffine(from, "cls.output", s.width, s.classes, e.classifier_, e.classifier_bias_));
+  SLUICE_RETURN_IF_ERROR(
+      ReadAffine(from, "cls.output", s.width, s.classes, e.classifier_, e.classifier_bias_));
   e.layers_.resize(Size(s.layers));
   for (int64_t i = 0; i < s.layers; ++i) {
     const bool cut = converted.count(i) > 0;
@@ -219,7 +235,8 @@ Encoder Encoder::Pruned() const {
     const int64_t keep = std::max<int64_t>(0, shrp::Freeze(absl::MakeConstSpan(l.usage)));
     l.qkv = std::vector<float>(l.qkv.begin() + keep * rows * shape_.width,
                                l.qkv.begin() + (keep + 1) * rows * shape_.width);
-    l.qkv_bias = std::vector<float>(l.qkv_bias.begin() + keep * rows, l.qkv_bias.begin() + (keep + 1) * rows);
+    l.qkv_bias = std::vector<float>(l.qkv_bias.begin() + keep * rows,
+                                    l.qkv_bias.begin() + (keep + 1) * rows);
     l.experts = 1;
     l.router.reset();
     l.usage.clear();
@@ -227,10 +244,12 @@ Encoder Encoder::Pruned() const {
   return e;
 }
 
-absl::Status Encoder::WritePruned(const Gguf& file, const Gguf& conversion, const std::string& path) {
+absl::Status Encoder::WritePruned(const Gguf& file, const Gguf& conversion,
+                                  const std::string& path) {
   SLUICE_ASSIGN_OR_RETURN(const Encoder whole, Load(file, &conversion));
   const Encoder cut = whole.Pruned();
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> list, ConvertedLayers(conversion, cut.shape_.layers));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> list,
+                          ConvertedLayers(conversion, cut.shape_.layers));
   SLUICE_ASSIGN_OR_RETURN(const int64_t expand, conversion.Int("sluice.shrp.expand"));
   GgufWriter out;
   for (const auto& [key, value] : file.values()) out.Set(key, value);
@@ -277,21 +296,24 @@ absl::Status Encoder::WritePruned(const Gguf& file, const Gguf& conversion, cons
 int64_t Encoder::layer_parameters() const {
   size_t n = 0;
   for (const EncoderLayer& l : layers_) {
-    for (const std::vector<float>* w : {&l.qkv, &l.qkv_bias, &l.out, &l.out_bias, &l.up, &l.up_bias, &l.down,
-                                        &l.down_bias, &l.middle.weight, &l.middle.bias, &l.last.weight, &l.last.bias})
+    for (const std::vector<float>* w :
+         {&l.qkv, &l.qkv_bias, &l.out, &l.out_bias, &l.up, &l.up_bias, &l.down, &l.down_bias,
+          &l.middle.weight, &l.middle.bias, &l.last.weight, &l.last.bias})
       n += w->size();
     if (l.router.has_value()) n += Size((l.router->width() + 1) * l.router->heads());
   }
   return static_cast<int64_t>(n);
 }
 
-void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced, Scratch& s, float* logits,
-                     int32_t* picks) const {
+void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced,
+                     Scratch& s, float* logits, int32_t* picks) const {
   const EncoderShape& m = shape_;
-  const int64_t n = std::min<int64_t>(static_cast<int64_t>(ids.size()), m.context), width = m.width, d = m.head_dim();
+  const int64_t n = std::min<int64_t>(static_cast<int64_t>(ids.size()), m.context), width = m.width,
+                d = m.head_dim();
   const auto norm = [&](const EncoderNorm& w, float* x) {
     for (int64_t t = 0; t < n; ++t)
-      kernels::LayerNorm(x + t * width, w.weight.data(), w.bias.data(), Size(width), m.eps, x + t * width);
+      kernels::LayerNorm(x + t * width, w.weight.data(), w.bias.data(), Size(width), m.eps,
+                         x + t * width);
   };
   for (int64_t t = 0; t < n; ++t) {
     const float *a = &tokens_[Size(ids[Size(t)] * width)], *b = &places_[Size(t * width)];
@@ -303,10 +325,12 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
     const int64_t inner = static_cast<int64_t>(l.up_bias.size());
     s.MatMul(from, n, in, l.up.data(), inner, s.hidden.data());
     for (int64_t t = 0; t < n; ++t)
-      kernels::BiasGelu(&s.hidden[Size(t * inner)], l.up_bias.data(), Size(inner), &s.hidden[Size(t * inner)]);
+      kernels::BiasGelu(&s.hidden[Size(t * inner)], l.up_bias.data(), Size(inner),
+                        &s.hidden[Size(t * inner)]);
     s.MatMul(s.hidden.data(), n, inner, l.down.data(), width, s.y.data());
     for (int64_t t = 0; t < n; ++t)
-      for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.down_bias[Size(c)];
+      for (int64_t c = 0; c < width; ++c)
+        s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.down_bias[Size(c)];
   };
   for (size_t i = 0; i < layers_.size(); ++i) {
     const EncoderLayer& l = layers_[i];
@@ -315,7 +339,8 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
       s.Heads(l, s.x.data(), n, width, 0, m.heads, d);
       s.MatMul(s.o.data(), n, width, l.out.data(), width, s.y.data());
       for (int64_t t = 0; t < n; ++t)
-        for (int64_t c = 0; c < width; ++c) s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.out_bias[Size(c)];
+        for (int64_t c = 0; c < width; ++c)
+          s.x[Size(t * width + c)] += s.y[Size(t * width + c)] + l.out_bias[Size(c)];
       norm(l.middle, s.x.data());
       feed(l, s.x.data(), width);
     } else {
@@ -337,12 +362,14 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
   for (int64_t c = 0; c < m.classes; ++c) {
     double sum = static_cast<double>(classifier_bias_[Size(c)]);
     for (int64_t j = 0; j < width; ++j)
-      sum += static_cast<double>(classifier_[Size(c * width + j)]) * static_cast<double>(s.pooled[Size(j)]);
+      sum += static_cast<double>(classifier_[Size(c * width + j)]) *
+             static_cast<double>(s.pooled[Size(j)]);
     logits[c] = static_cast<float>(sum);
   }
 }
 
-absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32_t>>& sequences, Executor& executor,
+absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32_t>>& sequences,
+                                             Executor& executor,
                                              const std::vector<int32_t>& forced) const {
   if (!forced.empty() && static_cast<int64_t>(forced.size()) != shape_.layers)
     return absl::InvalidArgumentError(
@@ -353,7 +380,8 @@ absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32
           absl::StrCat("head ", forced[i], " of layer ", i, ", which has ", layers_[i].experts));
   }
   for (size_t i = 0; i < sequences.size(); ++i) {
-    if (sequences[i].empty()) return absl::InvalidArgumentError(absl::StrCat("sequence ", i, " is empty"));
+    if (sequences[i].empty())
+      return absl::InvalidArgumentError(absl::StrCat("sequence ", i, " is empty"));
     for (int32_t id : sequences[i]) {
       if (id < 0 || id >= shape_.vocab)
         return absl::OutOfRangeError(
@@ -365,11 +393,12 @@ absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32
   r.picks.resize(sequences.size() * layers_.size());
   std::vector<std::unique_ptr<Scratch>> scratch(Size(executor.num_workers()));
   for (auto& s : scratch) s = std::make_unique<Scratch>(shape_);
-  executor.ParallelFor(static_cast<int64_t>(sequences.size()), 1, [&](int64_t b, int64_t e, int worker) {
-    for (int64_t i = b; i < e; ++i)
-      RunOne(sequences[Size(i)], forced, *scratch[Size(worker)], &r.logits[Size(i * shape_.classes)],
-             &r.picks[Size(i) * layers_.size()]);
-  });
+  executor.ParallelFor(
+      static_cast<int64_t>(sequences.size()), 1, [&](int64_t b, int64_t e, int worker) {
+        for (int64_t i = b; i < e; ++i)
+          RunOne(sequences[Size(i)], forced, *scratch[Size(worker)],
+                 &r.logits[Size(i * shape_.classes)], &r.picks[Size(i) * layers_.size()]);
+      });
   for (const auto& s : scratch) r.macs += s->macs;
   return r;
 }

@@ -1,8 +1,8 @@
 #ifndef SLUICE_RUNTIME_TEXT_ENCODER_H_
 #define SLUICE_RUNTIME_TEXT_ENCODER_H_
-// A small BERT-style classifier: says which task family a text is of. Layers are dense, or converted by SHRP
-// (pruners/head/shrp) and then routed over all heads or pruned to one. Sequences run side by side, each at its own
-// length: there is no padding that could vote or cost.
+// A small BERT-style classifier: says which task family a text is of. Layers are dense, or
+// converted by SHRP (pruners/head/shrp) and then routed over all heads or pruned to one. Sequences
+// run side by side, each at its own length: there is no padding that could vote or cost.
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,20 +37,23 @@ struct EncoderLayer {
 
 class Encoder {
  public:
-  // A "bert" GGUF file, whole. `conversion` (optional) replaces the layers it names and the classifier.
+  // A "bert" GGUF file, whole. `conversion` (optional) replaces the layers it names and the
+  // classifier.
   static absl::StatusOr<Encoder> Load(const Gguf& file, const Gguf* conversion = nullptr);
   // The same model with every routed layer cut to its most used head, without routers.
   Encoder Pruned() const;
-  // A file of its own: what is not converted is copied byte for byte, converted layers hold the kept head only.
-  static absl::Status WritePruned(const Gguf& file, const Gguf& conversion, const std::string& path);
+  // A file of its own: what is not converted is copied byte for byte, converted layers hold the
+  // kept head only.
+  static absl::Status WritePruned(const Gguf& file, const Gguf& conversion,
+                                  const std::string& path);
 
   struct Result {
     std::vector<float> logits;   // [sequences, classes]
     std::vector<int32_t> picks;  // [sequences, layers]; -1: dense
     int64_t macs = 0;            // multiply-adds done in layers
   };
-  // Tokens beyond the context are cut. An empty sequence is an error. `forced` (optional): one head a layer for
-  // everything, -1: the router's.
+  // Tokens beyond the context are cut. An empty sequence is an error. `forced` (optional): one head
+  // a layer for everything, -1: the router's.
   absl::StatusOr<Result> Run(const std::vector<std::vector<int32_t>>& sequences, Executor& executor,
                              const std::vector<int32_t>& forced = {}) const;
   const EncoderShape& shape() const { return shape_; }
@@ -59,12 +62,13 @@ class Encoder {
   const std::optional<Tokenizer>& tokenizer() const { return tokenizer_; }
   int64_t layer_parameters() const;  // of all layers, without embeddings and classifier
   // Output of the heads [n, heads * head_dim] before the projection or expander; for tests.
-  std::vector<float> HeadOutputs(int64_t layer, int64_t first, int64_t heads, const std::vector<float>& x) const;
+  std::vector<float> HeadOutputs(int64_t layer, int64_t first, int64_t heads,
+                                 const std::vector<float>& x) const;
 
  private:
   struct Scratch;
-  void RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced, Scratch& s, float* logits,
-              int32_t* picks) const;
+  void RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced, Scratch& s,
+              float* logits, int32_t* picks) const;
   absl::Status ReadLayer(const Gguf& f, int64_t i, bool converted, EncoderLayer& l) const;
   EncoderShape shape_;
   std::vector<float> tokens_, places_, classifier_, classifier_bias_;

@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_TEXT_NGRAM_CLASSIFIER_H_
 #define SLUICE_RUNTIME_TEXT_NGRAM_CLASSIFIER_H_
-// Softmax regression on hashed n-grams: words and pairs of words, and runs of 3 to 5 characters. Weights of a text's
-// features, counted and scaled to unit length, are the sum of a few hundred cache lines: some microseconds a text.
+// Softmax regression on hashed n-grams: words and pairs of words, and runs of 3 to 5 characters.
+// Weights of a text's features, counted and scaled to unit length, are the sum of a few hundred
+// cache lines: some microseconds a text.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -58,19 +59,19 @@ class NgramClassifier {
     }
     absl::string_view previous;
     for (size_t i = 0; i < all.size();) {
-      const bool word =
-          absl::ascii_isalnum(static_cast<unsigned char>(all[i])) || static_cast<unsigned char>(all[i]) > 127;
+      const bool word = absl::ascii_isalnum(static_cast<unsigned char>(all[i])) ||
+                        static_cast<unsigned char>(all[i]) > 127;
       size_t end = i + 1;
       while (word && end < all.size() &&
-             (absl::ascii_isalnum(static_cast<unsigned char>(all[end])) || static_cast<unsigned char>(all[end]) > 127))
+             (absl::ascii_isalnum(static_cast<unsigned char>(all[end])) ||
+              static_cast<unsigned char>(all[end]) > 127))
         ++end;
       const absl::string_view token = all.substr(i, end - i);
       i = end;
       if (token == " ") continue;
       add(token, 1);
       if (!previous.empty())
-        add(all.substr(static_cast<size_t>(previous.data() - all.data()),
-                       static_cast<size_t>(token.data() + token.size() - previous.data())),
+        add(all.substr(previous.data() - all.data(), token.data() + token.size() - previous.data()),
             2);
       previous = token;
     }
@@ -89,16 +90,20 @@ class NgramClassifier {
     return out;
   }
 
-  // Stochastic gradient descent (AdaGrad) on cross entropy, examples in an order drawn from the seed. Same seed, same
-  // bits.
+  // Stochastic gradient descent (AdaGrad) on cross entropy, examples in an order drawn from the
+  // seed. Same seed, same bits.
   template <class Progress>
-  static absl::StatusOr<NgramClassifier> Train(const std::vector<Example>& examples, std::vector<std::string> labels,
+  static absl::StatusOr<NgramClassifier> Train(const std::vector<Example>& examples,
+                                               std::vector<std::string> labels,
                                                const TrainOptions& o, const Progress& progress) {
-    if (o.bits < 8 || o.bits > 24) return absl::OutOfRangeError(absl::StrCat("bits=", o.bits, " is outside [8, 24]"));
-    if (labels.size() < 2) return absl::InvalidArgumentError(absl::StrCat(labels.size(), " labels; wanted 2 or more"));
+    if (o.bits < 8 || o.bits > 24)
+      return absl::OutOfRangeError(absl::StrCat("bits=", o.bits, " is outside [8, 24]"));
+    if (labels.size() < 2)
+      return absl::InvalidArgumentError(absl::StrCat(labels.size(), " labels; wanted 2 or more"));
     if (examples.empty()) return absl::InvalidArgumentError("no examples");
     NgramClassifier m;
-    m.labels_ = std::move(labels), m.bits_ = o.bits;
+    m.labels_ = std::move(labels);
+    m.bits_ = o.bits;
     const size_t k = m.labels_.size();
     m.weights_.assign((size_t{1} << o.bits) * k, 0.0f);
     m.bias_.assign(k, 0.0f);
@@ -114,7 +119,8 @@ class NgramClassifier {
     std::vector<double> p(k);
     for (int64_t epoch = 0; epoch < o.epochs; ++epoch) {
       for (size_t i = order.size() - 1; i > 0; --i) {
-        std::swap(order[i], order[RandomBits({o.seed, static_cast<uint64_t>(epoch), i, 0, 0}) % (i + 1)]);
+        std::swap(order[i],
+                  order[RandomBits({o.seed, static_cast<uint64_t>(epoch), i, 0, 0}) % (i + 1)]);
       }
       double loss = 0;
       for (size_t i : order) {
@@ -131,7 +137,8 @@ class NgramClassifier {
           if (std::abs(g) < 1e-4f) continue;
           for (const Feature& f : features[i]) {
             const size_t at = f.bucket * k + c;
-            step(m.weights_[at], second[at], g * f.value + static_cast<float>(o.l2) * m.weights_[at]);
+            step(m.weights_[at], second[at],
+                 g * f.value + static_cast<float>(o.l2) * m.weights_[at]);
           }
         }
       }
@@ -140,12 +147,13 @@ class NgramClassifier {
     return m;
   }
 
-  static absl::StatusOr<NgramClassifier> Create(const WeightSource& w, std::vector<std::string> labels) {
+  static absl::StatusOr<NgramClassifier> Create(const WeightSource& w,
+                                                std::vector<std::string> labels) {
     NgramClassifier m;
     SLUICE_ASSIGN_OR_RETURN(m.bits_, w.Int("sluice.intent.bits"));
     if (m.bits_ < 8 || m.bits_ > 24 || labels.size() < 2 || labels.size() > 4096) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("intent model: ", m.bits_, " bits and ", labels.size(), " labels are no model"));
+      return absl::InvalidArgumentError(absl::StrCat("intent model: ", m.bits_, " bits and ",
+                                                     labels.size(), " labels are no model"));
     }
     const uint64_t k = labels.size();
     m.labels_ = std::move(labels);

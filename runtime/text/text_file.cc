@@ -12,7 +12,7 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
   char buffer[1 << 16];
   int n;
   while ((n = gzread(file, buffer, sizeof buffer)) > 0) {
-    text.append(buffer, static_cast<size_t>(n));
+    text.append(buffer, n);
     if (text.size() > (size_t{1} << 30)) {
       gzclose(file);
       return absl::ResourceExhaustedError(absl::StrCat(path, ": more than 1 GiB of text"));

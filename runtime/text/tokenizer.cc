@@ -19,7 +19,8 @@ std::unordered_map<uint32_t, uint8_t> ByteOfCodePoint() {
   }
   return m;
 }
-bool ToBytes(const std::string& s, const std::unordered_map<uint32_t, uint8_t>& table, std::string* out) {
+bool ToBytes(const std::string& s, const std::unordered_map<uint32_t, uint8_t>& table,
+             std::string* out) {
   out->clear();
   for (size_t i = 0; i < s.size();) {
     const uint8_t c = static_cast<uint8_t>(s[i]);
@@ -47,14 +48,18 @@ Kind KindOf(char ch) {
 absl::StatusOr<Tokenizer> Tokenizer::Load(const Gguf& file) {
   SLUICE_ASSIGN_OR_RETURN(const std::string model, file.Text("tokenizer.ggml.model"));
   if (model != "gpt2")
-    return absl::UnimplementedError(absl::StrCat("tokenizer '", model, "'; only 'gpt2' (byte-level BPE) is supported"));
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* tokens, file.Texts("tokenizer.ggml.tokens"));
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* merges, file.Texts("tokenizer.ggml.merges"));
+    return absl::UnimplementedError(
+        absl::StrCat("tokenizer '", model, "'; only 'gpt2' (byte-level BPE) is supported"));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* tokens,
+                          file.Texts("tokenizer.ggml.tokens"));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* merges,
+                          file.Texts("tokenizer.ggml.merges"));
   Tokenizer t;
   const auto table = ByteOfCodePoint();
   t.bytes_.resize(tokens->size());
   for (size_t i = 0; i < tokens->size(); ++i) {
-    if (!ToBytes((*tokens)[i], table, &t.bytes_[i])) t.bytes_[i] = (*tokens)[i];  // special tokens stand for themselves
+    if (!ToBytes((*tokens)[i], table, &t.bytes_[i]))
+      t.bytes_[i] = (*tokens)[i];  // special tokens stand for themselves
     t.id_.emplace(t.bytes_[i], static_cast<int32_t>(i));
   }
   for (size_t r = 0; r < merges->size(); ++r) {
@@ -63,11 +68,13 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const Gguf& file) {
     std::string a, b;
     if (space == std::string::npos || !ToBytes(m.substr(0, space), table, &a) ||
         !ToBytes(m.substr(space + 1), table, &b)) {
-      return absl::InvalidArgumentError(absl::StrCat("merge ", r, " ('", m, "') is not two tokens"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("merge ", r, " ('", m, "') is not two tokens"));
     }
     const auto ia = t.id_.find(a), ib = t.id_.find(b), ab = t.id_.find(a + b);
     if (ia == t.id_.end() || ib == t.id_.end() || ab == t.id_.end())
-      return absl::InvalidArgumentError(absl::StrCat("merge ", r, " ('", m, "') names unknown tokens"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("merge ", r, " ('", m, "') names unknown tokens"));
     t.merge_.emplace((static_cast<uint64_t>(ia->second) << 32) | static_cast<uint32_t>(ib->second),
                      std::pair<int32_t, int32_t>(static_cast<int32_t>(r), ab->second));
   }
@@ -89,7 +96,8 @@ void Tokenizer::EncodeWord(const std::string& word, std::vector<int32_t>* out) c
     int32_t best = INT32_MAX, result = 0;
     size_t where = 0;
     for (size_t i = 0; i + 1 < ids.size(); ++i) {
-      const auto it = merge_.find((static_cast<uint64_t>(ids[i]) << 32) | static_cast<uint32_t>(ids[i + 1]));
+      const auto it =
+          merge_.find((static_cast<uint64_t>(ids[i]) << 32) | static_cast<uint32_t>(ids[i + 1]));
       if (it != merge_.end() && it->second.first < best) {
         best = it->second.first;
         result = it->second.second;
@@ -106,7 +114,8 @@ void Tokenizer::EncodeWord(const std::string& word, std::vector<int32_t>* out) c
 std::vector<int32_t> Tokenizer::Encode(const std::string& text) const {
   // 's|'t|'re|'ve|'m|'ll|'d| ?letters| ?digits| ?others|spaces before the last one|spaces
   std::vector<int32_t> out;
-  static constexpr std::array<const char*, 7> kEndings = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+  static constexpr std::array<const char*, 7> kEndings = {"'s", "'t",  "'re", "'ve",
+                                                          "'m", "'ll", "'d"};
   for (size_t i = 0; i < text.size();) {
     size_t n = 0;
     for (const char* e : kEndings) {
@@ -116,7 +125,8 @@ std::vector<int32_t> Tokenizer::Encode(const std::string& text) const {
       }
     }
     if (n == 0) {
-      const size_t lead = text[i] == ' ' && i + 1 < text.size() && KindOf(text[i + 1]) != Kind::kSpace ? 1 : 0;
+      const size_t lead =
+          text[i] == ' ' && i + 1 < text.size() && KindOf(text[i + 1]) != Kind::kSpace ? 1 : 0;
       const Kind kind = KindOf(text[i + lead]);
       size_t j = i + lead;
       while (j < text.size() && KindOf(text[j]) == kind) ++j;
@@ -132,11 +142,12 @@ std::vector<int32_t> Tokenizer::Encode(const std::string& text) const {
 std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
   std::string out;
   for (int32_t id : ids) {
-    if (id >= 0 && static_cast<size_t>(id) < bytes_.size()) out += bytes_[static_cast<size_t>(id)];
+    if (id >= 0 && static_cast<size_t>(id) < bytes_.size()) out += bytes_[id];
   }
   return out;
 }
-absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count) {
+absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip,
+                                                int64_t count) {
   std::ifstream f(path, std::ios::binary);
   if (!f) return absl::NotFoundError(absl::StrCat("cannot open ", path));
   std::vector<uint16_t> raw;
@@ -144,8 +155,8 @@ absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t
   while (f.read(reinterpret_cast<char*>(&t), 2)) raw.push_back(t);
   if (count < 0) count = static_cast<int64_t>(raw.size()) - skip;
   if (count < 0 || skip + count > static_cast<int64_t>(raw.size()))
-    return absl::OutOfRangeError(
-        absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [", skip, ", ", skip + count, ")"));
+    return absl::OutOfRangeError(absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [",
+                                              skip, ", ", skip + count, ")"));
   return std::vector<int32_t>(raw.begin() + skip, raw.begin() + skip + count);
 }
 SLUICE_END_NAMESPACE

@@ -9,8 +9,8 @@
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
-// Byte-level BPE as GGUF files carry it (tokenizer.ggml.model = gpt2). Text is split as GPT-2 does, with every
-// character outside ASCII taken for a letter.
+// Byte-level BPE as GGUF files carry it (tokenizer.ggml.model = gpt2). Text is split as GPT-2 does,
+// with every character outside ASCII taken for a letter.
 class Tokenizer {
  public:
   static absl::StatusOr<Tokenizer> Load(const Gguf& file);
@@ -21,12 +21,15 @@ class Tokenizer {
 
  private:
   void EncodeWord(const std::string& word, std::vector<int32_t>* out) const;
-  std::vector<std::string> bytes_;                                   // id -> raw bytes
-  std::unordered_map<std::string, int32_t> id_;                      // raw bytes -> id
-  std::unordered_map<uint64_t, std::pair<int32_t, int32_t>> merge_;  // (left, right) -> (rank, result)
+  std::vector<std::string> bytes_;               // id -> raw bytes
+  std::unordered_map<std::string, int32_t> id_;  // raw bytes -> id
+  std::unordered_map<uint64_t, std::pair<int32_t, int32_t>>
+      merge_;  // (left, right) -> (rank, result)
   int32_t eos_ = 0;
 };
-// Token ids [skip, skip + count) of a file of little-endian 16-bit ids; a negative count: all that follow.
-absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip, int64_t count);
+// Token ids [skip, skip + count) of a file of little-endian 16-bit ids; a negative count: all that
+// follow.
+absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip,
+                                                int64_t count);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_TEXT_TOKENIZER_H_

@@ -17,7 +17,9 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr uint64_t kQ8Block = 32, kQ8Bytes = 34;
 
-absl::Status Corrupt(const std::string& what) { return absl::DataLossError(absl::StrCat("GGUF: ", what)); }
+absl::Status Corrupt(const std::string& what) {
+  return absl::DataLossError(absl::StrCat("GGUF: ", what));
+}
 
 // A cursor that never reads past the end.
 class Reader {
@@ -27,7 +29,8 @@ class Reader {
   uint64_t left() const { return b_.size() - at_; }
   template <class T>
   absl::Status Read(T* v, const char* what) {
-    if (left() < sizeof(T)) return Corrupt(absl::StrCat("the file ends at byte ", b_.size(), " inside ", what));
+    if (left() < sizeof(T))
+      return Corrupt(absl::StrCat("the file ends at byte ", b_.size(), " inside ", what));
     std::memcpy(v, b_.data() + at_, sizeof(T));
     at_ += sizeof(T);
     return absl::OkStatus();
@@ -35,7 +38,8 @@ class Reader {
   absl::Status ReadText(std::string* s, const char* what) {
     uint64_t n = 0;
     SLUICE_RETURN_IF_ERROR(Read(&n, what));
-    if (n > left()) return Corrupt(absl::StrCat(what, " of ", n, " bytes, but only ", left(), " are left"));
+    if (n > left())
+      return Corrupt(absl::StrCat(what, " of ", n, " bytes, but only ", left(), " are left"));
     s->assign(reinterpret_cast<const char*>(b_.data() + at_), n);
     at_ += n;
     return absl::OkStatus();
@@ -46,7 +50,21 @@ class Reader {
   size_t at_ = 0;
 };
 
-enum ValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kFloat, kBool, kString, kArray, kU64, kI64, kDouble };
+enum ValueType : uint32_t {
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kFloat,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kDouble
+};
 uint64_t ValueBytes(uint32_t t) {
   switch (t) {
     case kU8:
@@ -148,10 +166,11 @@ absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue*
       SLUICE_RETURN_IF_ERROR(r.Read(&n, "an array header"));
       const uint64_t each = ValueBytes(et);
       if (each == 0)
-        return Corrupt(
-            absl::StrCat("'", key, "' is an array of type ", et, "; known scalar types are 0 to 8 and 10 to 12"));
+        return Corrupt(absl::StrCat("'", key, "' is an array of type ", et,
+                                    "; known scalar types are 0 to 8 and 10 to 12"));
       if (n > r.left() / each)
-        return Corrupt(absl::StrCat("'", key, "' claims ", n, " elements, but only ", r.left(), " bytes are left"));
+        return Corrupt(absl::StrCat("'", key, "' claims ", n, " elements, but only ", r.left(),
+                                    " bytes are left"));
       if (et == kString) {
         std::vector<std::string> v(n);
         for (std::string& s : v) SLUICE_RETURN_IF_ERROR(r.ReadText(&s, "a text in an array"));
@@ -162,7 +181,8 @@ absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue*
         *out = std::move(v);
       } else {
         std::vector<int64_t> v(n);
-        for (int64_t& x : v) SLUICE_RETURN_IF_ERROR(et == kBool ? ReadAs<uint8_t>(r, &x) : ReadInt(r, et, &x));
+        for (int64_t& x : v)
+          SLUICE_RETURN_IF_ERROR(et == kBool ? ReadAs<uint8_t>(r, &x) : ReadInt(r, et, &x));
         *out = std::move(v);
       }
       return absl::OkStatus();
@@ -173,7 +193,9 @@ absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue*
 }
 }  // namespace
 
-const char* GgufTypeName(GgufType t) { return t == GgufType::kF32 ? "F32" : t == GgufType::kF16 ? "F16" : "Q8_0"; }
+const char* GgufTypeName(GgufType t) {
+  return t == GgufType::kF32 ? "F32" : t == GgufType::kF16 ? "F16" : "Q8_0";
+}
 
 absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
   Reader r(bytes);
@@ -185,12 +207,13 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
     return absl::InvalidArgumentError("not a GGUF file: it does not start with 'GGUF'");
   SLUICE_RETURN_IF_ERROR(r.Read(&version, "the header"));
   if (version < 2 || version > 3)
-    return absl::UnimplementedError(absl::StrCat("GGUF version ", version, "; versions 2 and 3 are supported"));
+    return absl::UnimplementedError(
+        absl::StrCat("GGUF version ", version, "; versions 2 and 3 are supported"));
   SLUICE_RETURN_IF_ERROR(r.Read(&n_tensors, "the header"));
   SLUICE_RETURN_IF_ERROR(r.Read(&n_values, "the header"));
   if (n_values > r.left() / 13)
-    return Corrupt(
-        absl::StrCat("the header claims ", n_values, " metadata values, but only ", r.left(), " bytes are left"));
+    return Corrupt(absl::StrCat("the header claims ", n_values, " metadata values, but only ",
+                                r.left(), " bytes are left"));
   Gguf g;
   for (uint64_t i = 0; i < n_values; ++i) {
     std::string key;
@@ -206,11 +229,13 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
   if (g.Has("general.alignment")) {
     SLUICE_ASSIGN_OR_RETURN(const int64_t a, g.Int("general.alignment"));
     if (a <= 0 || a > (1 << 20) || (a & (a - 1)) != 0)
-      return Corrupt(absl::StrCat("general.alignment is ", a, ", must be a power of two up to 2^20"));
+      return Corrupt(
+          absl::StrCat("general.alignment is ", a, ", must be a power of two up to 2^20"));
     alignment = static_cast<uint64_t>(a);
   }
   if (n_tensors > r.left() / 24)
-    return Corrupt(absl::StrCat("the header claims ", n_tensors, " tensors, but only ", r.left(), " bytes are left"));
+    return Corrupt(absl::StrCat("the header claims ", n_tensors, " tensors, but only ", r.left(),
+                                " bytes are left"));
   std::vector<std::pair<GgufTensor, uint64_t>> found;
   for (uint64_t i = 0; i < n_tensors; ++i) {
     GgufTensor t;
@@ -219,7 +244,8 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
     SLUICE_RETURN_IF_ERROR(r.ReadText(&t.name, "a tensor name"));
     SLUICE_RETURN_IF_ERROR(r.Read(&dims, "a tensor header"));
     if (dims == 0 || dims > 4)
-      return Corrupt(absl::StrCat("tensor '", t.name, "' has ", dims, " dimensions, allowed are 1 to 4"));
+      return Corrupt(
+          absl::StrCat("tensor '", t.name, "' has ", dims, " dimensions, allowed are 1 to 4"));
     t.elements = 1;
     for (uint32_t d = 0; d < dims; ++d) {
       uint64_t n = 0;
@@ -233,10 +259,12 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
     SLUICE_RETURN_IF_ERROR(r.Read(&offset, "a tensor header"));
     if (type != 0 && type != 1 && type != 8)
       return absl::UnimplementedError(
-          absl::StrCat("GGUF: tensor '", t.name, "' has type ", type, "; F32 (0), F16 (1) and Q8_0 (8) are supported"));
+          absl::StrCat("GGUF: tensor '", t.name, "' has type ", type,
+                       "; F32 (0), F16 (1) and Q8_0 (8) are supported"));
     t.type = static_cast<GgufType>(type);
     if (t.type == GgufType::kQ8_0 && t.shape[0] % kQ8Block != 0)
-      return Corrupt(absl::StrCat("Q8_0 tensor '", t.name, "' has rows of ", t.shape[0], ", not a multiple of 32"));
+      return Corrupt(absl::StrCat("Q8_0 tensor '", t.name, "' has rows of ", t.shape[0],
+                                  ", not a multiple of 32"));
     t.bytes = t.type == GgufType::kF32   ? t.elements * 4
               : t.type == GgufType::kF16 ? t.elements * 2
                                          : t.elements / kQ8Block * kQ8Bytes;
@@ -245,11 +273,13 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
   const uint64_t start = (r.at() + alignment - 1) / alignment * alignment;
   for (auto& [t, offset] : found) {
     if (offset % alignment != 0)
-      return Corrupt(
-          absl::StrCat("tensor '", t.name, "' starts at offset ", offset, ", not a multiple of ", alignment));
-    if (start > bytes.size() || offset > bytes.size() - start || t.bytes > bytes.size() - start - offset) {
-      return Corrupt(absl::StrCat("tensor '", t.name, "' needs ", t.bytes, " bytes at offset ", offset,
-                                  " of the data, but the file has ", bytes.size(), " bytes: it is truncated"));
+      return Corrupt(absl::StrCat("tensor '", t.name, "' starts at offset ", offset,
+                                  ", not a multiple of ", alignment));
+    if (start > bytes.size() || offset > bytes.size() - start ||
+        t.bytes > bytes.size() - start - offset) {
+      return Corrupt(absl::StrCat("tensor '", t.name, "' needs ", t.bytes, " bytes at offset ",
+                                  offset, " of the data, but the file has ", bytes.size(),
+                                  " bytes: it is truncated"));
     }
     t.data = bytes.data() + start + offset;
     std::string name = t.name;
@@ -274,10 +304,13 @@ absl::StatusOr<Gguf> Gguf::Open(const std::string& path) {
   }
   void* p = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
   ::close(fd);
-  if (p == MAP_FAILED) return absl::InternalError(absl::StrCat(path, ": cannot map: ", std::strerror(errno)));
-  std::shared_ptr<const void> mapping(p, [size](const void* q) { ::munmap(const_cast<void*>(q), size); });
+  if (p == MAP_FAILED)
+    return absl::InternalError(absl::StrCat(path, ": cannot map: ", std::strerror(errno)));
+  std::shared_ptr<const void> mapping(
+      p, [size](const void* q) { ::munmap(const_cast<void*>(q), size); });
   absl::StatusOr<Gguf> g = Parse({static_cast<const std::byte*>(p), size});
-  if (!g.ok()) return absl::Status(g.status().code(), absl::StrCat(path, ": ", g.status().message()));
+  if (!g.ok())
+    return absl::Status(g.status().code(), absl::StrCat(path, ": ", g.status().message()));
   g->mapping_ = std::move(mapping);
   return g;
 }
@@ -287,7 +320,8 @@ absl::StatusOr<const T*> Gguf::Value(const std::string& key, const char* wanted)
   const auto it = values_.find(key);
   if (it == values_.end()) return absl::NotFoundError(absl::StrCat("GGUF: no key '", key, "'"));
   const T* v = std::get_if<T>(&it->second);
-  if (v == nullptr) return absl::InvalidArgumentError(absl::StrCat("GGUF: '", key, "' is not ", wanted));
+  if (v == nullptr)
+    return absl::InvalidArgumentError(absl::StrCat("GGUF: '", key, "' is not ", wanted));
   return v;
 }
 absl::StatusOr<int64_t> Gguf::Int(const std::string& key) const {
@@ -310,14 +344,17 @@ absl::StatusOr<const std::vector<std::string>*> Gguf::Texts(const std::string& k
 }
 absl::StatusOr<const GgufTensor*> Gguf::Tensor(const std::string& name) const {
   const auto it = tensors_.find(name);
-  if (it == tensors_.end()) return absl::NotFoundError(absl::StrCat("GGUF: no tensor '", name, "'"));
+  if (it == tensors_.end())
+    return absl::NotFoundError(absl::StrCat("GGUF: no tensor '", name, "'"));
   return &it->second;
 }
-absl::StatusOr<std::vector<float>> Gguf::ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const {
+absl::StatusOr<std::vector<float>> Gguf::ReadF32(const std::string& name,
+                                                 absl::Span<const uint64_t> shape) const {
   SLUICE_ASSIGN_OR_RETURN(const GgufTensor* t, Tensor(name));
   if (absl::MakeConstSpan(t->shape) != shape) {
-    return absl::InvalidArgumentError(absl::StrCat("GGUF: tensor '", name, "' is [", absl::StrJoin(t->shape, ", "),
-                                                   "], wanted [", absl::StrJoin(shape, ", "), "]"));
+    return absl::InvalidArgumentError(absl::StrCat("GGUF: tensor '", name, "' is [",
+                                                   absl::StrJoin(t->shape, ", "), "], wanted [",
+                                                   absl::StrJoin(shape, ", "), "]"));
   }
   std::vector<float> out(t->elements);
   if (t->type == GgufType::kF32) {

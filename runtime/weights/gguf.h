@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_WEIGHTS_GGUF_H_
 #define SLUICE_RUNTIME_WEIGHTS_GGUF_H_
-// Reader of GGUF versions 2 and 3, little-endian: metadata and F32, F16 and Q8_0 tensors. Every size is checked
-// against the file before it is used, so truncated and hostile files give an error and no large allocation.
+// Reader of GGUF versions 2 and 3, little-endian: metadata and F32, F16 and Q8_0 tensors. Every
+// size is checked against the file before it is used, so truncated and hostile files give an error
+// and no large allocation.
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -28,8 +29,8 @@ struct GgufTensor {
   uint64_t elements = 0, bytes = 0;
 };
 // Integers widen to int64 (uint64 beyond its range is an error), floats to double.
-using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
-                               std::vector<std::string>>;
+using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>,
+                               std::vector<double>, std::vector<std::string>>;
 
 class Gguf final : public WeightSource {
  public:
@@ -44,7 +45,8 @@ class Gguf final : public WeightSource {
   absl::StatusOr<std::string> Text(const std::string& key) const;
   absl::StatusOr<const std::vector<std::string>*> Texts(const std::string& key) const;
   absl::StatusOr<const GgufTensor*> Tensor(const std::string& name) const;
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override;
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                             absl::Span<const uint64_t> shape) const override;
   const std::map<std::string, GgufValue>& values() const { return values_; }
   const std::map<std::string, GgufTensor>& tensors() const { return tensors_; }
 

@@ -21,7 +21,9 @@ struct Writer {
     s += t;
     return *this;
   }
-  absl::StatusOr<Gguf> Parse() const { return Gguf::Parse({reinterpret_cast<const std::byte*>(s.data()), s.size()}); }
+  absl::StatusOr<Gguf> Parse() const {
+    return Gguf::Parse({reinterpret_cast<const std::byte*>(s.data()), s.size()});
+  }
 };
 Writer Small(uint32_t type = 8, uint64_t offset = 0) {
   Writer w;
@@ -29,7 +31,8 @@ Writer Small(uint32_t type = 8, uint64_t offset = 0) {
   w.Text("a.int").Put<uint32_t>(4).Put<uint32_t>(7);
   w.Text("a.real").Put<uint32_t>(6).Put<float>(0.5f);
   w.Text("a.texts").Put<uint32_t>(9).Put<uint32_t>(8).Put<uint64_t>(2).Text("x").Text("yz");
-  w.Text("t").Put<uint32_t>(2).Put<uint64_t>(32).Put<uint64_t>(1).Put<uint32_t>(type).Put<uint64_t>(offset);
+  w.Text("t").Put<uint32_t>(2).Put<uint64_t>(32).Put<uint64_t>(1).Put<uint32_t>(type).Put<uint64_t>(
+      offset);
   while (w.s.size() % 32 != 0) w.s.push_back(0);
   w.Put<uint16_t>(F32ToF16(0.25f));
   for (int i = 0; i < 32; ++i) w.Put<int8_t>(static_cast<int8_t>(i - 16));
@@ -58,19 +61,29 @@ TEST(Gguf, EveryTruncationIsAnError) {
   }
 }
 TEST(Gguf, HostileSizesAndTypes) {
-  EXPECT_THAT(
-      std::string(
-          Writer().Put<uint32_t>(3).Put<uint64_t>(1).Put<uint64_t>(uint64_t{1} << 60).Parse().status().message()),
-      testing::HasSubstr("metadata values"));
-  EXPECT_THAT(
-      std::string(
-          Writer().Put<uint32_t>(3).Put<uint64_t>(uint64_t{1} << 60).Put<uint64_t>(0).Parse().status().message()),
-      testing::HasSubstr("tensors"));
+  EXPECT_THAT(std::string(Writer()
+                              .Put<uint32_t>(3)
+                              .Put<uint64_t>(1)
+                              .Put<uint64_t>(uint64_t{1} << 60)
+                              .Parse()
+                              .status()
+                              .message()),
+              testing::HasSubstr("metadata values"));
+  EXPECT_THAT(std::string(Writer()
+                              .Put<uint32_t>(3)
+                              .Put<uint64_t>(uint64_t{1} << 60)
+                              .Put<uint64_t>(0)
+                              .Parse()
+                              .status()
+                              .message()),
+              testing::HasSubstr("tensors"));
   EXPECT_EQ(Writer().Put<uint32_t>(9).Put<uint64_t>(0).Put<uint64_t>(0).Parse().status().code(),
             absl::StatusCode::kUnimplemented);
   EXPECT_EQ(Small(2).Parse().status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(Small(8, 3).Parse().status().message()), testing::HasSubstr("not a multiple of 32"));
-  EXPECT_THAT(std::string(Small(8, uint64_t{1} << 62).Parse().status().message()), testing::HasSubstr("truncated"));
+  EXPECT_THAT(std::string(Small(8, 3).Parse().status().message()),
+              testing::HasSubstr("not a multiple of 32"));
+  EXPECT_THAT(std::string(Small(8, uint64_t{1} << 62).Parse().status().message()),
+              testing::HasSubstr("truncated"));
   EXPECT_THAT(std::string(Writer()
                               .Put<uint32_t>(3)
                               .Put<uint64_t>(0)
@@ -85,10 +98,11 @@ TEST(Gguf, HostileSizesAndTypes) {
                               .message()),
               testing::HasSubstr("array of type 9"));
   std::string not_gguf = "PNG\x01xxxxxxxxxxxxxxxxxxxxxxxxx";
-  EXPECT_THAT(
-      std::string(
-          Gguf::Parse({reinterpret_cast<const std::byte*>(not_gguf.data()), not_gguf.size()}).status().message()),
-      testing::HasSubstr("not a GGUF file"));
+  EXPECT_THAT(std::string(Gguf::Parse({reinterpret_cast<const std::byte*>(not_gguf.data()),
+                                       not_gguf.size()})
+                              .status()
+                              .message()),
+              testing::HasSubstr("not a GGUF file"));
   EXPECT_EQ(Gguf::Open("/no/such/file").status().code(), absl::StatusCode::kNotFound);
   EXPECT_FALSE(Gguf::Open("/").ok());
 }

@@ -63,7 +63,8 @@ struct PutValue {
     for (const T& x : v) PutScalar(s, x);
   }
 };
-std::string Quantise(absl::Span<const float> x) {  // Q8_0: a scale in F16 and 32 signed bytes a block
+std::string Quantise(
+    absl::Span<const float> x) {  // Q8_0: a scale in F16 and 32 signed bytes a block
   std::string out;
   for (size_t b = 0; b < x.size(); b += kBlock) {
     float most = 0;
@@ -72,14 +73,15 @@ std::string Quantise(absl::Span<const float> x) {  // Q8_0: a scale in F16 and 3
     const float back = F16ToF32(scale);
     Put(out, scale);
     for (size_t i = 0; i < kBlock; ++i)
-      Put(out, static_cast<int8_t>(back > 0 ? std::clamp(std::round(x[b + i] / back), -127.0f, 127.0f) : 0.0f));
+      Put(out, static_cast<int8_t>(
+                   back > 0 ? std::clamp(std::round(x[b + i] / back), -127.0f, 127.0f) : 0.0f));
   }
   return out;
 }
 }  // namespace
 
-absl::Status GgufWriter::Add(const std::string& name, absl::Span<const uint64_t> shape, absl::Span<const float> data,
-                             GgufType type) {
+absl::Status GgufWriter::Add(const std::string& name, absl::Span<const uint64_t> shape,
+                             absl::Span<const float> data, GgufType type) {
   uint64_t n = 1;
   for (uint64_t s : shape) n *= s;
   if (shape.empty() || n != data.size())
@@ -88,8 +90,8 @@ absl::Status GgufWriter::Add(const std::string& name, absl::Span<const uint64_t>
   Stored t{name, type, {shape.begin(), shape.end()}, {}};
   if (type == GgufType::kQ8_0) {
     if (shape[0] % kBlock != 0)
-      return absl::InvalidArgumentError(
-          absl::StrCat("tensor '", name, "' has rows of ", shape[0], "; Q8_0 needs a multiple of ", kBlock));
+      return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "' has rows of ", shape[0],
+                                                     "; Q8_0 needs a multiple of ", kBlock));
     t.bytes = Quantise(data);
   } else if (type == GgufType::kF16) {
     for (float x : data) Put(t.bytes, F32ToF16(x));
@@ -100,7 +102,8 @@ absl::Status GgufWriter::Add(const std::string& name, absl::Span<const uint64_t>
   return absl::OkStatus();
 }
 void GgufWriter::Copy(const GgufTensor& t) {
-  tensors_.push_back({t.name, t.type, t.shape, std::string(reinterpret_cast<const char*>(t.data), t.bytes)});
+  tensors_.push_back(
+      {t.name, t.type, t.shape, std::string(reinterpret_cast<const char*>(t.data), t.bytes)});
 }
 std::string GgufWriter::Bytes() const {
   std::string s = "GGUF";

@@ -44,9 +44,12 @@ TEST(GgufWriter, ErrorsSayWhatIsWrong) {
   GgufWriter w;
   const std::vector<float> x(60);
   const uint64_t odd[] = {30, 2}, wrong[] = {64};
-  EXPECT_THAT(std::string(w.Add("t", odd, x, GgufType::kQ8_0).message()), testing::HasSubstr("multiple of 32"));
-  EXPECT_THAT(std::string(w.Add("t", wrong, x).message()), testing::HasSubstr("60 elements, its shape holds 64"));
-  EXPECT_THAT(std::string(w.Write("/nowhere/file.gguf").message()), testing::HasSubstr("/nowhere/file.gguf"));
+  EXPECT_THAT(std::string(w.Add("t", odd, x, GgufType::kQ8_0).message()),
+              testing::HasSubstr("multiple of 32"));
+  EXPECT_THAT(std::string(w.Add("t", wrong, x).message()),
+              testing::HasSubstr("60 elements, its shape holds 64"));
+  EXPECT_THAT(std::string(w.Write("/nowhere/file.gguf").message()),
+              testing::HasSubstr("/nowhere/file.gguf"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

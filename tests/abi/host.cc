@@ -1,4 +1,5 @@
-// A host as small as it can be, built by every compiler at hand: host PLUGIN prints the plan of the router "strided".
+// A host as small as it can be, built by every compiler at hand: host PLUGIN prints the plan of the
+// router "strided".
 #include <cstdio>
 #include <vector>
 
@@ -11,9 +12,14 @@ int main(int argc, char** argv) {
   const auto info = LoadPlugin(argc > 1 ? argv[1] : "", r);
   const auto router = r.attention.Create("strided:stride=3,local=2");
   if (!info.ok() || !router.ok())
-    return std::fprintf(stderr, "%s\n", (info.ok() ? router.status() : info.status()).ToString().c_str()), 1;
+    return std::fprintf(stderr, "%s\n",
+                        (info.ok() ? router.status() : info.status()).ToString().c_str()),
+           1;
   AttentionShape s;
-  s.max_queries = s.max_kv = 1000, s.heads = 4, s.kv_heads = 2, s.head_dim = s.value_dim = 8;
+  s.max_queries = s.max_kv = 1000;
+  s.heads = 4;
+  s.kv_heads = 2;
+  s.head_dim = s.value_dim = 8;
   const auto plan = (*router)->MakePlan(s);
   const std::vector<float> x(1000 * 4 * 8);
   AttentionInputs in;

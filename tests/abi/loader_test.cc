@@ -27,8 +27,8 @@ TEST(Plugins, SayWhatIsInThemBeforeTheyRun) {
   EXPECT_EQ(m->abi_major, 1u);
   const auto all = CheckPlugin(kFolder + "/sluice-builtin.so");
   ASSERT_TRUE(all.ok()) << all.status();
-  for (const char* method :
-       {"attention/mean_pool", "attention/hip", "layer/flux_attention", "token/ftp", "head/shrp", "agent/amro_s"})
+  for (const char* method : {"attention/mean_pool", "attention/hip", "layer/flux_attention",
+                             "token/ftp", "head/shrp", "agent/amro_s"})
     EXPECT_THAT(all->methods, Contains(method));
 }
 
@@ -47,18 +47,21 @@ TEST(Plugins, AnotherOnesRouterIsARouter) {
   EXPECT_THAT(r.attention.Create("strided:stride=0").status().message(), HasSubstr("strided: "));
   EXPECT_THAT(r.attention.Create("strided:width=1").status().message(),
               HasSubstr("unknown key 'width'; known: stride, local"));
-  EXPECT_THAT(LoadPlugin(kFolder + "/strided.so", r).status().message(), HasSubstr("'strided' is registered already"));
+  EXPECT_THAT(LoadPlugin(kFolder + "/strided.so", r).status().message(),
+              HasSubstr("'strided' is registered already"));
 }
 
 // Built when ABI 1.0 was made; must load and work for as long as the major number is 1.
 TEST(Plugins, TheFrozenOneStillWorks) {
   Registry r;
-  const auto info = LoadPlugin(std::string(SLUICE_SOURCE_DIR) + "/tests/abi/frozen/1_0/first_unit.so", r);
+  const auto info =
+      LoadPlugin(std::string(SLUICE_SOURCE_DIR) + "/tests/abi/frozen/1_0/first_unit.so", r);
   ASSERT_TRUE(info.ok()) << info.status();
   const auto router = r.routers.Create("first_unit");
   ASSERT_TRUE(router.ok()) << router.status();
   EXPECT_EQ((*router)->domain(), Domain::kExpert);
-  EXPECT_THAT(r.routers.Create("first_unit:k=1").status().message(), HasSubstr("first_unit has no settings"));
+  EXPECT_THAT(r.routers.Create("first_unit:k=1").status().message(),
+              HasSubstr("first_unit has no settings"));
   EXPECT_THAT((*router)->MakePlan({3, 0, 0, 1}).status().message(), HasSubstr("wants a unit"));
   const auto plan = (*router)->MakePlan({3, 2, 0, 1});
   ASSERT_TRUE(plan.ok());
@@ -66,7 +69,9 @@ TEST(Plugins, TheFrozenOneStillWorks) {
   int32_t rows[4], units[3];
   float weights[3];
   Assignment a;
-  a.row_ptr = absl::MakeSpan(rows), a.unit = absl::MakeSpan(units), a.weight = absl::MakeSpan(weights);
+  a.row_ptr = absl::MakeSpan(rows);
+  a.unit = absl::MakeSpan(units);
+  a.weight = absl::MakeSpan(weights);
   RouteInputs in;
   in.scores = {scores, 3, 2, 2};
   InlineExecutor one;
@@ -81,37 +86,47 @@ TEST(Plugins, AnAgentRouterToo) {
   Registry r;
   ASSERT_TRUE(LoadPlugin(kFolder + "/cheapest.so", r).ok());
   auto graph = MakeGraph(2, {3});  // of rising cost
-  for (int j = 0; j < 3; ++j) graph->stages[0][static_cast<size_t>(j)].ability = {0.3 * (j + 1), 0.9 - 0.3 * j};
+  for (int j = 0; j < 3; ++j) graph->stages[0][j].ability = {0.3 * (j + 1), 0.9 - 0.3 * j};
   AgentUnderTest a("cheapest:able=0.5", graph, 8, nullptr, r.agents);
   EXPECT_EQ(a.Route(1, {1, 0}).path[0], 1);
   EXPECT_EQ(a.Route(1, {0, 1}).path[0], 0);
-  EXPECT_EQ(a.Route(1, {0, 1}, nullptr, std::vector<Block>{Block::kUnhealthy, Block::kNone, Block::kNone}).path[0], 1);
+  EXPECT_EQ(
+      a.Route(1, {0, 1}, nullptr, std::vector<Block>{Block::kUnhealthy, Block::kNone, Block::kNone})
+          .path[0],
+      1);
   EXPECT_THAT(r.agents.Create("cheapest:able=2").status().message(), HasSubstr("able"));
   graph->tasks.clear();
-  EXPECT_THAT((*r.agents.Create("cheapest"))->MakePlan(graph).status().message(), HasSubstr("0 tasks"));
+  EXPECT_THAT((*r.agents.Create("cheapest"))->MakePlan(graph).status().message(),
+              HasSubstr("0 tasks"));
 }
 
 // A host of ABI 1.0 in C, compiled against that release's header, takes plug-ins of today.
 TEST(Plugins, ANewOneWorksInAnOldHost) {
   const auto said = [](const std::string& file, const std::string& router) {
     FILE* out =
-        popen((std::string(SLUICE_OLD_HOST) + " " + kFolder + "/" + file + " " + router + " 2>&1").c_str(), "r");
+        popen((std::string(SLUICE_OLD_HOST) + " " + kFolder + "/" + file + " " + router + " 2>&1")
+                  .c_str(),
+              "r");
     std::string text;
     for (int c; (c = fgetc(out)) != EOF;) text.push_back(static_cast<char>(c));
     pclose(out);
     return text;
   };
-  EXPECT_THAT(said("sluice-builtin.so", "ftp_static"), HasSubstr("ftp_static: 4 items to 2 units: 0 0 0 0"));
-  EXPECT_THAT(said("cheapest.so", "cheapest"), HasSubstr("does not want this host"));  // agents came with 1.1
+  EXPECT_THAT(said("sluice-builtin.so", "ftp_static"),
+              HasSubstr("ftp_static: 4 items to 2 units: 0 0 0 0"));
+  EXPECT_THAT(said("cheapest.so", "cheapest"),
+              HasSubstr("does not want this host"));  // agents came with 1.1
 }
 
 TEST(Plugins, ExceptionsStayInside) {
   Registry r;
   ASSERT_TRUE(LoadPlugin(kBad + "/throwing.so", r).ok());
-  EXPECT_THAT(r.routers.Create("throwing:when=0").status().message(), HasSubstr("thrown by create"));
+  EXPECT_THAT(r.routers.Create("throwing:when=0").status().message(),
+              HasSubstr("thrown by create"));
   const auto planner = r.routers.Create("throwing:when=1");
   ASSERT_TRUE(planner.ok());
-  EXPECT_EQ((*planner)->MakePlan({1, 1, 1, 1}).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ((*planner)->MakePlan({1, 1, 1, 1}).status().code(),
+            absl::StatusCode::kResourceExhausted);
   const auto runner = r.routers.Create("throwing:when=2");
   const auto plan = (*runner)->MakePlan({1, 1, 1, 1});
   ASSERT_TRUE(plan.ok());
@@ -144,7 +159,8 @@ TEST(Plugins, BadOnesAreRefusedWithAReason) {
     EXPECT_THAT(s.message(), HasSubstr(name));
     EXPECT_EQ(r.attention.size() + r.routers.size(), 0u);
   }
-  EXPECT_THAT(ReadPluginManifest("/etc/hostname").status().message(), HasSubstr("no 64-bit ELF file"));
+  EXPECT_THAT(ReadPluginManifest("/etc/hostname").status().message(),
+              HasSubstr("no 64-bit ELF file"));
   EXPECT_THAT(ReadPluginManifest("/nowhere.so").status().message(), HasSubstr("cannot be read"));
 }
 
@@ -160,7 +176,8 @@ TEST(Plugins, DamagedFilesAreRefused) {
       for (uint64_t k = 0; k < 64; ++k)
         bad[RandomBits({2, i, k, 0, 0}) % 64] = static_cast<char>(RandomBits({3, i, k, 0, 0}));
     }
-    std::ofstream(path, std::ios::binary).write(bad.data(), static_cast<std::streamsize>(bad.size()));
+    std::ofstream(path, std::ios::binary)
+        .write(bad.data(), static_cast<std::streamsize>(bad.size()));
     (void)ReadPluginManifest(path);  // reads or refuses, never worse
   }
   std::remove(path.c_str());

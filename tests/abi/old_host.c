@@ -1,4 +1,5 @@
-/* A host of ABI 1.0: knows nothing that came later. old_host PLUGIN ROUTER runs one assignment router. */
+/* A host of ABI 1.0: knows nothing that came later. old_host PLUGIN ROUTER runs one assignment
+ * router. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +14,8 @@ int main(int argc, char** argv) {
   memcpy(&entry, &symbol, sizeof entry);
   const sluice_plugin_v1* p = entry(SLUICE_ABI_MAJOR, SLUICE_ABI_MINOR);
   if (p == NULL) return fprintf(stderr, "does not want this host\n"), 1;
-  if (p->struct_size < sizeof *p || p->magic != SLUICE_PLUGIN_MAGIC || p->abi_major != 1 || p->min_host_minor > 0)
+  if (p->struct_size < sizeof *p || p->magic != SLUICE_PLUGIN_MAGIC || p->abi_major != 1 ||
+      p->min_host_minor > 0)
     return fprintf(stderr, "not for ABI 1.0\n"), 1;
   for (size_t i = 0; i < p->num_routers; ++i) {
     const sluice_router_v1* r = p->routers[i];
@@ -23,7 +25,8 @@ int main(int argc, char** argv) {
     void *router = NULL, *plan = NULL;
     const sluice_route_shape shape = {4, 2, 4, 1, 0};
     sluice_route_info info = {sizeof info, 0, 0};
-    if (r->create(NULL, 0, NULL, &router, &e) != 0 || r->make_plan(router, &shape, &plan, &info, &e) != 0)
+    if (r->create(NULL, 0, NULL, &router, &e) != 0 ||
+        r->make_plan(router, &shape, &plan, &info, &e) != 0)
       return fprintf(stderr, "%s\n", text), 1;
     float x[16] = {0}, weight[4];
     int32_t row_ptr[5], unit[4];

@@ -26,7 +26,9 @@ struct Throwing {
     p.shape = s;
     return p;
   }
-  absl::Status Run(const Plan&, const RouteInputs&, const RunContext&, Assignment&) const { throw 7; }
+  absl::Status Run(const Plan&, const RouteInputs&, const RunContext&, Assignment&) const {
+    throw 7;
+  }
   int64_t when = 0;
 };
 }  // namespace

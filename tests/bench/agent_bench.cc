@@ -1,5 +1,5 @@
-// One decision in the process, without a socket: 3 stages of 12 agents, 8 tasks. The baseline is `random` over the same
-// graph: walking the stages and drawing, without a score.
+// One decision in the process, without a socket: 3 stages of 12 agents, 8 tasks. The baseline is
+// `random` over the same graph: walking the stages and drawing, without a score.
 #include <benchmark/benchmark.h>
 
 #include "absl/strings/str_cat.h"
@@ -36,7 +36,10 @@ void Decide(benchmark::State& state, const std::string& spec, bool mixed) {
     q.id = i;
     (void)router->Run(*plan, ledger.State(), q, d, nullptr);
     AgentOutcome o;
-    o.intent = intent, o.path = absl::MakeConstSpan(d.path.data(), 3), o.quality = i % 3 > 0, o.accepted = i % 3 > 0;
+    o.intent = intent;
+    o.path = absl::MakeConstSpan(d.path.data(), 3);
+    o.quality = i % 3 > 0;
+    o.accepted = i % 3 > 0;
     o.propensity = d.propensity;
     deltas.clear();
     router->Observe(*plan, o, deltas);
@@ -58,7 +61,10 @@ void Learn(benchmark::State& state) {
   uint64_t i = 0;
   for (auto _ : state) {
     AgentOutcome o;
-    o.intent = intent, o.path = path, o.quality = 1, o.accepted = true;
+    o.intent = intent;
+    o.path = path;
+    o.quality = 1;
+    o.accepted = true;
     deltas.clear();
     router->Observe(*plan, o, deltas);
     ledger.Add(++i / 64, deltas);
@@ -69,7 +75,8 @@ BENCHMARK_CAPTURE(Decide, random, "random", false);
 BENCHMARK_CAPTURE(Decide, amro_s, "amro_s", false);
 BENCHMARK_CAPTURE(Decide, amro_s_mixed_intent, "amro_s", true);
 BENCHMARK_CAPTURE(Decide, amro_s_served,
-                  "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho_by_intent=true",
+                  "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,"
+                  "rho_by_intent=true",
                   false);
 BENCHMARK_CAPTURE(Decide, thompson, "thompson", false);
 BENCHMARK_CAPTURE(Decide, lin_ucb, "lin_ucb", false);

@@ -1,5 +1,6 @@
-// Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside both, bf16 beside
-// fp32. Causal, head width 64, 8 query heads, 2 KV heads. Every number is one whole prefill of `tokens`.
+// Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside
+// both, bf16 beside fp32. Causal, head width 64, 8 query heads, 2 KV heads. Every number is one
+// whole prefill of `tokens`.
 #include <benchmark/benchmark.h>
 #include <cblas.h>
 
@@ -26,7 +27,8 @@ const AttentionData& Data(int64_t tokens, DType type) {
   static std::map<std::pair<int64_t, int>, AttentionData> all;
   auto [it, fresh] = all.try_emplace({tokens, static_cast<int>(type)});
   if (fresh) {
-    it->second = MakeAttentionData(DataKind::kClustered, tokens, tokens, kHeads, kKvHeads, kDim, kDim, 1);
+    it->second =
+        MakeAttentionData(DataKind::kClustered, tokens, tokens, kHeads, kKvHeads, kDim, kDim, 1);
     if (type != DType::kF32) it->second.Convert(type);
   }
   return it->second;
@@ -51,25 +53,31 @@ struct Routed {
                      Threads().num_workers()};
     plan = *router->MakePlan(s);
     const AttentionPlanInfo& info = plan->info();
-    attend = std::make_unique<Attend>(
-        *Attend::Create({kChunk, tokens, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options));
+    attend = std::make_unique<Attend>(*Attend::Create(
+        {kChunk, tokens, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options));
     plan_ws.Resize(info.workspace_bytes);
     attend_ws.Resize(attend->workspace_bytes());
     state.Resize(info.state_bytes);
     buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
-    o.resize(static_cast<size_t>(tokens * kHeads * kDim));
+    o.resize(tokens * kHeads * kDim);
   }
   void Prefill(const AttentionData& a, bool plan_it, bool run_it) {
     state.Clear();
     const AttentionInputs whole = a.Inputs();
     for (int64_t at = 0; at < a.q_count; at += kChunk) {
       AttentionInputs in = whole;
-      in.q.data = whole.q.at(at, 0), in.q.rows = kChunk, in.q_begin = at;
+      in.q.data = whole.q.at(at, 0);
+      in.q.rows = kChunk;
+      in.q_begin = at;
       in.k.rows = in.v.rows = at + kChunk;
-      if (plan_it) (void)router->Run(*plan, in, state.data(), {plan_ws.workspace(), &Threads()}, buffer);
+      if (plan_it)
+        (void)router->Run(*plan, in, state.data(), {plan_ws.workspace(), &Threads()}, buffer);
       if (!run_it) continue;
       AttendInputs ai;
-      ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
+      ai.q = in.q;
+      ai.k = in.k;
+      ai.v = in.v;
+      ai.scale = in.scale;
       AttendOutputs out;
       out.o = {o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
       out.counters = &counters;
@@ -100,8 +108,8 @@ void Dense(benchmark::State& state, DType type, bool amx) {
   for (auto _ : state) r.Prefill(Data(state.range(0), type), true, true);
   Report(state, r);
 }
-// Block-sparse at a fixed budget; `part` 0: execution only (plans of the last chunk size are rebuilt outside the
-// clock).
+// Block-sparse at a fixed budget; `part` 0: execution only (plans of the last chunk size are
+// rebuilt outside the clock).
 void Sparse(benchmark::State& state, DType type, const std::string& spec, bool plan_only) {
   Routed r(spec, state.range(0));
   const AttentionData& a = Data(state.range(0), type);
@@ -116,11 +124,17 @@ void Sparse(benchmark::State& state, DType type, const std::string& spec, bool p
     r.state.Clear();
     for (int64_t at = 0; at < a.q_count; at += kChunk) {
       AttentionInputs in = whole;
-      in.q.data = whole.q.at(at, 0), in.q.rows = kChunk, in.q_begin = at;
+      in.q.data = whole.q.at(at, 0);
+      in.q.rows = kChunk;
+      in.q_begin = at;
       in.k.rows = in.v.rows = at + kChunk;
-      (void)r.router->Run(*r.plan, in, r.state.data(), {r.plan_ws.workspace(), &Threads()}, r.buffer);
+      (void)r.router->Run(*r.plan, in, r.state.data(), {r.plan_ws.workspace(), &Threads()},
+                          r.buffer);
       AttendInputs ai;
-      ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
+      ai.q = in.q;
+      ai.k = in.k;
+      ai.v = in.v;
+      ai.scale = in.scale;
       AttendOutputs out;
       out.o = {r.o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
       out.counters = &r.counters;
@@ -133,14 +147,14 @@ void Sparse(benchmark::State& state, DType type, const std::string& spec, bool p
   if (!plan_only) Report(state, r);
 }
 
-// The baselines: per chunk and KV head one product for the logits of all its query heads, a row softmax over the
-// visible keys, one product with V. Queries of a KV head are packed [4 * chunk, 64] once.
+// The baselines: per chunk and KV head one product for the logits of all its query heads, a row
+// softmax over the visible keys, one product with V. Queries of a KV head are packed [4 * chunk,
+// 64] once.
 template <class Gemm>
 void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
   const int64_t tokens = state.range(0), g = kHeads / kKvHeads;
   const AttentionData& a = Data(tokens, DType::kF32);
-  std::vector<float> q(static_cast<size_t>(g * kChunk * kDim)), s(static_cast<size_t>(g * kChunk * tokens)),
-      out(q.size());
+  std::vector<float> q(g * kChunk * kDim), s(g * kChunk * tokens), out(q.size());
   for (auto _ : state) {
     for (int64_t at = 0; at < tokens; at += kChunk) {
       const int64_t keys = at + kChunk;
@@ -148,7 +162,7 @@ void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
         for (int64_t h = 0; h < g; ++h) {
           for (int64_t i = 0; i < kChunk; ++i) {
             const float* from = a.Q().at(at + i, kv * g + h);
-            float* to = &q[static_cast<size_t>((h * kChunk + i) * kDim)];
+            float* to = &q[(h * kChunk + i) * kDim];
             for (int64_t x = 0; x < kDim; ++x) to[x] = from[x] * a.scale();
           }
         }
@@ -159,7 +173,7 @@ void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
           for (int64_t r = b; r < e; ++r) {
             float* row = s.data() + r * keys;
             const int64_t seen = at + r % kChunk + 1;
-            kernels::Softmax(row, static_cast<size_t>(seen));
+            kernels::Softmax(row, seen);
             std::fill(row + seen, row + keys, 0.0f);
           }
         });
@@ -171,26 +185,36 @@ void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
 }
 void OpenBlas(benchmark::State& state) {
   openblas_set_num_threads(Threads().num_workers());
-  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-                        int64_t ldb, float* c, int64_t ldc) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose ? CblasTrans : CblasNoTrans, static_cast<int>(m),
-                static_cast<int>(n), static_cast<int>(k), 1, a, static_cast<int>(lda), b, static_cast<int>(ldb), 0, c,
-                static_cast<int>(ldc));
+  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a,
+                        int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose ? CblasTrans : CblasNoTrans,
+                static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1, a,
+                static_cast<int>(lda), b, static_cast<int>(ldb), 0, c, static_cast<int>(ldc));
   });
 }
 #ifdef SLUICE_HAVE_DNNL
 void OneDnn(benchmark::State& state) {
-  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-                        int64_t ldb, float* c, int64_t ldc) {
+  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a,
+                        int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
     dnnl::sgemm('N', transpose ? 'T' : 'N', m, n, k, 1, a, lda, b, ldb, 0, c, ldc);
   });
 }
 BENCHMARK(OneDnn)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 #endif
 BENCHMARK(OpenBlas)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(Dense, f32, DType::kF32, false)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(Dense, f16, DType::kF16, false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(Dense, bf16, DType::kBF16, false)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(Dense, f32, DType::kF32, false)
+    ->Arg(4096)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(Dense, f16, DType::kF16, false)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(Dense, bf16, DType::kBF16, false)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 BENCHMARK_CAPTURE(Dense, bf16_amx, DType::kBF16, true)
     ->Arg(4096)
     ->Arg(16384)

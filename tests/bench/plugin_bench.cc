@@ -1,4 +1,5 @@
-// What a batch costs more through a plug-in than through the virtual call: the same router, the smallest plan there is.
+// What a batch costs more through a plug-in than through the virtual call: the same router, the
+// smallest plan there is.
 #include <benchmark/benchmark.h>
 
 #include "sluice/pruners/builtin.h"
@@ -13,13 +14,19 @@ void Decode(benchmark::State& state, const FactoryMap<AttentionRouter>& routers)
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 4096, 1, 4, 2, 64, 64, 1);
   const auto router = *routers.Create("sink_window");
   AttentionShape s;
-  s.max_queries = 1, s.max_kv = 4096, s.heads = 4, s.kv_heads = 2, s.head_dim = s.value_dim = 64;
+  s.max_queries = 1;
+  s.max_kv = 4096;
+  s.heads = 4;
+  s.kv_heads = 2;
+  s.head_dim = s.value_dim = 64;
   const auto plan = *router->MakePlan(s);
   AttentionPlanBuffer buffer;
-  buffer.Reserve(plan->info().max_rows, plan->info().entry_slots, plan->info().token_slots, plan->info().prefix_slots);
+  buffer.Reserve(plan->info().max_rows, plan->info().entry_slots, plan->info().token_slots,
+                 plan->info().prefix_slots);
   InlineExecutor one;
   const AttentionInputs in = a.Inputs();
-  for (auto _ : state) benchmark::DoNotOptimize(router->Run(*plan, in, nullptr, {{}, &one}, buffer).ok());
+  for (auto _ : state)
+    benchmark::DoNotOptimize(router->Run(*plan, in, nullptr, {{}, &one}, buffer).ok());
 }
 void Assign(benchmark::State& state, const FactoryMap<Router>& routers) {
   constexpr int64_t kItems = 4, kWidth = 4;
@@ -30,7 +37,9 @@ void Assign(benchmark::State& state, const FactoryMap<Router>& routers) {
   float weights[kItems];
   OwnedWorkspace memory(plan->info().workspace_bytes);
   Assignment a;
-  a.row_ptr = absl::MakeSpan(rows), a.unit = absl::MakeSpan(units), a.weight = absl::MakeSpan(weights);
+  a.row_ptr = absl::MakeSpan(rows);
+  a.unit = absl::MakeSpan(units);
+  a.weight = absl::MakeSpan(weights);
   RouteInputs in;
   in.features = {x.data(), kItems, kWidth, kWidth};
   InlineExecutor one;

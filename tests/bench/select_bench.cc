@@ -30,7 +30,8 @@ void NthElement(benchmark::State& state) {
   const float* x = Scores().data();
   for (auto _ : state) {
     std::iota(ids.begin(), ids.end(), 0u);
-    std::nth_element(ids.begin(), ids.begin() + kK, ids.end(), [x](uint32_t a, uint32_t b) { return x[a] > x[b]; });
+    std::nth_element(ids.begin(), ids.begin() + kK, ids.end(),
+                     [x](uint32_t a, uint32_t b) { return x[a] > x[b]; });
     benchmark::DoNotOptimize(ids.data());
   }
 }
@@ -43,7 +44,8 @@ void NthElementValuesOnly(benchmark::State& state) {
   }
 }
 void ReadOnce(benchmark::State& state) {  // 256 KiB: lies in L2
-  for (auto _ : state) benchmark::DoNotOptimize(kernels::Dot(Scores().data(), Scores().data(), DType::kF32, kN));
+  for (auto _ : state)
+    benchmark::DoNotOptimize(kernels::Dot(Scores().data(), Scores().data(), DType::kF32, kN));
 }
 void TopK(benchmark::State& state) {
   std::vector<uint32_t> ids(kK);
@@ -64,20 +66,21 @@ struct Planted {
     const auto normal = [](uint64_t unit, int64_t item) {
       return static_cast<float>(RandomNormal({9, 0, 0, unit, static_cast<uint64_t>(item)}));
     };
-    k.resize(static_cast<size_t>(n * kWidth));
+    k.resize(n * kWidth);
     for (int64_t s = 0; s < n; ++s) {
       for (int64_t x = 0; x < kWidth; ++x)
-        k[static_cast<size_t>(s * kWidth + x)] = 0.4f * normal(1, s * kWidth + x) + normal(2, s / 128 * kWidth + x);
+        k[s * kWidth + x] = 0.4f * normal(1, s * kWidth + x) + normal(2, s / 128 * kWidth + x);
     }
-    q.resize(static_cast<size_t>(kQueries * kHeads * kWidth));
-    w.resize(static_cast<size_t>(kQueries * kHeads), 1.0f / kHeads);
+    q.resize(kQueries * kHeads * kWidth);
+    w.resize(kQueries * kHeads, 1.0f / kHeads);
     for (int64_t i = 0; i < kQueries; ++i) {
-      for (int64_t h = 0; h < kHeads; ++h) {  // every index head looks for one topic; 16 topics hold the 2048 best
-        const int64_t topic =
-            static_cast<int64_t>(RandomBits({9, 1, 0, static_cast<uint64_t>(h % 16), static_cast<uint64_t>(i)}) %
-                                 static_cast<uint64_t>(n / 128));
+      for (int64_t h = 0; h < kHeads;
+           ++h) {  // every index head looks for one topic; 16 topics hold the 2048 best
+        const int64_t topic = static_cast<int64_t>(
+            RandomBits({9, 1, 0, static_cast<uint64_t>(h % 16), static_cast<uint64_t>(i)}) %
+            static_cast<uint64_t>(n / 128));
         for (int64_t x = 0; x < kWidth; ++x)
-          q[static_cast<size_t>((i * kHeads + h) * kWidth + x)] =
+          q[(i * kHeads + h) * kWidth + x] =
               0.2f * normal(3, (i * kHeads + h) * kWidth + x) + normal(2, topic * kWidth + x);
       }
     }
@@ -91,15 +94,27 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
   static std::map<int64_t, std::unique_ptr<Planted>> all;
   auto& planted = all[n];
   if (planted == nullptr) planted = std::make_unique<Planted>(n);
-  const AttentionData a = MakeAttentionData(DataKind::kGaussian, n, Planted::kQueries, 1, 1, 16, 16, 1);
+  const AttentionData a =
+      MakeAttentionData(DataKind::kGaussian, n, Planted::kQueries, 1, 1, 16, 16, 1);
   AttentionInputs in = a.Inputs();
-  in.index.q = {
-      planted->q.data(), Planted::kQueries, Planted::kHeads, Planted::kWidth, Planted::kHeads * Planted::kWidth,
-      Planted::kWidth};
+  in.index.q = {planted->q.data(),
+                Planted::kQueries,
+                Planted::kHeads,
+                Planted::kWidth,
+                Planted::kHeads * Planted::kWidth,
+                Planted::kWidth};
   in.index.weight = {planted->w.data(), Planted::kQueries, Planted::kHeads, Planted::kHeads};
-  in.index.k = {planted->k.data(), DType::kF32, n, 1, Planted::kWidth, Planted::kWidth, Planted::kWidth};
-  const AttentionShape s{
-      Planted::kQueries, n, 1, 1, 16, 16, static_cast<int>(Planted::kHeads), static_cast<int>(Planted::kWidth), 1};
+  in.index.k = {planted->k.data(), DType::kF32,    n, 1, Planted::kWidth,
+                Planted::kWidth,   Planted::kWidth};
+  const AttentionShape s{Planted::kQueries,
+                         n,
+                         1,
+                         1,
+                         16,
+                         16,
+                         static_cast<int>(Planted::kHeads),
+                         static_cast<int>(Planted::kWidth),
+                         1};
   InlineExecutor ex;
   struct One {
     std::unique_ptr<const AttentionRouter> router;
@@ -116,15 +131,21 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
     (void)o->router->Run(*o->plan, in, o->state.data(), {o->ws.workspace(), &ex},
                          o->buffer);  // summaries of the prefix exist
   }
-  for (auto _ : state) (void)one.router->Run(*one.plan, in, one.state.data(), {one.ws.workspace(), &ex}, one.buffer);
+  for (auto _ : state)
+    (void)one.router->Run(*one.plan, in, one.state.data(), {one.ws.workspace(), &ex}, one.buffer);
   double iou = 0;
   const AttentionBranch &x = one.buffer.plan().branches[0], &y = other.buffer.plan().branches[0];
   for (size_t i = 0; i < Planted::kQueries; ++i)
-    iou += IoU(x.tokens.subspan(x.rows.begin[i], x.rows.count[i]), y.tokens.subspan(y.rows.begin[i], y.rows.count[i]));
+    iou += IoU(x.tokens.subspan(x.rows.begin[i], x.rows.count[i]),
+               y.tokens.subspan(y.rows.begin[i], y.rows.count[i]));
   state.counters["IoU"] = iou / Planted::kQueries;
-  state.counters["queries/s"] = benchmark::Counter(Planted::kQueries, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["queries/s"] =
+      benchmark::Counter(Planted::kQueries, benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK_CAPTURE(Indexer, dsa, "dsa:k=2048", "dsa:k=2048")->Arg(32768)->Arg(131072)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(Indexer, dsa, "dsa:k=2048", "dsa:k=2048")
+    ->Arg(32768)
+    ->Arg(131072)
+    ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(Indexer, hisa, "hisa:k=2048,m=64,block=128", "dsa:k=2048")
     ->Arg(32768)
     ->Arg(131072)

@@ -1,5 +1,5 @@
-// Prefill of the bundled model with part of its units approximated, beside dense. The time that the work
-// done allows is dense time by the share of multiply-adds left (MMAC/token).
+// Prefill of the bundled model with part of its units approximated, beside dense. The time that the
+// work done allows is dense time by the share of multiply-adds left (MMAC/token).
 #include <benchmark/benchmark.h>
 
 #include "sluice/examples/engine/engine.h"
@@ -8,33 +8,40 @@
 namespace {
 constexpr int64_t kRank = 64, kHidden = 32;
 const engine::Model& Mini() {
-  static const auto* m = new engine::Model(
-      *engine::LoadModel(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
+  static const auto* m = new engine::Model(*engine::LoadModel(
+      std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
   return *m;
 }
 const sluice::RandomWeights& Weights() {
-  static const auto* w =
-      new sluice::RandomWeights({{"layers", 6}, {"dim", 384}, {"hidden", kHidden}, {"rank", kRank}, {"silu", 1}});
+  static const auto* w = new sluice::RandomWeights(
+      {{"layers", 6}, {"dim", 384}, {"hidden", kHidden}, {"rank", kRank}, {"silu", 1}});
   return *w;
 }
 // range(0): tokens, range(1): percent approximated.
 void Prefill(benchmark::State& state) {
   engine::EngineOptions o;
-  o.max_tokens = state.range(0), o.chunk = 1024;
-  o.tokens.gate = state.range(1) > 0 ? engine::TokenRouting::Gate::kRandom : engine::TokenRouting::Gate::kOff;
-  o.tokens.weights = &Weights(), o.tokens.rate = static_cast<double>(state.range(1)) / 100;
+  o.max_tokens = state.range(0);
+  o.chunk = 1024;
+  o.tokens.gate =
+      state.range(1) > 0 ? engine::TokenRouting::Gate::kRandom : engine::TokenRouting::Gate::kOff;
+  o.tokens.weights = &Weights();
+  o.tokens.rate = static_cast<double>(state.range(1)) / 100;
   auto e = engine::Engine::Create(Mini(), o);
   if (!e.ok()) return state.SkipWithError(std::string(e.status().message()).c_str());
-  std::vector<int32_t> tokens(static_cast<size_t>(state.range(0)));
+  std::vector<int32_t> tokens(state.range(0));
   for (size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<int32_t>(sluice::RandomBits({1, 0, 0, 0, i}) % 8000);
   for (auto _ : state) {
     (*e)->Reset();
-    if (absl::Status s = (*e)->Feed(tokens, 1 << 30); !s.ok()) state.SkipWithError(std::string(s.message()).c_str());
+    if (absl::Status s = (*e)->Feed(tokens, 1 << 30); !s.ok())
+      state.SkipWithError(std::string(s.message()).c_str());
   }
-  state.counters["MMAC/token"] =
-      static_cast<double>((*e)->linear().macs + (*e)->counters().macs) * 1e-6 / static_cast<double>(tokens.size());
+  state.counters["MMAC/token"] = static_cast<double>((*e)->linear().macs + (*e)->counters().macs) *
+                                 1e-6 / static_cast<double>(tokens.size());
 }
-BENCHMARK(Prefill)->ArgsProduct({{1024, 4096}, {0, 25, 40, 70}})->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(Prefill)
+    ->ArgsProduct({{1024, 4096}, {0, 25, 40, 70}})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 }  // namespace
 BENCHMARK_MAIN();

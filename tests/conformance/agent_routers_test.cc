@@ -1,4 +1,5 @@
-// What every built-in agent router must do, whatever its method, and the same again out of a plug-in.
+// What every built-in agent router must do, whatever its method, and the same again out of a
+// plug-in.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -21,18 +22,22 @@ const std::string kPlugin = "plugin_";
 class AgentRouters : public testing::TestWithParam<std::string> {
  protected:
   bool OutOfPlugin() const { return GetParam().rfind(kPlugin, 0) == 0; }
-  std::string Method() const { return OutOfPlugin() ? GetParam().substr(kPlugin.size()) : GetParam(); }
+  std::string Method() const {
+    return OutOfPlugin() ? GetParam().substr(kPlugin.size()) : GetParam();
+  }
   const FactoryMap<AgentRouter>& Routers() const {
     return OutOfPlugin() ? PluginRouters().agents : BuiltinRouters().agents;
   }
-  AgentUnderTest Another() const { return {Method(), MakeGraph(3, {3, 4}), 8, &Weights(), Routers()}; }
+  AgentUnderTest Another() const {
+    return {Method(), MakeGraph(3, {3, 4}), 8, &Weights(), Routers()};
+  }
   AgentRouters() : a_(Another()) { a_.features = {1, 0, 2, -1, 0.5f, 0}; }
   void LearnSome(AgentUnderTest& a, uint64_t from, uint64_t to) {
     for (uint64_t i = from; i < to; ++i) {
       auto draw = [&](uint64_t unit) { return RandomUniform({4, i, 0, unit, 0}); };
       const double w = draw(0);
-      a.Learn({w, 1 - w, 0}, {static_cast<int>(draw(1) * 3), 3 + static_cast<int>(draw(2) * 4)}, draw(3), draw(4) < 0.6,
-              0.01 * draw(5), draw(6), 0.1, static_cast<int64_t>(i / 10));
+      a.Learn({w, 1 - w, 0}, {static_cast<int>(draw(1) * 3), 3 + static_cast<int>(draw(2) * 4)},
+              draw(3), draw(4) < 0.6, 0.01 * draw(5), draw(6), 0.1, static_cast<int64_t>(i / 10));
     }
   }
   AgentUnderTest a_;
@@ -66,7 +71,8 @@ TEST_P(AgentRouters, SameIdSameDecision) {
   AgentUnderTest b = Another();
   b.features = a_.features;
   LearnSome(b, 0, 50);
-  for (uint64_t id = 0; id < 50; ++id) EXPECT_EQ(a_.Route(id, {0, 1, 0}).path, b.Route(id, {0, 1, 0}).path);
+  for (uint64_t id = 0; id < 50; ++id)
+    EXPECT_EQ(a_.Route(id, {0, 1, 0}).path, b.Route(id, {0, 1, 0}).path);
 }
 
 TEST_P(AgentRouters, NeverTakesABlockedAgent) {
@@ -86,7 +92,9 @@ TEST_P(AgentRouters, SaysWhenNobodyIsLeft) {
   for (int j = 3; j < kAgents; ++j) blocked[j] = Block::kUnhealthy;
   const std::vector<double> intent = {1, 0, 0};
   AgentRequest q;
-  q.intent = intent, q.blocked = blocked, q.features = a_.features;
+  q.intent = intent;
+  q.blocked = blocked;
+  q.features = a_.features;
   AgentDecision d;
   const absl::Status status = a_.router().Run(a_.plan(), a_.state(), q, d, nullptr);
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
@@ -97,9 +105,11 @@ TEST_P(AgentRouters, RefusesABadIntent) {
   for (const std::vector<double>& intent :
        {std::vector<double>{1, 0}, {0.5, 0.4, 0}, {2, -1, 0}, {NAN, 1, 0}, {INFINITY, 0, 0}, {}}) {
     AgentRequest q;
-    q.intent = intent, q.features = a_.features;
+    q.intent = intent;
+    q.features = a_.features;
     AgentDecision d;
-    EXPECT_EQ(a_.router().Run(a_.plan(), a_.state(), q, d, nullptr).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(a_.router().Run(a_.plan(), a_.state(), q, d, nullptr).code(),
+              absl::StatusCode::kInvalidArgument);
   }
 }
 
@@ -107,11 +117,13 @@ TEST_P(AgentRouters, DoesNotAllocateToDecide) {
   LearnSome(a_, 0, 30);
   const std::vector<double> intent = {0.2, 0.3, 0.5};
   AgentRequest q;
-  q.intent = intent, q.features = a_.features;
+  q.intent = intent;
+  q.features = a_.features;
   AgentDecision d;
   const absl::Span<const double> state = a_.state();
   const int64_t before = AllocationCount();
-  for (q.id = 0; q.id < 20; ++q.id) ASSERT_TRUE(a_.router().Run(a_.plan(), state, q, d, nullptr).ok());
+  for (q.id = 0; q.id < 20; ++q.id)
+    ASSERT_TRUE(a_.router().Run(a_.plan(), state, q, d, nullptr).ok());
   EXPECT_EQ(AllocationCount(), before);
 }
 
@@ -119,7 +131,7 @@ TEST_P(AgentRouters, FoldingNothingChangesNothing) {
   LearnSome(a_, 0, 100);
   std::vector<double> state(a_.state().begin(), a_.state().end());
   const std::vector<double> before = state;
-  const std::vector<int64_t> none(static_cast<size_t>(a_.plan().info().sums));
+  const std::vector<int64_t> none(a_.plan().info().sums);
   a_.router().Fold(a_.plan(), none, absl::MakeSpan(state));
   EXPECT_EQ(state, before);
 }
@@ -149,12 +161,14 @@ TEST_P(AgentRouters, TheSameBitsInsideAndOutOfAPlugin) {
   if (!OutOfPlugin()) return;
   AgentUnderTest inside(Method(), MakeGraph(3, {3, 4}), 8, &Weights());
   inside.features = a_.features;
-  LearnSome(a_, 0, 200), LearnSome(inside, 0, 200);
+  LearnSome(a_, 0, 200);
+  LearnSome(inside, 0, 200);
   EXPECT_EQ(std::vector<double>(a_.state().begin(), a_.state().end()),
             std::vector<double>(inside.state().begin(), inside.state().end()));
   for (uint64_t id = 0; id < 100; ++id) {
     AgentTrace out, in;
-    const AgentDecision a = a_.Route(id, {0.1, 0.2, 0.7}, &out), b = inside.Route(id, {0.1, 0.2, 0.7}, &in);
+    const AgentDecision a = a_.Route(id, {0.1, 0.2, 0.7}, &out),
+                        b = inside.Route(id, {0.1, 0.2, 0.7}, &in);
     EXPECT_EQ(a.path, b.path);
     EXPECT_EQ(a.propensity, b.propensity);
     ASSERT_EQ(out.size(), in.size());
@@ -168,7 +182,8 @@ std::vector<std::string> Names() {
   for (const auto& [name, factory] : PluginRouters().agents) names.push_back(kPlugin + name);
   return names;
 }
-INSTANTIATE_TEST_SUITE_P(Builtin, AgentRouters, testing::ValuesIn(Names()), [](const auto& i) { return i.param; });
+INSTANTIATE_TEST_SUITE_P(Builtin, AgentRouters, testing::ValuesIn(Names()),
+                         [](const auto& i) { return i.param; });
 
 TEST(AgentGraphs, BadOnesAreNamed) {
   auto router = *BuiltinRouters().agents.Create("random");

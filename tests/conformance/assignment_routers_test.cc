@@ -13,15 +13,20 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr int64_t kItems = 70, kUnits = 2, kWidth = 32;
 const RandomWeights& Weights() {
-  static const auto* w =
-      new RandomWeights({{"dim", kWidth}, {"layers", 2}, {"pool", 10}, {"hidden", 12}, {"rank", 8}, {"silu", 1}});
+  static const auto* w = new RandomWeights(
+      {{"dim", kWidth}, {"layers", 2}, {"pool", 10}, {"hidden", 12}, {"rank", 8}, {"silu", 1}});
   return *w;
 }
 struct Out {
-  std::vector<int32_t> row_ptr = std::vector<int32_t>(kItems + 1), unit = std::vector<int32_t>(kItems);
+  std::vector<int32_t> row_ptr = std::vector<int32_t>(kItems + 1),
+                       unit = std::vector<int32_t>(kItems);
   std::vector<float> weight = std::vector<float>(kItems);
   Assignment a;
-  Out() { a.row_ptr = absl::MakeSpan(row_ptr), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight); }
+  Out() {
+    a.row_ptr = absl::MakeSpan(row_ptr);
+    a.unit = absl::MakeSpan(unit);
+    a.weight = absl::MakeSpan(weight);
+  }
 };
 class AssignmentRouters : public testing::TestWithParam<std::string> {
  protected:
@@ -81,7 +86,7 @@ TEST_P(AssignmentRouters, ItemsDoNotDependOnTheirNeighbours) {
   for (int64_t i = 0; i < kItems; ++i) {
     Out one;
     ASSERT_TRUE(Run({x.begin() + i * kWidth, x.begin() + (i + 1) * kWidth}, one).ok());
-    EXPECT_EQ(one.unit[0], all.unit[static_cast<size_t>(i)]) << i;
+    EXPECT_EQ(one.unit[0], all.unit[i]) << i;
   }
 }
 TEST_P(AssignmentRouters, TakesNothingAndNaN) {

@@ -33,7 +33,8 @@ std::string NameOf(const std::string& param) {
 class AttentionRouters : public testing::TestWithParam<std::string> {
  protected:
   std::unique_ptr<const AttentionRouter> Make(const std::string& options) const {
-    auto r = Routers(GetParam()).Create(options.empty() ? NameOf(GetParam()) : NameOf(GetParam()) + ":" + options);
+    auto r = Routers(GetParam())
+                 .Create(options.empty() ? NameOf(GetParam()) : NameOf(GetParam()) + ":" + options);
     EXPECT_TRUE(r.ok()) << r.status();
     return std::move(*r);
   }
@@ -51,21 +52,25 @@ class AttentionRouters : public testing::TestWithParam<std::string> {
 };
 INSTANTIATE_TEST_SUITE_P(All, AttentionRouters, testing::ValuesIn([] {
                            std::vector<std::string> names;
-                           for (const auto& [name, factory] : BuiltinRouters().attention) names.push_back(name);
+                           for (const auto& [name, factory] : BuiltinRouters().attention)
+                             names.push_back(name);
                            for (const auto& [name, factory] : PluginRouters().attention)
                              names.push_back(kPlugin + name);
                            return names;
                          }()),
                          [](const auto& info) { return info.param; });
 
-AttentionData Data(int64_t kv, int64_t q, uint64_t seed, int64_t heads = 4, int64_t kv_heads = 2, int64_t dv = 24) {
+AttentionData Data(int64_t kv, int64_t q, uint64_t seed, int64_t heads = 4, int64_t kv_heads = 2,
+                   int64_t dv = 24) {
   return MakeAttentionData(DataKind::kNeedles, kv, q, heads, kv_heads, 32, dv, seed);
 }
 
 TEST_P(AttentionRouters, FullBudgetIsDenseBitForBit) {
   auto dense = BuiltinRouters().attention.Create("dense");
-  for (auto [kv, q, heads, kv_heads, dv] :
-       {std::array<int64_t, 5>{300, 300, 4, 2, 24}, {130, 1, 4, 1, 32}, {1, 1, 2, 2, 16}, {257, 65, 6, 2, 40}}) {
+  for (auto [kv, q, heads, kv_heads, dv] : {std::array<int64_t, 5>{300, 300, 4, 2, 24},
+                                            {130, 1, 4, 1, 32},
+                                            {1, 1, 2, 2, 16},
+                                            {257, 65, 6, 2, 40}}) {
     const AttentionData a = Data(kv, q, 1, heads, kv_heads, dv);
     const RoutedRun full = RunRouter(*Full(), a), want = RunRouter(**dense, a);
     ASSERT_TRUE(full.status.ok()) << full.status;
@@ -99,22 +104,21 @@ TEST_P(AttentionRouters, NeverLooksAhead) {
   AttentionData a = Data(260, 260, 3);
   const RoutedRun before = RunRouter(*Small(), a);
   for (int64_t s = t + 1; s < 260; ++s) {
-    for (int64_t x = 0; x < 2 * 32; ++x) a.k[static_cast<size_t>(s * 64 + x)] += 3;
-    for (int64_t x = 0; x < 2 * 24; ++x) a.v[static_cast<size_t>(s * 48 + x)] -= 2;
+    for (int64_t x = 0; x < 2 * 32; ++x) a.k[s * 64 + x] += 3;
+    for (int64_t x = 0; x < 2 * 24; ++x) a.v[s * 48 + x] -= 2;
   }
   const std::unique_ptr<const AttentionRouter> router = Small();
   const RoutedRun after = RunRouter(*router, a);
   ASSERT_TRUE(after.status.ok());
   for (int64_t i = 0; i < 260; ++i) {
     for (int64_t h = 0; h < 4; ++h) {
-      const auto& list = after.lists[static_cast<size_t>(i * 4 + h)];
+      const auto& list = after.lists[i * 4 + h];
       EXPECT_LE(list.back(), i);
       if (i > t || !router->token_causal()) continue;
-      EXPECT_EQ(list, before.lists[static_cast<size_t>(i * 4 + h)]) << "query " << i;
+      EXPECT_EQ(list, before.lists[i * 4 + h]) << "query " << i;
     }
     if (i <= t && router->token_causal()) {
-      for (int64_t x = 0; x < 4 * 24; ++x)
-        EXPECT_EQ(after.o[static_cast<size_t>(i * 96 + x)], before.o[static_cast<size_t>(i * 96 + x)]);
+      for (int64_t x = 0; x < 4 * 24; ++x) EXPECT_EQ(after.o[i * 96 + x], before.o[i * 96 + x]);
     }
   }
 }
@@ -130,24 +134,27 @@ TEST_P(AttentionRouters, SameBitsForAnyThreadCount) {
 TEST_P(AttentionRouters, ExecutorModesAgree) {
   const AttentionData a = Data(300, 300, 5);
   const RoutedRun want = RunRouter(*Small(), a);
-  for (AttendOptions attend : {AttendOptions{.mode = AttendMode::kKvMajor}, AttendOptions{.token_group = 1},
-                               AttendOptions{.token_group = 16}}) {
+  for (AttendOptions attend : {AttendOptions{.mode = AttendMode::kKvMajor},
+                               AttendOptions{.token_group = 1}, AttendOptions{.token_group = 16}}) {
     HarnessOptions o;
     o.attend = attend;
     const RoutedRun r = RunRouter(*Small(), a, o);
-    if (r.status.code() == absl::StatusCode::kUnimplemented) continue;  // windows over tall tiles have no KV-major form
+    if (r.status.code() == absl::StatusCode::kUnimplemented)
+      continue;  // windows over tall tiles have no KV-major form
     ASSERT_TRUE(r.status.ok()) << r.status;
     for (size_t i = 0; i < r.o.size(); ++i) ASSERT_NEAR(r.o[i], want.o[i], 2e-5);
   }
 }
 TEST_P(AttentionRouters, ChunkedPrefillMatchesOneCall) {
-  // Chunks that are whole tiles give the same lists: summaries appended over calls equal summaries made at once.
+  // Chunks that are whole tiles give the same lists: summaries appended over calls equal summaries
+  // made at once.
   const AttentionData a = Data(320, 320, 6);
   HarnessOptions chunked;
   chunked.chunk = 64;
   const RoutedRun x = RunRouter(*Small(), a), y = RunRouter(*Small(), a, chunked);
   ASSERT_TRUE(x.status.ok() && y.status.ok());
-  if (NameOf(GetParam()) == "seer_attention") return;  // its density rule counts the blocks of the whole call
+  if (NameOf(GetParam()) == "seer_attention")
+    return;  // its density rule counts the blocks of the whole call
   EXPECT_EQ(x.lists, y.lists);
   for (size_t i = 0; i < x.o.size(); ++i) ASSERT_NEAR(x.o[i], y.o[i], 2e-5);
 }
@@ -193,7 +200,10 @@ TEST_P(AttentionRouters, RunDoesNotAllocate) {
   out.counters = &counters;
   const AttentionInputs in = a.Inputs();
   AttendInputs ai;
-  ai.q = in.q, ai.k = in.k, ai.v = in.v, ai.scale = in.scale;
+  ai.q = in.q;
+  ai.k = in.k;
+  ai.v = in.v;
+  ai.scale = in.scale;
   for (int pass = 0; pass < 2; ++pass) {
     const int64_t before = AllocationCount();
     const bool ok = router->Run(**plan, in, state.data(), {ws.workspace(), &ex}, buffer).ok() &&
@@ -216,7 +226,8 @@ TEST_P(AttentionRouters, ErrorsAreClear) {
   EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(s.message()), testing::HasSubstr("planned for at most"));
   auto unknown = Routers(GetParam()).Create(NameOf(GetParam()) + ":no_such_key=1");
-  EXPECT_THAT(std::string(unknown.status().message()), testing::HasSubstr("unknown key 'no_such_key'"));
+  EXPECT_THAT(std::string(unknown.status().message()),
+              testing::HasSubstr("unknown key 'no_such_key'"));
 }
 TEST_P(AttentionRouters, ConfigPrintsAndReadsBack) {
   for (const auto& [name, factory] : Routers(GetParam())) {

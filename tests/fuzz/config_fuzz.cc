@@ -1,4 +1,5 @@
-// Any text: a router spec must give a router or an error; what was read prints back to the same config.
+// Any text: a router spec must give a router or an error; what was read prints back to the same
+// config.
 #include <cstdlib>
 
 #include "sluice/policies/compose/attention.h"
@@ -27,8 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Config back;
   const std::string printed = "x:" + sluice::PrintConfig(c);
   const auto again = sluice::ParseSpec(printed);
-  if (!again.ok() || !sluice::ReadConfig(again->options, back).ok() || back.k != c.k || back.p != c.p ||
-      back.on != c.on)
+  if (!again.ok() || !sluice::ReadConfig(again->options, back).ok() || back.k != c.k ||
+      back.p != c.p || back.on != c.on)
     std::abort();
   return 0;
 }

@@ -1,4 +1,5 @@
-// What the sidecar reads from outside: configurations, receipts, stored outcomes, snapshots, outcome logs, requests.
+// What the sidecar reads from outside: configurations, receipts, stored outcomes, snapshots,
+// outcome logs, requests.
 #include <fcntl.h>
 #include <google/protobuf/stubs/logging.h>
 #include <sys/mman.h>
@@ -30,8 +31,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       (void)sluice::ParseOutcome(text);
       break;
     case 3: {
-      static const auto settings =
-          *sluice::ParseSettings("task: \"a\" stage { agent { id: \"x\" } agent { id: \"y\" } }", "fuzz");
+      static const auto settings = *sluice::ParseSettings(
+          "task: \"a\" stage { agent { id: \"x\" } agent { id: \"y\" } }", "fuzz");
       const auto& policy = settings.policies->policies[0];
       sluice::Ledger ledger(*policy.router, *policy.plan, 4);
       if (ledger.Parse(text).ok()) (void)ledger.State();
@@ -46,7 +47,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     default: {
       sluice::v1::Request q;
       if (q.ParseFromString(text)) {
-        for (const auto& query : q.route().queries()) (void)sluice::NgramClassifier::Features(query.text(), 12);
+        for (const auto& query : q.route().queries())
+          (void)sluice::NgramClassifier::Features(query.text(), 12);
       }
     }
   }

@@ -1,13 +1,16 @@
-// What AMRO-S (arXiv 2603.12933) has to learn in a world of known success probabilities: three tasks, three stages.
+// What AMRO-S (arXiv 2603.12933) has to learn in a world of known success probabilities: three
+// tasks, three stages.
 #include <gtest/gtest.h>
 
 #include "sluice/tests/support/agent_simulator.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-// For a world that changes: ability measured over a short memory with optimism, deposits divided by propensity.
+// For a world that changes: ability measured over a short memory with optimism, deposits divided by
+// propensity.
 const std::string kServed =
-    "amro_s:ability=measured,optimism=0.14,prior=1,memory=200,alpha=0.5,beta=20,importance=propensity,evaporate=row,"
+    "amro_s:ability=measured,optimism=0.14,prior=1,memory=200,alpha=0.5,beta=20,importance="
+    "propensity,evaporate=row,"
     "rho=0.002,rho_by_intent=true";
 AgentWorld World(uint64_t seed) { return MakeWorld(3, {4, 6, 5}, seed); }
 
@@ -15,12 +18,15 @@ TEST(AgentLearning, FindsTheBestPathOfEveryTask) {
   double share = 0, early = 0, late = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     SimulatorOptions o;
-    o.seed = seed, o.warm_up = 600, o.queries = 2500;
+    o.seed = seed;
+    o.warm_up = 600;
+    o.queries = 2500;
     const SimulatorRun run = Simulate(kServed, World(seed), o);
     int64_t best = 0;
     for (size_t i = 2000; i < 2500; ++i) best += run.success[i] == run.best[i];
     share += static_cast<double>(best) / 500 / 5;
-    early += run.Regret(0, 1000), late += run.Regret(1000, 2000);
+    early += run.Regret(0, 1000);
+    late += run.Regret(1000, 2000);
     EXPECT_GE(best, 350) << "seed " << seed;
   }
   EXPECT_GE(share, 0.9);
@@ -31,7 +37,8 @@ TEST(AgentLearning, SpecialistsDoNotDisturbEachOther) {
   double own = 0, shared = 0, own_single = 0, shared_single = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     SimulatorOptions o;
-    o.seed = seed, o.warm_up = 600;
+    o.seed = seed;
+    o.warm_up = 600;
     own += Simulate(kServed, World(seed), o).Mean(1000, 2000) / 5;
     o.one_task = true;
     shared += Simulate(kServed, World(seed), o).Mean(1000, 2000) / 5;
@@ -56,7 +63,8 @@ TEST(AgentLearning, TheGateKeepsFastWrongAnswersOut) {
       for (auto& task : w.success) task[fast] = 0.3;
     }
     SimulatorOptions o;
-    o.seed = seed, o.queries = 3000;
+    o.seed = seed;
+    o.queries = 3000;
     gated += Simulate(spec, w, o).Mean(2000, 3000) / 5;
     o.false_accept = 1;
     open += Simulate(spec, w, o).Mean(2000, 3000) / 5;
@@ -68,10 +76,13 @@ TEST(AgentLearning, FollowsAnExchangeOfAbilities) {
   double share = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     SimulatorOptions o;
-    o.seed = seed, o.warm_up = 600, o.queries = 3500;
+    o.seed = seed;
+    o.warm_up = 600;
+    o.queries = 3500;
     o.before = [](size_t i, AgentWorld& w) {
       if (i != 1500) return;
-      for (int t = 0; t < 3; ++t) {  // the task's best agent of the middle stage changes places with another
+      for (int t = 0; t < 3;
+           ++t) {  // the task's best agent of the middle stage changes places with another
         const size_t first = 4, best = first + static_cast<size_t>((t + 1) % 6),
                      other = first + static_cast<size_t>((t + 3) % 6);
         std::swap(w.success[t][best], w.success[t][other]);
@@ -90,14 +101,16 @@ TEST(AgentLearning, WrongIntentsCostLessThanHalf) {
   double clean = 0, corrupt = 0, random = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     SimulatorOptions o;
-    o.seed = seed, o.warm_up = 600;
+    o.seed = seed;
+    o.warm_up = 600;
     clean += Simulate(kServed, World(seed), o).Mean(1000, 2000) / 5;
     random += Simulate("random", World(seed), o).Mean(1000, 2000) / 5;
     o.corrupt_intent = 0.2;
     corrupt += Simulate(kServed, World(seed), o).Mean(1000, 2000) / 5;
   }
   EXPECT_GT(corrupt, random + 0.1);
-  // A fifth of the queries is sent wrong and teaches wrong; more than half of what routing gains must stay.
+  // A fifth of the queries is sent wrong and teaches wrong; more than half of what routing gains
+  // must stay.
   EXPECT_GT(corrupt, random + 0.5 * (clean - random)) << clean << " clean, " << random << " random";
 }
 }  // namespace

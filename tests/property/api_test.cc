@@ -52,8 +52,11 @@ TEST(Assignment, ValidatorFindsEveryFault) {
   std::vector<float> weight = {1, 0.5f};
   const auto check = [&] {
     Assignment a;
-    a.items = 2, a.units = 3;
-    a.row_ptr = absl::MakeSpan(row), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight),
+    a.items = 2;
+    a.units = 3;
+    a.row_ptr = absl::MakeSpan(row);
+    a.unit = absl::MakeSpan(unit);
+    a.weight = absl::MakeSpan(weight);
     a.dropped = absl::MakeSpan(dropped);
     return std::string(ValidateAssignment(a).message());
   };
@@ -81,7 +84,11 @@ TEST(AttentionPlan, ValidatorFindsDuplicatesOrderRangeAndCausality) {
     b.entries = entries;
     b.tokens = tokens;
     AttentionPlan p;
-    p.q_begin = 8, p.q_count = 4, p.kv_len = 12, p.heads = p.kv_heads = 1, p.tile = 4;
+    p.q_begin = 8;
+    p.q_count = 4;
+    p.kv_len = 12;
+    p.heads = p.kv_heads = 1;
+    p.tile = 4;
     p.branches = absl::MakeConstSpan(&b, 1);
     return std::string(ValidateAttentionPlan(p).message());
   };

@@ -1,5 +1,6 @@
-// `sluice serve` is killed again and again while outcomes come in shuffled and repeated; what it has learned in the end
-// is what a clean run learns, bit for bit. SLUICE_KILL_OUTCOMES sets how many outcomes (default 20,000).
+// `sluice serve` is killed again and again while outcomes come in shuffled and repeated; what it
+// has learned in the end is what a clean run learns, bit for bit. SLUICE_KILL_OUTCOMES sets how
+// many outcomes (default 20,000).
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -26,7 +27,9 @@ class Process {
     pid_ = fork();
     if (pid_ != 0) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (freopen("/dev/null", "w", stdout) == nullptr || freopen("/dev/null", "w", stderr) == nullptr) _exit(127);
+    if (freopen("/dev/null", "w", stdout) == nullptr ||
+        freopen("/dev/null", "w", stderr) == nullptr)
+      _exit(127);
     execl(SLUICE_BINARY, "sluice", "serve", "--quiet", "--config", config_.c_str(), nullptr);
     _exit(127);
   }
@@ -46,14 +49,16 @@ using Clock = std::chrono::steady_clock;
 TEST(Kill, DeathsChangeNothing) {
   const char* asked = std::getenv("SLUICE_KILL_OUTCOMES");
   const size_t outcomes = asked != nullptr ? std::stoull(asked) : 20000;
-  const std::string folder = MakeTempDir(), path = folder + "/config", endpoint = "ipc://" + folder + "/s";
-  const std::string graph =
-      absl::StrCat(absl::string_view(kTwoStages).substr(0, absl::string_view(kTwoStages).find("learning")));
+  const std::string folder = MakeTempDir(), path = folder + "/config",
+                    endpoint = "ipc://" + folder + "/s";
+  const std::string graph = absl::StrCat(
+      absl::string_view(kTwoStages).substr(0, absl::string_view(kTwoStages).find("learning")));
   // The window covers the whole test: how late an outcome may come is not what is asked here.
-  const std::string config =
-      absl::StrCat("endpoint: \"", endpoint, "\" state { sqlite: \"", folder, "/state.db\" }", graph,
-                   "policy { spec: \"amro_s:ability=measured,importance=propensity\" } policy { spec: \"lin_ucb\" } "
-                   "learning { epoch_decisions: 1024 window_epochs: 4096 snapshot_every: 3000 }");
+  const std::string config = absl::StrCat(
+      "endpoint: \"", endpoint, "\" state { sqlite: \"", folder, "/state.db\" }", graph,
+      "policy { spec: \"amro_s:ability=measured,importance=propensity\" } policy { spec: "
+      "\"lin_ucb\" } "
+      "learning { epoch_decisions: 1024 window_epochs: 4096 snapshot_every: 3000 }");
   std::ofstream(path) << config;
   Process server(path);
   server.Start();
@@ -65,7 +70,8 @@ TEST(Kill, DeathsChangeNothing) {
   std::vector<v1::Outcome> all;
   while (all.size() < outcomes) {
     v1::Request q;
-    for (int i = 0; i < 500; ++i) q.mutable_route()->add_queries()->set_task(i % 3 == 0 ? "math" : "code");
+    for (int i = 0; i < 500; ++i)
+      q.mutable_route()->add_queries()->set_task(i % 3 == 0 ? "math" : "code");
     const auto r = client->Call(q);
     ASSERT_TRUE(r.ok()) << r.status();
     for (const v1::Decision& d : r->route().decisions()) {
@@ -77,9 +83,11 @@ TEST(Kill, DeathsChangeNothing) {
     }
   }
   all.resize(outcomes);
-  for (size_t i = all.size() - 1; i > 0; --i) std::swap(all[i], all[RandomBits({4, i, 0, 0, 0}) % (i + 1)]);
+  for (size_t i = all.size() - 1; i > 0; --i)
+    std::swap(all[i], all[RandomBits({4, i, 0, 0, 0}) % (i + 1)]);
 
-  // Send a window of batches; what is not acknowledged in time is sent again, and some that is acknowledged too.
+  // Send a window of batches; what is not acknowledged in time is sent again, and some that is
+  // acknowledged too.
   constexpr size_t kBatch = 64, kWindow = 8;
   std::deque<size_t> todo;
   for (size_t b = 0; b * kBatch < outcomes; ++b) todo.push_back(b);
@@ -89,7 +97,8 @@ TEST(Kill, DeathsChangeNothing) {
   double slowest_restart_ms = 0;
   Clock::time_point restarted{};
   const auto life = [&] {
-    return std::chrono::milliseconds(80 + RandomBits({6, deaths, 0, 0, 0}) % (outcomes > 100000 ? 3000 : 150));
+    return std::chrono::milliseconds(80 + RandomBits({6, deaths, 0, 0, 0}) %
+                                              (outcomes > 100000 ? 3000 : 150));
   };
   auto next_death = Clock::now() + std::chrono::milliseconds(60);
   while (!todo.empty() || !sent.empty()) {
@@ -106,9 +115,10 @@ TEST(Kill, DeathsChangeNothing) {
     const auto now = Clock::now();
     if (r.ok()) {
       const auto answered = sent.find(r->request_id());
-      if (restarted != Clock::time_point{} && answered != sent.end() && answered->second.second > restarted) {
-        slowest_restart_ms =
-            std::max(slowest_restart_ms, std::chrono::duration<double, std::milli>(now - restarted).count());
+      if (restarted != Clock::time_point{} && answered != sent.end() &&
+          answered->second.second > restarted) {
+        slowest_restart_ms = std::max(
+            slowest_restart_ms, std::chrono::duration<double, std::milli>(now - restarted).count());
         restarted = {};
         if (deaths % 4 != 3) next_death = now + life();
       }
@@ -120,7 +130,8 @@ TEST(Kill, DeathsChangeNothing) {
         duplicates += f.status() == v1::FeedbackResult::DUPLICATE;
       }
       if (at != sent.end()) {
-        if (++seen % 5 == 0 && repeats.insert(at->second.first).second) todo.push_back(at->second.first);
+        if (++seen % 5 == 0 && repeats.insert(at->second.first).second)
+          todo.push_back(at->second.first);
         sent.erase(at);
       }
     }
@@ -137,7 +148,8 @@ TEST(Kill, DeathsChangeNothing) {
       ++deaths;
       server.Start();
       restarted = Clock::now();
-      // One life in four may end before it has answered, the others some time after: a slow start is no standstill.
+      // One life in four may end before it has answered, the others some time after: a slow start
+      // is no standstill.
       next_death = restarted + (deaths % 4 == 3 ? life() : std::chrono::seconds(30));
     }
   }
@@ -157,15 +169,18 @@ TEST(Kill, DeathsChangeNothing) {
   std::vector<OutcomeRecord> records;
   for (const v1::Outcome& o : all) {
     OutcomeRecord record;
-    record.decision =
-        *ParseDecision(absl::string_view(o.receipt()).substr(0, o.receipt().size() - Receipts::kTagBytes));
-    record.quality = o.quality(), record.accepted = o.quality() >= 0.5, record.cost_usd = o.cost_usd(),
+    record.decision = *ParseDecision(
+        absl::string_view(o.receipt()).substr(0, o.receipt().size() - Receipts::kTagBytes));
+    record.quality = o.quality();
+    record.accepted = o.quality() >= 0.5;
+    record.cost_usd = o.cost_usd();
     record.latency_s = o.latency_s();
     records.push_back(std::move(record));
   }
-  std::sort(records.begin(), records.end(), [](const auto& a, const auto& b) { return a.decision.id < b.decision.id; });
+  std::sort(records.begin(), records.end(),
+            [](const auto& a, const auto& b) { return a.decision.id < b.decision.id; });
   for (int p = 0; p < 2; ++p) {
-    const PolicySet::Policy& policy = settings->policies->policies[static_cast<size_t>(p)];
+    const PolicySet::Policy& policy = settings->policies->policies[p];
     Ledger ledger(*policy.router, *policy.plan, 4096);
     std::vector<SumDelta> deltas;
     for (const OutcomeRecord& record : records) {
@@ -179,8 +194,8 @@ TEST(Kill, DeathsChangeNothing) {
     EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(double)), 0) << policy.name;
     EXPECT_EQ(end->snapshot().policies(p).late(), 0u);
   }
-  std::printf("%zu outcomes, %zu kills, %zu duplicates; slowest restart to first answer %.0f ms\n", outcomes, deaths,
-              duplicates, slowest_restart_ms);
+  std::printf("%zu outcomes, %zu kills, %zu duplicates; slowest restart to first answer %.0f ms\n",
+              outcomes, deaths, duplicates, slowest_restart_ms);
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -1,5 +1,5 @@
-// On the bundled facts of 4,540 queries and 12 models: what AMRO-S has to reach over 20 seeds. Settings were chosen on
-// seeds 1 to 5; these are others.
+// On the bundled facts of 4,540 queries and 12 models: what AMRO-S has to reach over 20 seeds.
+// Settings were chosen on seeds 1 to 5; these are others.
 #include "sluice/runtime/service/replay.h"
 
 #include <gmock/gmock.h>
@@ -36,7 +36,8 @@ class ReplayUtility : public testing::TestWithParam<double> {};
 TEST_P(ReplayUtility, AmroSReachesTheBarsOverTwentySeeds) {
   for (bool predicted : {false, true}) {
     ReplayOptions o;
-    o.cost_weight = GetParam(), o.predicted_intent = predicted;
+    o.cost_weight = GetParam();
+    o.predicted_intent = predicted;
     const Ceilings c = CeilingsOf(PoolA(), o.cost_weight, 0);
     double mean = 0, random = 0;
     for (uint64_t seed = 101; seed <= 120; ++seed) {
@@ -52,35 +53,42 @@ TEST_P(ReplayUtility, AmroSReachesTheBarsOverTwentySeeds) {
 }
 INSTANTIATE_TEST_SUITE_P(CostWeights, ReplayUtility, testing::Values(0.0, 5.0, 20.0));
 
-// Decisions of a softmax policy over each task's mean qualities, logged with their propensities; what would the best
-// agent of each task (with a little of all others) have earned? The log of every outcome knows.
+// Decisions of a softmax policy over each task's mean qualities, logged with their propensities;
+// what would the best agent of each task (with a little of all others) have earned? The log of
+// every outcome knows.
 TEST(OffPolicyOnRealOutcomes, IntervalsHoldTheTruthInAThousandResamples) {
   const OutcomeLog& log = PoolA();
   const size_t tasks = log.tasks.size(), agents = log.agents.size();
-  std::vector<std::vector<double>> mean(tasks, std::vector<double>(agents)), logging = mean, target = mean,
-                                                                             model = mean;
+  std::vector<std::vector<double>> mean(tasks, std::vector<double>(agents)),
+      logging = mean, target = mean, model = mean;
   std::vector<double> rows(tasks), model_rows(tasks);
   for (size_t i = 0; i < log.rows.size(); ++i) {
     const auto t = static_cast<size_t>(log.rows[i].task);
-    ++rows[t], model_rows[t] += i % 10 == 0;
-    for (size_t a = 0; a < agents; ++a)
-      mean[t][a] += log.rows[i].quality[a], model[t][a] += i % 10 == 0 ? log.rows[i].quality[a] : 0;
+    ++rows[t];
+    model_rows[t] += i % 10 == 0;
+    for (size_t a = 0; a < agents; ++a) {
+      mean[t][a] += log.rows[i].quality[a];
+      model[t][a] += i % 10 == 0 ? log.rows[i].quality[a] : 0;
+    }
   }
   for (size_t t = 0; t < tasks; ++t) {
     double l = 0;
     size_t best = 0;
     for (size_t a = 0; a < agents; ++a) {
-      mean[t][a] /= rows[t], model[t][a] /= model_rows[t];  // the model has seen a tenth of the queries
+      mean[t][a] /= rows[t];
+      model[t][a] /= model_rows[t];  // the model has seen a tenth of the queries
       l += logging[t][a] = 0.05 + std::exp(8 * mean[t][a] - 8);
       if (mean[t][a] > mean[t][best]) best = a;
     }
-    for (size_t a = 0; a < agents; ++a)
-      logging[t][a] /= l, target[t][a] = 0.2 / static_cast<double>(agents) + (a == best ? 0.8 : 0);
+    for (size_t a = 0; a < agents; ++a) {
+      logging[t][a] /= l;
+      target[t][a] = 0.2 / static_cast<double>(agents) + (a == best ? 0.8 : 0);
+    }
   }
   double truth = 0;
   for (const OutcomeLog::Row& r : log.rows) {
     for (size_t a = 0; a < agents; ++a)
-      truth += target[static_cast<size_t>(r.task)][a] * r.quality[a] / static_cast<double>(log.rows.size());
+      truth += target[r.task][a] * r.quality[a] / static_cast<double>(log.rows.size());
   }
   int snips = 0, dr = 0, reliable = 0;
   std::vector<LoggedDecision> sample(1500);
@@ -89,14 +97,18 @@ TEST(OffPolicyOnRealOutcomes, IntervalsHoldTheTruthInAThousandResamples) {
       const OutcomeLog::Row& r = log.rows[RandomBits({11, run, i, 0, 0}) % log.rows.size()];
       const auto t = static_cast<size_t>(r.task);
       size_t a = 0;
-      for (double u = RandomUniform({12, run, i, 0, 0}) - logging[t][0]; u >= 0 && a + 1 < agents; u -= logging[t][a])
+      for (double u = RandomUniform({12, run, i, 0, 0}) - logging[t][0]; u >= 0 && a + 1 < agents;
+           u -= logging[t][a])
         ++a;
       double model_target = 0;
       for (size_t k = 0; k < agents; ++k) model_target += target[t][k] * model[t][k];
       sample[i] = {r.quality[a], logging[t][a], target[t][a], model[t][a], model_target};
     }
-    const auto s = *EvaluateOffPolicy(sample, OffPolicy::kSnips), d = *EvaluateOffPolicy(sample, OffPolicy::kDr);
-    snips += s.low <= truth && truth <= s.high, dr += d.low <= truth && truth <= d.high, reliable += s.reliable;
+    const auto s = *EvaluateOffPolicy(sample, OffPolicy::kSnips),
+               d = *EvaluateOffPolicy(sample, OffPolicy::kDr);
+    snips += s.low <= truth && truth <= s.high;
+    dr += d.low <= truth && truth <= d.high;
+    reliable += s.reliable;
   }
   EXPECT_GE(snips, 930);
   EXPECT_GE(dr, 930);
@@ -105,7 +117,8 @@ TEST(OffPolicyOnRealOutcomes, IntervalsHoldTheTruthInAThousandResamples) {
 
 TEST(Replay, SameSeedSameRun) {
   ReplayOptions o;
-  o.decisions = 1000, o.warm_up = 0.1;
+  o.decisions = 1000;
+  o.warm_up = 0.1;
   for (const char* policy : {kTunedAmroS, "thompson", "knn", "lin_ucb"}) {
     const auto a = Replay(PoolA(), policy, o, 3), b = Replay(PoolA(), policy, o, 3);
     ASSERT_TRUE(a.ok()) << a.status();
@@ -128,7 +141,8 @@ TEST(Replay, BadLogsAreNamed) {
   EXPECT_THAT(error("id,task,quality:a\n"), HasSubstr("no rows"));
   EXPECT_THAT(error("id,task,quality:a\nx,t,1\ny,t\n"), HasSubstr(":3: 2 cells, the header has 3"));
   EXPECT_THAT(error("id,task,quality:a\nx,t,nan\n"), HasSubstr("'nan' in column 3 is no number"));
-  EXPECT_THAT(LoadOutcomeLog("/none.csv").status().message(), HasSubstr("/none.csv: cannot be read"));
+  EXPECT_THAT(LoadOutcomeLog("/none.csv").status().message(),
+              HasSubstr("/none.csv: cannot be read"));
   const std::string truncated = folder + "/cut.csv.gz";
   FILE* from = fopen(SLUICE_POOL_A, "rb");
   std::string bytes(20000, '\0');

@@ -56,7 +56,8 @@ TEST(Server, RoutesLearnsAndExplains) {
   EXPECT_EQ(f->status(), v1::FeedbackResult::APPLIED);
   EXPECT_EQ(f->decision_id(), d->id());
   EXPECT_EQ(c->Feedback(Good(*d, 0))->status(), v1::FeedbackResult::DUPLICATE);
-  const auto why = Ask(*c, [&](v1::Request& q) { q.mutable_explain()->set_decision_id(d->id()); }).explain();
+  const auto why =
+      Ask(*c, [&](v1::Request& q) { q.mutable_explain()->set_decision_id(d->id()); }).explain();
   ASSERT_EQ(why.stages_size(), 2);
   EXPECT_EQ(why.stages(1).candidates_size(), 3);
   EXPECT_EQ(why.intent(0).task(), "math");
@@ -104,7 +105,8 @@ TEST(Server, LabelledDataWarmsItUp) {
     v1::Outcome o;
     v1::Labelled& l = *o.mutable_labelled();
     l.set_key(absl::StrCat("query ", i, " by ", plan, ", ", solve));
-    l.add_agents(plan), l.add_agents(solve);
+    l.add_agents(plan);
+    l.add_agents(solve);
     l.set_task("math");
     o.set_quality(plan == "plan-a" && solve == "solve-b");
     return o;
@@ -120,7 +122,9 @@ TEST(Server, LabelledDataWarmsItUp) {
     const auto r = c->Call(q);
     ASSERT_TRUE(r.ok()) << r.status();
     for (const auto& f : r->feedback().results()) {
-      EXPECT_EQ(f.status(), round == 0 ? v1::FeedbackResult::APPLIED : v1::FeedbackResult::DUPLICATE) << f.reason();
+      EXPECT_EQ(f.status(),
+                round == 0 ? v1::FeedbackResult::APPLIED : v1::FeedbackResult::DUPLICATE)
+          << f.reason();
     }
   }
   EXPECT_EQ(SnapshotOf(*c).policies(0).outcomes(), 240u);
@@ -162,7 +166,8 @@ TEST(Server, AnExperimentSplitsUnitsAndFindsTheBetterArm) {
   EXPECT_EQ(e.arms(0).outcomes() + e.arms(1).outcomes(), 3000u);
   EXPECT_EQ(e.arms(0).units() + e.arms(1).units(), 1500u);
   EXPECT_TRUE(e.readable());
-  EXPECT_GT(e.arms(1).metrics(v1::QUALITY).gain() - e.arms(1).metrics(v1::QUALITY).half_interval(), 0);
+  EXPECT_GT(e.arms(1).metrics(v1::QUALITY).gain() - e.arms(1).metrics(v1::QUALITY).half_interval(),
+            0);
   EXPECT_LT(e.arms(1).p(), 0.05);
   EXPECT_EQ(e.shadows(0).decisions(), 3001u);
   EXPECT_GT(e.shadows(0).same(), 0u);
@@ -174,15 +179,18 @@ TEST(Server, ShadowsNeedNoArms) {
     policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } experiment { shadow: "other" })"));
   auto c = s.Connect();
   for (int i = 0; i < 20; ++i) EXPECT_EQ(c->Route(Task("math"))->policy(), "control");
-  const v1::ExperimentResponse e = Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment();
+  const v1::ExperimentResponse e =
+      Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment();
   EXPECT_EQ(e.arms_size(), 0);
   ASSERT_EQ(e.shadows_size(), 1);
   EXPECT_EQ(e.shadows(0).decisions(), 20u);
 }
 
-// Sends `n` decisions of `units` users with what the arms earn; waits until all outcomes are in the books.
-v1::ExperimentResponse RunExperiment(Client& c, int n, int units, uint64_t have,
-                                     const std::function<double(const v1::Decision&, int unit)>& quality) {
+// Sends `n` decisions of `units` users with what the arms earn; waits until all outcomes are in the
+// books.
+v1::ExperimentResponse RunExperiment(
+    Client& c, int n, int units, uint64_t have,
+    const std::function<double(const v1::Decision&, int unit)>& quality) {
   for (int i = 0; i < n; ++i) {
     v1::Query q = Task("math");
     q.set_unit(absl::StrCat("user ", i % units));
@@ -226,10 +234,12 @@ TEST(Server, AGuardrailStopsAnArmAndItsUnitsGetTheControl) {
 }
 
 TEST(Server, AnExperimentOutlivesTheServerAndUsesWhatWasKnownBefore) {
-  const std::string state = absl::StrCat(
-                        kTwoStages, "state { sqlite: \"", MakeTempDir(), "/state.db\" }",
-                        R"( policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } )"),
-                    experiment = R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" } })";
+  const std::string
+      state = absl::StrCat(
+          kTwoStages, "state { sqlite: \"", MakeTempDir(), "/state.db\" }",
+          R"( policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } )"),
+      experiment =
+          R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" } })";
   // Users differ for ever, arms do not.
   const auto quality = [](const v1::Decision& d, int unit) {
     return 0.1 + 0.8 * (unit * 37 % 100) / 100.0 + static_cast<double>(d.id() % 7) / 100.0;
@@ -260,10 +270,13 @@ TEST(Server, AnExperimentOutlivesTheServerAndUsesWhatWasKnownBefore) {
   }
   EXPECT_EQ(first.SerializeAsString(), second.SerializeAsString());
   {  // other arms are another experiment, whatever its name
-    RunningServer other(state +
-                        R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" weight: 2 } })");
+    RunningServer other(
+        state +
+        R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" weight: 2 } })");
     auto c = other.Connect();
-    EXPECT_EQ(Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment().arms(0).outcomes(), 0u);
+    EXPECT_EQ(
+        Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment().arms(0).outcomes(),
+        0u);
   }
 }
 
@@ -271,7 +284,8 @@ TEST(Server, BatchesAnswerEachQuery) {
   RunningServer s;
   auto c = s.Connect();
   const auto r = Ask(*c, [](v1::Request& q) {
-    for (int i = 0; i < 32; ++i) *q.mutable_route()->add_queries() = Task(i == 5 ? "poetry" : "math");
+    for (int i = 0; i < 32; ++i)
+      *q.mutable_route()->add_queries() = Task(i == 5 ? "poetry" : "math");
   });
   ASSERT_EQ(r.route().decisions_size(), 32);
   std::set<uint64_t> ids;
@@ -298,7 +312,8 @@ TEST(Server, ErrorsSayWhatIsWrong) {
     return r.ok() ? std::string("no error") : std::string(r.status().message());
   };
   EXPECT_THAT(refused([](v1::Request&) {}), HasSubstr("no body"));
-  EXPECT_THAT(refused([](v1::Request& q) { q.mutable_route(); }), HasSubstr("0 queries, allowed 1 to 4"));
+  EXPECT_THAT(refused([](v1::Request& q) { q.mutable_route(); }),
+              HasSubstr("0 queries, allowed 1 to 4"));
   EXPECT_THAT(refused([](v1::Request& q) {
                 for (int i = 0; i < 5; ++i) q.mutable_route()->add_queries();
               }),
@@ -317,9 +332,11 @@ TEST(Server, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(c->Route(text).status().message(), HasSubstr("no intent model"));
   v1::Query intent;
   intent.add_intent(0.5);
-  EXPECT_THAT(c->Route(intent).status().message(), HasSubstr("intent has 1 entries, wanted one a task = 2"));
+  EXPECT_THAT(c->Route(intent).status().message(),
+              HasSubstr("intent has 1 entries, wanted one a task = 2"));
   v1::Query nobody = Task("math");
-  nobody.add_exclude("plan-a"), nobody.add_exclude("plan-b");
+  nobody.add_exclude("plan-a");
+  nobody.add_exclude("plan-b");
   const auto none = c->Route(nobody);
   EXPECT_EQ(none.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(none.status().message(), HasSubstr("stage 0: none of its 2 agents"));
@@ -346,7 +363,8 @@ TEST(Server, AReqSocketWorksToo) {
   req.set(zmq::sockopt::linger, 0);
   req.connect(s.endpoint());
   v1::Request q;
-  q.set_version(1), q.set_request_id(77);
+  q.set_version(1);
+  q.set_request_id(77);
   *q.mutable_route()->add_queries() = Task("math");
   for (int feedback = 0; feedback < 2; ++feedback) {
     const std::string bytes = q.SerializeAsString();
@@ -383,7 +401,8 @@ TEST(Server, MalformedMessagesLeaveItServing) {
     zmq::message_t m;
     zmq::pollitem_t item{dealer.handle(), 0, ZMQ_POLLIN, 0};
     while (zmq::poll(&item, 1, std::chrono::milliseconds(wait_ms)) > 0) {
-      while (dealer.recv(m, zmq::recv_flags::dontwait)) answered += !m.more();  // frames are not messages
+      while (dealer.recv(m, zmq::recv_flags::dontwait))
+        answered += !m.more();  // frames are not messages
     }
   };
   for (uint64_t i = 0; i < kMessages; ++i) {
@@ -443,9 +462,10 @@ TEST(Server, RestartsWithWhatItLearned) {
 TEST(Server, TwoServersOnOneRedisConverge) {
   RedisServer redis;
   if (!redis.running()) GTEST_SKIP() << "redis-server is not installed";
-  const std::string config = absl::StrCat(
-      kTwoStages, "policy { spec: \"amro_s:ability=measured\" } policy { spec: \"thompson\" } state { redis: \"",
-      redis.address(), "\" }");
+  const std::string config = absl::StrCat(kTwoStages,
+                                          "policy { spec: \"amro_s:ability=measured\" } policy { "
+                                          "spec: \"thompson\" } state { redis: \"",
+                                          redis.address(), "\" }");
   RunningServer a(config), b(config);
   auto ca = a.Connect(), cb = b.Connect();
   std::vector<v1::Outcome> outcomes;
@@ -463,7 +483,8 @@ TEST(Server, TwoServersOnOneRedisConverge) {
   }
   v1::SnapshotResponse sa, sb;
   for (int i = 0; i < 1000; ++i) {
-    sa = SnapshotOf(*ca), sb = SnapshotOf(*cb);
+    sa = SnapshotOf(*ca);
+    sb = SnapshotOf(*cb);
     if (sa.sequence() == 150 && sb.sequence() == 150) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
@@ -481,7 +502,9 @@ TEST(Server, BreakersOpenAndProbe) {
     v1::Outcome o = Good(d, failed ? 0 : 1);
     for (const std::string& id : d.agents()) {
       v1::AgentReport& a = *o.add_agents();
-      a.set_agent(id), a.set_failed(failed && id == "plan-a"), a.set_latency_s(0.1);
+      a.set_agent(id);
+      a.set_failed(failed && id == "plan-a");
+      a.set_latency_s(0.1);
     }
     ASSERT_TRUE(c->Feedback(o).ok());
   };
@@ -514,7 +537,8 @@ TEST(Server, BudgetsBlockAnAgent) {
   EXPECT_TRUE(StatsOf(*c).agents(0).over_budget());
   const auto d = c->Route(Task("math"));
   EXPECT_EQ(d->agents(0), "plan-b");
-  const auto why = Ask(*c, [&](v1::Request& q) { q.mutable_explain()->set_decision_id(d->id()); }).explain();
+  const auto why =
+      Ask(*c, [&](v1::Request& q) { q.mutable_explain()->set_decision_id(d->id()); }).explain();
   EXPECT_EQ(why.stages(0).candidates(0).blocked(), "over budget");
 }
 
@@ -553,7 +577,10 @@ TEST(Server, ReloadsOrKeepsWhatItHad) {
   RunningServer s("", path);
   auto c = s.Connect();
   for (int i = 0; i < 30; ++i) ASSERT_TRUE(c->Feedback(Good(*c->Route(Task("math")))).ok());
-  EXPECT_EQ(Ask(*c, [](v1::Request& q) { q.mutable_set_policy()->set_name("b"); }).set_policy().previous(), "a");
+  EXPECT_EQ(Ask(*c, [](v1::Request& q) { q.mutable_set_policy()->set_name("b"); })
+                .set_policy()
+                .previous(),
+            "a");
   EXPECT_EQ(c->Route(Task("math"))->policy(), "b");
   auto reload = [&](uint64_t good, uint64_t bad) {
     s.server().Reload();
@@ -569,7 +596,8 @@ TEST(Server, ReloadsOrKeepsWhatItHad) {
     return stats.last_reload_error();
   };
   write(
-      "policy { name: \"a\" spec: \"amro_s:beta=5\" } policy { name: \"c\" spec: \"thompson\" } active_policy: \"c\"");
+      "policy { name: \"a\" spec: \"amro_s:beta=5\" } policy { name: \"c\" spec: \"thompson\" } "
+      "active_policy: \"c\"");
   reload(1, 0);
   for (int i = 0; i < 1000 && c->Route(Task("math"))->policy() != "c"; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -593,22 +621,30 @@ TEST(Server, CurveLetsOnlyKnownClientsIn) {
   const CurveKeys server = *NewCurveKeys(), friendly = *NewCurveKeys(), stranger = *NewCurveKeys();
   std::ofstream(folder + "/secret") << server.secret << "\n";
   std::ofstream(folder + "/allow") << "# clients\n" << friendly.public_key << "\n";
-  RunningServer s(absl::StrCat("endpoint: \"tcp://127.0.0.1:*\"\n", kTwoStages, "curve { secret_key_file: \"", folder,
-                               "/secret\" allow_file: \"", folder, "/allow\" }"));
+  RunningServer s(absl::StrCat("endpoint: \"tcp://127.0.0.1:*\"\n", kTwoStages,
+                               "curve { secret_key_file: \"", folder, "/secret\" allow_file: \"",
+                               folder, "/allow\" }"));
   Client::Options options;
-  options.server_key = server.public_key, options.keys = friendly, options.timeout = std::chrono::milliseconds(5000),
+  options.server_key = server.public_key;
+  options.keys = friendly;
+  options.timeout = std::chrono::milliseconds(5000);
   options.tries = 1;
   EXPECT_TRUE(s.Connect(options)->Route(Task("math")).ok());
-  options.keys = stranger, options.timeout = std::chrono::milliseconds(500);
-  EXPECT_EQ(s.Connect(options)->Route(Task("math")).status().code(), absl::StatusCode::kDeadlineExceeded);
+  options.keys = stranger;
+  options.timeout = std::chrono::milliseconds(500);
+  EXPECT_EQ(s.Connect(options)->Route(Task("math")).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
   Client::Options plain;
-  plain.timeout = std::chrono::milliseconds(300), plain.tries = 1;
-  EXPECT_EQ(s.Connect(plain)->Route(Task("math")).status().code(), absl::StatusCode::kDeadlineExceeded);
+  plain.timeout = std::chrono::milliseconds(300);
+  plain.tries = 1;
+  EXPECT_EQ(s.Connect(plain)->Route(Task("math")).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
 }
 
 TEST(Server, ReadsAQuerysTextWithAnEncoder) {
   const std::string config = absl::StrCat(
-      "task: \"math\" task: \"tool_use\" stage { agent { id: \"a\" } agent { id: \"b\" } } intent { model: \"",
+      "task: \"math\" task: \"tool_use\" stage { agent { id: \"a\" } agent { id: \"b\" } } intent "
+      "{ model: \"",
       SLUICE_SOURCE_DIR, "/examples/engine/models/intent-encoder-q8_0.gguf\" }");
   RunningServer s(config);
   auto c = s.Connect();
@@ -616,7 +652,8 @@ TEST(Server, ReadsAQuerysTextWithAnEncoder) {
   q.set_text("Tom has 5 apples and buys 7 more at 2 dollars each. How much did he pay?");
   const auto d = c->Route(q);
   ASSERT_TRUE(d.ok()) << d.status();
-  const auto why = Ask(*c, [&](v1::Request& r) { r.mutable_explain()->set_decision_id(d->id()); }).explain();
+  const auto why =
+      Ask(*c, [&](v1::Request& r) { r.mutable_explain()->set_decision_id(d->id()); }).explain();
   EXPECT_EQ(why.intent(0).task(), "math");
   EXPECT_GT(why.intent(0).weight(), 0.9);
 }
@@ -629,15 +666,20 @@ TEST(Server, ConfigurationErrorsNameTheirPlace) {
   EXPECT_THAT(error("task: \"a\""), HasSubstr("0 stages"));
   const std::string base = "task: \"a\" stage { agent { id: \"x\" } } ";
   EXPECT_THAT(error(base + "policy { spec: \"amro\" }"), HasSubstr("no method 'amro'"));
-  EXPECT_THAT(error(base + "policy { spec: \"random\" } policy { spec: \"random\" }"), HasSubstr("two policies"));
+  EXPECT_THAT(error(base + "policy { spec: \"random\" } policy { spec: \"random\" }"),
+              HasSubstr("two policies"));
   EXPECT_THAT(error(base + "active_policy: \"y\""), HasSubstr("no policy 'y'; known: amro_s"));
   EXPECT_THAT(error(base + "state { sqlite: \"a\" redis: \"b\" }"), HasSubstr("sqlite and redis"));
-  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"amro_s\" } }"), HasSubstr("1 arms, allowed 2"));
-  EXPECT_THAT(error(base + "experiment { name: \"x\" guardrail { worse_by: -1 } }"), HasSubstr("worse_by -1"));
-  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"b\" } }"), HasSubstr("experiment: no policy 'b'"));
+  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"amro_s\" } }"),
+              HasSubstr("1 arms, allowed 2"));
+  EXPECT_THAT(error(base + "experiment { name: \"x\" guardrail { worse_by: -1 } }"),
+              HasSubstr("worse_by -1"));
+  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"b\" } }"),
+              HasSubstr("experiment: no policy 'b'"));
   EXPECT_THAT(error(base + "learning { gate: 2 }"), HasSubstr("gate: 2 is outside [0, 1]"));
   EXPECT_THAT(error(base + "curve { secret_key_file: \"k\" }"), HasSubstr("without allow_file"));
-  EXPECT_THAT(error(base + "policy { spec: \"knn\" weights: \"/none.gguf\" }"), HasSubstr("/none.gguf"));
+  EXPECT_THAT(error(base + "policy { spec: \"knn\" weights: \"/none.gguf\" }"),
+              HasSubstr("/none.gguf"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

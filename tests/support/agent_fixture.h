@@ -46,18 +46,29 @@ class AgentUnderTest {
   AgentDecision Route(uint64_t id, const std::vector<double>& intent, AgentTrace* trace = nullptr,
                       absl::Span<const Block> blocked = {}, absl::Span<const AgentLive> live = {}) {
     AgentRequest q;
-    q.id = id, q.intent = intent, q.blocked = blocked, q.live = live, q.features = features;
+    q.id = id;
+    q.intent = intent;
+    q.blocked = blocked;
+    q.live = live;
+    q.features = features;
     AgentDecision d;
     const absl::Status status = router_->Run(*plan_, ledger_->State(), q, d, trace);
     EXPECT_TRUE(status.ok()) << status;
     return d;
   }
   // Learns one outcome, in an epoch of its own unless one is given.
-  void Learn(const std::vector<double>& intent, const std::vector<int32_t>& path, double quality, bool accepted,
-             double cost = 0, double latency = 0, double propensity = 1, int64_t epoch = -1) {
+  void Learn(const std::vector<double>& intent, const std::vector<int32_t>& path, double quality,
+             bool accepted, double cost = 0, double latency = 0, double propensity = 1,
+             int64_t epoch = -1) {
     AgentOutcome o;
-    o.intent = intent, o.path = path, o.quality = quality, o.accepted = accepted, o.features = features;
-    o.cost_usd = cost, o.latency_s = latency, o.propensity = propensity;
+    o.intent = intent;
+    o.path = path;
+    o.quality = quality;
+    o.accepted = accepted;
+    o.features = features;
+    o.cost_usd = cost;
+    o.latency_s = latency;
+    o.propensity = propensity;
     deltas_.clear();
     router_->Observe(*plan_, o, deltas_);
     ledger_->Add(epoch < 0 ? ++epoch_ : static_cast<uint64_t>(epoch), deltas_);

@@ -15,7 +15,7 @@ struct AgentWorld {
 
   double PathSuccess(int task, absl::Span<const int32_t> path) const {
     double p = 1;
-    for (int32_t a : path) p *= success[static_cast<size_t>(task)][static_cast<size_t>(a)];
+    for (int32_t a : path) p *= success[task][a];
     return p;
   }
   std::vector<int32_t> BestPath(int task) const {
@@ -35,14 +35,14 @@ struct AgentWorld {
 inline AgentWorld MakeWorld(int tasks, const std::vector<int>& sizes, uint64_t seed) {
   AgentWorld w;
   w.graph = MakeGraph(tasks, sizes);
-  w.latency.assign(static_cast<size_t>(w.graph->num_agents()), 1.0);
+  w.latency.assign(w.graph->num_agents(), 1.0);
   for (int t = 0; t < tasks; ++t) {
     w.success.emplace_back(w.latency.size());
     for (size_t a = 0; a < w.latency.size(); ++a) {
       w.success[t][a] = 0.55 + 0.2 * RandomUniform({seed, static_cast<uint64_t>(t), a, 0, 0});
     }
     for (int s = 0; s < w.graph->num_stages(); ++s) {
-      w.success[t][static_cast<size_t>(w.graph->first_agent(s) + (t + s) % sizes[s])] = 0.95;
+      w.success[t][w.graph->first_agent(s) + (t + s) % sizes[s]] = 0.95;
     }
   }
   return w;
@@ -63,10 +63,10 @@ struct SimulatorRun {
 };
 struct SimulatorOptions {
   size_t queries = 2000, warm_up = 0;
-  uint64_t seed = 1, batch = 8;                     // queries an epoch
-  bool one_task = false;                            // the router sees one task only
-  double false_accept = 0;                          // share of failed answers that the gate lets through
-  double corrupt_intent = 0;                        // share of queries whose intent names another task
+  uint64_t seed = 1, batch = 8;  // queries an epoch
+  bool one_task = false;         // the router sees one task only
+  double false_accept = 0;       // share of failed answers that the gate lets through
+  double corrupt_intent = 0;     // share of queries whose intent names another task
   std::function<void(size_t, AgentWorld&)> before;  // before query i
 };
 // Routes, lets the world answer, feeds back. Warm-up: paths drawn uniformly with true labels.
@@ -78,10 +78,12 @@ inline SimulatorRun Simulate(const std::string& spec, AgentWorld world, const Si
     graph = std::make_shared<AgentGraph>(*graph);
     graph->tasks = {"everything"};
     for (auto& stage : graph->stages) {
-      for (Agent& a : stage) a.ability = a.ability.empty() ? a.ability : std::vector<double>{a.ability[0]};
+      for (Agent& a : stage)
+        a.ability = a.ability.empty() ? a.ability : std::vector<double>{a.ability[0]};
     }
   }
-  AgentUnderTest router(absl::StrCat(spec, spec.find(':') == std::string::npos ? ":" : ",", "seed=", o.seed), graph);
+  AgentUnderTest router(
+      absl::StrCat(spec, spec.find(':') == std::string::npos ? ":" : ",", "seed=", o.seed), graph);
   for (size_t i = 0; i < o.warm_up + o.queries; ++i) {
     const bool warm = i < o.warm_up;
     if (!warm && o.before) o.before(i - o.warm_up, world);
@@ -89,13 +91,13 @@ inline SimulatorRun Simulate(const std::string& spec, AgentWorld world, const Si
     const int task = static_cast<int>(draw(0) * tasks);
     std::vector<double> intent(o.one_task ? 1 : static_cast<size_t>(tasks), 0.0);
     const int named = o.one_task ? 0 : draw(1) < o.corrupt_intent ? (task + 1) % tasks : task;
-    intent[static_cast<size_t>(named)] = 1;
+    intent[named] = 1;
     std::vector<int32_t> path;
     double propensity = 1;
     if (warm) {
       for (int s = 0; s < graph->num_stages(); ++s) {
-        path.push_back(
-            static_cast<int32_t>(graph->first_agent(s) + static_cast<int64_t>(draw(20 + s) * graph->stage_size(s))));
+        path.push_back(static_cast<int32_t>(
+            graph->first_agent(s) + static_cast<int64_t>(draw(20 + s) * graph->stage_size(s))));
         propensity /= graph->stage_size(s);
       }
     } else {
@@ -108,8 +110,9 @@ inline SimulatorRun Simulate(const std::string& spec, AgentWorld world, const Si
     const bool right = draw(2) < world.PathSuccess(task, path);
     const bool accepted = right || draw(3) < o.false_accept;
     double latency = 0;
-    for (int32_t a : path) latency += world.latency[static_cast<size_t>(a)];
-    router.Learn(intent, path, accepted ? 1 : 0, accepted, 0, latency, propensity, static_cast<int64_t>(i / o.batch));
+    for (int32_t a : path) latency += world.latency[a];
+    router.Learn(intent, path, accepted ? 1 : 0, accepted, 0, latency, propensity,
+                 static_cast<int64_t>(i / o.batch));
   }
   return run;
 }

@@ -71,29 +71,35 @@ struct AttentionData {
   }
 };
 
-inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_count, int64_t heads, int64_t kv_heads,
-                                       int64_t d, int64_t dv, uint64_t seed) {
+inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_count,
+                                       int64_t heads, int64_t kv_heads, int64_t d, int64_t dv,
+                                       uint64_t seed) {
   AttentionData a;
-  a.kv_len = kv_len, a.q_count = q_count, a.heads = heads, a.kv_heads = kv_heads, a.d = d, a.dv = dv;
+  a.kv_len = kv_len;
+  a.q_count = q_count;
+  a.heads = heads;
+  a.kv_heads = kv_heads;
+  a.d = d;
+  a.dv = dv;
   const auto normal = [&](uint64_t unit, int64_t item) {
     return static_cast<float>(RandomNormal({seed, 0, 0, unit, static_cast<uint64_t>(item)}));
   };
-  a.q.resize(static_cast<size_t>(q_count * heads * d));
-  a.k.resize(static_cast<size_t>(kv_len * kv_heads * d));
-  a.v.resize(static_cast<size_t>(kv_len * kv_heads * dv));
+  a.q.resize(q_count * heads * d);
+  a.k.resize(kv_len * kv_heads * d);
+  a.v.resize(kv_len * kv_heads * dv);
   for (size_t i = 0; i < a.q.size(); ++i) a.q[i] = normal(1, static_cast<int64_t>(i));
   for (size_t i = 0; i < a.k.size(); ++i) a.k[i] = normal(2, static_cast<int64_t>(i));
   for (size_t i = 0; i < a.v.size(); ++i) a.v[i] = normal(3, static_cast<int64_t>(i));
   const int64_t g = heads / kv_heads;
-  const auto key = [&](int64_t s, int64_t kv) { return &a.k[static_cast<size_t>((s * kv_heads + kv) * d)]; };
-  const auto query = [&](int64_t i, int64_t h) { return &a.q[static_cast<size_t>((i * heads + h) * d)]; };
+  const auto key = [&](int64_t s, int64_t kv) { return &a.k[(s * kv_heads + kv) * d]; };
+  const auto query = [&](int64_t i, int64_t h) { return &a.q[(i * heads + h) * d]; };
   if (kind == DataKind::kNeedles && kv_len > 8) {
     for (int64_t i = 0; i < q_count; ++i) {
       for (int64_t kv = 0; kv < kv_heads; ++kv) {
         const int64_t reach = a.q_begin() + i / 16 * 16 + 1;
-        const int64_t s =
-            static_cast<int64_t>(RandomBits({seed, 1, 0, static_cast<uint64_t>(kv), static_cast<uint64_t>(i / 16)}) %
-                                 static_cast<uint64_t>(reach));
+        const int64_t s = static_cast<int64_t>(
+            RandomBits({seed, 1, 0, static_cast<uint64_t>(kv), static_cast<uint64_t>(i / 16)}) %
+            static_cast<uint64_t>(reach));
         for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
           for (int64_t x = 0; x < d; ++x) query(i, h)[x] += 1.5f * key(s, kv)[x];
         }
@@ -114,16 +120,18 @@ inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_
     };
     for (int64_t s = 0; s < kv_len; ++s) {
       for (int64_t kv = 0; kv < kv_heads; ++kv) {
-        for (int64_t x = 0; x < d; ++x) key(s, kv)[x] = 0.5f * key(s, kv)[x] + centre(s / length, kv, x);
+        for (int64_t x = 0; x < d; ++x)
+          key(s, kv)[x] = 0.5f * key(s, kv)[x] + centre(s / length, kv, x);
       }
     }
     for (int64_t i = 0; i < q_count; ++i) {
       const int64_t topics = (a.q_begin() + i) / length + 1;
       for (int64_t h = 0; h < heads; ++h) {
-        const int64_t topic =
-            static_cast<int64_t>(RandomBits({seed, 2, 0, static_cast<uint64_t>(h / g), static_cast<uint64_t>(i / 64)}) %
-                                 static_cast<uint64_t>(topics));
-        for (int64_t x = 0; x < d; ++x) query(i, h)[x] = 0.7f * query(i, h)[x] + centre(topic, h / g, x);
+        const int64_t topic = static_cast<int64_t>(
+            RandomBits({seed, 2, 0, static_cast<uint64_t>(h / g), static_cast<uint64_t>(i / 64)}) %
+            static_cast<uint64_t>(topics));
+        for (int64_t x = 0; x < d; ++x)
+          query(i, h)[x] = 0.7f * query(i, h)[x] + centre(topic, h / g, x);
       }
     }
   }

@@ -23,7 +23,9 @@ void* operator new(std::size_t n) { return Allocate(n); }
 void* operator new[](std::size_t n) { return Allocate(n); }
 void* operator new(std::size_t n, std::align_val_t a) { return AllocateAligned(n, a); }
 void* operator new[](std::size_t n, std::align_val_t a) { return AllocateAligned(n, a); }
-void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return ++allocations, std::malloc(n > 0 ? n : 1); }
+void* operator new(std::size_t n, const std::nothrow_t&) noexcept {
+  return ++allocations, std::malloc(n > 0 ? n : 1);
+}
 void* operator new[](std::size_t n, const std::nothrow_t&) noexcept {
   return ++allocations, std::malloc(n > 0 ? n : 1);
 }

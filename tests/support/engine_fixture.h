@@ -12,8 +12,8 @@
 
 namespace engine {
 inline const Model& Mini() {
-  static const Model* m =
-      new Model(*LoadModel(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
+  static const Model* m = new Model(
+      *LoadModel(std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
   return *m;
 }
 inline std::unique_ptr<Engine> Make(const EngineOptions& o) {
@@ -22,15 +22,18 @@ inline std::unique_ptr<Engine> Make(const EngineOptions& o) {
   return std::move(*e);
 }
 inline std::vector<int32_t> Tokens(int64_t n) {
-  std::vector<int32_t> t(static_cast<size_t>(n));
-  for (size_t i = 0; i < t.size(); ++i) t[i] = static_cast<int32_t>(sluice::RandomBits({3, 0, 0, 0, i}) % 8000 + 1);
+  std::vector<int32_t> t(n);
+  for (size_t i = 0; i < t.size(); ++i)
+    t[i] = static_cast<int32_t>(sluice::RandomBits({3, 0, 0, 0, i}) % 8000 + 1);
   return t;
 }
 // Logits that follow every token at or after `from`.
 inline std::vector<float> Logits(Engine& e, const std::vector<int32_t>& tokens, int64_t from) {
   std::vector<float> out;
   const int64_t vocab = e.model().shape.vocab;
-  EXPECT_TRUE(e.Feed(tokens, from, [&](int64_t, const float* x) { out.insert(out.end(), x, x + vocab); }).ok());
+  EXPECT_TRUE(e.Feed(tokens, from, [&](int64_t, const float* x) {
+                 out.insert(out.end(), x, x + vocab);
+               }).ok());
   return out;
 }
 inline void ExpectNear(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {

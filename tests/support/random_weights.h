@@ -20,13 +20,15 @@ class RandomWeights final : public WeightSource {
     if (it == ints_.end()) return absl::NotFoundError(absl::StrCat("no key '", key, "'"));
     return it->second;
   }
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t> shape) const override {
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                             absl::Span<const uint64_t> shape) const override {
     if (name == missing) return absl::NotFoundError(absl::StrCat("no tensor '", name, "'"));
     uint64_t n = 1, seed = 7;
     for (uint64_t s : shape) n *= s;
     for (char c : name) seed = seed * 131 + static_cast<unsigned char>(c);
     std::vector<float> x(n);
-    for (uint64_t i = 0; i < n; ++i) x[i] = 0.2f * static_cast<float>(RandomUniform({seed, 0, 0, 0, i}) - 0.5);
+    for (uint64_t i = 0; i < n; ++i)
+      x[i] = 0.2f * static_cast<float>(RandomUniform({seed, 0, 0, 0, i}) - 0.5);
     return x;
   }
   std::string missing;  // a tensor that is not there
@@ -36,8 +38,9 @@ class RandomWeights final : public WeightSource {
 };
 // [rows, dim], uniform in [-2, 2).
 inline std::vector<float> RandomFeatures(int64_t rows, int64_t dim, uint64_t seed) {
-  std::vector<float> x(static_cast<size_t>(rows * dim));
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(4 * RandomUniform({seed, 0, 0, 0, i}) - 2);
+  std::vector<float> x(rows * dim);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<float>(4 * RandomUniform({seed, 0, 0, 0, i}) - 2);
   return x;
 }
 SLUICE_END_NAMESPACE

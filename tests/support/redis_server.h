@@ -30,16 +30,22 @@ class RedisServer {
   }
   bool running() const { return pid_ > 0; }
   std::string address() const { return folder_ + "/socket"; }
-  void Restart() { Stop(), Start(); }
+  void Restart() {
+    Stop();
+    Start();
+  }
 
  private:
   void Start() {
     pid_ = fork();
     if (pid_ == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);  // it must not outlive a test that crashes
-      if (freopen("/dev/null", "w", stdout) == nullptr || freopen("/dev/null", "w", stderr) == nullptr) _exit(127);
-      execl("/usr/bin/redis-server", "redis-server", "--port", "0", "--unixsocket", address().c_str(), "--dir",
-            folder_.c_str(), "--appendonly", "yes", "--appendfsync", "always", "--save", "", nullptr);
+      if (freopen("/dev/null", "w", stdout) == nullptr ||
+          freopen("/dev/null", "w", stderr) == nullptr)
+        _exit(127);
+      execl("/usr/bin/redis-server", "redis-server", "--port", "0", "--unixsocket",
+            address().c_str(), "--dir", folder_.c_str(), "--appendonly", "yes", "--appendfsync",
+            "always", "--save", "", nullptr);
       _exit(127);
     }
     for (int i = 0; i < 1000 && !Answers(); ++i) usleep(10000);
@@ -52,7 +58,8 @@ class RedisServer {
     address().copy(at.sun_path, sizeof at.sun_path - 1);
     char answer[8] = "";
     const bool pong = connect(fd, reinterpret_cast<sockaddr*>(&at), sizeof at) == 0 &&
-                      send(fd, "PING\r\n", 6, MSG_NOSIGNAL) == 6 && recv(fd, answer, 5, 0) == 5 && answer[1] == 'P';
+                      send(fd, "PING\r\n", 6, MSG_NOSIGNAL) == 6 && recv(fd, answer, 5, 0) == 5 &&
+                      answer[1] == 'P';
     close(fd);
     return pong;
   }

@@ -29,7 +29,8 @@ inline constexpr char kTwoStages[] = R"(
 class RunningServer {
  public:
   // `config`: everything but endpoints, unless it names one.
-  explicit RunningServer(const std::string& config = kTwoStages, const std::string& config_path = "")
+  explicit RunningServer(const std::string& config = kTwoStages,
+                         const std::string& config_path = "")
       : folder_(MakeTempDir()) {
     const std::string text = config.find("endpoint:") != std::string::npos
                                  ? config

@@ -18,8 +18,11 @@ int main(int argc, char** argv) {
   outcome.set_quality(1);
   outcome.set_cost_usd(0.004);
   outcome.set_latency_s(2.1);
-  const auto result = (*client)->Feedback(outcome);  // returns once it is on disk; sending it again is harmless
+  const auto result =
+      (*client)->Feedback(outcome);  // returns once it is on disk; sending it again is harmless
   if (!result.ok()) return std::fprintf(stderr, "%s\n", result.status().ToString().c_str()), 1;
-  std::printf("%s\n", result->status() == sluice::v1::FeedbackResult::APPLIED ? "learned" : result->reason().c_str());
+  std::printf("%s\n", result->status() == sluice::v1::FeedbackResult::APPLIED
+                          ? "learned"
+                          : result->reason().c_str());
   return 0;
 }

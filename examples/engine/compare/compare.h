@@ -1,7 +1,7 @@
 #ifndef SLUICE_EXAMPLES_ENGINE_COMPARE_COMPARE_H_
 #define SLUICE_EXAMPLES_ENGINE_COMPARE_COMPARE_H_
-// Policies against each other over a grid of contexts: the same documents for all, quality with paired intervals,
-// measured work, time beside the time that the cost model foretold.
+// Policies against each other over a grid of contexts: the same documents for all, quality with
+// paired intervals, measured work, time beside the time that the cost model foretold.
 #include <functional>
 #include <string>
 #include <vector>
@@ -21,8 +21,9 @@ struct CompareOptions {
   uint64_t seed = 1;             // of facts and bootstrap
   int64_t draws = 2000;          // of the bootstrap
   EngineOptions engine;          // cache, chunk, threads
-  bool foretell = false;         // attention's time, by a cost model fitted before the first document that is measured
-  std::string resume;            // file of finished documents, appended to; "": none
+  bool foretell =
+      false;  // attention's time, by a cost model fitted before the first document that is measured
+  std::string resume;  // file of finished documents, appended to; "": none
   std::function<void(const std::string& what, double share)> progress;
 };
 // One policy on one document.
@@ -31,15 +32,19 @@ struct CompareDocument {
   int64_t context = 0, document = 0;
   double nll = 0;
   int64_t counted = 0, right = 0, asked = 0;
-  double exact_pairs = 0, causal_pairs = 0, attention_macs = 0, kv_bytes = 0, linear_macs = 0, weight_bytes = 0;
+  double exact_pairs = 0, causal_pairs = 0, attention_macs = 0, kv_bytes = 0, linear_macs = 0,
+         weight_bytes = 0;
   double total_s = 0, plan_s = 0, attend_s = 0, predicted_attend_s = 0;
-  std::vector<double> layer_density, head_density;  // exact / causal pairs; heads: KV heads, all layers together
-  std::vector<double> block_map;  // [kMapBins, kMapBins] query by key, share of the pairs that a plan lists
+  std::vector<double> layer_density,
+      head_density;  // exact / causal pairs; heads: KV heads, all layers together
+  std::vector<double>
+      block_map;  // [kMapBins, kMapBins] query by key, share of the pairs that a plan lists
 };
 inline constexpr int kMapBins = 24;
 
-// Foretells the time of attention in a model on this machine. Rates are fitted once, from a short prompt of random
-// tokens under a few routers (some seconds); Probe asks how fast the machine is now, for machines that are shared.
+// Foretells the time of attention in a model on this machine. Rates are fitted once, from a short
+// prompt of random tokens under a few routers (some seconds); Probe asks how fast the machine is
+// now, for machines that are shared.
 class AttentionClock {
  public:
   static absl::StatusOr<AttentionClock> Create(const Model& model, const EngineOptions& options);
@@ -51,22 +56,25 @@ class AttentionClock {
   sluice::MachineRates rates_;
   std::vector<int32_t> tokens_;
   std::unique_ptr<Engine> probe_;
-  std::unique_ptr<double[]> sums_;  // of the probe: measured, foretold at pace 1; the engine's callback points here
-  std::vector<double> recent_;      // of the last probes
-  double pace_ = 1;                 // how much slower than when it was fitted
+  std::unique_ptr<double[]>
+      sums_;  // of the probe: measured, foretold at pace 1; the engine's callback points here
+  std::vector<double> recent_;  // of the last probes
+  double pace_ = 1;             // how much slower than when it was fitted
 };
 
 // Measures what `resume` lacks.
 // times, whatever was interrupted.
-absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model, const std::string& model_path,
+absl::StatusOr<std::vector<CompareDocument>> RunComparison(const Model& model,
+                                                           const std::string& model_path,
                                                            const std::vector<int32_t>& tokens,
                                                            const CompareOptions& options);
 // `times`: with wall-clock columns, which no two runs share.
-sluice::Report MakeReport(const std::vector<CompareDocument>& documents, const CompareOptions& options,
-                          const std::string& title, bool times);
+sluice::Report MakeReport(const std::vector<CompareDocument>& documents,
+                          const CompareOptions& options, const std::string& title, bool times);
 
-// The best plan per layer among `palette` within `budget`, a share of the first palette entry's attention pairs, as a
-// per_layer composition. Quality is the mean log-likelihood over `documents` of `context` tokens.
+// The best plan per layer among `palette` within `budget`, a share of the first palette entry's
+// attention pairs, as a per_layer composition. Quality is the mean log-likelihood over `documents`
+// of `context` tokens.
 struct LayerSearchOptions {
   std::string method = "greedy";
   std::vector<std::string> palette;

@@ -17,7 +17,8 @@ const std::string kFolder = std::string(SLUICE_SOURCE_DIR) + "/examples/engine/m
 
 struct Compared {
   CompareOptions o;
-  absl::StatusOr<std::vector<CompareDocument>> Run(const std::string& resume = "", int64_t stop_after = -1) {
+  absl::StatusOr<std::vector<CompareDocument>> Run(const std::string& resume = "",
+                                                   int64_t stop_after = -1) {
     o.resume = resume;
     int64_t started = 0;
     o.progress = [&](const std::string&, double) {
@@ -29,7 +30,9 @@ struct Compared {
   Compared() {
     o.policies = {"dense", "mean_pool:k=2", "ftp"};
     o.contexts = {256, 512};
-    o.documents = 2, o.facts_each = 4, o.draws = 200;
+    o.documents = 2;
+    o.facts_each = 4;
+    o.draws = 200;
     o.engine.threads = 1;
   }
 };
@@ -50,7 +53,8 @@ TEST(Compare, AnInterruptedRunGoesOnAndTheSameSeedGivesTheSameBytes) {
   const auto resumed = Compared().Run(file);
   ASSERT_TRUE(resumed.ok()) << resumed.status();
   Compared c;
-  const sluice::Report a = MakeReport(*whole, c.o, "t", false), b = MakeReport(*resumed, c.o, "t", false);
+  const sluice::Report a = MakeReport(*whole, c.o, "t", false),
+                       b = MakeReport(*resumed, c.o, "t", false);
   EXPECT_EQ(sluice::ReportHtml(a), sluice::ReportHtml(b));
   EXPECT_EQ(sluice::ReportJson(a), sluice::ReportJson(b));
   // All is known now: nothing runs, and times come back too.
@@ -93,20 +97,27 @@ TEST(Compare, ErrorsSayWhatIsAllowed) {
     spoil(d.o);
     return std::string(d.Run().status().message());
   };
-  EXPECT_THAT(error([](CompareOptions& o) { o.policies.push_back("dense"); }), HasSubstr("'dense' is given twice"));
-  EXPECT_THAT(error([](CompareOptions& o) { o.contexts = {1 << 20}; }), HasSubstr("allowed 64 to the model's"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies.push_back("dense"); }),
+              HasSubstr("'dense' is given twice"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.contexts = {1 << 20}; }),
+              HasSubstr("allowed 64 to the model's"));
   EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"nothing"}; }),
               HasSubstr("policy 'nothing': no method 'nothing'"));
   EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:k=1"}; }),
               HasSubstr("ftp: unknown key 'k'; known: weights"));
-  EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:weights=/nowhere"}; }), HasSubstr("/nowhere"));
-  EXPECT_THAT(error([](CompareOptions& o) { o.policies.clear(); }), HasSubstr("at least one policy"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:weights=/nowhere"}; }),
+              HasSubstr("/nowhere"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies.clear(); }),
+              HasSubstr("at least one policy"));
 }
 
 TEST(SearchLayers, KeepsTheBudgetAndSaysThePolicy) {
   const auto tokens = *ReadTokens(kFolder + "sluice-mini-eval.u16", 0, 4096);
   LayerSearchOptions o;
-  o.palette = {"dense", "sink_window:sink=16,window=48"}, o.budget = 0.6, o.context = 512, o.documents = 1,
+  o.palette = {"dense", "sink_window:sink=16,window=48"};
+  o.budget = 0.6;
+  o.context = 512;
+  o.documents = 1;
   o.evaluations = 12;
   o.engine.threads = 1;
   for (const char* method : {"random", "greedy", "dynamic"}) {
@@ -116,14 +127,17 @@ TEST(SearchLayers, KeepsTheBudgetAndSaysThePolicy) {
     EXPECT_LE(r->density, 0.6 + 1e-9);
     EXPECT_THAT(r->policy, HasSubstr("per_layer("));
     EngineOptions e;
-    e.max_tokens = 512, e.threads = 1;
+    e.max_tokens = 512;
+    e.threads = 1;
     const auto engine = CreateWithPolicy(Mini(), e, r->policy);
     ASSERT_TRUE(engine.ok()) << engine.status();
-    EXPECT_NEAR(*Perplexity(**engine, {tokens.begin(), tokens.begin() + 512}) / r->perplexity, 1, 1e-6);
+    EXPECT_NEAR(*Perplexity(**engine, {tokens.begin(), tokens.begin() + 512}) / r->perplexity, 1,
+                1e-6);
     EXPECT_NEAR((*engine)->counters().density(), r->density, 1e-6);
   }
   o.method = "luck";
-  EXPECT_THAT(SearchLayers(Mini(), tokens, o).status().message(), HasSubstr("allowed: random, greedy"));
+  EXPECT_THAT(SearchLayers(Mini(), tokens, o).status().message(),
+              HasSubstr("allowed: random, greedy"));
 }
 }  // namespace
 }  // namespace engine

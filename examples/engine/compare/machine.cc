@@ -20,34 +20,43 @@ double BytesPerSecond(int threads) {
   for (int r = 0; r < 5; ++r) {
     const auto from = std::chrono::steady_clock::now();
     std::vector<float> sums(static_cast<size_t>(executor->num_workers()) * 16);
-    executor->ParallelFor(static_cast<int64_t>(large.size()), 1 << 18, [&](int64_t begin, int64_t end, int worker) {
-      float s[8] = {};
-      for (int64_t i = begin; i + 8 <= end; i += 8) {
-        for (int64_t j = 0; j < 8; ++j) s[j] += large[static_cast<size_t>(i + j)];
-      }
-      sums[static_cast<size_t>(worker) * 16] += s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
-    });
+    executor->ParallelFor(static_cast<int64_t>(large.size()), 1 << 18,
+                          [&](int64_t begin, int64_t end, int worker) {
+                            float s[8] = {};
+                            for (int64_t i = begin; i + 8 <= end; i += 8) {
+                              for (int64_t j = 0; j < 8; ++j) s[j] += large[i + j];
+                            }
+                            sums[static_cast<size_t>(worker) * 16] +=
+                                s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
+                          });
     for (float s : sums) sink = sink + s;
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count());
+    best = std::min(best,
+                    std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count());
   }
   return static_cast<double>(large.size() * sizeof(float)) / best;
 }
 }  // namespace
 
 namespace {
-// Router of the attentions, a chunk at a time, in the model and not beside it: between two attentions run matrix
-// products, whose threads linger and whose data fills the caches.
-absl::StatusOr<std::vector<sluice::MeasuredPlan>> MeasureChunks(const Model& model, EngineOptions o, const char* router,
-                                                                const sluice::WorkShape& shape,
-                                                                const std::vector<int32_t>& tokens) {
+// Router of the attentions, a chunk at a time, in the model and not beside it: between two
+// attentions run matrix products, whose threads linger and whose data fills the caches.
+absl::StatusOr<std::vector<sluice::MeasuredPlan>> MeasureChunks(
+    const Model& model, EngineOptions o, const char* router, const sluice::WorkShape& shape,
+    const std::vector<int32_t>& tokens) {
   std::vector<sluice::MeasuredPlan> chunks;  // means over the layers
   const double share = 1 / static_cast<double>(model.shape.layers);
-  o.router = router, o.max_tokens = static_cast<int64_t>(tokens.size()), o.quality_stride = 0;
+  o.router = router;
+  o.max_tokens = static_cast<int64_t>(tokens.size());
+  o.quality_stride = 0;
   o.on_plan = [&](int64_t layer, const sluice::AttentionPlan& plan, double seconds) {
     if (layer == 0) chunks.emplace_back();
     sluice::PlanWork w = sluice::WorkOf(plan, shape);
-    w.macs *= share, w.panel_bytes *= share, w.items *= share, w.bytes *= share;
-    chunks.back().work.Add(w), chunks.back().seconds += seconds * share;
+    w.macs *= share;
+    w.panel_bytes *= share;
+    w.items *= share;
+    w.bytes *= share;
+    chunks.back().work.Add(w);
+    chunks.back().seconds += seconds * share;
   };
   SLUICE_ASSIGN_OR_RETURN(const auto engine, Engine::Create(model, o));
   for (int pass = 0; pass < 2; ++pass) {  // the first one warms up
@@ -59,27 +68,33 @@ absl::StatusOr<std::vector<sluice::MeasuredPlan>> MeasureChunks(const Model& mod
 }
 }  // namespace
 
-absl::StatusOr<AttentionClock> AttentionClock::Create(const Model& model, const EngineOptions& options) {
+absl::StatusOr<AttentionClock> AttentionClock::Create(const Model& model,
+                                                      const EngineOptions& options) {
   AttentionClock c;
   c.shape_ = {static_cast<int>(model.shape.head_dim), static_cast<int>(model.shape.head_dim),
               static_cast<int64_t>(sluice::DTypeBytes(options.cache)), 8};
-  std::vector<int32_t> tokens(static_cast<size_t>(std::min<int64_t>(3072, model.shape.context)));
+  std::vector<int32_t> tokens(std::min<int64_t>(3072, model.shape.context));
   for (size_t i = 0; i < tokens.size(); ++i)
-    tokens[i] = static_cast<int32_t>(sluice::RandomUniform({17, 0, 0, 0, i}) * static_cast<double>(model.shape.vocab));
+    tokens[i] = static_cast<int32_t>(sluice::RandomUniform({17, 0, 0, 0, i}) *
+                                     static_cast<double>(model.shape.vocab));
   std::vector<sluice::MeasuredPlan> measured;
-  for (const char* router :
-       {"dense", "sink_window:sink=64,window=192", "sink_window:window=768", "mean_pool:k=6", "dsa:k=96"}) {
-    SLUICE_ASSIGN_OR_RETURN(const auto chunks, MeasureChunks(model, options, router, c.shape_, tokens));
+  for (const char* router : {"dense", "sink_window:sink=64,window=192", "sink_window:window=768",
+                             "mean_pool:k=6", "dsa:k=96"}) {
+    SLUICE_ASSIGN_OR_RETURN(const auto chunks,
+                            MeasureChunks(model, options, router, c.shape_, tokens));
     measured.insert(measured.end(), chunks.begin(), chunks.end());
   }
   SLUICE_ASSIGN_OR_RETURN(c.rates_, sluice::FitMachine(measured, BytesPerSecond(options.threads)));
   c.tokens_.assign(tokens.begin(), tokens.begin() + static_cast<int64_t>(tokens.size() / 2));
   c.sums_ = std::make_unique<double[]>(2);
   EngineOptions o = options;
-  o.router = "dense", o.max_tokens = static_cast<int64_t>(c.tokens_.size()), o.quality_stride = 0;
-  o.on_plan = [sums = c.sums_.get(), rates = c.rates_, shape = c.shape_](int64_t, const sluice::AttentionPlan& plan,
-                                                                         double seconds) {
-    sums[0] += seconds, sums[1] += rates.Seconds(sluice::WorkOf(plan, shape));
+  o.router = "dense";
+  o.max_tokens = static_cast<int64_t>(c.tokens_.size());
+  o.quality_stride = 0;
+  o.on_plan = [sums = c.sums_.get(), rates = c.rates_, shape = c.shape_](
+                  int64_t, const sluice::AttentionPlan& plan, double seconds) {
+    sums[0] += seconds;
+    sums[1] += rates.Seconds(sluice::WorkOf(plan, shape));
   };
   SLUICE_ASSIGN_OR_RETURN(c.probe_, Engine::Create(model, o));
   return c;

@@ -15,7 +15,7 @@ std::string PerLayer(const sluice::Plan& plan, const std::vector<std::string>& p
   for (size_t i = 0; i < plan.size();) {
     size_t end = i;
     while (end < plan.size() && plan[end] == plan[i]) ++end;
-    parts.push_back(absl::StrCat(end - i, "*", palette[static_cast<size_t>(plan[i])]));
+    parts.push_back(absl::StrCat(end - i, "*", palette[plan[i]]));
     i = end;
   }
   return absl::StrCat("per_layer(", absl::StrJoin(parts, " | "), ")");
@@ -24,27 +24,32 @@ std::string PerLayer(const sluice::Plan& plan, const std::vector<std::string>& p
 
 absl::StatusOr<LayerPlan> SearchLayers(const Model& model, const std::vector<int32_t>& tokens,
                                        const LayerSearchOptions& o) {
-  const auto* method = std::find(std::begin(sluice::kSearchMethods), std::end(sluice::kSearchMethods), o.method);
+  const auto* method =
+      std::find(std::begin(sluice::kSearchMethods), std::end(sluice::kSearchMethods), o.method);
   if (method == std::end(sluice::kSearchMethods))
-    return absl::InvalidArgumentError(
-        absl::StrCat("search method '", o.method, "'; allowed: ", absl::StrJoin(sluice::kSearchMethods, ", ")));
-  if (o.palette.size() < 2) return absl::InvalidArgumentError("search: wanted a palette of two or more routers");
+    return absl::InvalidArgumentError(absl::StrCat(
+        "search method '", o.method, "'; allowed: ", absl::StrJoin(sluice::kSearchMethods, ", ")));
+  if (o.palette.size() < 2)
+    return absl::InvalidArgumentError("search: wanted a palette of two or more routers");
   if (o.context < 64 || o.context > model.shape.context || o.documents < 1 ||
       o.documents * o.context > static_cast<int64_t>(tokens.size()))
     return absl::OutOfRangeError(absl::StrCat("search: ", o.documents, " documents of ", o.context,
-                                              " tokens; there are ", tokens.size(), " tokens and the model takes ",
-                                              model.shape.context));
+                                              " tokens; there are ", tokens.size(),
+                                              " tokens and the model takes ", model.shape.context));
   struct Run {
     double mean_nll = 0, density = 0;
   };
   const auto run = [&](const std::string& policy) -> absl::StatusOr<Run> {
     EngineOptions e = o.engine;
-    e.router = policy, e.max_tokens = o.context, e.quality_stride = 0;
+    e.router = policy;
+    e.max_tokens = o.context;
+    e.quality_stride = 0;
     SLUICE_ASSIGN_OR_RETURN(const auto engine, Engine::Create(model, e));
     Run r;
     for (int64_t d = 0; d < o.documents; ++d) {
-      SLUICE_ASSIGN_OR_RETURN(
-          const double p, Perplexity(*engine, {tokens.begin() + d * o.context, tokens.begin() + (d + 1) * o.context}));
+      SLUICE_ASSIGN_OR_RETURN(const double p,
+                              Perplexity(*engine, {tokens.begin() + d * o.context,
+                                                   tokens.begin() + (d + 1) * o.context}));
       r.mean_nll += std::log(p) / static_cast<double>(o.documents);
       r.density += engine->counters().density() / static_cast<double>(o.documents);
     }
@@ -54,7 +59,8 @@ absl::StatusOr<LayerPlan> SearchLayers(const Model& model, const std::vector<int
   std::vector<double> cost;  // of a router in one layer, measured with it in all
   for (const std::string& p : o.palette) {
     auto r = run(p);
-    if (!r.ok()) return absl::Status(r.status().code(), absl::StrCat(p, ": ", r.status().message()));
+    if (!r.ok())
+      return absl::Status(r.status().code(), absl::StrCat(p, ": ", r.status().message()));
     cost.push_back(r->density);
   }
   const auto layers = static_cast<size_t>(model.shape.layers);
@@ -66,10 +72,15 @@ absl::StatusOr<LayerPlan> SearchLayers(const Model& model, const std::vector<int
     return -r.mean_nll;
   };
   sluice::SearchOptions s;
-  s.evaluations = o.evaluations, s.seed = o.seed, s.progress = o.progress;
+  s.evaluations = o.evaluations;
+  s.seed = o.seed;
+  s.progress = o.progress;
   SLUICE_ASSIGN_OR_RETURN(
       const sluice::SearchResult found,
-      sluice::SearchPlan(problem, static_cast<sluice::SearchMethod>(method - std::begin(sluice::kSearchMethods)), s));
-  return LayerPlan{PerLayer(found.plan, o.palette), std::exp(-found.quality), found.cost, found.evaluations};
+      sluice::SearchPlan(
+          problem, static_cast<sluice::SearchMethod>(method - std::begin(sluice::kSearchMethods)),
+          s));
+  return LayerPlan{PerLayer(found.plan, o.palette), std::exp(-found.quality), found.cost,
+                   found.evaluations};
 }
 }  // namespace engine

@@ -1,7 +1,7 @@
 #ifndef SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_
 #define SLUICE_EXAMPLES_ENGINE_EVALUATE_EVALUATE_H_
-// Trained quality of the learned methods on the bundled model: each prints a table with mean and spread over the
-// training seeds, beside dense and beside a random choice at the same rate.
+// Trained quality of the learned methods on the bundled model: each prints a table with mean and
+// spread over the training seeds, beside dense and beside a random choice at the same rate.
 #include <string>
 
 #include "absl/status/status.h"

@@ -20,31 +20,38 @@ struct Table {
   double Row(const std::string& name, const PruningScore& s) const {
     const double retention = 100 * s.accuracy() / dense_accuracy;
     ClearNote();
-    std::printf("%-34s %9.3f %8.3f %8.3f %9.3f %10.2f\n", name.c_str(), s.sparsity, s.facts, s.next, s.nll, retention);
+    std::printf("%-34s %9.3f %8.3f %8.3f %9.3f %10.2f\n", name.c_str(), s.sparsity, s.facts, s.next,
+                s.nll, retention);
     std::fflush(stdout);
     return retention;
   }
 };
 absl::StatusOr<PruningScore> Measure(const Model& model, const TokenPruning& p,
-                                     const std::vector<PruningPrompt>& prompts, int threads, const std::string& what) {
+                                     const std::vector<PruningPrompt>& prompts, int threads,
+                                     const std::string& what) {
   Note(what);
   EngineOptions o;
-  o.threads = threads, o.max_tokens = kLength + 512, o.pruning = p;
+  o.threads = threads;
+  o.max_tokens = kLength + 512;
+  o.pruning = p;
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> e, Engine::Create(model, o));
   return ScorePruning(*e, prompts);
 }
-// Share of the ideal that a pruned prefill reaches: dense time, its matrix work and its attention each by what is left.
+// Share of the ideal that a pruned prefill reaches: dense time, its matrix work and its attention
+// each by what is left.
 absl::Status Speed(const Model& model, const sluice::Gguf& weights, int64_t length, double sparsity,
                    const EvaluateOptions& o) {
   EngineOptions dense, pruned;
   dense.threads = pruned.threads = o.threads;
   dense.max_tokens = pruned.max_tokens = length;
   TokenPruning& p = pruned.pruning;
-  p.by = By::kLearned, p.weights = &weights, p.topk = true;
+  p.by = By::kLearned;
+  p.weights = &weights;
+  p.topk = true;
   const double layers = static_cast<double>(model.shape.layers);
-  p.sparsity.assign(static_cast<size_t>(model.shape.layers), sparsity * layers / (layers - 1));
+  p.sparsity.assign(model.shape.layers, sparsity * layers / (layers - 1));
   p.sparsity[0] = 0;
-  std::vector<int32_t> tokens(static_cast<size_t>(length));
+  std::vector<int32_t> tokens(length);
   for (size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = 1 + static_cast<int32_t>(i * 7919 % static_cast<size_t>(model.shape.vocab - 1));
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> a, Engine::Create(model, dense));
@@ -57,24 +64,31 @@ absl::Status Speed(const Model& model, const sluice::Gguf& weights, int64_t leng
       SLUICE_RETURN_IF_ERROR(e->Feed(tokens, length));
     }
     if (i == 0) continue;  // warm-up
-    full.push_back(a->timing().total_s), attend.push_back(a->timing().attend_s);
-    part.push_back(b->timing().total_s), route.push_back(b->timing().route_s);
+    full.push_back(a->timing().total_s);
+    attend.push_back(a->timing().attend_s);
+    part.push_back(b->timing().total_s);
+    route.push_back(b->timing().route_s);
   }
   const double macs = static_cast<double>(b->linear().macs) / static_cast<double>(a->linear().macs);
-  const double pairs = static_cast<double>(b->counters().exact_pairs) / static_cast<double>(a->counters().exact_pairs);
+  const double pairs = static_cast<double>(b->counters().exact_pairs) /
+                       static_cast<double>(a->counters().exact_pairs);
   const double ideal = (Median(full) - Median(attend)) * macs + Median(attend) * pairs;
   ClearNote();
-  std::printf("%-8lld %8.1f ms %8.1f ms %7.2fx %8.3f %8.3f %9.2f %9.1f %%  %s\n", static_cast<long long>(length),
-              1e3 * Median(full), 1e3 * Median(part), Median(full) / Median(part), macs, pairs, ideal / Median(part),
+  std::printf("%-8lld %8.1f ms %8.1f ms %7.2fx %8.3f %8.3f %9.2f %9.1f %%  %s\n",
+              static_cast<long long>(length), 1e3 * Median(full), 1e3 * Median(part),
+              Median(full) / Median(part), macs, pairs, ideal / Median(part),
               100 * Median(route) / Median(part), Verdict(ideal / Median(part) >= 0.7));
   return absl::OkStatus();
 }
 }  // namespace
 
 absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
-  const int64_t half = static_cast<int64_t>(held.size()) / 2;  // the schedule was searched on the other half
-  const std::vector<PruningPrompt> prompts = PruningPrompts(model, held, 0, half, kLength, o.prompts, 77);
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held,
+                          ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
+  const int64_t half =
+      static_cast<int64_t>(held.size()) / 2;  // the schedule was searched on the other half
+  const std::vector<PruningPrompt> prompts =
+      PruningPrompts(model, held, 0, half, kLength, o.prompts, 77);
   const auto open = [&](const char* kind, int seed) {
     return sluice::Gguf::Open(absl::StrCat(o.folder, "/ftp-", kind, "30-s", seed, ".gguf"));
   };
@@ -85,20 +99,24 @@ absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
   p.by = By::kStatic;
   p.sparsity.assign(stored.begin(), stored.end());
   std::printf(
-      "FTP (arXiv 2412.11494): %zu prompts of %lld tokens, pruned to a mean sparsity of %.2f; router before the "
+      "FTP (arXiv 2412.11494): %zu prompts of %lld tokens, pruned to a mean sparsity of %.2f; "
+      "router before the "
       "block\n",
       prompts.size(), static_cast<long long>(kLength), kSparsity);
   std::printf("schedule of the genetic search:");
   for (double s : p.sparsity) std::printf(" %.3f", s);
-  std::printf("\n\n%-34s %9s %8s %8s %9s %10s\n", "selection", "sparsity", "facts", "next", "loss", "retention");
+  std::printf("\n\n%-34s %9s %8s %8s %9s %10s\n", "selection", "sparsity", "facts", "next", "loss",
+              "retention");
   Table table;
-  SLUICE_ASSIGN_OR_RETURN(const PruningScore dense, Measure(model, {}, prompts, o.threads, "dense"));
+  SLUICE_ASSIGN_OR_RETURN(const PruningScore dense,
+                          Measure(model, {}, prompts, o.threads, "dense"));
   table.dense_accuracy = dense.accuracy();
   table.Row("dense", dense);
   std::vector<double> random, learned, open_loop, nopos, measured;
   for (int seed = 1; seed <= kRandomSeeds; ++seed) {
     TokenPruning r = p;
-    r.by = By::kRandom, r.seed = static_cast<uint64_t>(seed);
+    r.by = By::kRandom;
+    r.seed = static_cast<uint64_t>(seed);
     SLUICE_ASSIGN_OR_RETURN(const PruningScore s, Measure(model, r, prompts, o.threads, "random"));
     random.push_back(table.Row(absl::StrCat("random tokens, seed ", seed), s));
   }
@@ -106,42 +124,53 @@ absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
   const double layers = static_cast<double>(model.shape.layers);
   uniform.sparsity.assign(p.sparsity.size(), kSparsity * layers / (layers - 1));
   uniform.sparsity[0] = 0;
-  SLUICE_ASSIGN_OR_RETURN(const PruningScore flat, Measure(model, uniform, prompts, o.threads, "uniform"));
+  SLUICE_ASSIGN_OR_RETURN(const PruningScore flat,
+                          Measure(model, uniform, prompts, o.threads, "uniform"));
   const double uniform_retention = table.Row("static router, uniform schedule", flat);
-  SLUICE_ASSIGN_OR_RETURN(const PruningScore searched, Measure(model, p, prompts, o.threads, "static"));
+  SLUICE_ASSIGN_OR_RETURN(const PruningScore searched,
+                          Measure(model, p, prompts, o.threads, "static"));
   const double static_retention = table.Row("static router, searched schedule", searched);
   for (int seed = 1; seed <= kSeeds; ++seed) {
     SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf full, open("full", seed));
     SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf blind, open("nopos", seed));
     TokenPruning l = p;
-    l.by = By::kLearned, l.weights = &full, l.topk = true;
+    l.by = By::kLearned;
+    l.weights = &full;
+    l.topk = true;
     const std::string at = absl::StrCat(", seed ", seed);
-    SLUICE_ASSIGN_OR_RETURN(const PruningScore exact, Measure(model, l, prompts, o.threads, "learned" + at));
+    SLUICE_ASSIGN_OR_RETURN(const PruningScore exact,
+                            Measure(model, l, prompts, o.threads, "learned" + at));
     learned.push_back(table.Row("learned, exact budget" + at, exact));
     l.topk = false;
-    SLUICE_ASSIGN_OR_RETURN(const PruningScore free, Measure(model, l, prompts, o.threads, "threshold" + at));
+    SLUICE_ASSIGN_OR_RETURN(const PruningScore free,
+                            Measure(model, l, prompts, o.threads, "threshold" + at));
     open_loop.push_back(table.Row("learned, threshold" + at, free));
     measured.push_back(free.sparsity);
-    l.topk = true, l.weights = &blind;
-    SLUICE_ASSIGN_OR_RETURN(const PruningScore lost, Measure(model, l, prompts, o.threads, "no position" + at));
+    l.topk = true;
+    l.weights = &blind;
+    SLUICE_ASSIGN_OR_RETURN(const PruningScore lost,
+                            Measure(model, l, prompts, o.threads, "no position" + at));
     nopos.push_back(table.Row("without position" + at, lost));
   }
   std::printf(
-      "\nretention: random %.2f +- %.2f, static %.2f, learned %.2f +- %.2f (threshold %.2f +- %.2f), without position "
+      "\nretention: random %.2f +- %.2f, static %.2f, learned %.2f +- %.2f (threshold %.2f +- "
+      "%.2f), without position "
       "%.2f "
       "+- %.2f\n",
-      Mean(random), Spread(random), static_retention, Mean(learned), Spread(learned), Mean(open_loop),
-      Spread(open_loop), Mean(nopos), Spread(nopos));
+      Mean(random), Spread(random), static_retention, Mean(learned), Spread(learned),
+      Mean(open_loop), Spread(open_loop), Mean(nopos), Spread(nopos));
   std::printf("B1 static over random by 10 points (%.2f): %s\n", static_retention - Mean(random),
               Verdict(static_retention - Mean(random) >= 10));
-  std::printf("B2 searched over uniform schedule by 5 points (%.2f): %s\n", static_retention - uniform_retention,
+  std::printf("B2 searched over uniform schedule by 5 points (%.2f): %s\n",
+              static_retention - uniform_retention,
               Verdict(static_retention - uniform_retention >= 5));
   std::printf("B3 learned over static by 0.3 points (%.2f): %s\n", Mean(learned) - static_retention,
               Verdict(Mean(learned) - static_retention >= 0.3));
   std::printf("B4 position is worth 3 points (%.2f): %s\n", Mean(learned) - Mean(nopos),
               Verdict(Mean(learned) - Mean(nopos) >= 3));
-  std::printf("B5 threshold sparsity in [%.2f, %.2f] (%.3f +- %.3f): %s\n", kSparsity, kSparsity + 0.03, Mean(measured),
-              Spread(measured), Verdict(Mean(measured) >= kSparsity && Mean(measured) <= kSparsity + 0.03));
+  std::printf("B5 threshold sparsity in [%.2f, %.2f] (%.3f +- %.3f): %s\n", kSparsity,
+              kSparsity + 0.03, Mean(measured), Spread(measured),
+              Verdict(Mean(measured) >= kSparsity && Mean(measured) <= kSparsity + 0.03));
 
   // Teacher forcing: a decision may use only what came before, so scores and ranks are causal.
   const std::vector<int32_t> text(held.begin(), held.begin() + 4 * kLength);
@@ -152,31 +181,42 @@ absl::Status EvaluateFtp(const Model& model, const EvaluateOptions& o) {
     absl::StatusOr<sluice::Gguf> causal = open("causal", std::max(1, seed));
     if (!causal.ok()) return causal.status();
     EngineOptions e;
-    e.threads = o.threads, e.max_tokens = kLength;
-    if (seed > 0) e.pruning = p, e.pruning.by = By::kLearned, e.pruning.weights = &*causal, e.pruning.causal = true;
+    e.threads = o.threads;
+    e.max_tokens = kLength;
+    if (seed > 0) {
+      e.pruning = p;
+      e.pruning.by = By::kLearned;
+      e.pruning.weights = &*causal;
+      e.pruning.causal = true;
+    }
     SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(model, e));
     double nll = 0, sparsity = 0;
     for (int64_t w = 0; w < 4; ++w) {
-      SLUICE_ASSIGN_OR_RETURN(const double ppl,
-                              Perplexity(*engine, {text.begin() + w * kLength, text.begin() + (w + 1) * kLength}));
+      SLUICE_ASSIGN_OR_RETURN(
+          const double ppl,
+          Perplexity(*engine, {text.begin() + w * kLength, text.begin() + (w + 1) * kLength}));
       nll += std::log(ppl) / 4;
-      for (int64_t l = 0; l < model.shape.layers; ++l) sparsity += engine->block_counters(l).sparsity() / layers / 4;
+      for (int64_t l = 0; l < model.shape.layers; ++l)
+        sparsity += engine->block_counters(l).sparsity() / layers / 4;
     }
     ClearNote();
     if (seed == 0) {
       plain = std::exp(nll);
     } else {
       forced.push_back(std::exp(nll));
-      std::printf("B7 perplexity by causal decisions, seed %d: %.2f at sparsity %.3f, dense %.2f\n", seed,
-                  forced.back(), sparsity, plain);
+      std::printf("B7 perplexity by causal decisions, seed %d: %.2f at sparsity %.3f, dense %.2f\n",
+                  seed, forced.back(), sparsity, plain);
     }
   }
   if (o.speed_length <= 0) return absl::OkStatus();
   std::printf(
-      "\nprefill at sparsity 0.40 (medians of %lld; ideal: dense matrix and attention time by what is left of each)\n"
+      "\nprefill at sparsity 0.40 (medians of %lld; ideal: dense matrix and attention time by what "
+      "is left of each)\n"
       "%-8s %11s %11s %8s %8s %8s %9s %11s\n",
-      static_cast<long long>(o.repeats), "tokens", "dense", "pruned", "speed", "macs", "pairs", "of ideal", "deciding");
-  for (int64_t length : {int64_t{1024}, int64_t{4096}}) SLUICE_RETURN_IF_ERROR(Speed(model, first, length, 0.4, o));
+      static_cast<long long>(o.repeats), "tokens", "dense", "pruned", "speed", "macs", "pairs",
+      "of ideal", "deciding");
+  for (int64_t length : {int64_t{1024}, int64_t{4096}})
+    SLUICE_RETURN_IF_ERROR(Speed(model, first, length, 0.4, o));
   return absl::OkStatus();
 }
 }  // namespace engine

@@ -28,18 +28,21 @@ struct Result {
 absl::StatusOr<Result> Measure(const Model& model, const Text& text, const TokenRouting& tokens,
                                const std::string& what) {
   EngineOptions o;
-  o.tokens = tokens, o.threads = text.threads, o.max_tokens = static_cast<int64_t>(text.windows[0].size());
+  o.tokens = tokens;
+  o.threads = text.threads;
+  o.max_tokens = static_cast<int64_t>(text.windows[0].size());
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> e, Engine::Create(model, o));
   Result r;
-  r.rates.assign(static_cast<size_t>(2 * model.shape.layers), 0);
+  r.rates.assign(2 * model.shape.layers, 0);
   double nll = 0;
   for (size_t i = 0; i < text.windows.size(); ++i) {
     Note(absl::StrCat(what, ", window ", i + 1, "/", text.windows.size()));
     SLUICE_ASSIGN_OR_RETURN(const double ppl, Perplexity(*e, text.windows[i]));
     nll += std::log(ppl);
     for (size_t u = 0; u < r.rates.size(); ++u)
-      r.rates[u] += e->token_counters(static_cast<int64_t>(u / 2), static_cast<int64_t>(u % 2)).sparsity() /
-                    static_cast<double>(text.windows.size());
+      r.rates[u] +=
+          e->token_counters(static_cast<int64_t>(u / 2), static_cast<int64_t>(u % 2)).sparsity() /
+          static_cast<double>(text.windows.size());
   }
   r.perplexity = std::exp(nll / static_cast<double>(text.windows.size()));
   r.sparsity = Mean(r.rates);
@@ -47,19 +50,22 @@ absl::StatusOr<Result> Measure(const Model& model, const Text& text, const Token
   return r;
 }
 
-// Sets the offset at which these routers meet a budget on this text: the trained one holds for the training mix only.
-absl::Status MeetBudget(const Model& model, const Text& text, double sparsity, const std::string& what,
-                        TokenRouting& t) {
+// Sets the offset at which these routers meet a budget on this text: the trained one holds for the
+// training mix only.
+absl::Status MeetBudget(const Model& model, const Text& text, double sparsity,
+                        const std::string& what, TokenRouting& t) {
   double low = -8, high = 8;
   for (int turn = 0; turn < 8; ++turn) {
     t.offset = (low + high) / 2;
-    SLUICE_ASSIGN_OR_RETURN(const Result r, Measure(model, text, t, absl::StrCat("budget of ", what)));
+    SLUICE_ASSIGN_OR_RETURN(const Result r,
+                            Measure(model, text, t, absl::StrCat("budget of ", what)));
     (r.sparsity > sparsity ? low : high) = t.offset;
   }
   return absl::OkStatus();
 }
 
-// How well the forecasters of a file explain the dense units, and whether their routers know where they fail.
+// How well the forecasters of a file explain the dense units, and whether their routers know where
+// they fail.
 struct Fit {
   std::vector<double> r2, spearman;  // a unit; attention at even places
 };
@@ -67,36 +73,38 @@ class FitProbe {
  public:
   static absl::StatusOr<FitProbe> Create(const Model& model, const sluice::WeightSource& weights) {
     FitProbe p;
-    p.units_.resize(static_cast<size_t>(2 * model.shape.layers));
+    p.units_.resize(2 * model.shape.layers);
     for (size_t u = 0; u < p.units_.size(); ++u) {
       SLUICE_ASSIGN_OR_RETURN(
           sluice::InformedRouting r,
-          sluice::InformedRouting::Create({static_cast<int64_t>(u / 2), static_cast<int64_t>(u % 2), 0}, weights));
+          sluice::InformedRouting::Create(
+              {static_cast<int64_t>(u / 2), static_cast<int64_t>(u % 2), 0}, weights));
       p.units_[u].router.push_back(std::move(r));
     }
     return p;
   }
   void Add(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u) {
-    Unit& s = units_[static_cast<size_t>(2 * layer + unit)];
+    Unit& s = units_[2 * layer + unit];
     const sluice::InformedRouting& r = s.router[0];
     const int64_t d = r.dim();
     auto plan = r.MakePlan({n, 2, d, 1});
     if (workspace_.bytes() < plan->workspace_bytes) workspace_.Resize(plan->workspace_bytes);
-    std::vector<float> logits(static_cast<size_t>(2 * n)), y(static_cast<size_t>(n * d)),
-        scratch(r.forecaster().scratch_floats(n));
+    std::vector<float> logits(2 * n), y(n * d), scratch(r.forecaster().scratch_floats(n));
     r.Logits(*plan, {h, n, d, d}, {workspace_.workspace(), nullptr}, logits.data());
     r.forecaster().Apply(h, n, y.data(), scratch.data());
-    s.sum.resize(static_cast<size_t>(d));
+    s.sum.resize(d);
     for (int64_t i = 0; i < n; ++i) {
       double error = 0;
       for (int64_t j = 0; j < d; ++j) {
         const double v = static_cast<double>(u[i * d + j]),
-                     e = static_cast<double>(y[static_cast<size_t>(i * d + j)]) - v;
+                     e = static_cast<double>(y[i * d + j]) - v;
         error += e * e;
-        s.sum[static_cast<size_t>(j)] += v, s.square += v * v;
+        s.sum[j] += v;
+        s.square += v * v;
       }
-      s.error += error, ++s.rows;
-      s.preference.push_back(logits[static_cast<size_t>(2 * i + 1)] - logits[static_cast<size_t>(2 * i)]);
+      s.error += error;
+      ++s.rows;
+      s.preference.push_back(logits[2 * i + 1] - logits[2 * i]);
       s.goodness.push_back(static_cast<float>(-error));
     }
   }
@@ -122,10 +130,13 @@ class FitProbe {
   std::vector<Unit> units_;
   sluice::OwnedWorkspace workspace_;
 };
-absl::Status Observe(const Model& model, const Text& text,
-                     const std::function<void(int64_t, int64_t, int64_t, const float*, const float*)>& see) {
+absl::Status Observe(
+    const Model& model, const Text& text,
+    const std::function<void(int64_t, int64_t, int64_t, const float*, const float*)>& see) {
   EngineOptions o;
-  o.threads = text.threads, o.max_tokens = static_cast<int64_t>(text.windows[0].size()), o.observe = see;
+  o.threads = text.threads;
+  o.max_tokens = static_cast<int64_t>(text.windows[0].size());
+  o.observe = see;
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> e, Engine::Create(model, o));
   for (const std::vector<int32_t>& w : text.windows) {
     e->Reset();
@@ -137,7 +148,8 @@ std::string Unit(size_t u) { return absl::StrCat(u / 2, u % 2 == 0 ? "a" : "f");
 }  // namespace
 
 absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& o) {
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held,
+                          ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
   constexpr int64_t kWindow = 2048;
   Text text;
   text.threads = o.threads;
@@ -146,10 +158,12 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
     text.windows.emplace_back(held.begin() + i * kWindow, held.begin() + (i + 1) * kWindow);
   SLUICE_ASSIGN_OR_RETURN(const Result dense, Measure(model, text, {}, "dense"));
   std::printf(
-      "Informed Routing (arXiv 2510.13831), %lld residual units, rank %lld, %lld windows of %lld held-out tokens\n"
+      "Informed Routing (arXiv 2510.13831), %lld residual units, rank %lld, %lld windows of %lld "
+      "held-out tokens\n"
       "dense perplexity %.4f\n\n%-26s %9s %10s %12s\n",
-      static_cast<long long>(2 * model.shape.layers), static_cast<long long>(kRank), static_cast<long long>(count),
-      static_cast<long long>(kWindow), dense.perplexity, "gate", "sparsity", "perplexity", "over dense");
+      static_cast<long long>(2 * model.shape.layers), static_cast<long long>(kRank),
+      static_cast<long long>(count), static_cast<long long>(kWindow), dense.perplexity, "gate",
+      "sparsity", "perplexity", "over dense");
   const auto row = [&](const std::string& name, const Result& r) {
     std::printf("%-26s %9.3f %10.3f %+12.3f\n", name.c_str(), r.sparsity, r.perplexity,
                 r.perplexity - dense.perplexity);
@@ -160,12 +174,14 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
   const std::vector<int32_t> rest(held.begin() + count * kWindow, held.end());
   Text sample;
   sample.threads = o.threads;
-  for (int64_t at = 0; at + kWindow <= static_cast<int64_t>(rest.size()) && sample.windows.size() < 4; at += kWindow)
+  for (int64_t at = 0;
+       at + kWindow <= static_cast<int64_t>(rest.size()) && sample.windows.size() < 4;
+       at += kWindow)
     sample.windows.emplace_back(rest.begin() + at, rest.begin() + at + kWindow);
   if (sample.windows.empty())
     return absl::InvalidArgumentError(absl::StrCat("--prompts ", o.prompts,
-                                                   " leaves no held-out text to calibrate on; ", "allowed at most ",
-                                                   held.size() / kWindow - 1));
+                                                   " leaves no held-out text to calibrate on; ",
+                                                   "allowed at most ", held.size() / kWindow - 1));
   std::map<int, std::vector<double>> lff, skip, random, sparsity;
   std::vector<sluice::Gguf> files;  // forecasters at 0.25
   for (int percent : kPercents) {
@@ -173,22 +189,27 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
       const auto learned = [&](const sluice::Gguf& weights, const std::string& name,
                                std::vector<double>& cost) -> absl::StatusOr<Result> {
         TokenRouting t;
-        t.gate = Gate::kLearned, t.weights = &weights;
+        t.gate = Gate::kLearned;
+        t.weights = &weights;
         SLUICE_RETURN_IF_ERROR(MeetBudget(model, sample, percent / 100.0, name, t));
         SLUICE_ASSIGN_OR_RETURN(Result r, Measure(model, text, t, name));
         cost.push_back(row(name, r));
         return r;
       };
       const auto open = [&](const char* kind) {
-        return sluice::Gguf::Open(absl::StrCat(o.folder, "/informed_routing-", kind, percent, "-s", seed, ".gguf"));
+        return sluice::Gguf::Open(
+            absl::StrCat(o.folder, "/informed_routing-", kind, percent, "-s", seed, ".gguf"));
       };
       SLUICE_ASSIGN_OR_RETURN(sluice::Gguf forecasts, open("lff"));
       SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf skips, open("skip"));
       const std::string at = absl::StrCat(" .", percent, ", seed ", seed);
-      SLUICE_ASSIGN_OR_RETURN(const Result routed, learned(forecasts, "forecast" + at, lff[percent]));
+      SLUICE_ASSIGN_OR_RETURN(const Result routed,
+                              learned(forecasts, "forecast" + at, lff[percent]));
       sparsity[percent].push_back(routed.sparsity);
       TokenRouting coin;
-      coin.gate = Gate::kRandom, coin.weights = &forecasts, coin.rates = routed.rates;
+      coin.gate = Gate::kRandom;
+      coin.weights = &forecasts;
+      coin.rates = routed.rates;
       coin.seed = static_cast<uint64_t>(seed);
       SLUICE_ASSIGN_OR_RETURN(const Result tossed, Measure(model, text, coin, "random" + at));
       random[percent].push_back(row("random gate" + at, tossed));
@@ -196,12 +217,17 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
       if (percent == 25) files.push_back(std::move(forecasts));
     }
     CalibrateOptions c;
-    c.rank = kRank, c.sparsity = percent / 100.0, c.threads = o.threads;
-    SLUICE_ASSIGN_OR_RETURN(const std::string bytes, CalibrateInformedRouting(model, rest, c, Note));
-    SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf ridge,
-                            sluice::Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()}));
+    c.rank = kRank;
+    c.sparsity = percent / 100.0;
+    c.threads = o.threads;
+    SLUICE_ASSIGN_OR_RETURN(const std::string bytes,
+                            CalibrateInformedRouting(model, rest, c, Note));
+    SLUICE_ASSIGN_OR_RETURN(
+        const sluice::Gguf ridge,
+        sluice::Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()}));
     TokenRouting t;
-    t.gate = Gate::kLearned, t.weights = &ridge;
+    t.gate = Gate::kLearned;
+    t.weights = &ridge;
     const std::string name = absl::StrCat("ridge .", percent, ", no training");
     SLUICE_RETURN_IF_ERROR(MeetBudget(model, sample, percent / 100.0, name, t));
     SLUICE_ASSIGN_OR_RETURN(const Result fitted, Measure(model, text, t, name));
@@ -210,22 +236,26 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
   std::printf("\n");
   for (int percent : kPercents) {
     const double f = Mean(lff[percent]), s = Mean(skip[percent]), r = Mean(random[percent]);
-    std::printf("sparsity .%d: forecast %+.3f +- %.3f, skip %+.3f +- %.3f, random gate %+.3f +- %.3f\n", percent, f,
-                Spread(lff[percent]), s, Spread(skip[percent]), r, Spread(random[percent]));
-    std::printf("B1 forecast costs at most %.1f of skip (%.2f): %s\n", percent == 25 ? 0.6 : 1.0, f / s,
-                Verdict(f <= (percent == 25 ? 0.6 : 1.0) * s));
-    std::printf("B2 forecast costs at most 0.5 of a random gate (%.2f): %s\n", f / r, Verdict(f <= 0.5 * r));
-    std::printf("B5 sparsity within 2 points of .%d (%.3f +- %.3f): %s\n", percent, Mean(sparsity[percent]),
-                Spread(sparsity[percent]), Verdict(std::abs(Mean(sparsity[percent]) - percent / 100.0) <= 0.02));
+    std::printf(
+        "sparsity .%d: forecast %+.3f +- %.3f, skip %+.3f +- %.3f, random gate %+.3f +- %.3f\n",
+        percent, f, Spread(lff[percent]), s, Spread(skip[percent]), r, Spread(random[percent]));
+    std::printf("B1 forecast costs at most %.1f of skip (%.2f): %s\n", percent == 25 ? 0.6 : 1.0,
+                f / s, Verdict(f <= (percent == 25 ? 0.6 : 1.0) * s));
+    std::printf("B2 forecast costs at most 0.5 of a random gate (%.2f): %s\n", f / r,
+                Verdict(f <= 0.5 * r));
+    std::printf("B5 sparsity within 2 points of .%d (%.3f +- %.3f): %s\n", percent,
+                Mean(sparsity[percent]), Spread(sparsity[percent]),
+                Verdict(std::abs(Mean(sparsity[percent]) - percent / 100.0) <= 0.02));
   }
 
   std::vector<Fit> fits;
   for (int seed = 1; seed <= kSeeds; ++seed) {
     Note(absl::StrCat("forecast errors, seed ", seed));
-    SLUICE_ASSIGN_OR_RETURN(FitProbe probe, FitProbe::Create(model, files[static_cast<size_t>(seed - 1)]));
-    SLUICE_RETURN_IF_ERROR(Observe(model, text, [&](int64_t l, int64_t u, int64_t n, const float* h, const float* y) {
-      probe.Add(l, u, n, h, y);
-    }));
+    SLUICE_ASSIGN_OR_RETURN(FitProbe probe, FitProbe::Create(model, files[seed - 1]));
+    SLUICE_RETURN_IF_ERROR(
+        Observe(model, text, [&](int64_t l, int64_t u, int64_t n, const float* h, const float* y) {
+          probe.Add(l, u, n, h, y);
+        }));
     fits.push_back(probe.Done());
   }
   const size_t units = fits[0].r2.size();
@@ -235,16 +265,22 @@ absl::Status EvaluateInformedRouting(const Model& model, const EvaluateOptions& 
   size_t explained = 0, known = 0;
   for (size_t u = 0; u < units; ++u) {
     std::vector<double> r2, rho;
-    for (const Fit& f : fits) r2.push_back(f.r2[u]), rho.push_back(f.spearman[u]);
+    for (const Fit& f : fits) {
+      r2.push_back(f.r2[u]);
+      rho.push_back(f.spearman[u]);
+    }
     (u % 2 == 0 ? attention : ffn).push_back(Mean(r2));
     explained += u % 2 == 0 && Mean(r2) >= 0.3;
     known += Mean(rho) >= 0.3;
-    std::printf("%-6s %15.3f +- %.3f %15.3f +- %.3f\n", Unit(u).c_str(), Mean(r2), Spread(r2), Mean(rho), Spread(rho));
+    std::printf("%-6s %15.3f +- %.3f %15.3f +- %.3f\n", Unit(u).c_str(), Mean(r2), Spread(r2),
+                Mean(rho), Spread(rho));
   }
-  std::printf("B3 Spearman of preference and forecast quality at least 0.3 (%zu of %zu units): %s\n", known, units,
-              Verdict(known == units));
   std::printf(
-      "B4 R^2 at least 0.3 on half of the attention units (%zu of %zu), above the FFNs' in the median (%.2f, "
+      "B3 Spearman of preference and forecast quality at least 0.3 (%zu of %zu units): %s\n", known,
+      units, Verdict(known == units));
+  std::printf(
+      "B4 R^2 at least 0.3 on half of the attention units (%zu of %zu), above the FFNs' in the "
+      "median (%.2f, "
       "%.2f): %s\n",
       explained, attention.size(), Median(attention), Median(ffn),
       Verdict(2 * explained >= attention.size() && Median(attention) > Median(ffn)));

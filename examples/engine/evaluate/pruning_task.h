@@ -1,7 +1,7 @@
 #ifndef SLUICE_EXAMPLES_ENGINE_EVALUATE_PRUNING_TASK_H_
 #define SLUICE_EXAMPLES_ENGINE_EVALUATE_PRUNING_TASK_H_
-// What a pruned prompt is still good for: facts asked about at its end, and the text that follows it. The prompt is
-// pruned without its answers; what comes after runs dense over the ragged caches.
+// What a pruned prompt is still good for: facts asked about at its end, and the text that follows
+// it. The prompt is pruned without its answers; what comes after runs dense over the ragged caches.
 #include <string>
 #include <vector>
 
@@ -14,17 +14,19 @@ struct PruningPrompt {
   bool facts = false;
 };
 // `count` prompts of both kinds from `held` tokens [begin, end).
-std::vector<PruningPrompt> PruningPrompts(const Model& model, const std::vector<int32_t>& held, int64_t begin,
-                                          int64_t end, int64_t length, int64_t count, uint64_t seed);
+std::vector<PruningPrompt> PruningPrompts(const Model& model, const std::vector<int32_t>& held,
+                                          int64_t begin, int64_t end, int64_t length, int64_t count,
+                                          uint64_t seed);
 struct PruningScore {
   double facts = 0, next = 0;  // accuracy of answer tokens, and of the tokens after plain text
   double nll = 0;              // mean over both tasks
   double sparsity = 0;         // measured, mean over blocks
   double accuracy() const { return (facts + next) / 2; }
 };
-absl::StatusOr<PruningScore> ScorePruning(Engine& engine, const std::vector<PruningPrompt>& prompts);
-// Searches the sparsity of every block for a mean, with the static router or with learned `weights` and from `start`:
-// FTP's scheduler. Fitness: the negative loss.
+absl::StatusOr<PruningScore> ScorePruning(Engine& engine,
+                                          const std::vector<PruningPrompt>& prompts);
+// Searches the sparsity of every block for a mean, with the static router or with learned `weights`
+// and from `start`: FTP's scheduler. Fitness: the negative loss.
 struct SearchOptions {
   double sparsity = 0.3;
   int64_t prompts = 4, length = 1024, population = 16, generations = 12;
@@ -33,7 +35,8 @@ struct SearchOptions {
   const sluice::WeightSource* weights = nullptr;
   std::vector<double> start;
 };
-absl::StatusOr<std::vector<double>> SearchSchedule(const Model& model, const std::vector<int32_t>& held,
+absl::StatusOr<std::vector<double>> SearchSchedule(const Model& model,
+                                                   const std::vector<int32_t>& held,
                                                    const SearchOptions& options);
 }  // namespace engine
 #endif  // SLUICE_EXAMPLES_ENGINE_EVALUATE_PRUNING_TASK_H_

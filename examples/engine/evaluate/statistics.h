@@ -16,7 +16,8 @@ inline void Note(const std::string& what) { std::fprintf(stderr, "\r%-70s", what
 inline void ClearNote() { std::fprintf(stderr, "\r%70s\r", ""); }
 
 inline double Mean(const std::vector<double>& x) {
-  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(std::max<size_t>(1, x.size()));
+  return std::accumulate(x.begin(), x.end(), 0.0) /
+         static_cast<double>(std::max<size_t>(1, x.size()));
 }
 inline double Spread(const std::vector<double>& x) {  // largest distance from the mean
   double d = 0;
@@ -47,8 +48,11 @@ inline double Spearman(const std::vector<float>& a, const std::vector<float>& b)
   const std::vector<double> x = Ranks(a), y = Ranks(b);
   const double mx = Mean(x), my = Mean(y);
   double xy = 0, xx = 0, yy = 0;
-  for (size_t i = 0; i < x.size(); ++i)
-    xy += (x[i] - mx) * (y[i] - my), xx += (x[i] - mx) * (x[i] - mx), yy += (y[i] - my) * (y[i] - my);
+  for (size_t i = 0; i < x.size(); ++i) {
+    xy += (x[i] - mx) * (y[i] - my);
+    xx += (x[i] - mx) * (x[i] - mx);
+    yy += (y[i] - my) * (y[i] - my);
+  }
   return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0;
 }
 }  // namespace engine

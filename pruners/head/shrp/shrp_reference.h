@@ -1,6 +1,7 @@
 #ifndef SLUICE_PRUNERS_HEAD_SHRP_SHRP_REFERENCE_H_
 #define SLUICE_PRUNERS_HEAD_SHRP_SHRP_REFERENCE_H_
-// Plain double-precision loops: the specification of the router and of a layer of Expert Attention with one head.
+// Plain double-precision loops: the specification of the router and of a layer of Expert Attention
+// with one head.
 #include <cmath>
 #include <string>
 #include <vector>
@@ -11,7 +12,8 @@ SLUICE_BEGIN_NAMESPACE
 namespace reference {
 using Rows = std::vector<std::vector<double>>;
 
-inline std::vector<double> ShrpLogits(const WeightSource& w, int64_t layer, const Rows& x, size_t heads) {
+inline std::vector<double> ShrpLogits(const WeightSource& w, int64_t layer, const Rows& x,
+                                      size_t heads) {
   std::vector<double> mean(x[0].size());
   for (const auto& row : x)
     for (size_t c = 0; c < row.size(); ++c) mean[c] += row[c] / static_cast<double>(x.size());

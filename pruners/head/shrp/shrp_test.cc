@@ -26,11 +26,16 @@ void Route(const std::vector<float>& x, Routed& r) {
   auto plan = (*router)->MakePlan({n, kHeads, kWidth, 1});
   ASSERT_TRUE(plan.ok()) << plan.status();
   OwnedWorkspace memory((*plan)->info().workspace_bytes);
-  r.ptr.resize(static_cast<size_t>(n) + 1), r.unit.resize(static_cast<size_t>(n)), r.weight.resize(r.unit.size());
-  r.a.row_ptr = absl::MakeSpan(r.ptr), r.a.unit = absl::MakeSpan(r.unit), r.a.weight = absl::MakeSpan(r.weight);
+  r.ptr.resize(static_cast<size_t>(n) + 1);
+  r.unit.resize(n);
+  r.weight.resize(r.unit.size());
+  r.a.row_ptr = absl::MakeSpan(r.ptr);
+  r.a.unit = absl::MakeSpan(r.unit);
+  r.a.weight = absl::MakeSpan(r.weight);
   RouteInputs in;
   in.features = {x.data(), n, kWidth, kWidth};
-  const absl::Status s = (*router)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, r.a);
+  const absl::Status s =
+      (*router)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, r.a);
   ASSERT_TRUE(s.ok()) << s;
   EXPECT_TRUE(ValidateAssignment(r.a).ok()) << ValidateAssignment(r.a);
 }
@@ -44,8 +49,8 @@ TEST(Shrp, PicksTheTopHeadOfTheReference) {
   for (double s : usage.shares()) sum += s;
   EXPECT_NEAR(sum, 1, 1e-12);
   for (size_t i = 0; i < 40; ++i) {
-    const reference::Rows row = {
-        {x.begin() + static_cast<int64_t>(i) * kWidth, x.begin() + static_cast<int64_t>(i + 1) * kWidth}};
+    const reference::Rows row = {{x.begin() + static_cast<int64_t>(i) * kWidth,
+                                  x.begin() + static_cast<int64_t>(i + 1) * kWidth}};
     const std::vector<double> want = reference::ShrpLogits(Weights(), 3, row, kHeads);
     EXPECT_EQ(r.unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
   }
@@ -68,7 +73,10 @@ TEST(Shrp, FreezeKeepsTheMostUsedHead) {
   // Permuting the experts permutes usage, and what is kept with it.
   shrp::Usage a(4), b(4);
   const int32_t permuted[4] = {2, 0, 3, 1};
-  for (int32_t e : {1, 1, 3, 1, 0}) a.Add(e), b.Add(permuted[e]);
+  for (int32_t e : {1, 1, 3, 1, 0}) {
+    a.Add(e);
+    b.Add(permuted[e]);
+  }
   EXPECT_EQ(permuted[freeze(a.shares())], freeze(b.shares()));
 }
 TEST(Shrp, NaNIsNeverPicked) {
@@ -82,11 +90,12 @@ TEST(Shrp, NaNIsNeverPicked) {
   EXPECT_EQ(r.unit[0], 0);
 }
 TEST(Shrp, AccountsForTheSizesOfBertBase) {
-  // A pruned layer of 64 wide heads and an expander of 96 in BERT-base; both layer norms counted: 231,456 as published
-  // figures imply, here with the one norm that is kept 1,536 fewer.
+  // A pruned layer of 64 wide heads and an expander of 96 in BERT-base; both layer norms counted:
+  // 231,456 as published figures imply, here with the one norm that is kept 1,536 fewer.
   EXPECT_EQ(shrp::PrunedLayer(768, 64, 96, 128).parameters, 231456 - 1536);
   EXPECT_EQ(shrp::DenseLayer(768, 3072, 128).parameters, 7087872);
-  for (double scale : {1.0, 0.25}) {  // BERT-base, and the bundled encoder at a quarter of its width
+  for (double scale :
+       {1.0, 0.25}) {  // BERT-base, and the bundled encoder at a quarter of its width
     const shrp::Cost d = shrp::DenseLayer(768 * scale, 3072 * scale, 128),
                      p = shrp::PrunedLayer(768 * scale, 64 * scale, 96 * scale, 128);
     EXPECT_NEAR(0.5 * (1 - p.parameters / d.parameters), 0.48, 0.01) << scale;
@@ -95,9 +104,11 @@ TEST(Shrp, AccountsForTheSizesOfBertBase) {
 }
 TEST(Shrp, ErrorsSayWhatIsWrong) {
   const auto message = [](const auto& made) { return std::string(made.status().message()); };
-  EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp")), testing::HasSubstr("needs trained weights"));
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp")),
+              testing::HasSubstr("needs trained weights"));
   const RandomWeights odd({{"width", 0}, {"heads", 4}});
-  EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp", &odd)), testing::HasSubstr("allowed 1 to"));
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp", &odd)),
+              testing::HasSubstr("allowed 1 to"));
   auto r = BuiltinPruners().routers.Create("shrp", &Weights());
   EXPECT_THAT(message((*r)->MakePlan({4, 2, kWidth, 1})), testing::HasSubstr("wanted 12 units"));
 }

@@ -1,8 +1,8 @@
 #ifndef SLUICE_PRUNERS_TOKEN_FTP_FTP_H_
 #define SLUICE_PRUNERS_TOKEN_FTP_FTP_H_
-// FTP, fine-grained token-wise pruner (arXiv 2412.11494): one router for all blocks decides from four numbers a token
-// which tokens a block computes; the others ride the residual stream and leave no key behind. Forms that the paper
-// leaves open are switches, marked "inferred".
+// FTP, fine-grained token-wise pruner (arXiv 2412.11494): one router for all blocks decides from
+// four numbers a token which tokens a block computes; the others ride the residual stream and leave
+// no key behind. Forms that the paper leaves open are switches, marked "inferred".
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,20 +23,23 @@ enum Unit : int32_t { kCompute = 0, kSkip = 1 };
 constexpr int64_t kFactors = 4;
 constexpr int64_t kScoreQueries = 64;  // inferred: the last computed queries vote
 
-// Tokens that a block with this sparsity computes when it computes an exact number: round((1 - s) n), at least 1.
+// Tokens that a block with this sparsity computes when it computes an exact number: round((1 - s)
+// n), at least 1.
 inline int64_t Kept(double sparsity, int64_t n) {
-  return std::clamp<int64_t>(std::llround((1 - sparsity) * static_cast<double>(n)), std::min<int64_t>(1, n), n);
+  return std::clamp<int64_t>(std::llround((1 - sparsity) * static_cast<double>(n)),
+                             std::min<int64_t>(1, n), n);
 }
 
-// The four factors of every token [n, 4]: position t / (n - 1), log(1 + score), rank / n (0: highest score, ties and
-// NaN by index, NaN last), sparsity of the block. `causal`: a token is ranked among those up to itself. `order`:
-// scratch [n]. O(n log n); causal: O(n^2) moves in the worst case.
-inline void Factors(absl::Span<const float> score, double sparsity, bool causal, absl::Span<int32_t> order,
-                    float* out) {
+// The four factors of every token [n, 4]: position t / (n - 1), log(1 + score), rank / n (0:
+// highest score, ties and NaN by index, NaN last), sparsity of the block. `causal`: a token is
+// ranked among those up to itself. `order`: scratch [n]. O(n log n); causal: O(n^2) moves in the
+// worst case.
+inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
+                    absl::Span<int32_t> order, float* out) {
   const int64_t n = static_cast<int64_t>(score.size());
   if (!causal) std::iota(order.begin(), order.begin() + n, 0);
   const auto value = [&](int32_t t) {
-    const float s = score[static_cast<size_t>(t)];
+    const float s = score[t];
     return std::isnan(s) ? -std::numeric_limits<float>::infinity() : s;
   };
   const auto before = [&](int32_t a, int32_t b) {
@@ -44,7 +47,7 @@ inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
     return x != y ? x > y : a < b;
   };
   const auto put = [&](int64_t t, int64_t rank, int64_t of) {
-    const float s = score[static_cast<size_t>(t)];
+    const float s = score[t];
     float* f = out + t * kFactors;
     f[0] = n > 1 ? static_cast<float>(static_cast<double>(t) / static_cast<double>(n - 1)) : 0.0f;
     f[1] = std::log1p(std::max(std::isnan(s) ? 0.0f : s, 0.0f));
@@ -53,7 +56,7 @@ inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
   };
   if (!causal) {
     std::sort(order.begin(), order.begin() + n, before);
-    for (int64_t r = 0; r < n; ++r) put(order[static_cast<size_t>(r)], r, n);
+    for (int64_t r = 0; r < n; ++r) put(order[r], r, n);
     return;
   }
   for (int64_t t = 0; t < n; ++t) {  // insertion: order[0, t) is sorted
@@ -65,34 +68,34 @@ inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
   }
 }
 
-// Attention that every key receives from the last queries: mean over heads and over the queries at or after the key,
-// times the number of keys (uniform attention gives about 1, whatever the length). q [m, heads, d]: the queries of
-// the last m keys, in order; k [rows, kv_heads, d], both after RoPE. O(m rows heads d). Inferred: the paper does not
-// define its score. `self_only`: each of the m keys by its own query alone, what a causal
-// decision may know (out [m]).
+// Attention that every key receives from the last queries: mean over heads and over the queries at
+// or after the key, times the number of keys (uniform attention gives about 1, whatever the
+// length). q [m, heads, d]: the queries of the last m keys, in order; k [rows, kv_heads, d], both
+// after RoPE. O(m rows heads d). Inferred: the paper does not define its score. `self_only`: each
+// of the m keys by its own query alone, what a causal decision may know (out [m]).
 class ReceivedAttention {
  public:
-  void Run(const HeadsView<const float>& q, const KvView& k, float scale, bool self_only, float* out) {
-    const int64_t m = q.rows, rows = k.rows, d = k.dim, group = q.heads / std::max<int64_t>(1, k.heads);
+  void Run(const HeadsView<const float>& q, const KvView& k, float scale, bool self_only,
+           float* out) {
+    const int64_t m = q.rows, rows = k.rows, d = k.dim,
+                  group = q.heads / std::max<int64_t>(1, k.heads);
     if (m == 0) return;
-    keys_.resize(static_cast<size_t>(rows * d));
-    logits_.resize(static_cast<size_t>(m * rows));
-    scratch_.resize(kernels::GemmScratchFloats(static_cast<size_t>(d)));
+    keys_.resize(rows * d);
+    logits_.resize(m * rows);
+    scratch_.resize(kernels::GemmScratchFloats(d));
     std::fill(out, out + (self_only ? m : rows), 0.0f);
     for (int64_t h = 0; h < q.heads; ++h) {
       if (h % group == 0) {
         for (int64_t j = 0; j < rows; ++j)
-          kernels::ConvertToF32(k.at(j, h / group), k.dtype, static_cast<size_t>(d),
-                                &keys_[static_cast<size_t>(j * d)]);
+          kernels::ConvertToF32(k.at(j, h / group), k.dtype, d, &keys_[j * d]);
       }
-      kernels::GemmNT(q.data + h * q.head_stride, static_cast<size_t>(q.row_stride), keys_.data(),
-                      static_cast<size_t>(d), static_cast<size_t>(m), static_cast<size_t>(rows), static_cast<size_t>(d),
-                      logits_.data(), static_cast<size_t>(rows), scratch_.data());
+      kernels::GemmNT(q.data + h * q.head_stride, q.row_stride, keys_.data(), d, m, rows, d,
+                      logits_.data(), rows, scratch_.data());
       for (int64_t i = 0; i < m; ++i) {
-        float* row = &logits_[static_cast<size_t>(i * rows)];
+        float* row = &logits_[i * rows];
         const int64_t visible = rows - m + i + 1;
         for (int64_t j = 0; j < visible; ++j) row[j] *= scale;
-        kernels::Softmax(row, static_cast<size_t>(visible));
+        kernels::Softmax(row, visible);
         if (self_only) {
           out[i] += row[visible - 1] * static_cast<float>(visible);
         } else {
@@ -111,26 +114,30 @@ class ReceivedAttention {
   std::vector<float> keys_, logits_, scratch_;
 };
 
-// The k items with the largest value compute, the first item always does; ties to the lowest index, NaN last.
+// The k items with the largest value compute, the first item always does; ties to the lowest index,
+// NaN last.
 template <class Value>
-void AssignTop(int64_t items, int64_t k, absl::Span<int32_t> order, Assignment& out, const Value& value) {
-  for (int64_t i = 0; i < items; ++i) order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+void AssignTop(int64_t items, int64_t k, absl::Span<int32_t> order, Assignment& out,
+               const Value& value) {
+  for (int64_t i = 0; i < items; ++i) order[i] = static_cast<int32_t>(i);
   const auto before = [&](int32_t a, int32_t b) {
     if ((a == 0) != (b == 0)) return a == 0;
     const double x = value(a), y = value(b);
-    if (std::isnan(x) || std::isnan(y)) return std::isnan(x) == std::isnan(y) ? a < b : std::isnan(y);
+    if (std::isnan(x) || std::isnan(y))
+      return std::isnan(x) == std::isnan(y) ? a < b : std::isnan(y);
     return x != y ? x > y : a < b;
   };
-  std::nth_element(order.begin(), order.begin() + std::min(k, items), order.begin() + items, before);
+  std::nth_element(order.begin(), order.begin() + std::min(k, items), order.begin() + items,
+                   before);
   one_unit::Assign(items, out, [](int64_t) { return kSkip; });
-  for (int64_t r = 0; r < std::min(k, items); ++r)
-    out.unit[static_cast<size_t>(order[static_cast<size_t>(r)])] = kCompute;
+  for (int64_t r = 0; r < std::min(k, items); ++r) out.unit[order[r]] = kCompute;
 }
 }  // namespace ftp
 
-// The learned router. Items: the tokens of one sequence, without padding; features [items, 4]: ftp::Factors; units
-// {0: compute, 1: skip}. The first token always computes (inferred: the attention sink). A tie computes; a logit that
-// is not a number computes under `threshold` and is never selected under `topk`.
+// The learned router. Items: the tokens of one sequence, without padding; features [items, 4]:
+// ftp::Factors; units {0: compute, 1: skip}. The first token always computes (inferred: the
+// attention sink). A tie computes; a logit that is not a number computes under `threshold` and is
+// never selected under `topk`.
 class Ftp {
  public:
   static constexpr absl::string_view kName = "ftp";
@@ -154,7 +161,8 @@ class Ftp {
     r.config_ = c;
     SLUICE_ASSIGN_OR_RETURN(const int64_t hidden, w.Int("sluice.ftp.hidden"));
     if (hidden <= 0 || hidden > (1 << 16))
-      return absl::InvalidArgumentError(absl::StrCat("sluice.ftp.hidden ", hidden, "; allowed 1 to ", 1 << 16));
+      return absl::InvalidArgumentError(
+          absl::StrCat("sluice.ftp.hidden ", hidden, "; allowed 1 to ", 1 << 16));
     SLUICE_ASSIGN_OR_RETURN(r.router_.first, Linear::Read(w, "ftp.router0", ftp::kFactors, hidden));
     SLUICE_ASSIGN_OR_RETURN(r.router_.second, Linear::Read(w, "ftp.router1", hidden, 2));
     return r;
@@ -175,24 +183,28 @@ class Ftp {
     return p;
   }
   // Logits [items, 2] of (compute, skip). O(items hidden).
-  void Logits(const Plan& p, const MatrixView<const float>& factors, const RunContext& ctx, float* logits) const {
+  void Logits(const Plan& p, const MatrixView<const float>& factors, const RunContext& ctx,
+              float* logits) const {
     router_.ApplyRows(factors.data, factors.rows, ctx.workspace, p.router, logits);
   }
-  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
+  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
+                   Assignment& out) const {
     SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
     if (in.features.row_stride != ftp::kFactors)
-      return absl::InvalidArgumentError(absl::StrCat("features of row stride ", in.features.row_stride, ", wanted 4"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("features of row stride ", in.features.row_stride, ", wanted 4"));
     float* logits = ctx.workspace.At<float>(p.logits);
     Logits(p, in.features, ctx, logits);
     const int64_t n = in.features.rows;
     if (config_.topk != 0) {
       ftp::AssignTop(n, ftp::Kept(config_.sparsity, n),
-                     absl::MakeSpan(ctx.workspace.At<int32_t>(p.order), static_cast<size_t>(n)), out, [&](int64_t i) {
+                     absl::MakeSpan(ctx.workspace.At<int32_t>(p.order), n), out, [&](int64_t i) {
                        return static_cast<double>(logits[2 * i + ftp::kCompute]) -
                               static_cast<double>(logits[2 * i + ftp::kSkip]);
                      });
     } else {
-      one_unit::Assign(n, out, [&](int64_t i) { return i == 0 ? ftp::kCompute : Decide(logits + 2 * i); });
+      one_unit::Assign(n, out,
+                       [&](int64_t i) { return i == 0 ? ftp::kCompute : Decide(logits + 2 * i); });
     }
     return absl::OkStatus();
   }
@@ -202,8 +214,8 @@ class Ftp {
   ReluPair router_;
 };
 
-// The static router: the first token, then the most recent ones; what the genetic search runs with, and a baseline.
-// Features [items, 4] are taken and not read.
+// The static router: the first token, then the most recent ones; what the genetic search runs with,
+// and a baseline. Features [items, 4] are taken and not read.
 class FtpStatic {
  public:
   static constexpr absl::string_view kName = "ftp_static";
@@ -228,10 +240,12 @@ class FtpStatic {
     p.max_entries = s.items;
     return p;
   }
-  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
+  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
+                   Assignment& out) const {
     SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
     const int64_t n = in.features.rows, recent = n - ftp::Kept(config_.sparsity, n) + 1;
-    one_unit::Assign(n, out, [&](int64_t i) { return i == 0 || i >= recent ? ftp::kCompute : ftp::kSkip; });
+    one_unit::Assign(n, out,
+                     [&](int64_t i) { return i == 0 || i >= recent ? ftp::kCompute : ftp::kSkip; });
     return absl::OkStatus();
   }
 

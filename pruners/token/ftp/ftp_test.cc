@@ -15,7 +15,8 @@ const RandomWeights& Weights() {
 }
 std::vector<float> Scores(size_t n, uint64_t seed) {
   std::vector<float> s(n);
-  for (size_t i = 0; i < n; ++i) s[i] = static_cast<float>(std::floor(8 * RandomUniform({seed, 0, 0, 0, i})));  // ties
+  for (size_t i = 0; i < n; ++i)
+    s[i] = static_cast<float>(std::floor(8 * RandomUniform({seed, 0, 0, 0, i})));  // ties
   return s;
 }
 std::vector<int32_t> Route(const std::string& spec, const std::vector<float>& factors) {
@@ -25,13 +26,16 @@ std::vector<int32_t> Route(const std::string& spec, const std::vector<float>& fa
   auto plan = (*r)->MakePlan({std::max<int64_t>(n, 1), 2, 4, 1});
   EXPECT_TRUE(plan.ok()) << plan.status();
   OwnedWorkspace memory((*plan)->info().workspace_bytes);
-  std::vector<int32_t> ptr(static_cast<size_t>(n) + 1), unit(static_cast<size_t>(n));
-  std::vector<float> weight(static_cast<size_t>(n));
+  std::vector<int32_t> ptr(static_cast<size_t>(n) + 1), unit(n);
+  std::vector<float> weight(n);
   Assignment a;
-  a.row_ptr = absl::MakeSpan(ptr), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight);
+  a.row_ptr = absl::MakeSpan(ptr);
+  a.unit = absl::MakeSpan(unit);
+  a.weight = absl::MakeSpan(weight);
   RouteInputs in;
   in.features = {factors.data(), n, 4, 4};
-  const absl::Status s = (*r)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, a);
+  const absl::Status s =
+      (*r)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, a);
   EXPECT_TRUE(s.ok()) << s;
   EXPECT_TRUE(ValidateAssignment(a).ok());
   return unit;
@@ -45,7 +49,8 @@ TEST(Ftp, FactorsAgreeWithTheReference) {
       ftp::Factors(s, 0.3, causal, absl::MakeSpan(order), got.data());
       const auto want = reference::FtpFactors({s.begin(), s.end()}, 0.3, causal);
       for (size_t t = 0; t < n; ++t)
-        for (size_t f = 0; f < 4; ++f) EXPECT_NEAR(got[4 * t + f], want[t][f], 1e-6) << n << " " << t << " " << f;
+        for (size_t f = 0; f < 4; ++f)
+          EXPECT_NEAR(got[4 * t + f], want[t][f], 1e-6) << n << " " << t << " " << f;
     }
   }
 }
@@ -59,11 +64,12 @@ TEST(Ftp, NaNScoresRankLast) {
 }
 TEST(Ftp, ReceivedAttentionAgreesWithTheReference) {
   const int64_t rows = 40, heads = 4, kv = 2, d = 16;
-  const std::vector<float> q = RandomFeatures(rows, heads * d, 1), k = RandomFeatures(rows, kv * d, 2);
+  const std::vector<float> q = RandomFeatures(rows, heads * d, 1),
+                           k = RandomFeatures(rows, kv * d, 2);
   for (int64_t m : {1, 7, 40}) {
     const HeadsView<const float> qv = {q.data(), m, heads, d, heads * d, d};
     const KvView kvv = {k.data(), DType::kF32, rows, kv, d, kv * d, d};
-    std::vector<float> got(static_cast<size_t>(rows)), own(static_cast<size_t>(m));
+    std::vector<float> got(rows), own(m);
     ftp::ReceivedAttention score;
     score.Run(qv, kvv, 0.25f, false, got.data());
     const std::vector<double> want = reference::ReceivedAttention(qv, kvv, 0.25);
@@ -82,7 +88,8 @@ TEST(Ftp, RouterAgreesWithTheReference) {
   EXPECT_EQ(unit[0], ftp::kCompute);
   for (size_t t = 1; t < n; ++t) {
     const auto want = reference::FtpLogits(
-        Weights(), {f.begin() + 4 * static_cast<int64_t>(t), f.begin() + 4 * static_cast<int64_t>(t) + 4}, 64);
+        Weights(),
+        {f.begin() + 4 * static_cast<int64_t>(t), f.begin() + 4 * static_cast<int64_t>(t) + 4}, 64);
     if (std::abs(want[0] - want[1]) > 1e-5) {
       EXPECT_EQ(unit[t], want[1] > want[0] ? ftp::kSkip : ftp::kCompute);
     }
@@ -101,7 +108,8 @@ TEST(Ftp, TopKKeepsExactlyTheBudget) {
   EXPECT_EQ(ftp::Kept(0.5, 0), 0);
   EXPECT_TRUE(Route("ftp", {}).empty());
   const std::vector<float> same(4 * 10, 0.5f);  // ties go to the lowest index
-  EXPECT_EQ(Route("ftp:topk=1,sparsity=0.7", same), (std::vector<int32_t>{0, 0, 0, 1, 1, 1, 1, 1, 1, 1}));
+  EXPECT_EQ(Route("ftp:topk=1,sparsity=0.7", same),
+            (std::vector<int32_t>{0, 0, 0, 1, 1, 1, 1, 1, 1, 1}));
 }
 TEST(Ftp, StaticKeepsSinkAndRecent) {
   const std::vector<float> f(4 * 6);
@@ -109,11 +117,14 @@ TEST(Ftp, StaticKeepsSinkAndRecent) {
 }
 TEST(Ftp, ErrorsSayWhatIsWrong) {
   const auto message = [](const auto& made) { return std::string(made.status().message()); };
-  EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp")), testing::HasSubstr("needs trained weights"));
-  EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp_static:sparsity=2")), testing::HasSubstr("sparsity"));
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp")),
+              testing::HasSubstr("needs trained weights"));
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp_static:sparsity=2")),
+              testing::HasSubstr("sparsity"));
   RandomWeights w = Weights();
   w.missing = "ftp.router1.bias";
-  EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp", &w)), testing::HasSubstr("router1.bias"));
+  EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp", &w)),
+              testing::HasSubstr("router1.bias"));
   auto r = BuiltinPruners().routers.Create("ftp", &Weights());
   EXPECT_THAT(message((*r)->MakePlan({4, 2, 5, 1})), testing::HasSubstr("width 5"));
 }

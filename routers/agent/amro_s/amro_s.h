@@ -1,16 +1,17 @@
 #ifndef SLUICE_ROUTERS_AGENT_AMRO_S_AMRO_S_H_
 #define SLUICE_ROUTERS_AGENT_AMRO_S_AMRO_S_H_
-// AMRO-S, ant-colony routing for multi-agent LLM systems (arXiv 2603.12933): one pheromone matrix per task, fused by
-// the query's intent; agents drawn stage by stage by pheromone^alpha * heuristic^beta; only answers that pass the
-// quality gate reinforce their path.
+// AMRO-S, ant-colony routing for multi-agent LLM systems (arXiv 2603.12933): one pheromone matrix
+// per task, fused by the query's intent; agents drawn stage by stage by pheromone^alpha *
+// heuristic^beta; only answers that pass the quality gate reinforce their path.
 //
-//   tau_q = sum_t w_t tau_t            eta_j = sum_t w_t (lA ability + lL norm(1/load) + lR norm(1/latency) + ...)
-//   p_ij  ~ tau_q[i][j]^alpha * eta_j^beta
-//   tau_t[e] <- (1 - rho) tau_t[e] + w_t Q / (f + eps)      e on an accepted path, f its system cost
+//   tau_q = sum_t w_t tau_t            eta_j = sum_t w_t (lA ability + lL norm(1/load) + lR
+//   norm(1/latency) + ...) p_ij  ~ tau_q[i][j]^alpha * eta_j^beta tau_t[e] <- (1 - rho) tau_t[e] +
+//   w_t Q / (f + eps)      e on an accepted path, f its system cost
 //
-// An epoch's update is applied as one batch: n visits evaporate (1 - rho)^n, and each deposit decays as the mean
-// visit's would. Epochs of one outcome give the published update to the letter. A decision costs O(tasks * agents of
-// the path's rows), skipping tasks of weight 0; Fold costs O(tasks * edges).
+// An epoch's update is applied as one batch: n visits evaporate (1 - rho)^n, and each deposit
+// decays as the mean visit's would. Epochs of one outcome give the published update to the letter.
+// A decision costs O(tasks * agents of the path's rows), skipping tasks of weight 0; Fold costs
+// O(tasks * edges).
 #include <algorithm>
 #include <cmath>
 
@@ -43,9 +44,11 @@ class AmroS {
       v("beta", beta, R{0, 1000}, "exponent of the heuristic");
       v("rho", rho, R{0, 0.999}, "evaporation of one accepted answer");
       v("deposit", deposit, R{0, 1000}, "Q: what an accepted answer of cost 1 adds");
-      v("base_cost", base_cost, R{0, 1000}, "f = base_cost + cost_weight * USD + latency_weight * seconds");
+      v("base_cost", base_cost, R{0, 1000},
+        "f = base_cost + cost_weight * USD + latency_weight * seconds");
       v("epsilon", epsilon, R{0, 1}, "added to f before dividing");
-      v("live_epsilon", live_epsilon, R{1e-9, 1e9}, "added to load, latency and cost before dividing");
+      v("live_epsilon", live_epsilon, R{1e-9, 1e9},
+        "added to load, latency and cost before dividing");
       v("tau0", tau0, R{1e-9, 1e9}, "pheromone at the start");
       v("tau_min", tau_min, R{0, 1e9}, "MAX-MIN lower bound; 0: none (as published)");
       v("tau_max", tau_max, R{0, 1e9}, "MAX-MIN upper bound; 0: none (as published)");
@@ -53,14 +56,20 @@ class AmroS {
       v("load_weight", load_weight, R{0, 1000}, "lambda_L of the heuristic");
       v("speed_weight", speed_weight, R{0, 1000}, "lambda_R of the heuristic: inverse latency");
       v("price_weight", price_weight, R{0, 1000}, "of inverse configured cost; not in the paper");
-      v("q0", q0, R{0, 1}, "probability of taking the best candidate instead of drawing (ACS); 0: as published");
+      v("q0", q0, R{0, 1},
+        "probability of taking the best candidate instead of drawing (ACS); 0: as published");
       v("anneal", anneal, R{0, 1e9}, "outcomes after which drawing is half as likely; 0: constant");
       v("clip", clip, R{1, 1e6}, "largest 1 / propensity");
-      v("evaporate", evaporate, Choices{"path", "row", "global"}, "which edges lose pheromone; path: as published");
-      v("importance", importance, Choices{"none", "propensity"}, "deposit divided by the path's propensity or not");
-      v("ability", ability, Choices{"prior", "measured"}, "ability in the heuristic: configured, or utility as seen");
-      v("optimism", optimism, R{0, 100}, "times sqrt(log N / n) added to measured ability; not in the paper");
-      v("rho_by_intent", rho_by_intent, Range<bool>{false, true}, "specialist t evaporates by rho * w_t");
+      v("evaporate", evaporate, Choices{"path", "row", "global"},
+        "which edges lose pheromone; path: as published");
+      v("importance", importance, Choices{"none", "propensity"},
+        "deposit divided by the path's propensity or not");
+      v("ability", ability, Choices{"prior", "measured"},
+        "ability in the heuristic: configured, or utility as seen");
+      v("optimism", optimism, R{0, 100},
+        "times sqrt(log N / n) added to measured ability; not in the paper");
+      v("rho_by_intent", rho_by_intent, Range<bool>{false, true},
+        "specialist t evaporates by rho * w_t");
       v("normalise_rows", normalise_rows, Range<bool>{false, true},
         "specialists' rows scaled to mean 1 before they are fused");
       v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the draws");
@@ -72,10 +81,12 @@ class AmroS {
   };
   static absl::StatusOr<AmroS> Create(const Config& c) {
     if (c.tau_max > 0 && c.tau_min > c.tau_max) {
-      return absl::InvalidArgumentError(absl::StrCat("tau_min=", c.tau_min, " is above tau_max=", c.tau_max));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tau_min=", c.tau_min, " is above tau_max=", c.tau_max));
     }
     if (c.base_cost + c.epsilon <= 0) {
-      return absl::InvalidArgumentError("base_cost and epsilon are both 0: a free answer would deposit infinity");
+      return absl::InvalidArgumentError(
+          "base_cost and epsilon are both 0: a free answer would deposit infinity");
     }
     return AmroS(c);
   }
@@ -97,8 +108,8 @@ class AmroS {
     Derive(p, state);
   }
 
-  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
-                   AgentTrace* trace) const {
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
+                   AgentDecision& d, AgentTrace* trace) const {
     const agent_common::Layout& l = p.layout;
     return agent_common::Walk(
         l, static_cast<uint64_t>(config_.seed), q, d, trace,
@@ -126,7 +137,9 @@ class AmroS {
           }
           for (int j = 0; j < s.size; ++j)
             w.p[j] = Power(w.tau[j] / top, config_.alpha) * Power(w.eta[j], config_.beta);
-          w.q0 = config_.anneal > 0 ? 1 - (1 - config_.q0) * config_.anneal / (config_.anneal + evidence) : config_.q0;
+          w.q0 = config_.anneal > 0
+                     ? 1 - (1 - config_.q0) * config_.anneal / (config_.anneal + evidence)
+                     : config_.q0;
         });
   }
 
@@ -135,7 +148,8 @@ class AmroS {
     agent_common::ArmTable(l).Observe(kColumns * l.tasks * l.edges, o, out);
     if (!o.accepted) return;  // the gate: no pheromone moves
     const UtilityConfig& u = config_.utility;
-    const double f = config_.base_cost + u.cost_weight * o.cost_usd + u.latency_weight * o.latency_s;
+    const double f =
+        config_.base_cost + u.cost_weight * o.cost_usd + u.latency_weight * o.latency_s;
     double amount = config_.deposit / (f + config_.epsilon);
     if (config_.importance == Importance::kPropensity) {
       amount *= o.propensity > 0 ? std::min(1 / o.propensity, config_.clip) : config_.clip;
@@ -188,7 +202,9 @@ class AmroS {
   struct Batch {
     double visits = 0, decay = 0, deposit = 0;  // decay: sum of log(1 - rho)
     void Add(const int64_t* cell) {
-      visits += FromSum(cell[kVisits]), decay += FromSum(cell[kDecay]), deposit += FromSum(cell[kDeposit]);
+      visits += FromSum(cell[kVisits]);
+      decay += FromSum(cell[kDecay]);
+      deposit += FromSum(cell[kDeposit]);
     }
     // What is left of a deposit, averaged over its place among the visits: 1 for a single one.
     double MeanDecay() const {
@@ -198,8 +214,8 @@ class AmroS {
   };
   explicit AmroS(const Config& c) : config_(c) {}
 
-  // Pheromone stays positive whatever evaporates: a floor far below any that matters, and the bounds where they are
-  // set.
+  // Pheromone stays positive whatever evaporates: a floor far below any that matters, and the
+  // bounds where they are set.
   double Bounded(double tau) const {
     tau = std::max({tau, config_.tau_min, 1e-200});
     return config_.tau_max > 0 ? std::min(tau, config_.tau_max) : tau;
@@ -210,15 +226,17 @@ class AmroS {
     const absl::Span<const double> seen = state.subspan(p.arms, p.ability - p.arms);
     for (int t = 0; t < l.tasks; ++t) {
       double count = 0;
-      for (int64_t a = 0; a < l.agents; ++a) count += seen[static_cast<size_t>(arms.cell(t, a, arms.kCount))];
+      for (int64_t a = 0; a < l.agents; ++a) count += seen[arms.cell(t, a, arms.kCount)];
       count /= l.stages;
       state[p.counts + t] = count;
       for (int64_t a = 0; a < l.agents; ++a) {
         const Agent& agent = p.graph->agent(a);
         const auto e = arms.Of(config_.utility, agent, seen, t, a);
-        const double prior = agent.ability.empty() ? 0.5 : agent.ability[static_cast<size_t>(t)];
-        const double bonus = config_.optimism * std::sqrt(std::log1p(count) / (e.count + config_.utility.prior));
-        state[p.ability + t * l.agents + a] = config_.ability == Ability::kMeasured ? e.utility + bonus : prior;
+        const double prior = agent.ability.empty() ? 0.5 : agent.ability[t];
+        const double bonus =
+            config_.optimism * std::sqrt(std::log1p(count) / (e.count + config_.utility.prior));
+        state[p.ability + t * l.agents + a] =
+            config_.ability == Ability::kMeasured ? e.utility + bonus : prior;
       }
     }
   }
@@ -233,7 +251,10 @@ class AmroS {
                             std::array<double, kMaxStageAgents>& eta) {
     double lo = INFINITY, hi = -INFINITY;
     for (int j = 0; j < s.size; ++j) {
-      if (s.open[j]) lo = std::min(lo, x(j)), hi = std::max(hi, x(j));
+      if (s.open[j]) {
+        lo = std::min(lo, x(j));
+        hi = std::max(hi, x(j));
+      }
     }
     for (int j = 0; j < s.size; ++j) {
       if (s.open[j]) eta[j] += hi > lo ? scale * ((x(j) - lo) / (hi - lo)) : scale;
@@ -246,7 +267,8 @@ class AmroS {
     if (config_.load_weight > 0) {
       AddNormalised(
           s, config_.load_weight,
-          [&](int j) { return 1 / ((q.live.empty() ? 0 : q.live[s.first_agent + j].load) + eps); }, eta);
+          [&](int j) { return 1 / ((q.live.empty() ? 0 : q.live[s.first_agent + j].load) + eps); },
+          eta);
     }
     if (config_.speed_weight > 0) {
       AddNormalised(

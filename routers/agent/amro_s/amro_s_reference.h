@@ -1,7 +1,8 @@
 #ifndef SLUICE_ROUTERS_AGENT_AMRO_S_AMRO_S_REFERENCE_H_
 #define SLUICE_ROUTERS_AGENT_AMRO_S_AMRO_S_REFERENCE_H_
-// AMRO-S as printed: one outcome at a time, plain loops over tasks and edges, no batches, no layout. Agents are
-// numbered inside their stage; tau[t][s][i][j] leads from agent i of stage s - 1 (0: the source) to agent j of stage s.
+// AMRO-S as printed: one outcome at a time, plain loops over tasks and edges, no batches, no
+// layout. Agents are numbered inside their stage; tau[t][s][i][j] leads from agent i of stage s - 1
+// (0: the source) to agent j of stage s.
 #include <cmath>
 #include <vector>
 
@@ -19,18 +20,22 @@ struct AmroSReference {
       tau.emplace_back();
       for (size_t s = 0; s < stages.size(); ++s) {
         const int rows = s == 0 ? 1 : stages[s - 1];
-        tau.back().emplace_back(rows, std::vector<double>(static_cast<size_t>(stages[s]), tau0));
+        tau.back().emplace_back(rows, std::vector<double>(stages[s], tau0));
       }
     }
   }
   // p_ij for every j of stage s, from agent i. eta[t][j].
-  std::vector<double> Transition(const std::vector<double>& w, int s, int i, const Matrix& eta) const {
+  std::vector<double> Transition(const std::vector<double>& w, int s, int i,
+                                 const Matrix& eta) const {
     const size_t n = tau[0][s][i].size();
     std::vector<double> p(n);
     double sum = 0;
     for (size_t j = 0; j < n; ++j) {
       double fused = 0, heuristic = 0;
-      for (size_t t = 0; t < w.size(); ++t) fused += w[t] * tau[t][s][i][j], heuristic += w[t] * eta[t][j];
+      for (size_t t = 0; t < w.size(); ++t) {
+        fused += w[t] * tau[t][s][i][j];
+        heuristic += w[t] * eta[t][j];
+      }
       p[j] = std::pow(fused, alpha) * std::pow(heuristic, beta);
       sum += p[j];
     }

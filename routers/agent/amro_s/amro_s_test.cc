@@ -11,11 +11,15 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 // Agents of stage s are numbered from here in MakeGraph(2, {3, 4}).
 constexpr int32_t kSecond = 3;
-double Tau(AgentUnderTest& a, int t, int64_t edge) { return a.state()[t * a.graph().num_edges() + edge]; }
+double Tau(AgentUnderTest& a, int t, int64_t edge) {
+  return a.state()[t * a.graph().num_edges() + edge];
+}
 
-TEST(AmroS, MicroCase) {  // w = (1, 0), rho .1, Q 1, f 4, tau 1: .9 + .25 = 1.15; tau of the other task .9, or 1.0
+TEST(AmroS, MicroCase) {  // w = (1, 0), rho .1, Q 1, f 4, tau 1: .9 + .25 = 1.15; tau of the other
+                          // task .9, or 1.0
   const std::string spec = "amro_s:rho=0.1,base_cost=0,latency_weight=1,epsilon=1e-9";
-  AgentUnderTest written(spec, MakeGraph(2, {2})), scaled(spec + ",rho_by_intent=true", MakeGraph(2, {2}));
+  AgentUnderTest written(spec, MakeGraph(2, {2})),
+      scaled(spec + ",rho_by_intent=true", MakeGraph(2, {2}));
   written.Learn({1, 0}, {0}, 1, true, 0, 4);
   scaled.Learn({1, 0}, {0}, 1, true, 0, 4);
   EXPECT_NEAR(Tau(written, 0, 0), 1.15, 1e-8);
@@ -26,11 +30,14 @@ TEST(AmroS, MicroCase) {  // w = (1, 0), rho .1, Q 1, f 4, tau 1: .9 + .25 = 1.1
 
 TEST(AmroS, EpochsOfOneOutcomeAreTheReference) {
   for (bool by_intent : {false, true}) {
-    AgentUnderTest a(std::string("amro_s:rho=0.05,alpha=1.5,beta=2,load_weight=0,base_cost=0.5,cost_weight=3") +
-                         (by_intent ? ",rho_by_intent=true" : ""),
-                     MakeGraph(2, {3, 4}));
+    AgentUnderTest a(
+        std::string("amro_s:rho=0.05,alpha=1.5,beta=2,load_weight=0,base_cost=0.5,cost_weight=3") +
+            (by_intent ? ",rho_by_intent=true" : ""),
+        MakeGraph(2, {3, 4}));
     AmroSReference ref(2, {3, 4}, 1.0);
-    ref.rho = 0.05, ref.alpha = 1.5, ref.rho_by_intent = by_intent;
+    ref.rho = 0.05;
+    ref.alpha = 1.5;
+    ref.rho_by_intent = by_intent;
     for (uint64_t i = 0; i < 300; ++i) {
       auto draw = [&](uint64_t unit) { return RandomUniform({5, i, 0, unit, 0}); };
       const double w0 = draw(0);
@@ -56,7 +63,10 @@ TEST(AmroS, EpochsOfOneOutcomeAreTheReference) {
 
 TEST(AmroS, OneHotIntentIsTheSpecialistAlone) {
   AgentUnderTest a("amro_s:load_weight=0", MakeGraph(2, {3}));
-  for (int i = 0; i < 50; ++i) a.Learn({1, 0}, {0}, 1, true), a.Learn({0, 1}, {2}, 1, true);
+  for (int i = 0; i < 50; ++i) {
+    a.Learn({1, 0}, {0}, 1, true);
+    a.Learn({0, 1}, {2}, 1, true);
+  }
   AgentTrace trace;
   a.Route(1, {0, 1}, &trace);
   for (int j = 0; j < 3; ++j) EXPECT_FLOAT_EQ(trace[j].tau, static_cast<float>(Tau(a, 1, j)));
@@ -65,10 +75,13 @@ TEST(AmroS, OneHotIntentIsTheSpecialistAlone) {
 TEST(AmroS, ExponentsOfZeroLeaveOneFactor) {
   auto graph = MakeGraph(1, {3});
   for (int j = 0; j < 3; ++j) graph->stages[0][j].ability = {0.2 + 0.3 * j};
-  AgentUnderTest heuristic("amro_s:alpha=0,beta=1,load_weight=0", graph), pheromone("amro_s:beta=0", graph);
-  heuristic.Learn({1}, {0}, 1, true), pheromone.Learn({1}, {0}, 1, true);
+  AgentUnderTest heuristic("amro_s:alpha=0,beta=1,load_weight=0", graph),
+      pheromone("amro_s:beta=0", graph);
+  heuristic.Learn({1}, {0}, 1, true);
+  pheromone.Learn({1}, {0}, 1, true);
   AgentTrace h, t;
-  heuristic.Route(1, {1}, &h), pheromone.Route(1, {1}, &t);
+  heuristic.Route(1, {1}, &h);
+  pheromone.Route(1, {1}, &t);
   EXPECT_NEAR(h[0].p, 0, 1e-7);  // min-max: 0, .5, 1
   EXPECT_NEAR(h[1].p, 1.0 / 3, 1e-6);
   const double tau = 0.98 + 1;
@@ -79,7 +92,8 @@ TEST(AmroS, ExponentsOfZeroLeaveOneFactor) {
 TEST(AmroS, AClosedGateLeavesPheromoneAsItIs) {
   AgentUnderTest a("amro_s", MakeGraph(2, {3, 4}));
   a.Learn({0.5, 0.5}, {1, kSecond}, 1, true);
-  const std::vector<double> before(a.state().begin(), a.state().begin() + 2 * a.graph().num_edges());
+  const std::vector<double> before(a.state().begin(),
+                                   a.state().begin() + 2 * a.graph().num_edges());
   for (int i = 0; i < 100; ++i) a.Learn({0.5, 0.5}, {i % 3, kSecond + i % 4}, 0, false, 0.1, 2);
   const std::vector<double> after(a.state().begin(), a.state().begin() + 2 * a.graph().num_edges());
   EXPECT_EQ(before, after);
@@ -99,7 +113,8 @@ TEST(AmroS, AnUpdateTouchesThePathOnly) {
 TEST(AmroS, EvaporationReachesItsEdges) {
   AgentUnderTest row("amro_s:evaporate=row", MakeGraph(1, {2, 2})),
       all("amro_s:evaporate=global", MakeGraph(1, {2, 2}));
-  row.Learn({1}, {0, 2}, 1, true), all.Learn({1}, {0, 2}, 1, true);
+  row.Learn({1}, {0, 2}, 1, true);
+  all.Learn({1}, {0, 2}, 1, true);
   // Edges: source to 0, 1; then 0 -> 2, 3 and 1 -> 2, 3.
   EXPECT_NEAR(Tau(row, 0, 1), 0.98, 1e-8);
   EXPECT_NEAR(Tau(row, 0, 3), 0.98, 1e-8);
@@ -108,8 +123,12 @@ TEST(AmroS, EvaporationReachesItsEdges) {
 }
 
 TEST(AmroS, AnEpochOfEqualDepositsEqualsThemOneByOne) {
-  AgentUnderTest one("amro_s:rho=0.1", MakeGraph(1, {2})), batch("amro_s:rho=0.1", MakeGraph(1, {2}));
-  for (int i = 0; i < 20; ++i) one.Learn({1}, {0}, 1, true), batch.Learn({1}, {0}, 1, true, 0, 0, 1, 3);
+  AgentUnderTest one("amro_s:rho=0.1", MakeGraph(1, {2})),
+      batch("amro_s:rho=0.1", MakeGraph(1, {2}));
+  for (int i = 0; i < 20; ++i) {
+    one.Learn({1}, {0}, 1, true);
+    batch.Learn({1}, {0}, 1, true, 0, 0, 1, 3);
+  }
   EXPECT_NEAR(Tau(one, 0, 0), Tau(batch, 0, 0), 1e-6);
 }
 
@@ -119,8 +138,8 @@ TEST(AmroS, OrderOfArrivalDoesNotChangeABit) {
   auto learn = [](AgentUnderTest& a, uint64_t i) {
     auto draw = [&](uint64_t unit) { return RandomUniform({6, i, 0, unit, 0}); };
     const double w = draw(0);
-    a.Learn({w, 1 - w}, {static_cast<int>(draw(1) * 3), kSecond + static_cast<int>(draw(2) * 4)}, draw(3),
-            draw(4) < 0.5, draw(5), draw(6), draw(7), static_cast<int64_t>(i / 16));
+    a.Learn({w, 1 - w}, {static_cast<int>(draw(1) * 3), kSecond + static_cast<int>(draw(2) * 4)},
+            draw(3), draw(4) < 0.5, draw(5), draw(6), draw(7), static_cast<int64_t>(i / 16));
   };
   for (uint64_t i = 0; i < 900; ++i) {
     learn(there, i);

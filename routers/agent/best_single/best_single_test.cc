@@ -10,8 +10,10 @@ namespace {
 TEST(BestSingle, IgnoresTheQuery) {
   AgentUnderTest a("best_single:prior=0.001", MakeGraph(2, {2}));
   for (int i = 0; i < 10; ++i) {
-    a.Learn({1, 0}, {0}, 1, true), a.Learn({1, 0}, {1}, 0.9, true);
-    a.Learn({0, 1}, {0}, 0, false), a.Learn({0, 1}, {1}, 0.5, true);
+    a.Learn({1, 0}, {0}, 1, true);
+    a.Learn({1, 0}, {1}, 0.9, true);
+    a.Learn({0, 1}, {0}, 0, false);
+    a.Learn({0, 1}, {1}, 0.5, true);
   }
   EXPECT_EQ(a.Route(1, {1, 0}).path[0], 1);
   EXPECT_EQ(a.Route(1, {0, 1}).path[0], 1);

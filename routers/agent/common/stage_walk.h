@@ -1,7 +1,7 @@
 #ifndef SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_
 #define SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_
-// What every agent router does around its own scores: walk the stages, leave blocked agents out, draw, remember the
-// propensity and the trace.
+// What every agent router does around its own scores: walk the stages, leave blocked agents out,
+// draw, remember the propensity and the trace.
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -22,8 +22,10 @@ struct Layout {
 
   static Layout Of(const AgentGraph& g) {
     Layout l;
-    l.stages = g.num_stages(), l.tasks = static_cast<int>(g.num_tasks());
-    l.agents = g.num_agents(), l.edges = g.num_edges();
+    l.stages = g.num_stages();
+    l.tasks = static_cast<int>(g.num_tasks());
+    l.agents = g.num_agents();
+    l.edges = g.num_edges();
     for (int s = 0; s < l.stages; ++s) {
       l.size[s] = g.stage_size(s);
       l.first_agent[s] = static_cast<int>(g.first_agent(s));
@@ -56,8 +58,8 @@ struct Stage {
 // What a router says of a stage's candidates. Entries of blocked ones are ignored.
 struct Weights {
   std::array<double, kMaxStageAgents> tau{}, eta{}, p{};  // p: not normalised, >= 0
-  double q0 = 0;                                          // probability of taking `greedy` instead of drawing
-  int greedy = -1;                                        // -1: the largest p; ties go to the lowest index
+  double q0 = 0;    // probability of taking `greedy` instead of drawing
+  int greedy = -1;  // -1: the largest p; ties go to the lowest index
 };
 
 inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
@@ -67,7 +69,8 @@ inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
   }
   double sum = 0;
   for (double w : q.intent) {
-    if (!(w >= 0)) return absl::InvalidArgumentError(absl::StrCat("intent holds ", w, "; wanted numbers >= 0"));
+    if (!(w >= 0))
+      return absl::InvalidArgumentError(absl::StrCat("intent holds ", w, "; wanted numbers >= 0"));
     sum += w;
   }
   if (!(std::abs(sum - 1) < 1e-6)) {
@@ -75,18 +78,19 @@ inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
   }
   if ((!q.blocked.empty() && q.blocked.size() != static_cast<size_t>(l.agents)) ||
       (!q.live.empty() && q.live.size() != static_cast<size_t>(l.agents))) {
-    return absl::InvalidArgumentError(absl::StrCat("blocked and live must be empty or have one entry an agent = ",
-                                                   l.agents, "; got ", q.blocked.size(), " and ", q.live.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("blocked and live must be empty or have one entry an agent = ", l.agents,
+                     "; got ", q.blocked.size(), " and ", q.live.size()));
   }
   return absl::OkStatus();
 }
 
-// weigh(const Stage&, Weights&). Scores that are NaN, negative or infinite count as 0; when nothing is left the draw is
-// uniform over the open candidates; a `greedy` that is set must be open. O(agents of the path's stages) beside the
-// router's own work.
+// weigh(const Stage&, Weights&). Scores that are NaN, negative or infinite count as 0; when nothing
+// is left the draw is uniform over the open candidates; a `greedy` that is set must be open.
+// O(agents of the path's stages) beside the router's own work.
 template <class Weigh>
-absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDecision& d, AgentTrace* trace,
-                  const Weigh& weigh) {
+absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDecision& d,
+                  AgentTrace* trace, const Weigh& weigh) {
   SLUICE_RETURN_IF_ERROR(CheckRequest(l, q));
   d.stages = l.stages;
   d.propensity = 1;
@@ -101,9 +105,11 @@ absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDe
       available += open[j];
     }
     if (available == 0) {
-      return absl::UnavailableError(absl::StrCat("stage ", s, ": none of its ", n, " agents may be chosen"));
+      return absl::UnavailableError(
+          absl::StrCat("stage ", s, ": none of its ", n, " agents may be chosen"));
     }
-    w.q0 = 0, w.greedy = -1;
+    w.q0 = 0;
+    w.greedy = -1;
     weigh(Stage{s, n, first, l.first_edge[s] + int64_t{row} * n, open.data()}, w);
     double total = 0;
     int best = -1;
@@ -132,31 +138,40 @@ absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDe
     d.propensity *= w.p[pick];
     if (trace != nullptr) {
       for (int j = 0; j < n; ++j) {
-        trace->push_back({s, first + j, q.blocked.empty() ? Block::kNone : q.blocked[first + j], j == pick,
-                          static_cast<float>(w.tau[j]), static_cast<float>(w.eta[j]), static_cast<float>(w.p[j])});
+        trace->push_back({s, first + j, q.blocked.empty() ? Block::kNone : q.blocked[first + j],
+                          j == pick, static_cast<float>(w.tau[j]), static_cast<float>(w.eta[j]),
+                          static_cast<float>(w.p[j])});
       }
     }
     row = pick;
   }
   return absl::OkStatus();
 }
-// The open candidate of the highest score takes everything; ties go to the lowest index, NaN never wins.
+// The open candidate of the highest score takes everything; ties go to the lowest index, NaN never
+// wins.
 template <class Score>
 void TakeBest(const Stage& s, Weights& w, const Score& score) {
   int best = -1;
   double top = 0;
   for (int j = 0; j < s.size; ++j) {
-    w.p[j] = 0, w.tau[j] = 0, w.eta[j] = 0;
+    w.p[j] = 0;
+    w.tau[j] = 0;
+    w.eta[j] = 0;
     if (!s.open[j]) continue;
     const double x = w.eta[j] = score(j);
-    if (x == x && (best < 0 || x > top)) best = j, top = x;
+    if (x == x && (best < 0 || x > top)) {
+      best = j;
+      top = x;
+    }
   }
   if (best >= 0) w.p[best] = 1;
 }
 // Routers that never learn.
 struct Unlearned {
   using Plan = agent_common::Plan;
-  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const { return Plan::Of(std::move(g)); }
+  absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
+    return Plan::Of(std::move(g));
+  }
   void InitialState(const agent_common::Plan&, absl::Span<double>) const {}
   void Observe(const agent_common::Plan&, const AgentOutcome&, std::vector<SumDelta>&) const {}
   void Fold(const agent_common::Plan&, absl::Span<const int64_t>, absl::Span<double>) const {}

@@ -1,6 +1,7 @@
 #ifndef SLUICE_ROUTERS_AGENT_EPSILON_GREEDY_EPSILON_GREEDY_H_
 #define SLUICE_ROUTERS_AGENT_EPSILON_GREEDY_EPSILON_GREEDY_H_
-// The agent of the highest mean utility for the query's tasks; a share epsilon of the decisions is drawn uniformly.
+// The agent of the highest mean utility for the query's tasks; a share epsilon of the decisions is
+// drawn uniformly.
 #include "sluice/routers/agent/common/arm_table.h"
 #include "sluice/routers/agent/common/stage_walk.h"
 
@@ -20,18 +21,18 @@ class EpsilonGreedy : public agent_common::ArmLearner {
     }
   };
   static absl::StatusOr<EpsilonGreedy> Create(const Config& c) { return EpsilonGreedy(c); }
-  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
-                   AgentTrace* trace) const {
-    return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-                              [&](const agent_common::Stage& s, agent_common::Weights& w) {
-                                agent_common::TakeBest(s, w,
-                                                       [&](int j) { return Of(p, state, s, q.intent, j).utility; });
-                                for (int j = 0; j < s.size; ++j) {
-                                  if (s.open[j] && w.p[j] > 0) w.greedy = j;
-                                  w.p[j] = 1;
-                                }
-                                w.q0 = 1 - config_.epsilon;
-                              });
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
+                   AgentDecision& d, AgentTrace* trace) const {
+    return agent_common::Walk(
+        p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+        [&](const agent_common::Stage& s, agent_common::Weights& w) {
+          agent_common::TakeBest(s, w, [&](int j) { return Of(p, state, s, q.intent, j).utility; });
+          for (int j = 0; j < s.size; ++j) {
+            if (s.open[j] && w.p[j] > 0) w.greedy = j;
+            w.p[j] = 1;
+          }
+          w.q0 = 1 - config_.epsilon;
+        });
   }
 
  private:

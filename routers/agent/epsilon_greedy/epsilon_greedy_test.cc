@@ -18,7 +18,10 @@ TEST(EpsilonGreedy, PropensityIsTheShareOfBothRules) {
 
 TEST(EpsilonGreedy, WeighsCost) {
   AgentUnderTest a("epsilon_greedy:epsilon=0,cost_weight=100", MakeGraph(1, {2}));
-  for (int i = 0; i < 50; ++i) a.Learn({1}, {0}, 0.8, true, 0.001), a.Learn({1}, {1}, 0.9, true, 0.01);
+  for (int i = 0; i < 50; ++i) {
+    a.Learn({1}, {0}, 0.8, true, 0.001);
+    a.Learn({1}, {1}, 0.9, true, 0.01);
+  }
   EXPECT_EQ(a.Route(1, {1}).path[0], 0);  // .8 - .1 against .9 - 1
 }
 }  // namespace

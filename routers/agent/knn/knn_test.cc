@@ -13,7 +13,8 @@ class Stored : public WeightSource {
   absl::StatusOr<int64_t> Int(const std::string& key) const override {
     return key == "sluice.knn.rows" ? 4 : key == "sluice.knn.width" ? 2 : 2;
   }
-  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name, absl::Span<const uint64_t>) const override {
+  absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
+                                             absl::Span<const uint64_t>) const override {
     if (name == "knn.features") return std::vector<float>{3, 0, 2, 0.1f, 0, 1, 0.1f, 5};
     if (name == "knn.quality") return std::vector<float>{1, 0, 1, 0, 0, 1, 0, 1};
     if (name == "knn.cost") return std::vector<float>{0.1f, 0, 0.1f, 0, 0.1f, 0, 0.1f, 0};
@@ -41,7 +42,8 @@ TEST(Knn, WeighsCostAndWantsFeatures) {
   const std::vector<double> intent = {1};
   q.intent = intent;
   AgentDecision d;
-  EXPECT_THAT(a.router().Run(a.plan(), a.state(), q, d, nullptr).message(), testing::HasSubstr("0 features, wanted 2"));
+  EXPECT_THAT(a.router().Run(a.plan(), a.state(), q, d, nullptr).message(),
+              testing::HasSubstr("0 features, wanted 2"));
   EXPECT_FALSE(BuiltinRouters().agents.Create("knn").ok());  // needs weights
 }
 }  // namespace

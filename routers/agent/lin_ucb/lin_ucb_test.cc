@@ -15,12 +15,18 @@ TEST(LinUcb, IsRidgeRegressionPlusDeviation) {
     const float f = 0.25f * static_cast<float>(i) - 1;
     a.features = {f};
     a.Learn({1}, {0}, 0.1 * i, true);
-    A[0][0] += 1, A[0][1] += f, A[1][0] += f, A[1][1] += f * f;
-    b[0] += 0.1 * i, b[1] += 0.1 * i * f;
+    A[0][0] += 1;
+    A[0][1] += f;
+    A[1][0] += f;
+    A[1][1] += f * f;
+    b[0] += 0.1 * i;
+    b[1] += 0.1 * i * f;
   }
   const double det = A[0][0] * A[1][1] - A[0][1] * A[1][0], x[2] = {1, 0.5};
-  const double theta[2] = {(A[1][1] * b[0] - A[0][1] * b[1]) / det, (A[0][0] * b[1] - A[1][0] * b[0]) / det};
-  const double variance = (A[1][1] * x[0] * x[0] - 2 * A[0][1] * x[0] * x[1] + A[0][0] * x[1] * x[1]) / det;
+  const double theta[2] = {(A[1][1] * b[0] - A[0][1] * b[1]) / det,
+                           (A[0][0] * b[1] - A[1][0] * b[0]) / det};
+  const double variance =
+      (A[1][1] * x[0] * x[0] - 2 * A[0][1] * x[0] * x[1] + A[0][0] * x[1] * x[1]) / det;
   a.features = {0.5f};
   AgentTrace trace;
   a.Route(1, {1}, &trace);
@@ -33,7 +39,8 @@ TEST(LinUcb, SaysWhatFeaturesItWants) {
   const std::vector<double> intent = {1};
   q.intent = intent;
   AgentDecision d;
-  EXPECT_THAT(a.router().Run(a.plan(), a.state(), q, d, nullptr).message(), testing::HasSubstr("0 features, wanted 3"));
+  EXPECT_THAT(a.router().Run(a.plan(), a.state(), q, d, nullptr).message(),
+              testing::HasSubstr("0 features, wanted 3"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -1,9 +1,10 @@
 #ifndef SLUICE_ROUTERS_AGENT_MAS_CASCADE_MAS_CASCADE_H_
 #define SLUICE_ROUTERS_AGENT_MAS_CASCADE_MAS_CASCADE_H_
-// Cascaded scoring in the style of MasRouter (arXiv 2502.11133): each stage is a softmax over agents given the query's
-// tasks and the stage before, trained by REINFORCE on quality - cost_weight * USD, without a baseline as published.
-// MasRouter scores embeddings; here a logit stands in their place per (task, edge), so the gradient is exact:
-// theta_e += rate / T * (sum of e's rewards - p_e * sum of the row's rewards), an epoch at a time.
+// Cascaded scoring in the style of MasRouter (arXiv 2502.11133): each stage is a softmax over
+// agents given the query's tasks and the stage before, trained by REINFORCE on quality -
+// cost_weight * USD, without a baseline as published. MasRouter scores embeddings; here a logit
+// stands in their place per (task, edge), so the gradient is exact: theta_e += rate / T * (sum of
+// e's rewards - p_e * sum of the row's rewards), an epoch at a time.
 #include <cmath>
 
 #include "sluice/routers/agent/common/arm_table.h"
@@ -22,8 +23,10 @@ class MasCascade {
     void VisitFields(V&& v) {
       v("rate", rate, Range<double>{0, 100}, "step of the policy gradient");
       v("temperature", temperature, Range<double>{1e-3, 1000}, "of the softmax");
-      v("ability_logit", ability_logit, Range<double>{0, 100}, "logits start at this times the configured ability");
-      v("baseline", baseline, Range<bool>{false, true}, "subtract the row's mean reward; published: not");
+      v("ability_logit", ability_logit, Range<double>{0, 100},
+        "logits start at this times the configured ability");
+      v("baseline", baseline, Range<bool>{false, true},
+        "subtract the row's mean reward; published: not");
       v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the draws");
       utility.VisitFields(v);
     }
@@ -42,14 +45,14 @@ class MasCascade {
       for (int s = 0; s < l.stages; ++s) {
         for (int e = 0; e < (s == 0 ? 1 : l.size[s - 1]) * l.size[s]; ++e) {
           const Agent& agent = p.graph->stages[s][e % l.size[s]];
-          const double ability = agent.ability.empty() ? 0.5 : agent.ability[static_cast<size_t>(t)];
+          const double ability = agent.ability.empty() ? 0.5 : agent.ability[t];
           state[t * l.edges + l.first_edge[s] + e] = config_.ability_logit * ability;
         }
       }
     }
   }
-  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
-                   AgentTrace* trace) const {
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
+                   AgentDecision& d, AgentTrace* trace) const {
     const agent_common::Layout& l = p.layout;
     return agent_common::Walk(l, static_cast<uint64_t>(config_.seed), q, d, trace,
                               [&](const agent_common::Stage& s, agent_common::Weights& w) {
@@ -65,8 +68,8 @@ class MasCascade {
   }
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
     const agent_common::Layout& l = p.layout;
-    const double reward =
-        o.quality - config_.utility.cost_weight * o.cost_usd - config_.utility.latency_weight * o.latency_s;
+    const double reward = o.quality - config_.utility.cost_weight * o.cost_usd -
+                          config_.utility.latency_weight * o.latency_s;
     for (int t = 0; t < l.tasks; ++t) {
       if (o.intent[t] <= 0) continue;
       for (int s = 0; s < l.stages; ++s) {
@@ -84,15 +87,19 @@ class MasCascade {
           const int n = l.size[s];
           const int64_t first = t * l.edges + l.first_edge[s] + int64_t{r} * n;
           double count = 0, total = 0;
-          for (int j = 0; j < n; ++j)
-            count += FromSum(sums[2 * (first + j)]), total += FromSum(sums[2 * (first + j) + 1]);
+          for (int j = 0; j < n; ++j) {
+            count += FromSum(sums[2 * (first + j)]);
+            total += FromSum(sums[2 * (first + j) + 1]);
+          }
           if (count == 0) continue;
           const double mean = config_.baseline ? total / count : 0;
           std::array<double, kMaxStageAgents> p_row;
           Softmax(&state[first], n, p_row.data());
           for (int j = 0; j < n; ++j) {
-            const double own = FromSum(sums[2 * (first + j) + 1]) - mean * FromSum(sums[2 * (first + j)]);
-            state[first + j] += config_.rate / config_.temperature * (own - p_row[j] * (total - mean * count));
+            const double own =
+                FromSum(sums[2 * (first + j) + 1]) - mean * FromSum(sums[2 * (first + j)]);
+            state[first + j] +=
+                config_.rate / config_.temperature * (own - p_row[j] * (total - mean * count));
           }
         }
       }

@@ -20,7 +20,8 @@ TEST(MasCascade, LearnsTheSecondStageGivenTheFirst) {
   AgentUnderTest a("mas_cascade:rate=0.3,baseline=true", MakeGraph(1, {2, 2}));
   for (int i = 0; i < 1600; ++i) {
     const AgentDecision d = a.Route(static_cast<uint64_t>(i), {1});
-    a.Learn({1}, {d.path[0], d.path[1]}, (d.path[0] == 0) == (d.path[1] == 2), true, 0, 0, d.propensity, i / 16);
+    a.Learn({1}, {d.path[0], d.path[1]}, (d.path[0] == 0) == (d.path[1] == 2), true, 0, 0,
+            d.propensity, i / 16);
   }
   for (uint64_t id = 1000; id < 1050; ++id) {
     AgentTrace trace;

@@ -1,6 +1,7 @@
 #ifndef SLUICE_ROUTERS_AGENT_RANDOM_RANDOM_H_
 #define SLUICE_ROUTERS_AGENT_RANDOM_RANDOM_H_
-// Every open agent of a stage with the same probability: the control that a learned router must beat.
+// Every open agent of a stage with the same probability: the control that a learned router must
+// beat.
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -17,9 +18,10 @@ class Random : public agent_common::Unlearned {
   static absl::StatusOr<Random> Create(const Config& c) { return Random(c); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    return agent_common::Walk(
-        p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-        [](const agent_common::Stage& s, agent_common::Weights& w) { std::fill_n(w.p.begin(), s.size, 1.0); });
+    return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+                              [](const agent_common::Stage& s, agent_common::Weights& w) {
+                                std::fill_n(w.p.begin(), s.size, 1.0);
+                              });
   }
 
  private:

@@ -1,6 +1,7 @@
 #ifndef SLUICE_ROUTERS_AGENT_ROUND_ROBIN_ROUND_ROBIN_H_
 #define SLUICE_ROUTERS_AGENT_ROUND_ROBIN_ROUND_ROBIN_H_
-// Open agents in turn, by the id of the decision. Its propensity is that over ids, 1 / open a stage.
+// Open agents in turn, by the id of the decision. Its propensity is that over ids, 1 / open a
+// stage.
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -14,8 +15,8 @@ class RoundRobin : public agent_common::Unlearned {
   static absl::StatusOr<RoundRobin> Create(const Config& c) { return RoundRobin(c); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    SLUICE_RETURN_IF_ERROR(
-        agent_common::Walk(p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
+    SLUICE_RETURN_IF_ERROR(agent_common::Walk(
+        p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
           int open = 0;
           for (int j = 0; j < s.size; ++j) open += s.open[j];
           int64_t turn = static_cast<int64_t>(q.id % static_cast<uint64_t>(open));

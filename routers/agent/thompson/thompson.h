@@ -1,6 +1,7 @@
 #ifndef SLUICE_ROUTERS_AGENT_THOMPSON_THOMPSON_H_
 #define SLUICE_ROUTERS_AGENT_THOMPSON_THOMPSON_H_
-// Thompson sampling: quality of an agent for the query's tasks is Beta, its mean cost and latency are taken off.
+// Thompson sampling: quality of an agent for the query's tasks is Beta, its mean cost and latency
+// are taken off.
 #include "sluice/routers/agent/common/arm_table.h"
 #include "sluice/routers/agent/common/stage_walk.h"
 
@@ -18,20 +19,22 @@ class Thompson : public agent_common::ArmLearner {
     }
   };
   static absl::StatusOr<Thompson> Create(const Config& c) { return Thompson(c); }
-  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q, AgentDecision& d,
-                   AgentTrace* trace) const {
-    return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-                              [&](const agent_common::Stage& s, agent_common::Weights& w) {
-                                std::array<Arm, kMaxStageAgents> arm;
-                                for (int j = 0; j < s.size; ++j) {
-                                  if (!s.open[j]) continue;
-                                  const auto e = Of(p, state, s, q.intent, j);
-                                  const double n = e.count + utility_.prior;
-                                  arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
-                                  w.tau[j] = n, w.eta[j] = e.utility;
-                                }
-                                Best(s, arm, w.p);
-                              });
+  absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
+                   AgentDecision& d, AgentTrace* trace) const {
+    return agent_common::Walk(
+        p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+        [&](const agent_common::Stage& s, agent_common::Weights& w) {
+          std::array<Arm, kMaxStageAgents> arm;
+          for (int j = 0; j < s.size; ++j) {
+            if (!s.open[j]) continue;
+            const auto e = Of(p, state, s, q.intent, j);
+            const double n = e.count + utility_.prior;
+            arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
+            w.tau[j] = n;
+            w.eta[j] = e.utility;
+          }
+          Best(s, arm, w.p);
+        });
   }
 
  private:
@@ -39,8 +42,8 @@ class Thompson : public agent_common::ArmLearner {
   struct Arm {
     double a = 1, b = 1, loss = 0;  // Beta(a, b) shifted down by the mean loss of utility
   };
-  // p_j = P(arm j has the largest utility), by quadrature of density times the others' distributions. Drawing from p is
-  // Thompson sampling, and p is its exact propensity.
+  // p_j = P(arm j has the largest utility), by quadrature of density times the others'
+  // distributions. Drawing from p is Thompson sampling, and p is its exact propensity.
   static void Best(const agent_common::Stage& s, const std::array<Arm, kMaxStageAgents>& arm,
                    std::array<double, kMaxStageAgents>& p) {
     constexpr int kPoints = 96;
@@ -65,7 +68,10 @@ class Thompson : public agent_common::ArmLearner {
       double above = 0;
       for (int i = kPoints - 1; i >= 0; --i) {
         const double x = lo + (i + 0.5) * step + arm[j].loss;
-        density[j][i] = x <= 0 || x >= 1 ? 0 : step * std::exp(norm + (a - 1) * std::log(x) + (b - 1) * std::log1p(-x));
+        density[j][i] =
+            x <= 0 || x >= 1
+                ? 0
+                : step * std::exp(norm + (a - 1) * std::log(x) + (b - 1) * std::log1p(-x));
         below[j][i] = std::max(1e-300, 1 - above - 0.5 * density[j][i]);
         above += density[j][i];
       }

@@ -9,7 +9,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace {
 // Plain Monte Carlo over the same posteriors.
-double DrawBeta(double a, double b, uint64_t item) {  // by rejection from the uniform, weights relative to the mode
+double DrawBeta(double a, double b,
+                uint64_t item) {  // by rejection from the uniform, weights relative to the mode
   const double mode = (a - 1) / (a + b - 2);
   auto log_density = [&](double x) { return (a - 1) * std::log(x) + (b - 1) * std::log1p(-x); };
   for (uint64_t i = 0;; ++i) {
@@ -35,17 +36,23 @@ TEST(Thompson, ProbabilitiesAreThoseOfSampling) {
       const double n = 16, good = 4 * 0.5 + 12 * quality[j];
       const double mean_cost = (4 * 0.001 * (j + 1) + 12 * cost[j]) / n;
       const double u = DrawBeta(good, n - good, static_cast<uint64_t>(i * 3 + j)) - 20 * mean_cost;
-      if (u > top) top = u, best = j;
+      if (u > top) {
+        top = u;
+        best = j;
+      }
     }
     ++wins[best];
   }
-  for (int j = 0; j < 3; ++j) EXPECT_NEAR(trace[j].p, wins[j] / static_cast<double>(kDraws), 0.012) << j;
+  for (int j = 0; j < 3; ++j)
+    EXPECT_NEAR(trace[j].p, wins[j] / static_cast<double>(kDraws), 0.012) << j;
 }
 
 TEST(Thompson, EvidenceSharpensIt) {
   AgentUnderTest a("thompson", MakeGraph(1, {2}));
-  for (int i = 0; i < 2000; ++i)
-    a.Learn({1}, {0}, i % 10 < 7, true, 0, 0, 1, i / 16), a.Learn({1}, {1}, i % 10 < 6, true, 0, 0, 1, i / 16);
+  for (int i = 0; i < 2000; ++i) {
+    a.Learn({1}, {0}, i % 10 < 7, true, 0, 0, 1, i / 16);
+    a.Learn({1}, {1}, i % 10 < 6, true, 0, 0, 1, i / 16);
+  }
   AgentTrace trace;
   a.Route(1, {1}, &trace);
   EXPECT_GT(trace[0].p, 0.999);

@@ -19,7 +19,8 @@ class Weighted : public agent_common::Unlearned {
                    AgentTrace* trace) const {
     return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
                               [&](const agent_common::Stage& s, agent_common::Weights& w) {
-                                for (int j = 0; j < s.size; ++j) w.p[j] = p.graph->stages[s.index][j].weight;
+                                for (int j = 0; j < s.size; ++j)
+                                  w.p[j] = p.graph->stages[s.index][j].weight;
                               });
   }
 

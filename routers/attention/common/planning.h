@@ -1,7 +1,7 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_COMMON_PLANNING_H_
 #define SLUICE_ROUTERS_ATTENTION_COMMON_PLANNING_H_
-// What most attention routers share: per-worker scratch, the plan header, block selection under forced blocks, and
-// block summaries that grow with the keys.
+// What most attention routers share: per-worker scratch, the plan header, block selection under
+// forced blocks, and block summaries that grow with the keys.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,7 +14,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace attention_common {
 // Header of a plan over the queries of `in`.
-inline PlanHeader HeaderOf(const AttentionShape& s, const AttentionInputs& in, ListScope scope, int64_t tile) {
+inline PlanHeader HeaderOf(const AttentionShape& s, const AttentionInputs& in, ListScope scope,
+                           int64_t tile) {
   PlanHeader p;
   p.q_begin = in.q_begin;
   p.q_positions = in.q_positions;
@@ -26,7 +27,9 @@ inline PlanHeader HeaderOf(const AttentionShape& s, const AttentionInputs& in, L
   p.tile = tile;
   return p;
 }
-inline int64_t MaxTiles(const AttentionShape& s, int64_t tile) { return (s.max_queries + tile - 1) / tile; }
+inline int64_t MaxTiles(const AttentionShape& s, int64_t tile) {
+  return (s.max_queries + tile - 1) / tile;
+}
 
 // First and last absolute query of a tile.
 struct TileQueries {
@@ -68,15 +71,17 @@ struct BlockRule {
   bool count_forced = true;     // whether forced blocks use up k or p
 };
 inline size_t BlockScratchBytes(int64_t blocks) {
-  return std::max(kernels::TopKScratchBytes(static_cast<size_t>(blocks)),
-                  kernels::TopPScratchBytes(static_cast<size_t>(blocks))) +
+  return std::max(kernels::TopKScratchBytes(blocks), kernels::TopPScratchBytes(blocks)) +
          static_cast<size_t>(blocks + 16) * sizeof(uint32_t);
 }
-// Writes the entries of one list row, ascending, and returns how many. `score` [visible] is overwritten; blocks
-// [own, visible) overlap the tile. Ties go to the lowest block; NaN is never selected.
-inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible, int64_t own, void* scratch,
-                            PlanEntry* out) {
-  const auto forced = [&](int64_t b) { return b < rule.sink || b > own - std::max<int64_t>(rule.local, 1); };
+// Writes the entries of one list row, ascending, and returns how many. `score` [visible] is
+// overwritten; blocks [own, visible) overlap the tile. Ties go to the lowest block; NaN is never
+// selected.
+inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible, int64_t own,
+                            void* scratch, PlanEntry* out) {
+  const auto forced = [&](int64_t b) {
+    return b < rule.sink || b > own - std::max<int64_t>(rule.local, 1);
+  };
   int64_t n_forced = 0;
   double total = 0, forced_mass = 0;
   for (int64_t b = 0; b < visible; ++b) {
@@ -91,14 +96,13 @@ inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible
   size_t picked = 0;
   if (rule.k > 0) {
     const int64_t k = rule.count_forced ? std::max<int64_t>(0, rule.k - n_forced) : rule.k;
-    picked =
-        kernels::TopK(score, static_cast<size_t>(visible), static_cast<size_t>(std::min(k, visible)), ids, rest).count;
+    picked = kernels::TopK(score, visible, std::min(k, visible), ids, rest).count;
   } else if (rule.p > 0) {
     const double others = total - forced_mass;
     const double p = !rule.count_forced || rule.p >= 1 ? rule.p
                      : others > 0                      ? (rule.p * total - forced_mass) / others
                                                        : 0;
-    picked = kernels::TopP(score, static_cast<size_t>(visible), static_cast<float>(p), ids, rest);
+    picked = kernels::TopP(score, visible, static_cast<float>(p), ids, rest);
   } else {
     for (int64_t b = 0; b < visible; ++b) {
       if (score[b] > rule.tau) ids[picked++] = static_cast<uint32_t>(b);
@@ -110,12 +114,14 @@ inline int64_t SelectBlocks(const BlockRule& rule, float* score, int64_t visible
     const bool f = forced(b), p = next < picked && ids[next] == static_cast<uint32_t>(b);
     next += p;
     if (f || p)
-      out[n++] = {static_cast<uint32_t>(b), 1, EntryState::kExact, MaskClass::kCausal, 0, static_cast<uint8_t>(f)};
+      out[n++] = {static_cast<uint32_t>(b), 1, EntryState::kExact,
+                  MaskClass::kCausal,       0, static_cast<uint8_t>(f)};
   }
   return n;
 }
 
-// Means of fixed blocks of keys, kept in caller memory that starts as zeros: a header, then [heads, blocks, width].
+// Means of fixed blocks of keys, kept in caller memory that starts as zeros: a header, then [heads,
+// blocks, width].
 class BlockMeans {
  public:
   static size_t Bytes(int64_t heads, int64_t max_kv, int64_t block, int64_t width) {
@@ -128,8 +134,8 @@ class BlockMeans {
         blocks_((max_kv + block - 1) / block),
         block_(block),
         width_(width) {}
-  // Brings the means up to `keys`: whole blocks once, the open block anew at every call. `finish`(mean, block) may
-  // post-process a block. Returns how many bytes of keys were read.
+  // Brings the means up to `keys`: whole blocks once, the open block anew at every call.
+  // `finish`(mean, block) may post-process a block. Returns how many bytes of keys were read.
   template <class Finish>
   void Append(const KvView& keys, Executor& executor, Finish&& finish) {
     const int64_t total = (keys.rows + block_ - 1) / block_, whole = keys.rows / block_,
@@ -141,7 +147,7 @@ class BlockMeans {
         const int64_t n = std::min(block_, keys.rows - blk * block_);
         float* mean = At(head, blk);
         kernels::Pool(kernels::PoolKind::kMean, keys.at(blk * block_, head), keys.dtype,
-                      static_cast<size_t>(keys.row_stride), static_cast<size_t>(n), static_cast<size_t>(width_), mean);
+                      keys.row_stride, n, width_, mean);
         finish(mean, blk);
       }
     });

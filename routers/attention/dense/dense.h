@@ -26,18 +26,21 @@ class Dense {
     p.entry_slots = 1;
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&, PlanWriter& out) const {
-    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, config_.tile);
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
+                   PlanWriter& out) const {
+    const PlanHeader header =
+        attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, config_.tile);
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
     for (int64_t list = 0; list < p.shape.kv_heads; ++list) {
       for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
         const int64_t row = out.row_of(list, tile);
-        out.entries(row)[0] = {0,
-                               static_cast<uint32_t>(attention_common::QueriesOf(header, tile).last + 1),
-                               EntryState::kExact,
-                               MaskClass::kCausal,
-                               0,
-                               0};
+        out.entries(row)[0] = {
+            0,
+            static_cast<uint32_t>(attention_common::QueriesOf(header, tile).last + 1),
+            EntryState::kExact,
+            MaskClass::kCausal,
+            0,
+            0};
         out.set_count(row, 1);
       }
     }

@@ -1,9 +1,10 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
 #define SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
-// The lightning indexer of DeepSeek sparse attention (DSA; arXiv 2512.02556): every token scores all earlier tokens
-// with a small ReLU indexer and keeps the k best, one list a token, shared by all heads. Scores are fp32 here
-// (upstream: Hadamard-rotated fp8; the rotation changes nothing in fp32). Whoever has no trained indexer gets the
-// substitute of common/indexer.h. O(keys * index_heads * index_dim) a query.
+// The lightning indexer of DeepSeek sparse attention (DSA; arXiv 2512.02556): every token scores
+// all earlier tokens with a small ReLU indexer and keeps the k best, one list a token, shared by
+// all heads. Scores are fp32 here (upstream: Hadamard-rotated fp8; the rotation changes nothing in
+// fp32). Whoever has no trained indexer gets the substitute of common/indexer.h. O(keys *
+// index_heads * index_dim) a query.
 #include "sluice/api/attention_router.h"
 #include "sluice/routers/attention/common/indexer.h"
 #include "sluice/routers/attention/common/planning.h"
@@ -34,12 +35,13 @@ class Dsa {
     WorkspaceLayout one, all;
     p.score = one.Add<float>(s.max_kv);
     p.index = one.Add<float>(attention_common::Indexer::ScratchFloats(s, s.max_kv));
-    p.top = one.Add<std::byte>(static_cast<int64_t>(kernels::TopKScratchBytes(static_cast<size_t>(s.max_kv))));
+    p.top = one.Add<std::byte>(static_cast<int64_t>(kernels::TopKScratchBytes(s.max_kv)));
     p.scratch.Add(all, one, s.workers);
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, PlanWriter& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
+                   PlanWriter& out) const {
     SLUICE_RETURN_IF_ERROR(attention_common::Indexer::Check(p.shape, in));
     const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kAllHeads, 1);
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kTokens, 1));
@@ -54,8 +56,9 @@ class Dsa {
         return;
       }
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
-      indexer.Score(i, nullptr, keys, nullptr, score, p.scratch.At<float>(ctx.workspace, w, p.index));
-      out.set_count(i, kernels::TopK(score, static_cast<size_t>(keys), static_cast<size_t>(config_.k), list,
+      indexer.Score(i, nullptr, keys, nullptr, score,
+                    p.scratch.At<float>(ctx.workspace, w, p.index));
+      out.set_count(i, kernels::TopK(score, keys, config_.k, list,
                                      p.scratch.At<std::byte>(ctx.workspace, w, p.top))
                            .count);
     });

@@ -22,8 +22,13 @@ struct IndexData {
       for (int64_t i = 0; i < n; ++i)
         x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
     };
-    if (q.empty()) fill(q, in.q.rows * heads * dim, 1), fill(w, in.q.rows * heads, 2), fill(k, in.k.rows * dim, 3);
-    s.index_heads = static_cast<int>(heads), s.index_dim = static_cast<int>(dim);
+    if (q.empty()) {
+      fill(q, in.q.rows * heads * dim, 1);
+      fill(w, in.q.rows * heads, 2);
+      fill(k, in.k.rows * dim, 3);
+    }
+    s.index_heads = static_cast<int>(heads);
+    s.index_dim = static_cast<int>(dim);
     in.index.q = {q.data(), in.q.rows, heads, dim, heads * dim, dim};
     in.index.weight = {w.data(), in.q.rows, heads, heads};
     in.index.k = {k.data(), DType::kF32, in.k.rows, 1, dim, dim, dim};
@@ -39,12 +44,11 @@ TEST(Dsa, ListIsTheSortedTopKOfTheReference) {
   for (int64_t i = 0; i < 40; ++i) {
     std::vector<float> score;
     for (int64_t s = 0; s <= 260 + i; ++s)
-      score.push_back(static_cast<float>(kernels::IndexScoreReference(&index.q[static_cast<size_t>(i * 128)],
-                                                                      &index.w[static_cast<size_t>(i * 8)], 8, 16,
-                                                                      &index.k[static_cast<size_t>(s * 16)])));
-    EXPECT_GE(IoU(r.lists[static_cast<size_t>(i * 4)], kernels::TopKReference(score.data(), score.size(), 50)),
-              0.96);  // rounding may swap the last
-    EXPECT_EQ(r.lists[static_cast<size_t>(i * 4)], r.lists[static_cast<size_t>(i * 4 + 3)]);  // shared by all heads
+      score.push_back(static_cast<float>(kernels::IndexScoreReference(
+          &index.q[i * 128], &index.w[i * 8], 8, 16, &index.k[s * 16])));
+    EXPECT_GE(IoU(r.lists[i * 4], kernels::TopKReference(score.data(), score.size(), 50)),
+              0.96);                                // rounding may swap the last
+    EXPECT_EQ(r.lists[i * 4], r.lists[i * 4 + 3]);  // shared by all heads
   }
 }
 TEST(Dsa, ScalingTheWeightsOfATokenChangesNothing) {

@@ -20,8 +20,13 @@ struct IndexData {
       for (int64_t i = 0; i < n; ++i)
         x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
     };
-    if (q.empty()) fill(q, in.q.rows * heads * dim, 1), fill(w, in.q.rows * heads, 2), fill(k, in.k.rows * dim, 3);
-    s.index_heads = static_cast<int>(heads), s.index_dim = static_cast<int>(dim);
+    if (q.empty()) {
+      fill(q, in.q.rows * heads * dim, 1);
+      fill(w, in.q.rows * heads, 2);
+      fill(k, in.k.rows * dim, 3);
+    }
+    s.index_heads = static_cast<int>(heads);
+    s.index_dim = static_cast<int>(dim);
     in.index.q = {q.data(), in.q.rows, heads, dim, heads * dim, dim};
     in.index.weight = {w.data(), in.q.rows, heads, heads};
     in.index.k = {k.data(), DType::kF32, in.k.rows, 1, dim, dim, dim};
@@ -37,7 +42,8 @@ TEST(Hisa, EqualsDsaWhenEveryBlockIsKeptAndImprovesWithM) {
   for (bool trained : {false, true}) {
     IndexData index;
     HarnessOptions o;
-    if (trained) o.adjust = [&](AttentionShape& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
+    if (trained)
+      o.adjust = [&](AttentionShape& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
     const RoutedRun dsa = RunRouter(*Make("dsa:k=16"), a, o);
     EXPECT_EQ(RunRouter(*Make("hisa:k=16,m=16,block=16"), a, o).lists, dsa.lists);
     double last = 0;
@@ -53,7 +59,8 @@ TEST(Hisa, EqualsDsaWhenEveryBlockIsKeptAndImprovesWithM) {
 }
 TEST(Hisa, PlantedStructureIsFound) {
   const AttentionData a = MakeAttentionData(DataKind::kClustered, 2048, 64, 4, 2, 32, 32, 2);
-  const RoutedRun dsa = RunRouter(*Make("dsa:k=128"), a), hisa = RunRouter(*Make("hisa:k=128,m=8,block=128"), a);
+  const RoutedRun dsa = RunRouter(*Make("dsa:k=128"), a),
+                  hisa = RunRouter(*Make("hisa:k=128,m=8,block=128"), a);
   EXPECT_GT(MeanIoU(hisa, dsa), 0.9);
 }
 TEST(Hisa, RejectsABudgetTheBlocksCannotHold) {

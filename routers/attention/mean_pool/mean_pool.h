@@ -1,9 +1,10 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_
 #define SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_
-// Block selection by mean-pooled keys: each query scores q . mean(k of block) * scale, a softmax over the visible
-// blocks makes rows comparable, and a block's score is its largest probability over the tile's queries and the group's
-// heads. Training-free; the baseline that learned block routers must beat. Key summaries are appended as keys arrive.
-// O(queries * blocks * width) per head, 1/block of QK^T.
+// Block selection by mean-pooled keys: each query scores q . mean(k of block) * scale, a softmax
+// over the visible blocks makes rows comparable, and a block's score is its largest probability
+// over the tile's queries and the group's heads. Training-free; the baseline that learned block
+// routers must beat. Key summaries are appended as keys arrive. O(queries * blocks * width) per
+// head, 1/block of QK^T.
 #include "sluice/api/attention_router.h"
 #include "sluice/routers/attention/common/planning.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
@@ -44,31 +45,35 @@ class MeanPool {
     return c;
   }
   static absl::StatusOr<MeanPool> Create(const Config& c) {
-    if (c.k == 0 && c.p == 0) return absl::InvalidArgumentError("k and p are both 0; one must be positive");
+    if (c.k == 0 && c.p == 0)
+      return absl::InvalidArgumentError("k and p are both 0; one must be positive");
     return MeanPool(c);
   }
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
     Plan p;
     p.shape = s;
     p.blocks = (s.max_kv + config_.block - 1) / config_.block;
-    p.state_bytes = attention_common::BlockMeans::Bytes(s.kv_heads, s.max_kv, config_.block, s.head_dim);
+    p.state_bytes =
+        attention_common::BlockMeans::Bytes(s.kv_heads, s.max_kv, config_.block, s.head_dim);
     p.max_rows = s.kv_heads * attention_common::MaxTiles(s, kTile);
     p.entry_slots = p.blocks;
     WorkspaceLayout one, all;
     p.score = one.Add<float>(kTile * p.blocks);
     p.block_score = one.Add<float>(p.blocks);
-    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(s.head_dim))));
-    p.select = one.Add<std::byte>(static_cast<int64_t>(attention_common::BlockScratchBytes(p.blocks)));
+    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(s.head_dim)));
+    p.select =
+        one.Add<std::byte>(static_cast<int64_t>(attention_common::BlockScratchBytes(p.blocks)));
     p.pooled = one.Add<float>(kTile * s.head_dim);
     p.scratch.Add(all, one, s.workers);
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state, const RunContext& ctx,
-                   PlanWriter& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state,
+                   const RunContext& ctx, PlanWriter& out) const {
     const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile);
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
-    attention_common::BlockMeans means(state, p.shape.kv_heads, p.shape.max_kv, config_.block, p.shape.head_dim);
+    attention_common::BlockMeans means(state, p.shape.kv_heads, p.shape.max_kv, config_.block,
+                                       p.shape.head_dim);
     means.Append(in.k, *ctx.executor);
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
     attention_common::ForEachRow(header, *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
@@ -83,8 +88,7 @@ class MeanPool {
         // Scaled copies of the queries, or their mean.
         if (config_.pool_queries) {
           kernels::Pool(kernels::PoolKind::kMean, in.q.at(q.first - in.q_begin, h), DType::kF32,
-                        static_cast<size_t>(in.q.row_stride), static_cast<size_t>(q.count()), static_cast<size_t>(d),
-                        pooled);
+                        in.q.row_stride, q.count(), d, pooled);
           for (int64_t x = 0; x < d; ++x) pooled[x] *= in.scale;
         } else {
           for (int64_t i = 0; i < rows; ++i) {
@@ -92,21 +96,21 @@ class MeanPool {
             for (int64_t x = 0; x < d; ++x) pooled[i * d + x] = from[x] * in.scale;
           }
         }
-        kernels::GemmNT(pooled, static_cast<size_t>(d), means.At(kv, 0), static_cast<size_t>(d),
-                        static_cast<size_t>(rows), static_cast<size_t>(visible), static_cast<size_t>(d), score,
-                        static_cast<size_t>(visible), p.scratch.At<float>(ctx.workspace, w, p.gemm));
+        kernels::GemmNT(pooled, d, means.At(kv, 0), d, rows, visible, d, score, visible,
+                        p.scratch.At<float>(ctx.workspace, w, p.gemm));
         for (int64_t i = 0; i < rows; ++i) {
           float* s = score + i * visible;
-          kernels::Softmax(s, static_cast<size_t>(visible));
+          kernels::Softmax(s, visible);
           for (int64_t b = 0; b < visible; ++b) best[b] = std::max(best[b], s[b]);
         }
       }
       const int64_t row = out.row_of(kv, tile);
       out.set_count(row,
                     attention_common::SelectBlocks(
-                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink, config_.local,
-                                                    config_.force_counts_in_budget},
-                        best, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
+                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink,
+                                                    config_.local, config_.force_counts_in_budget},
+                        best, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select),
+                        out.entries(row)));
     });
     return absl::OkStatus();
   }

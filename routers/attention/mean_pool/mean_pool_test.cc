@@ -14,17 +14,21 @@ std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
 }
 TEST(MeanPool, NestedInKAndInP) {
   const AttentionData a = MakeAttentionData(DataKind::kClustered, 512, 512, 4, 2, 32, 32, 1);
-  for (auto [small, large] : {std::pair<const char*, const char*>{"mean_pool:block=16,k=4", "mean_pool:block=16,k=9"},
-                              {"mean_pool:block=16,k=0,p=0.3", "mean_pool:block=16,k=0,p=0.8"}}) {
+  for (auto [small, large] :
+       {std::pair<const char*, const char*>{"mean_pool:block=16,k=4", "mean_pool:block=16,k=9"},
+        {"mean_pool:block=16,k=0,p=0.3", "mean_pool:block=16,k=0,p=0.8"}}) {
     const RoutedRun x = RunRouter(*Make(small), a), y = RunRouter(*Make(large), a);
     for (size_t i = 0; i < x.lists.size(); ++i)
-      EXPECT_TRUE(std::includes(y.lists[i].begin(), y.lists[i].end(), x.lists[i].begin(), x.lists[i].end()));
+      EXPECT_TRUE(std::includes(y.lists[i].begin(), y.lists[i].end(), x.lists[i].begin(),
+                                x.lists[i].end()));
   }
 }
 TEST(MeanPool, ForcedBlocksAreThereAndTheSwitchCounts) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 1024, 64, 4, 2, 32, 32, 2);
   const RoutedRun in = RunRouter(*Make("mean_pool:block=64,k=4,sink=1,local=2"), a),
-                  out = RunRouter(*Make("mean_pool:block=64,k=4,sink=1,local=2,force_counts_in_budget=false"), a);
+                  out = RunRouter(
+                      *Make("mean_pool:block=64,k=4,sink=1,local=2,force_counts_in_budget=false"),
+                      a);
   EXPECT_EQ(in.lists.back().size(), 4u * 64);
   EXPECT_EQ(out.lists.back().size(), 7u * 64);
   EXPECT_EQ(in.lists.back().front(), 0u);
@@ -35,11 +39,15 @@ TEST(MeanPool, BeatsTheWindowAndStaysBelowTheOracle) {
   HarnessOptions o;
   o.quality = true;
   const double pooled = RunRouter(*Make("mean_pool:block=64,k=6"), a, o).quality.mass_recall.mean();
-  const double window = RunRouter(*Make("sink_window:sink=64,window=320"), a, o).quality.mass_recall.mean();
-  const double oracle = RunRouter(*Make("oracle_block_topk:block=64,k=6"), a, o).quality.mass_recall.mean();
+  const double window =
+      RunRouter(*Make("sink_window:sink=64,window=320"), a, o).quality.mass_recall.mean();
+  const double oracle =
+      RunRouter(*Make("oracle_block_topk:block=64,k=6"), a, o).quality.mass_recall.mean();
   EXPECT_GT(pooled, window);
   EXPECT_GE(oracle + 1e-9, pooled);
 }
-TEST(MeanPool, NeedsABudget) { EXPECT_FALSE(BuiltinRouters().attention.Create("mean_pool:k=0").ok()); }
+TEST(MeanPool, NeedsABudget) {
+  EXPECT_FALSE(BuiltinRouters().attention.Create("mean_pool:k=0").ok());
+}
 }  // namespace
 SLUICE_END_NAMESPACE

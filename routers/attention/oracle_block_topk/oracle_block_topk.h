@@ -1,7 +1,8 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_ORACLE_BLOCK_TOPK_ORACLE_BLOCK_TOPK_H_
 #define SLUICE_ROUTERS_ATTENTION_ORACLE_BLOCK_TOPK_ORACLE_BLOCK_TOPK_H_
-// The blocks that truly carry the most attention mass, found by computing dense attention: the upper anchor of every
-// density curve. For measuring only; planning costs as much as it could ever save.
+// The blocks that truly carry the most attention mass, found by computing dense attention: the
+// upper anchor of every density curve. For measuring only; planning costs as much as it could ever
+// save.
 #include "sluice/api/attention_router.h"
 #include "sluice/routers/attention/common/planning.h"
 #include "sluice/runtime/kernels/convert/convert.h"
@@ -40,7 +41,8 @@ class OracleBlockTopK {
     return c;
   }
   static absl::StatusOr<OracleBlockTopK> Create(const Config& c) {
-    if (c.k == 0 && c.p == 0) return absl::InvalidArgumentError("k and p are both 0; one must be positive");
+    if (c.k == 0 && c.p == 0)
+      return absl::InvalidArgumentError("k and p are both 0; one must be positive");
     return OracleBlockTopK(c);
   }
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
@@ -52,21 +54,24 @@ class OracleBlockTopK {
     WorkspaceLayout one, all;
     p.score = one.Add<float>(kRows * s.max_kv);
     p.block_score = one.Add<float>(p.blocks);
-    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(static_cast<size_t>(s.head_dim))));
-    p.select = one.Add<std::byte>(static_cast<int64_t>(attention_common::BlockScratchBytes(p.blocks)));
+    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(s.head_dim)));
+    p.select =
+        one.Add<std::byte>(static_cast<int64_t>(attention_common::BlockScratchBytes(p.blocks)));
     p.query = one.Add<float>(kRows * s.head_dim);
     p.keys = one.Add<float>(kKeys * s.head_dim);
     p.scratch.Add(all, one, s.workers);
     p.workspace_bytes = all.bytes();
     return p;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx, PlanWriter& out) const {
+  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
+                   PlanWriter& out) const {
     const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile);
     SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
     const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
     attention_common::ForEachRow(header, *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
       const auto q = attention_common::QueriesOf(header, tile);
-      const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block, keys = q.last + 1;
+      const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block,
+                    keys = q.last + 1;
       float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
       float* mass = p.scratch.At<float>(ctx.workspace, w, p.block_score);
       float* query = p.scratch.At<float>(ctx.workspace, w, p.query);
@@ -82,15 +87,14 @@ class OracleBlockTopK {
           for (int64_t at = 0; at < keys; at += kKeys) {
             const int64_t n = std::min(kKeys, keys - at);
             for (int64_t j = 0; j < n; ++j)
-              kernels::ConvertToF32(in.k.at(at + j, kv), in.k.dtype, static_cast<size_t>(d), packed + j * d);
-            kernels::GemmNT(query, static_cast<size_t>(d), packed, static_cast<size_t>(d), static_cast<size_t>(rows),
-                            static_cast<size_t>(n), static_cast<size_t>(d), score + at, static_cast<size_t>(keys),
+              kernels::ConvertToF32(in.k.at(at + j, kv), in.k.dtype, d, packed + j * d);
+            kernels::GemmNT(query, d, packed, d, rows, n, d, score + at, keys,
                             p.scratch.At<float>(ctx.workspace, w, p.gemm));
           }
           for (int64_t i = 0; i < rows; ++i) {
             float* s = score + i * keys;
             const int64_t seen = q.first + i0 + i + 1;
-            kernels::Softmax(s, static_cast<size_t>(seen));
+            kernels::Softmax(s, seen);
             for (int64_t j = 0; j < seen; ++j) mass[j / config_.block] += s[j];
           }
         }
@@ -98,9 +102,10 @@ class OracleBlockTopK {
       const int64_t row = out.row_of(kv, tile);
       out.set_count(row,
                     attention_common::SelectBlocks(
-                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink, config_.local,
-                                                    config_.force_counts_in_budget},
-                        mass, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select), out.entries(row)));
+                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink,
+                                                    config_.local, config_.force_counts_in_budget},
+                        mass, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select),
+                        out.entries(row)));
     });
     return absl::OkStatus();
   }

@@ -27,15 +27,18 @@ TEST(SeerAttention, NestedInTauAndDenseTail) {
   const RoutedRun x = RunRouter(*Make("seer_attention:block=16,tau=0.04"), a),
                   y = RunRouter(*Make("seer_attention:block=16,tau=0.02"), a);
   for (size_t i = 0; i < x.lists.size(); ++i)
-    EXPECT_TRUE(std::includes(y.lists[i].begin(), y.lists[i].end(), x.lists[i].begin(), x.lists[i].end()));
+    EXPECT_TRUE(
+        std::includes(y.lists[i].begin(), y.lists[i].end(), x.lists[i].begin(), x.lists[i].end()));
   EXPECT_LT(x.counters.exact_pairs, y.counters.exact_pairs);
-  EXPECT_EQ(RunRouter(*Make("seer_attention:block=16,tau=0.9,dense_tail=2"), a).lists.back().size(), 512u);
+  EXPECT_EQ(RunRouter(*Make("seer_attention:block=16,tau=0.9,dense_tail=2"), a).lists.back().size(),
+            512u);
 }
 TEST(SeerAttention, NeedsPreRopeInputs) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 64, 4, 2, 32, 32, 1);
   HarnessOptions o;
   o.adjust = [](AttentionShape&, AttentionInputs& in) { in.k_pre = {}; };
-  EXPECT_EQ(RunRouter(*Make("seer_attention"), a, o).status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(RunRouter(*Make("seer_attention"), a, o).status.code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 }  // namespace
 SLUICE_END_NAMESPACE

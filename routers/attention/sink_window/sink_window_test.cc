@@ -21,7 +21,7 @@ TEST(SinkWindow, ListsAreExactlySinkAndWindow) {
     for (int64_t s = 0; s <= t; ++s) {
       if (s < 5 || s > t - 20) want.push_back(static_cast<uint32_t>(s));
     }
-    EXPECT_EQ(r.lists[static_cast<size_t>(i * 2)], want);
+    EXPECT_EQ(r.lists[i * 2], want);
   }
 }
 TEST(SinkWindow, AWindowOfOneReturnsTheValueAndTheFirstQueryAlwaysDoes) {
@@ -45,14 +45,16 @@ TEST(SinkWindow, DecodeSeesTheLastKeysAndLastDenseSeesAll) {
   const RoutedRun r = RunRouter(*Make("sink_window:sink=2,window=3"), one);
   EXPECT_EQ(r.lists[0], (std::vector<uint32_t>{0, 1, 497, 498, 499}));
   // Without a prompt's end nobody knows which queries are the last.
-  EXPECT_EQ(RunRouter(*Make("sink_window:sink=2,window=3,last_dense=64"), one).lists[0], r.lists[0]);
+  EXPECT_EQ(RunRouter(*Make("sink_window:sink=2,window=3,last_dense=64"), one).lists[0],
+            r.lists[0]);
 }
 TEST(SinkWindow, DecodeReadsTheSameBytesAtAnyLength) {
   int64_t least = int64_t{1} << 40, most = 0;
   for (int64_t length : {4096, 5000, 16384, 40001, 65536}) {
     const AttentionData a = MakeAttentionData(DataKind::kGaussian, length, 1, 2, 1, 32, 32, 3);
     const int64_t bytes = RunRouter(*Make("sink_window:sink=64,window=256"), a).counters.kv_bytes;
-    least = std::min(least, bytes), most = std::max(most, bytes);
+    least = std::min(least, bytes);
+    most = std::max(most, bytes);
   }
   EXPECT_GT(least, 0);
   EXPECT_LE(most - least, 64 * 2 * 32 * 4);  // one block of keys and values

@@ -1,7 +1,7 @@
 #ifndef SLUICE_ROUTERS_LAYER_FLUX_ATTENTION_FLUX_ATTENTION_H_
 #define SLUICE_ROUTERS_LAYER_FLUX_ATTENTION_FLUX_ATTENTION_H_
-// One decision per (prompt, layer), full or sparse attention for the whole layer, from pooled queries: "Flux Attention"
-// (arXiv 2604.07394). Made once at prefill, frozen for decode.
+// One decision per (prompt, layer), full or sparse attention for the whole layer, from pooled
+// queries: "Flux Attention" (arXiv 2604.07394). Made once at prefill, frozen for decode.
 #include <algorithm>
 #include <vector>
 
@@ -10,9 +10,9 @@
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
-// The feature: mean over heads and over the first and last `pool` tokens of the queries BEFORE RoPE. Queries arrive in
-// any chunks, in order of position; the result does not depend on the chunks. Prompts shorter than 2 * pool count
-// tokens twice, as the published code does.
+// The feature: mean over heads and over the first and last `pool` tokens of the queries BEFORE
+// RoPE. Queries arrive in any chunks, in order of position; the result does not depend on the
+// chunks. Prompts shorter than 2 * pool count tokens twice, as the published code does.
 class PrefixSuffixPool {
  public:
   // `sums`: 2 * dim doubles of the caller's.
@@ -31,7 +31,8 @@ class PrefixSuffixPool {
   // Writes the mean [dim]; all zero for an empty prompt.
   void Finish(int64_t heads, float* mean) const {
     const double n = static_cast<double>(2 * pool_ * heads);
-    for (int64_t i = 0; i < dim_; ++i) mean[i] = n > 0 ? static_cast<float>((sums_[i] + sums_[dim_ + i]) / n) : 0.0f;
+    for (int64_t i = 0; i < dim_; ++i)
+      mean[i] = n > 0 ? static_cast<float>((sums_[i] + sums_[dim_ + i]) / n) : 0.0f;
   }
 
  private:
@@ -45,8 +46,9 @@ class PrefixSuffixPool {
   double* sums_;
 };
 
-// Items are sequences, features [items, d] from PrefixSuffixPool, units {0: sparse, 1: full}. Full wins only if its
-// logit is greater; a tie is sparse; a logit that is not a number is full, the exact side.
+// Items are sequences, features [items, d] from PrefixSuffixPool, units {0: sparse, 1: full}. Full
+// wins only if its logit is greater; a tie is sparse; a logit that is not a number is full, the
+// exact side.
 class FluxAttention {
  public:
   static constexpr absl::string_view kName = "flux_attention";
@@ -64,13 +66,14 @@ class FluxAttention {
   static absl::StatusOr<FluxAttention> Create(const Config& c, const WeightSource& w) {
     SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("sluice.flux.layers"));
     if (c.layer >= layers)
-      return absl::OutOfRangeError(absl::StrCat("layer=", c.layer, ", but the weights have ", layers, " layers"));
+      return absl::OutOfRangeError(
+          absl::StrCat("layer=", c.layer, ", but the weights have ", layers, " layers"));
     FluxAttention r;
     SLUICE_ASSIGN_OR_RETURN(r.dim_, w.Int("sluice.flux.dim"));
     SLUICE_ASSIGN_OR_RETURN(r.pool_, w.Int("sluice.flux.pool"));
     if (r.dim_ <= 0 || r.dim_ > 1 << 16 || r.pool_ <= 0)
-      return absl::InvalidArgumentError(
-          absl::StrCat("sluice.flux.dim ", r.dim_, " and sluice.flux.pool ", r.pool_, " must be positive"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "sluice.flux.dim ", r.dim_, " and sluice.flux.pool ", r.pool_, " must be positive"));
     const int64_t d = r.dim_;
     const std::string at = absl::StrCat("blk.", c.layer, ".flux.");
     SLUICE_ASSIGN_OR_RETURN(r.enc0_, Linear::Read(w, at + "enc0", d, 8 * d));
@@ -97,7 +100,9 @@ class FluxAttention {
     head2_.Apply(narrow, logits);
   }
   static Unit Decide(const float* logits) {
-    return logits[kFull] > logits[kSparse] || std::isnan(logits[0]) || std::isnan(logits[1]) ? kFull : kSparse;
+    return logits[kFull] > logits[kSparse] || std::isnan(logits[0]) || std::isnan(logits[1])
+               ? kFull
+               : kSparse;
   }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
@@ -108,7 +113,8 @@ class FluxAttention {
     p.max_entries = s.items;
     return p;
   }
-  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx, Assignment& out) const {
+  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
+                   Assignment& out) const {
     SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
     float* scratch = ctx.workspace.At<float>(0);
     one_unit::Assign(in.features.rows, out, [&](int64_t i) {

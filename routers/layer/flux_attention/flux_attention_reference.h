@@ -12,7 +12,7 @@ SLUICE_BEGIN_NAMESPACE
 namespace reference {
 // Mean over heads and over tokens 0..P-1 and n-P..n-1, P = min(pool, n).
 inline std::vector<double> PrefixSuffixPool(const HeadsView<const float>& q, int64_t pool) {
-  std::vector<double> mean(static_cast<size_t>(q.dim), 0.0);
+  std::vector<double> mean(q.dim, 0.0);
   const int64_t p = std::min(pool, q.rows);
   std::vector<int64_t> rows;
   for (int64_t t = 0; t < p; ++t) rows.push_back(t);
@@ -20,13 +20,14 @@ inline std::vector<double> PrefixSuffixPool(const HeadsView<const float>& q, int
   for (int64_t t : rows) {
     for (int64_t h = 0; h < q.heads; ++h) {
       for (int64_t i = 0; i < q.dim; ++i)
-        mean[static_cast<size_t>(i)] +=
-            static_cast<double>(q.at(t, h)[i]) / static_cast<double>(static_cast<int64_t>(rows.size()) * q.heads);
+        mean[i] += static_cast<double>(q.at(t, h)[i]) /
+                   static_cast<double>(static_cast<int64_t>(rows.size()) * q.heads);
     }
   }
   return mean;
 }
-// Encoder d -> 8d -> 2d and head 2d -> 4d -> d -> 2 of one layer; SiLU everywhere but after the last of each.
+// Encoder d -> 8d -> 2d and head 2d -> 4d -> d -> 2 of one layer; SiLU everywhere but after the
+// last of each.
 inline std::vector<double> FluxLogits(const WeightSource& w, int64_t layer, std::vector<double> x) {
   const size_t d = x.size();
   const auto apply = [&](const std::string& name, size_t out, bool silu) {

@@ -9,7 +9,9 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-RandomWeights Weights(int64_t dim) { return RandomWeights({{"dim", dim}, {"layers", 2}, {"pool", 10}}); }
+RandomWeights Weights(int64_t dim) {
+  return RandomWeights({{"dim", dim}, {"layers", 2}, {"pool", 10}});
+}
 
 TEST(FluxAttention, LogitsMatchTheReference) {
   const RandomWeights w = Weights(32);
@@ -20,8 +22,9 @@ TEST(FluxAttention, LogitsMatchTheReference) {
     std::vector<float> scratch(r->scratch_floats());
     for (int64_t i = 0; i < 20; ++i) {
       float got[2];
-      r->Logits(&x[static_cast<size_t>(i * 32)], scratch.data(), got);
-      const std::vector<double> want = reference::FluxLogits(w, layer, {x.begin() + i * 32, x.begin() + (i + 1) * 32});
+      r->Logits(&x[i * 32], scratch.data(), got);
+      const std::vector<double> want =
+          reference::FluxLogits(w, layer, {x.begin() + i * 32, x.begin() + (i + 1) * 32});
       EXPECT_NEAR(got[0], want[0], 1e-5);
       EXPECT_NEAR(got[1], want[1], 1e-5);
     }
@@ -32,7 +35,8 @@ TEST(FluxAttention, PoolMatchesTheReferenceInAnyChunks) {
   for (int64_t n : {1, 2, 9, 10, 19, 20, 21, 127, 128, 129}) {
     const std::vector<float> x = RandomFeatures(n, kHeads * kDim, static_cast<uint64_t>(n));
     const auto rows = [&](int64_t begin, int64_t count) {
-      return HeadsView<const float>{x.data() + begin * kHeads * kDim, count, kHeads, kDim, kHeads * kDim, kDim};
+      return HeadsView<const float>{
+          x.data() + begin * kHeads * kDim, count, kHeads, kDim, kHeads * kDim, kDim};
     };
     const std::vector<double> want = reference::PrefixSuffixPool(rows(0, n), 10);
     std::vector<float> whole(kDim);
@@ -64,10 +68,12 @@ TEST(FluxAttention, DecisionsAreSoloDecisions) {
   RunContext ctx;
   ctx.workspace = {memory.data(), (*plan)->info().workspace_bytes};
   const auto run = [&](const float* from, int64_t items) {
-    std::vector<int32_t> ptr(static_cast<size_t>(items) + 1), unit(static_cast<size_t>(items));
-    std::vector<float> weight(static_cast<size_t>(items));
+    std::vector<int32_t> ptr(static_cast<size_t>(items) + 1), unit(items);
+    std::vector<float> weight(items);
     Assignment a;
-    a.row_ptr = absl::MakeSpan(ptr), a.unit = absl::MakeSpan(unit), a.weight = absl::MakeSpan(weight);
+    a.row_ptr = absl::MakeSpan(ptr);
+    a.unit = absl::MakeSpan(unit);
+    a.weight = absl::MakeSpan(weight);
     RouteInputs in;
     in.features = {from, items, 16, 16};
     EXPECT_TRUE((*made)->Run(**plan, in, ctx, a).ok());
@@ -75,13 +81,13 @@ TEST(FluxAttention, DecisionsAreSoloDecisions) {
     return unit;
   };
   const std::vector<int32_t> all = run(x.data(), kItems);
-  for (int64_t i = 0; i < kItems; ++i)
-    EXPECT_EQ(run(&x[static_cast<size_t>(i * 16)], 1)[0], all[static_cast<size_t>(i)]);
+  for (int64_t i = 0; i < kItems; ++i) EXPECT_EQ(run(&x[i * 16], 1)[0], all[i]);
   EXPECT_TRUE(run(x.data(), 0).empty());
   RouteInputs wide;
   wide.features = {x.data(), 4, 8, 8};
   Assignment none;
-  EXPECT_THAT(std::string((*made)->Run(**plan, wide, ctx, none).message()), testing::HasSubstr("planned for at most"));
+  EXPECT_THAT(std::string((*made)->Run(**plan, wide, ctx, none).message()),
+              testing::HasSubstr("planned for at most"));
 }
 TEST(FluxAttention, TiesAndNaN) {
   const float tie[] = {1, 1}, full[] = {1, 2}, odd[] = {NAN, 0}, odd2[] = {0, NAN};
@@ -93,13 +99,16 @@ TEST(FluxAttention, TiesAndNaN) {
 TEST(FluxAttention, ErrorsSayWhatIsWrong) {
   RandomWeights w = Weights(16);
   const auto message = [](const auto& made) { return std::string(made.status().message()); };
-  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention")), testing::HasSubstr("needs trained weights"));
-  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention:layer=2", &w)), testing::HasSubstr("2 layers"));
+  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention")),
+              testing::HasSubstr("needs trained weights"));
+  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention:layer=2", &w)),
+              testing::HasSubstr("2 layers"));
   EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention:layers=2", &w)),
               testing::HasSubstr("unknown key"));
   const RandomWeights empty = Weights(0);
   w.missing = "blk.0.flux.head1.bias";
-  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", &w)), testing::HasSubstr("head1.bias"));
+  EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", &w)),
+              testing::HasSubstr("head1.bias"));
   EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", &empty)),
               testing::HasSubstr("must be positive"));
 }

@@ -10,14 +10,14 @@
 SLUICE_BEGIN_NAMESPACE
 namespace reference {
 // `at` is "blk.L.informed.attn." or "blk.L.informed.ffn.".
-inline std::vector<double> InformedLogits(const WeightSource& w, const std::string& at, const std::vector<double>& h,
-                                          size_t hidden) {
+inline std::vector<double> InformedLogits(const WeightSource& w, const std::string& at,
+                                          const std::vector<double>& h, size_t hidden) {
   std::vector<double> x = Affine(w, at + "router0", h, hidden);
   for (double& v : x) v = std::max(v, 0.0);
   return Affine(w, at + "router1", x, 2);
 }
-inline std::vector<double> Forecast(const WeightSource& w, const std::string& at, const std::vector<double>& h,
-                                    size_t rank, bool silu) {
+inline std::vector<double> Forecast(const WeightSource& w, const std::string& at,
+                                    const std::vector<double>& h, size_t rank, bool silu) {
   std::vector<double> x = Affine(w, at + "down", h, rank);
   for (double& v : x) v = silu ? v / (1.0 + std::exp(-v)) : v;
   return Affine(w, at + "up", x, h.size());

@@ -11,7 +11,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace {
 RandomWeights Weights(int64_t rank = 8, int64_t silu = 1) {
-  return RandomWeights({{"dim", 32}, {"layers", 2}, {"hidden", 12}, {"rank", rank}, {"silu", silu}});
+  return RandomWeights(
+      {{"dim", 32}, {"layers", 2}, {"hidden", 12}, {"rank", rank}, {"silu", silu}});
 }
 struct Ran {
   std::vector<int32_t> unit;
@@ -24,11 +25,13 @@ Ran Route(const InformedRouting& r, const std::vector<float>& x) {
   OwnedWorkspace memory(plan->workspace_bytes);
   RunContext ctx;
   ctx.workspace = {memory.data(), plan->workspace_bytes};
-  Ran out{std::vector<int32_t>(static_cast<size_t>(n)), std::vector<float>(static_cast<size_t>(2 * n))};
+  Ran out{std::vector<int32_t>(n), std::vector<float>(2 * n)};
   std::vector<int32_t> ptr(static_cast<size_t>(n) + 1);
-  std::vector<float> weight(static_cast<size_t>(n));
+  std::vector<float> weight(n);
   Assignment a;
-  a.row_ptr = absl::MakeSpan(ptr), a.unit = absl::MakeSpan(out.unit), a.weight = absl::MakeSpan(weight);
+  a.row_ptr = absl::MakeSpan(ptr);
+  a.unit = absl::MakeSpan(out.unit);
+  a.weight = absl::MakeSpan(weight);
   RouteInputs in;
   in.features = {x.data(), n, r.dim(), r.dim()};
   EXPECT_TRUE(r.Run(*plan, in, ctx, a).ok());
@@ -49,7 +52,8 @@ TEST(InformedRouting, LogitsAndForecastsMatchTheReference) {
       std::vector<float> forecast(x.size()), scratch(r->forecaster().scratch_floats(70));
       r->forecaster().Apply(x.data(), 70, forecast.data(), scratch.data());
       for (size_t i = 0; i < 70; ++i) {
-        const std::vector<double> h(x.begin() + static_cast<long>(i * 32), x.begin() + static_cast<long>(i * 32 + 32));
+        const std::vector<double> h(x.begin() + static_cast<long>(i * 32),
+                                    x.begin() + static_cast<long>(i * 32 + 32));
         const std::vector<double> want = reference::InformedLogits(w, at, h, 12);
         EXPECT_NEAR(got.logits[2 * i], want[0], 1e-5);
         EXPECT_NEAR(got.logits[2 * i + 1], want[1], 1e-5);
@@ -66,7 +70,8 @@ TEST(InformedRouting, DecisionsDoNotDependOnNeighbours) {
   const std::vector<float> x = RandomFeatures(65, 32, 9);
   const Ran all = Route(*r, x);
   for (size_t i = 0; i < 65; ++i) {
-    const Ran one = Route(*r, {x.begin() + static_cast<long>(i * 32), x.begin() + static_cast<long>(i * 32 + 32)});
+    const Ran one = Route(
+        *r, {x.begin() + static_cast<long>(i * 32), x.begin() + static_cast<long>(i * 32 + 32)});
     EXPECT_EQ(one.unit[0], all.unit[i]);
   }
   EXPECT_TRUE(Route(*r, {}).unit.empty());
@@ -97,7 +102,8 @@ struct FitData {
         double sum = 0.5;
         for (size_t r = 0; r < 6; ++r) {
           double inner = 0;
-          for (size_t i = 0; i < kDim; ++i) inner += static_cast<double>(a[r * kDim + i] * x[t * kDim + i]);
+          for (size_t i = 0; i < kDim; ++i)
+            inner += static_cast<double>(a[r * kDim + i] * x[t * kDim + i]);
           sum += inner * static_cast<double>(b[o * 6 + r]);
         }
         y[t * kDim + o] = static_cast<float>(sum + noise * RandomNormal({5, 0, 0, t, o}));
@@ -143,7 +149,8 @@ TEST(RidgeFit, FullRankAgreesWithGradientDescent) {
       for (size_t o = 0; o < d; ++o) {
         double e = bias[o] - static_cast<double>(data.y[t * d + o]);
         for (size_t i = 0; i < d; ++i) e += w[o * d + i] * static_cast<double>(data.x[t * d + i]);
-        for (size_t i = 0; i < d; ++i) gw[o * d + i] += e * static_cast<double>(data.x[t * d + i]) / FitData::kRows;
+        for (size_t i = 0; i < d; ++i)
+          gw[o * d + i] += e * static_cast<double>(data.x[t * d + i]) / FitData::kRows;
         gb[o] += e / FitData::kRows;
         error += e * e / static_cast<double>(FitData::kRows * d);
       }
@@ -160,20 +167,27 @@ TEST(RidgeFit, ErrorsAndRankZero) {
   RidgeFit flat(2);
   const float h[] = {1, 1}, u[] = {2, 3};
   for (int i = 0; i < 5; ++i) flat.Add(h, u);
-  EXPECT_THAT(std::string(flat.Solve(1, 0).status().message()), testing::HasSubstr("use ridge > 0"));
+  EXPECT_THAT(std::string(flat.Solve(1, 0).status().message()),
+              testing::HasSubstr("use ridge > 0"));
   EXPECT_FALSE(data.Fit().Solve(0)->present());
 }
 TEST(InformedRouting, ErrorsSayWhatIsWrong) {
   RandomWeights w = Weights();
   const auto message = [](const auto& made) { return std::string(made.status().message()); };
   const auto& routers = BuiltinRouters().routers;
-  EXPECT_THAT(message(routers.Create("informed_routing:layer=0")), testing::HasSubstr("needs trained weights"));
-  EXPECT_THAT(message(routers.Create("informed_routing:layer=2", &w)), testing::HasSubstr("2 layers"));
-  EXPECT_THAT(message(routers.Create("informed_routing:unit=2", &w)), testing::HasSubstr("outside [0, 1]"));
-  const RandomWeights hostile({{"dim", 1 << 20}, {"layers", 2}, {"hidden", 12}, {"rank", 0}, {"silu", 1}});
-  EXPECT_THAT(message(routers.Create("informed_routing", &hostile)), testing::HasSubstr("allowed 1 to 65536"));
+  EXPECT_THAT(message(routers.Create("informed_routing:layer=0")),
+              testing::HasSubstr("needs trained weights"));
+  EXPECT_THAT(message(routers.Create("informed_routing:layer=2", &w)),
+              testing::HasSubstr("2 layers"));
+  EXPECT_THAT(message(routers.Create("informed_routing:unit=2", &w)),
+              testing::HasSubstr("outside [0, 1]"));
+  const RandomWeights hostile(
+      {{"dim", 1 << 20}, {"layers", 2}, {"hidden", 12}, {"rank", 0}, {"silu", 1}});
+  EXPECT_THAT(message(routers.Create("informed_routing", &hostile)),
+              testing::HasSubstr("allowed 1 to 65536"));
   w.missing = "blk.0.informed.attn.up.weight";
-  EXPECT_THAT(message(routers.Create("informed_routing", &w)), testing::HasSubstr("attn.up.weight"));
+  EXPECT_THAT(message(routers.Create("informed_routing", &w)),
+              testing::HasSubstr("attn.up.weight"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -1,7 +1,8 @@
 #ifndef SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_RIDGE_FIT_H_
 #define SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_RIDGE_FIT_H_
-// Calibrates a forecaster without gradient descent: ridge regression of a unit's output on its input, then the best
-// map of the wanted rank (reduced-rank regression). Double precision; not a hot path.
+// Calibrates a forecaster without gradient descent: ridge regression of a unit's output on its
+// input, then the best map of the wanted rank (reduced-rank regression). Double precision; not a
+// hot path.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -14,12 +15,7 @@
 SLUICE_BEGIN_NAMESPACE
 class RidgeFit {
  public:
-  explicit RidgeFit(int64_t dim)
-      : dim_(dim),
-        xx_(static_cast<size_t>(dim * dim)),
-        xy_(static_cast<size_t>(dim * dim)),
-        x_(static_cast<size_t>(dim)),
-        y_(static_cast<size_t>(dim)) {}
+  explicit RidgeFit(int64_t dim) : dim_(dim), xx_(dim * dim), xy_(dim * dim), x_(dim), y_(dim) {}
   int64_t rows() const { return rows_; }
 
   // One token: input h [dim] of the unit and its output u [dim]. O(dim^2).
@@ -27,7 +23,8 @@ class RidgeFit {
     ++rows_;
     for (int64_t i = 0; i < dim_; ++i) {
       const double v = static_cast<double>(h[i]);
-      x_[At(i)] += v, y_[At(i)] += static_cast<double>(u[i]);
+      x_[At(i)] += v;
+      y_[At(i)] += static_cast<double>(u[i]);
       double* xx = &xx_[At(i * dim_)];
       double* xy = &xy_[At(i * dim_)];
       for (int64_t j = 0; j < dim_; ++j) {
@@ -37,12 +34,15 @@ class RidgeFit {
     }
   }
 
-  // The linear forecaster of this rank that minimises sum |u - f(h)|^2 + ridge * mean(|h|^2) * |W|^2, biases exact.
-  // Rank 0 is the skip. Fewer tokens than 2, or inputs that do not vary with ridge 0, are errors. O(dim^3).
+  // The linear forecaster of this rank that minimises sum |u - f(h)|^2 + ridge * mean(|h|^2) *
+  // |W|^2, biases exact. Rank 0 is the skip. Fewer tokens than 2, or inputs that do not vary with
+  // ridge 0, are errors. O(dim^3).
   absl::StatusOr<FeatureForecaster> Solve(int64_t rank, double ridge = 1e-3) const {
     if (rank < 0 || rank > dim_)
       return absl::InvalidArgumentError(absl::StrCat("rank ", rank, " is outside [0, ", dim_, "]"));
-    if (rows_ < 2) return absl::FailedPreconditionError(absl::StrCat("a fit of ", rows_, " tokens; give at least 2"));
+    if (rows_ < 2)
+      return absl::FailedPreconditionError(
+          absl::StrCat("a fit of ", rows_, " tokens; give at least 2"));
     const double n = static_cast<double>(rows_);
     std::vector<double> a(xx_), w(xy_);  // centred: a = X'X, w = X'Y, then the solution W [in, out]
     double trace = 0;
@@ -54,8 +54,10 @@ class RidgeFit {
       trace += a[At(i * dim_ + i)];
     }
     const std::vector<double> covariance = a;
-    for (int64_t i = 0; i < dim_; ++i) a[At(i * dim_ + i)] += ridge * trace / static_cast<double>(dim_);
-    if (!CholeskySolve(a, w)) return absl::FailedPreconditionError("the inputs do not span their space; use ridge > 0");
+    for (int64_t i = 0; i < dim_; ++i)
+      a[At(i * dim_ + i)] += ridge * trace / static_cast<double>(dim_);
+    if (!CholeskySolve(a, w))
+      return absl::FailedPreconditionError("the inputs do not span their space; use ridge > 0");
     const std::vector<double> v = TopDirections(covariance, w, rank);  // [dim, rank]
 
     FeatureForecaster f;
@@ -70,8 +72,10 @@ class RidgeFit {
         f.down.weight[At(r * dim_ + i)] = static_cast<float>(s);
         mean += s * x_[At(i)] / n;
       }
-      f.down.bias[At(r)] = static_cast<float>(-mean);  // centred inside, so that no large terms cancel outside
-      for (int64_t o = 0; o < dim_; ++o) f.up.weight[At(o * rank + r)] = static_cast<float>(v[At(o * rank + r)]);
+      f.down.bias[At(r)] =
+          static_cast<float>(-mean);  // centred inside, so that no large terms cancel outside
+      for (int64_t o = 0; o < dim_; ++o)
+        f.up.weight[At(o * rank + r)] = static_cast<float>(v[At(o * rank + r)]);
     }
     for (int64_t o = 0; o < dim_; ++o) f.up.bias[At(o)] = static_cast<float>(y_[At(o)] / n);
     return f;
@@ -109,11 +113,13 @@ class RidgeFit {
     }
     return true;
   }
-  // Orthonormal [dim, rank]: the directions that carry most of the fitted output, W' C W. Orthogonal iteration.
-  std::vector<double> TopDirections(const std::vector<double>& c, const std::vector<double>& w, int64_t rank) const {
+  // Orthonormal [dim, rank]: the directions that carry most of the fitted output, W' C W.
+  // Orthogonal iteration.
+  std::vector<double> TopDirections(const std::vector<double>& c, const std::vector<double>& w,
+                                    int64_t rank) const {
     const int64_t d = dim_;
-    const auto multiply = [&](const std::vector<double>& m, const std::vector<double>& x, int64_t cols,
-                              bool transpose) {
+    const auto multiply = [&](const std::vector<double>& m, const std::vector<double>& x,
+                              int64_t cols, bool transpose) {
       std::vector<double> y(At(d * cols));
       for (int64_t i = 0; i < d; ++i) {
         for (int64_t k = 0; k < d; ++k) {

@@ -17,25 +17,28 @@ using sluice::kernels::AttentionPanel;
 // Adds bias, applies the soft cap and the mask to one row of logits.
 HWY_INLINE void FinishLogits(const AttentionPanel& p, uint64_t visible, float* HWY_RESTRICT s) {
   const DF d;
-  const size_t N = hn::Lanes(d);
-  for (size_t j = 0; j < kPanelKeys; j += N) {
+  const int64_t N = hn::Lanes(d);
+  for (int64_t j = 0; j < kPanelKeys; j += N) {
     VF x = hn::LoadU(d, s + j);
     if (p.softcap > 0) {
-      const float to = sluice::kernels::kLn2 / p.softcap, back = p.softcap * sluice::kernels::kLog2E;
+      const float to = sluice::kernels::kLn2 / p.softcap,
+                  back = p.softcap * sluice::kernels::kLog2E;
       x = hn::Mul(hn::Tanh(d, hn::Mul(x, hn::Set(d, to))), hn::Set(d, back));
     }
     if (p.bias != nullptr) x = hn::Add(x, hn::LoadU(d, p.bias + j));
-    if (visible != ~uint64_t{0}) x = hn::IfThenElse(LanesMask(visible, j), x, hn::Set(d, -HUGE_VALF));
+    if (visible != ~uint64_t{0})
+      x = hn::IfThenElse(LanesMask(visible, j), x, hn::Set(d, -HUGE_VALF));
     hn::StoreU(x, d, s + j);
   }
 }
 
-// Online softmax of one row; s becomes the probabilities relative to the new max. Returns the row's gain.
-HWY_INLINE float SoftmaxStep(const AttentionPanel& p, size_t r, float* HWY_RESTRICT s) {
+// Online softmax of one row; s becomes the probabilities relative to the new max. Returns the row's
+// gain.
+HWY_INLINE float SoftmaxStep(const AttentionPanel& p, int64_t r, float* HWY_RESTRICT s) {
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   VF top = hn::LoadU(d, s);
-  for (size_t j = N; j < kPanelKeys; j += N) top = hn::Max(top, hn::LoadU(d, s + j));
+  for (int64_t j = N; j < kPanelKeys; j += N) top = hn::Max(top, hn::LoadU(d, s + j));
   const float row_max = hn::GetLane(hn::MaxOfLanes(d, top));
   const float before = p.m[r];
   float m = before;
@@ -46,13 +49,14 @@ HWY_INLINE float SoftmaxStep(const AttentionPanel& p, size_t r, float* HWY_RESTR
       p.l[r] *= shrink;
       const VF scale = hn::Set(d, shrink);
       float* o = p.o + r * p.dv;
-      for (size_t j = 0; j < p.dv; j += N) hn::StoreU(hn::Mul(hn::LoadU(d, o + j), scale), d, o + j);
+      for (int64_t j = 0; j < p.dv; j += N)
+        hn::StoreU(hn::Mul(hn::LoadU(d, o + j), scale), d, o + j);
     }
     p.m[r] = m;
   }
   const VF vm = hn::Set(d, m);
   VF sum = hn::Zero(d);
-  for (size_t j = 0; j < kPanelKeys; j += N) {
+  for (int64_t j = 0; j < kPanelKeys; j += N) {
     const VF e = Exp2(hn::Sub(hn::LoadU(d, s + j), vm));
     hn::StoreU(e, d, s + j);
     sum = hn::Add(sum, e);
@@ -66,15 +70,16 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) 
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
   const bool extra = p.bias != nullptr || p.softcap > 0;
   float gain = 0;
-  for (size_t r0 = 0; r0 < p.rows; r0 += sluice::kernels::kAttentionRowGroup) {
-    const size_t rows = HWY_MIN(p.rows - r0, sluice::kernels::kAttentionRowGroup);
+  for (int64_t r0 = 0; r0 < p.rows; r0 += sluice::kernels::kAttentionRowGroup) {
+    const int64_t rows = HWY_MIN(p.rows - r0, sluice::kernels::kAttentionRowGroup);
     if (p.mask != nullptr) {
       uint64_t any = 0;
-      for (size_t r = 0; r < rows; ++r) any |= p.mask[r0 + r];
+      for (int64_t r = 0; r < rows; ++r) any |= p.mask[r0 + r];
       if ((any & all) == 0) continue;
     }
-    PanelGemm<false>(rows, p.q + r0 * p.d, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, p.scratch, kPanelKeys);
-    for (size_t r = 0; r < rows; ++r) {
+    PanelGemm<false>(rows, p.q + r0 * p.d, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, p.scratch,
+                     kPanelKeys);
+    for (int64_t r = 0; r < rows; ++r) {
       float* s = p.scratch + r * kPanelKeys;
       const uint64_t visible = p.mask != nullptr ? p.mask[r0 + r] & all : all;
       if (visible == 0) {
@@ -90,35 +95,37 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) 
   return gain;
 }
 
-HWY_MAYBE_UNUSED static HWY_NOINLINE void PanelProbabilities(const AttentionPanel& p, float* prob, size_t stride) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void PanelProbabilities(const AttentionPanel& p, float* prob,
+                                                             int64_t stride) {
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
   HWY_ALIGN float s[kPanelKeys];
-  for (size_t r = 0; r < p.rows; ++r) {
+  for (int64_t r = 0; r < p.rows; ++r) {
     const uint64_t visible = p.mask != nullptr ? p.mask[r] & all : all;
     if (visible == 0 || p.l[r] == 0) {
-      for (size_t j = 0; j < p.n; ++j) prob[r * stride + j] = 0;
+      for (int64_t j = 0; j < p.n; ++j) prob[r * stride + j] = 0;
       continue;
     }
     PanelGemm<false>(1, p.q + r * p.d, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, s, kPanelKeys);
     FinishLogits(p, visible, s);
     const VF vm = hn::Set(d, p.m[r]), scale = hn::Set(d, 1.0f / p.l[r]);
-    for (size_t j = 0; j < kPanelKeys; j += N) {
+    for (int64_t j = 0; j < kPanelKeys; j += N) {
       hn::StoreU(hn::Mul(Exp2(hn::Sub(hn::LoadU(d, s + j), vm)), scale), d, s + j);
     }
-    for (size_t j = 0; j < p.n; ++j) prob[r * stride + j] = s[j];
+    for (int64_t j = 0; j < p.n; ++j) prob[r * stride + j] = s[j];
   }
 }
 
-HWY_MAYBE_UNUSED static HWY_NOINLINE void PackKeyPanel(const PanelSource& s, size_t n, size_t d, float* kt) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void PackKeyPanel(const PanelSource& s, int64_t n, int64_t d,
+                                                       float* kt) {
   PackKeys(s, n, d, kt);
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE void PackValuePanel(const PanelSource& s, size_t n, size_t dv, size_t dv_pad,
-                                                         float* v) {
-  for (size_t j = 0; j < n; ++j) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void PackValuePanel(const PanelSource& s, int64_t n,
+                                                         int64_t dv, int64_t dv_pad, float* v) {
+  for (int64_t j = 0; j < n; ++j) {
     ToF32(s.dtype, SourceRow(s, j), dv, v + j * dv_pad);
-    for (size_t i = dv; i < dv_pad; ++i) v[j * dv_pad + i] = 0;
+    for (int64_t i = dv; i < dv_pad; ++i) v[j * dv_pad + i] = 0;
   }
 }
 }  // namespace HWY_NAMESPACE

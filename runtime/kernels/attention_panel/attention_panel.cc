@@ -15,14 +15,14 @@ HWY_EXPORT(PackValuePanel);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void PackKeyPanel(const PanelSource& s, size_t n, size_t d, float* kt) {
+void PackKeyPanel(const PanelSource& s, int64_t n, int64_t d, float* kt) {
   HWY_DYNAMIC_DISPATCH(PackKeyPanel)(s, n, d, kt);
 }
-void PackValuePanel(const PanelSource& s, size_t n, size_t dv, size_t dv_pad, float* v) {
+void PackValuePanel(const PanelSource& s, int64_t n, int64_t dv, int64_t dv_pad, float* v) {
   HWY_DYNAMIC_DISPATCH(PackValuePanel)(s, n, dv, dv_pad, v);
 }
 float AttendPanel(const AttentionPanel& p) { return HWY_DYNAMIC_DISPATCH(AttendPanel)(p); }
-void PanelProbabilities(const AttentionPanel& p, float* prob, size_t prob_stride) {
+void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride) {
   HWY_DYNAMIC_DISPATCH(PanelProbabilities)(p, prob, prob_stride);
 }
 }  // namespace sluice::kernels

@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_KERNELS_ATTENTION_PANEL_ATTENTION_PANEL_H_
 #define SLUICE_RUNTIME_KERNELS_ATTENTION_PANEL_ATTENTION_PANEL_H_
-// The inner step of attention: fold one panel of at most 64 keys into the running softmax of some rows.
+// The inner step of attention: fold one panel of at most 64 keys into the running softmax of some
+// rows.
 #include <cstddef>
 #include <cstdint>
 
@@ -11,51 +12,56 @@ namespace sluice::kernels {
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kLn2 = 0.69314718055994530942f;
 // Value widths are padded to a multiple of this with zeros.
-inline constexpr size_t kValuePad = 16;
+inline constexpr int64_t kValuePad = 16;
 
 struct AttentionPanel {
   // Key side, shared by all rows.
   const float* kt = nullptr;  // [d, 64] from PackKeyPanel
   const float* v = nullptr;   // [n, v_stride]
-  size_t v_stride = 0;
-  size_t n = 0;                 // keys in the panel, 1..64
+  int64_t v_stride = 0;
+  int64_t n = 0;                // keys in the panel, 1..64
   const float* bias = nullptr;  // [64] added to the logits (log2 units), optional
   // Row side.
-  const float* q = nullptr;        // [rows, d]
-  size_t rows = 0, d = 0, dv = 0;  // dv padded
-  const uint64_t* mask = nullptr;  // [rows], bit j: row sees key j; null: every row sees all n
-  float softcap = 0;               // > 0: logit = cap * tanh(logit / cap), natural units
-  // Running state: max logit (log2 units, -inf when empty), sum of 2^(s - m), unnormalised output [rows, dv].
+  const float* q = nullptr;         // [rows, d]
+  int64_t rows = 0, d = 0, dv = 0;  // dv padded
+  const uint64_t* mask = nullptr;   // [rows], bit j: row sees key j; null: every row sees all n
+  float softcap = 0;                // > 0: logit = cap * tanh(logit / cap), natural units
+  // Running state: max logit (log2 units, -inf when empty), sum of 2^(s - m), unnormalised output
+  // [rows, dv].
   float* m = nullptr;
   float* l = nullptr;
   float* o = nullptr;
   float* scratch = nullptr;  // AttentionScratchFloats(rows)
 };
-inline constexpr size_t kAttentionRowGroup = 48;
-inline constexpr size_t AttentionScratchFloats(size_t rows) {
+inline constexpr int64_t kAttentionRowGroup = 48;
+inline constexpr int64_t AttentionScratchFloats(int64_t rows) {
   return (rows < kAttentionRowGroup ? rows : kAttentionRowGroup) * kPanelKeys;
 }
 
 // kt [d, 64]: transposes n keys, zero beyond.
-void PackKeyPanel(const PanelSource& keys, size_t n, size_t d, float* kt);
+void PackKeyPanel(const PanelSource& keys, int64_t n, int64_t d, float* kt);
 // v [n, dv_pad]: converts n value rows, zero columns beyond dv.
-void PackValuePanel(const PanelSource& values, size_t n, size_t dv, size_t dv_pad, float* v);
-// Returns the largest share of its new normaliser that any row gained (0 when no row saw a key). A row whose mask is
-// empty is left bit for bit as it was. Listed keys and values must be finite. O(rows * n * (d + dv)).
+void PackValuePanel(const PanelSource& values, int64_t n, int64_t dv, int64_t dv_pad, float* v);
+// Returns the largest share of its new normaliser that any row gained (0 when no row saw a key). A
+// row whose mask is empty is left bit for bit as it was. Listed keys and values must be finite.
+// O(rows * n * (d + dv)).
 float AttendPanel(const AttentionPanel& p);
-// Second pass: probabilities of the panel given final m and l; prob [rows, prob_stride]. Masked keys give 0.
-void PanelProbabilities(const AttentionPanel& p, float* prob, size_t prob_stride);
+// Second pass: probabilities of the panel given final m and l; prob [rows, prob_stride]. Masked
+// keys give 0.
+void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride);
 
-// The same step on bf16 matrix tiles (AMX), for CPUs that have them: q, k, v and the probabilities are rounded to
-// bf16, sums stay fp32. Null where the CPU, the operating system or the build has none.
+// The same step on bf16 matrix tiles (AMX), for CPUs that have them: q, k, v and the probabilities
+// are rounded to bf16, sums stay fp32. Null where the CPU, the operating system or the build has
+// none.
 struct AmxAttention {
-  size_t (*packed_keys)(size_t d);     // uint16 elements of a packed key panel
-  size_t (*packed_values)(size_t dv);  // of a packed value panel
-  size_t (*packed_queries)(size_t rows, size_t d);
-  size_t (*scratch_floats)(size_t rows, size_t dv);
-  void (*pack_queries)(const float* q, size_t rows, size_t d, uint16_t* out);
-  void (*pack_keys)(const PanelSource&, size_t n, size_t d, uint16_t* out);     // bf16 sources only
-  void (*pack_values)(const PanelSource&, size_t n, size_t dv, uint16_t* out);  // bf16 sources only
+  int64_t (*packed_keys)(int64_t d);     // uint16 elements of a packed key panel
+  int64_t (*packed_values)(int64_t dv);  // of a packed value panel
+  int64_t (*packed_queries)(int64_t rows, int64_t d);
+  int64_t (*scratch_floats)(int64_t rows, int64_t dv);
+  void (*pack_queries)(const float* q, int64_t rows, int64_t d, uint16_t* out);
+  void (*pack_keys)(const PanelSource&, int64_t n, int64_t d, uint16_t* out);  // bf16 sources only
+  void (*pack_values)(const PanelSource&, int64_t n, int64_t dv,
+                      uint16_t* out);  // bf16 sources only
   float (*attend)(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v);
 };
 const AmxAttention* GetAmxAttention();

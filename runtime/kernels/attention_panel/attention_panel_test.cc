@@ -13,7 +13,7 @@
 namespace sluice::kernels {
 namespace {
 struct Problem {
-  size_t rows, keys, d, dv;
+  int64_t rows, keys, d, dv;
   DType type;
   float softcap = 0;
   bool masked = false, biased = false, gathered = false;
@@ -26,18 +26,21 @@ std::vector<float> Round(const std::vector<float>& x, DType t, std::vector<uint3
   return back;
 }
 
-// Runs panels of one problem; `amx` null: the Highway path. Returns the worst error against the reference, and checks
-// the log-sum-exp.
+// Runs panels of one problem; `amx` null: the Highway path. Returns the worst error against the
+// reference, and checks the log-sum-exp.
 double RunProblem(const Problem& p, const AmxAttention* amx, double lse_tol) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.d));
   std::vector<uint32_t> kraw, vraw;
-  const std::vector<float> q = Normal(p.rows * p.d, 1), k = Round(Normal(p.keys * p.d, 2), p.type, kraw),
-                           v = Round(Normal(p.keys * p.dv, 3), p.type, vraw), bias = Normal(p.keys + 64, 4);
+  const std::vector<float> q = Normal(p.rows * p.d, 1),
+                           k = Round(Normal(p.keys * p.d, 2), p.type, kraw),
+                           v = Round(Normal(p.keys * p.dv, 3), p.type, vraw),
+                           bias = Normal(p.keys + 64, 4);
   std::vector<uint32_t> order(p.keys);
-  for (size_t i = 0; i < p.keys; ++i) order[i] = static_cast<uint32_t>(p.gathered ? (i * 37) % p.keys : i);
-  const size_t dvp = (p.dv + kValuePad - 1) / kValuePad * kValuePad;
-  std::vector<float> qs(q), kt(p.d * kPanelKeys), vp(kPanelKeys * dvp), m(p.rows, -INFINITY), l(p.rows, 0),
-      o(p.rows * dvp, 0), scratch(AttentionScratchFloats(p.rows)), b2(64);
+  for (int64_t i = 0; i < p.keys; ++i)
+    order[i] = static_cast<uint32_t>(p.gathered ? (i * 37) % p.keys : i);
+  const int64_t dvp = (p.dv + kValuePad - 1) / kValuePad * kValuePad;
+  std::vector<float> qs(q), kt(p.d * kPanelKeys), vp(kPanelKeys * dvp), m(p.rows, -INFINITY),
+      l(p.rows, 0), o(p.rows * dvp, 0), scratch(AttentionScratchFloats(p.rows)), b2(64);
   for (float& e : qs) e *= scale * kLog2E;
   std::vector<uint16_t> aq, ak, av;
   std::vector<float> ascratch;
@@ -49,10 +52,12 @@ double RunProblem(const Problem& p, const AmxAttention* amx, double lse_tol) {
     amx->pack_queries(qs.data(), p.rows, p.d, aq.data());
   }
   std::vector<uint64_t> mask(p.rows);
-  const auto sees = [&](size_t r, size_t pos) { return !p.masked || (r % 5 != 0 && (pos * 7 + r * 3) % 4 != 0); };
-  for (size_t at = 0; at < p.keys; at += kPanelKeys) {
-    const size_t n = std::min(kPanelKeys, p.keys - at);
-    const size_t kb = p.d * DTypeBytes(p.type), vb = p.dv * DTypeBytes(p.type);
+  const auto sees = [&](int64_t r, int64_t pos) {
+    return !p.masked || (r % 5 != 0 && (pos * 7 + r * 3) % 4 != 0);
+  };
+  for (int64_t at = 0; at < p.keys; at += kPanelKeys) {
+    const int64_t n = std::min(kPanelKeys, p.keys - at);
+    const int64_t kb = p.d * DTypeBytes(p.type), vb = p.dv * DTypeBytes(p.type);
     PanelSource ks{kraw.data(), p.type, kb, &order[at]}, vs{vraw.data(), p.type, vb, &order[at]};
     AttentionPanel a;
     if (amx != nullptr) {
@@ -62,49 +67,61 @@ double RunProblem(const Problem& p, const AmxAttention* amx, double lse_tol) {
       PackKeyPanel(ks, n, p.d, kt.data());
       PackValuePanel(vs, n, p.dv, dvp, vp.data());
     }
-    a.kt = kt.data(), a.v = vp.data(), a.v_stride = dvp, a.n = n, a.q = qs.data(), a.rows = p.rows, a.d = p.d,
+    a.kt = kt.data();
+    a.v = vp.data();
+    a.v_stride = dvp;
+    a.n = n;
+    a.q = qs.data();
+    a.rows = p.rows;
+    a.d = p.d;
     a.dv = dvp;
-    a.softcap = p.softcap, a.m = m.data(), a.l = l.data(), a.o = o.data(),
+    a.softcap = p.softcap;
+    a.m = m.data();
+    a.l = l.data();
+    a.o = o.data();
     a.scratch = amx ? ascratch.data() : scratch.data();
     if (p.masked) {
-      for (size_t r = 0; r < p.rows; ++r) {
+      for (int64_t r = 0; r < p.rows; ++r) {
         mask[r] = 0;
-        for (size_t j = 0; j < n; ++j) mask[r] |= static_cast<uint64_t>(sees(r, at + j)) << j;
+        for (int64_t j = 0; j < n; ++j) mask[r] |= static_cast<uint64_t>(sees(r, at + j)) << j;
       }
       a.mask = mask.data();
     }
     if (p.biased) {
-      for (size_t j = 0; j < 64; ++j) b2[j] = j < n ? bias[at + j] * kLog2E : 0;
+      for (int64_t j = 0; j < 64; ++j) b2[j] = j < n ? bias[at + j] * kLog2E : 0;
       a.bias = b2.data();
     }
-    const float gain = amx != nullptr ? amx->attend(a, aq.data(), ak.data(), av.data()) : AttendPanel(a);
+    const float gain =
+        amx != nullptr ? amx->attend(a, aq.data(), ak.data(), av.data()) : AttendPanel(a);
     EXPECT_GE(gain, 0);
     EXPECT_LE(gain, 1);
   }
   double worst = 0;
-  for (size_t r = 0; r < p.rows; ++r) {
-    std::vector<size_t> seen;
-    for (size_t j = 0; j < p.keys; ++j) {
+  for (int64_t r = 0; r < p.rows; ++r) {
+    std::vector<int64_t> seen;
+    for (int64_t j = 0; j < p.keys; ++j) {
       if (sees(r, j)) seen.push_back(j);
     }
     std::vector<double> want(p.dv);
     const double lse = AttendRowReference(
         seen.size(), p.dv,
-        [&](size_t s) {
+        [&](int64_t s) {
           double x = 0;
-          for (size_t i = 0; i < p.d; ++i) x += static_cast<double>(q[r * p.d + i]) * k[order[seen[s]] * p.d + i];
+          for (int64_t i = 0; i < p.d; ++i)
+            x += static_cast<double>(q[r * p.d + i]) * k[order[seen[s]] * p.d + i];
           x *= scale;
           if (p.softcap > 0) x = p.softcap * std::tanh(x / p.softcap);
           return x + (p.biased ? bias[seen[s]] : 0);
         },
-        [&](size_t s, size_t i) { return v[order[seen[s]] * p.dv + i]; }, want.data());
+        [&](int64_t s, int64_t i) { return v[order[seen[s]] * p.dv + i]; }, want.data());
     if (seen.empty()) {
       EXPECT_EQ(l[r], 0);
       EXPECT_EQ(m[r], -INFINITY);
       continue;
     }
     EXPECT_NEAR((m[r] + std::log2(l[r])) * kLn2, lse, lse_tol);
-    for (size_t i = 0; i < p.dv; ++i) worst = std::max(worst, std::abs(o[r * dvp + i] / l[r] - want[i]));
+    for (int64_t i = 0; i < p.dv; ++i)
+      worst = std::max(worst, std::abs(o[r * dvp + i] / l[r] - want[i]));
   }
   return worst;
 }
@@ -121,29 +138,42 @@ TEST(AttentionPanel, AgreesWithTheReference) {
   ForEachTarget([&](const char* target) {
     for (DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (const Problem& p : Problems(t))
-        EXPECT_LT(RunProblem(p, nullptr, 1e-5), 1e-5) << target << " " << DTypeName(t) << " rows=" << p.rows;
+        EXPECT_LT(RunProblem(p, nullptr, 1e-5), 1e-5)
+            << target << " " << DTypeName(t) << " rows=" << p.rows;
     }
   });
 }
 TEST(AttentionPanel, AmxAgreesWithTheReference) {
   const AmxAttention* amx = GetAmxAttention();
   if (amx == nullptr) GTEST_SKIP() << "this CPU or build has no AMX bf16 tiles";
-  for (const Problem& p : Problems(DType::kBF16)) EXPECT_LT(RunProblem(p, amx, 0.02), 0.02) << "rows=" << p.rows;
+  for (const Problem& p : Problems(DType::kBF16))
+    EXPECT_LT(RunProblem(p, amx, 0.02), 0.02) << "rows=" << p.rows;
 }
 TEST(AttentionPanel, ProbabilitiesSumToOne) {
   ForEachTarget([&](const char* target) {
-    const size_t d = 32, n = 50;
-    std::vector<float> q = Normal(3 * d, 1), k = Normal(n * d, 2), kt(d * 64), v(n * 16, 1.0f), m(3, -INFINITY),
-                       l(3, 0), o(48, 0), s(AttentionScratchFloats(3)), prob(3 * n);
+    const int64_t d = 32, n = 50;
+    std::vector<float> q = Normal(3 * d, 1), k = Normal(n * d, 2), kt(d * 64), v(n * 16, 1.0f),
+                       m(3, -INFINITY), l(3, 0), o(48, 0), s(AttentionScratchFloats(3)),
+                       prob(3 * n);
     PackKeyPanel({k.data(), DType::kF32, d * 4, nullptr}, n, d, kt.data());
     AttentionPanel a;
-    a.kt = kt.data(), a.v = v.data(), a.v_stride = 16, a.n = n, a.q = q.data(), a.rows = 3, a.d = d, a.dv = 16;
-    a.m = m.data(), a.l = l.data(), a.o = o.data(), a.scratch = s.data();
+    a.kt = kt.data();
+    a.v = v.data();
+    a.v_stride = 16;
+    a.n = n;
+    a.q = q.data();
+    a.rows = 3;
+    a.d = d;
+    a.dv = 16;
+    a.m = m.data();
+    a.l = l.data();
+    a.o = o.data();
+    a.scratch = s.data();
     AttendPanel(a);
     PanelProbabilities(a, prob.data(), n);
-    for (size_t r = 0; r < 3; ++r) {
+    for (int64_t r = 0; r < 3; ++r) {
       double sum = 0;
-      for (size_t j = 0; j < n; ++j) sum += prob[r * n + j];
+      for (int64_t j = 0; j < n; ++j) sum += prob[r * n + j];
       EXPECT_NEAR(sum, 1, 1e-5) << target;
     }
   });

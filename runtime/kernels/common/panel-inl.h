@@ -28,13 +28,14 @@ using VF = hn::Vec<DF>;
 
 // Lanes(d) consecutive elements as float.
 template <DType kType, class D>
-HWY_INLINE hn::Vec<D> LoadF32(D d, const void* p, size_t i) {
+HWY_INLINE hn::Vec<D> LoadF32(D d, const void* p, int64_t i) {
   if constexpr (kType == DType::kF32) {
     return hn::LoadU(d, static_cast<const float*>(p) + i);
   } else if constexpr (kType == DType::kBF16) {
     const hn::Rebind<uint16_t, D> d16;
     const hn::RebindToUnsigned<D> du;
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, static_cast<const uint16_t*>(p) + i))));
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(
+                              du, hn::LoadU(d16, static_cast<const uint16_t*>(p) + i))));
   } else if constexpr (kType == DType::kF16) {
 #if HWY_TARGET <= HWY_AVX2
     const hn::Rebind<hwy::float16_t, D> d16;
@@ -56,7 +57,7 @@ HWY_INLINE hn::Vec<D> LoadF32(D d, const void* p, size_t i) {
     return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, static_cast<const int8_t*>(p) + i)));
   }
 }
-HWY_INLINE float LoadOne(DType type, const void* p, size_t i) {
+HWY_INLINE float LoadOne(DType type, const void* p, int64_t i) {
   switch (type) {
     case DType::kF32:
       return static_cast<const float*>(p)[i];
@@ -70,13 +71,13 @@ HWY_INLINE float LoadOne(DType type, const void* p, size_t i) {
   return 0;
 }
 
-// C[MR, NV vectors] (+)= A[MR, kk] * B[kk, NV vectors]; every accumulator sums k in rising order, so a row's bits do
-// not depend on how rows were grouped.
+// C[MR, NV vectors] (+)= A[MR, kk] * B[kk, NV vectors]; every accumulator sums k in rising order,
+// so a row's bits do not depend on how rows were grouped.
 template <int MR, int NV, bool kAccumulate>
-HWY_INLINE void MicroTile(const float* HWY_RESTRICT a, size_t lda, const float* HWY_RESTRICT b, size_t ldb, size_t kk,
-                          float* HWY_RESTRICT c, size_t ldc) {
+HWY_INLINE void MicroTile(const float* HWY_RESTRICT a, int64_t lda, const float* HWY_RESTRICT b,
+                          int64_t ldb, int64_t kk, float* HWY_RESTRICT c, int64_t ldc) {
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   VF acc[MR][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
@@ -85,7 +86,7 @@ HWY_INLINE void MicroTile(const float* HWY_RESTRICT a, size_t lda, const float* 
       acc[r][v] = kAccumulate ? hn::LoadU(d, c + r * ldc + v * N) : hn::Zero(d);
     }
   }
-  for (size_t k = 0; k < kk; ++k) {
+  for (int64_t k = 0; k < kk; ++k) {
     VF bv[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) bv[v] = hn::LoadU(d, b + k * ldb + v * N);
@@ -103,8 +104,9 @@ HWY_INLINE void MicroTile(const float* HWY_RESTRICT a, size_t lda, const float* 
   }
 }
 template <int NV, bool kAccumulate>
-HWY_INLINE void MicroRows(size_t mr, const float* HWY_RESTRICT a, size_t lda, const float* HWY_RESTRICT b, size_t ldb,
-                          size_t kk, float* HWY_RESTRICT c, size_t ldc) {
+HWY_INLINE void MicroRows(int64_t mr, const float* HWY_RESTRICT a, int64_t lda,
+                          const float* HWY_RESTRICT b, int64_t ldb, int64_t kk,
+                          float* HWY_RESTRICT c, int64_t ldc) {
   switch (mr) {
     case 1:
       return MicroTile<1, NV, kAccumulate>(a, lda, b, ldb, kk, c, ldc);
@@ -122,36 +124,38 @@ HWY_INLINE void MicroRows(size_t mr, const float* HWY_RESTRICT a, size_t lda, co
 }
 // C[rows, cols] (+)= A[rows, kk] * B[kk, cols]; cols is a multiple of 16.
 template <bool kAccumulate>
-HWY_NOINLINE void PanelGemm(size_t rows, const float* HWY_RESTRICT a, size_t lda, const float* HWY_RESTRICT b,
-                            size_t ldb, size_t kk, size_t cols, float* HWY_RESTRICT c, size_t ldc) {
-  const size_t N = hn::Lanes(DF());
+HWY_NOINLINE void PanelGemm(int64_t rows, const float* HWY_RESTRICT a, int64_t lda,
+                            const float* HWY_RESTRICT b, int64_t ldb, int64_t kk, int64_t cols,
+                            float* HWY_RESTRICT c, int64_t ldc) {
+  const int64_t N = hn::Lanes(DF());
 #if HWY_TARGET <= HWY_AVX3
   constexpr int kWide = 4;  // 24 of 32 registers accumulate
 #else
   constexpr int kWide = 2;  // 12 of 16
 #endif
-  size_t j = 0;
+  int64_t j = 0;
   for (; j + kWide * N <= cols; j += kWide * N) {
-    for (size_t r = 0; r < rows; r += 6) {
-      MicroRows<kWide, kAccumulate>(HWY_MIN(rows - r, size_t{6}), a + r * lda, lda, b + j, ldb, kk, c + r * ldc + j,
-                                    ldc);
+    for (int64_t r = 0; r < rows; r += 6) {
+      MicroRows<kWide, kAccumulate>(HWY_MIN(rows - r, int64_t{6}), a + r * lda, lda, b + j, ldb, kk,
+                                    c + r * ldc + j, ldc);
     }
   }
   for (; j < cols; j += N) {
-    for (size_t r = 0; r < rows; r += 6) {
-      MicroRows<1, kAccumulate>(HWY_MIN(rows - r, size_t{6}), a + r * lda, lda, b + j, ldb, kk, c + r * ldc + j, ldc);
+    for (int64_t r = 0; r < rows; r += 6) {
+      MicroRows<1, kAccumulate>(HWY_MIN(rows - r, int64_t{6}), a + r * lda, lda, b + j, ldb, kk,
+                                c + r * ldc + j, ldc);
     }
   }
 }
 
-HWY_INLINE const uint8_t* SourceRow(const PanelSource& s, size_t j) {
+HWY_INLINE const uint8_t* SourceRow(const PanelSource& s, int64_t j) {
   return static_cast<const uint8_t*>(s.base) + (s.ids != nullptr ? s.ids[j] : j) * s.row_bytes;
 }
 
 template <DType kType>
-HWY_INLINE void PackKeysT(const PanelSource& s, size_t n, size_t d, float* HWY_RESTRICT kt) {
+HWY_INLINE void PackKeysT(const PanelSource& s, int64_t n, int64_t d, float* HWY_RESTRICT kt) {
   if (n < kPanelKeys) std::memset(kt, 0, d * kPanelKeys * sizeof(float));
-  size_t j = 0;
+  int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<float, 4> d4;
   const hn::RepartitionToWide<decltype(d4)> d2;
@@ -161,12 +165,14 @@ HWY_INLINE void PackKeysT(const PanelSource& s, size_t n, size_t d, float* HWY_R
     const uint8_t* k1 = SourceRow(s, j + 1);
     const uint8_t* k2 = SourceRow(s, j + 2);
     const uint8_t* k3 = SourceRow(s, j + 3);
-    size_t i = 0;
+    int64_t i = 0;
     for (; i + 4 <= d; i += 4) {
       const auto r0 = LoadF32<kType>(d4, k0, i), r1 = LoadF32<kType>(d4, k1, i);
       const auto r2 = LoadF32<kType>(d4, k2, i), r3 = LoadF32<kType>(d4, k3, i);
-      const auto lo01 = as2(hn::InterleaveLower(d4, r0, r1)), lo23 = as2(hn::InterleaveLower(d4, r2, r3));
-      const auto hi01 = as2(hn::InterleaveUpper(d4, r0, r1)), hi23 = as2(hn::InterleaveUpper(d4, r2, r3));
+      const auto lo01 = as2(hn::InterleaveLower(d4, r0, r1)),
+                 lo23 = as2(hn::InterleaveLower(d4, r2, r3));
+      const auto hi01 = as2(hn::InterleaveUpper(d4, r0, r1)),
+                 hi23 = as2(hn::InterleaveUpper(d4, r2, r3));
       float* out = kt + i * kPanelKeys + j;
       hn::StoreU(hn::BitCast(d4, hn::InterleaveLower(d2, lo01, lo23)), d4, out);
       hn::StoreU(hn::BitCast(d4, hn::InterleaveUpper(d2, lo01, lo23)), d4, out + kPanelKeys);
@@ -183,10 +189,10 @@ HWY_INLINE void PackKeysT(const PanelSource& s, size_t n, size_t d, float* HWY_R
 #endif
   for (; j < n; ++j) {
     const uint8_t* k = SourceRow(s, j);
-    for (size_t i = 0; i < d; ++i) kt[i * kPanelKeys + j] = LoadOne(kType, k, i);
+    for (int64_t i = 0; i < d; ++i) kt[i * kPanelKeys + j] = LoadOne(kType, k, i);
   }
 }
-HWY_INLINE void PackKeys(const PanelSource& s, size_t n, size_t d, float* kt) {
+HWY_INLINE void PackKeys(const PanelSource& s, int64_t n, int64_t d, float* kt) {
   switch (s.dtype) {
     case DType::kF32:
       return PackKeysT<DType::kF32>(s, n, d, kt);
@@ -201,14 +207,14 @@ HWY_INLINE void PackKeys(const PanelSource& s, size_t n, size_t d, float* kt) {
 
 // n floats from any element type.
 template <DType kType>
-HWY_INLINE void ToF32T(const void* in, size_t n, float* HWY_RESTRICT out) {
+HWY_INLINE void ToF32T(const void* in, int64_t n, float* HWY_RESTRICT out) {
   const DF d;
-  const size_t N = hn::Lanes(d);
-  size_t i = 0;
+  const int64_t N = hn::Lanes(d);
+  int64_t i = 0;
   for (; i + N <= n; i += N) hn::StoreU(LoadF32<kType>(d, in, i), d, out + i);
   for (; i < n; ++i) out[i] = LoadOne(kType, in, i);
 }
-HWY_INLINE void ToF32(DType type, const void* in, size_t n, float* out) {
+HWY_INLINE void ToF32(DType type, const void* in, int64_t n, float* out) {
   switch (type) {
     case DType::kF32:
       return ToF32T<DType::kF32>(in, n, out);
@@ -242,7 +248,7 @@ HWY_INLINE VF Exp2(VF x) {
 }
 
 // Mask of vector lanes [at, at + Lanes) from a 64-bit word.
-HWY_INLINE hn::Mask<DF> LanesMask(uint64_t word, size_t at) {
+HWY_INLINE hn::Mask<DF> LanesMask(uint64_t word, int64_t at) {
   const uint64_t bits = word >> at;
   uint8_t bytes[8];
   std::memcpy(bytes, &bits, 8);

@@ -13,10 +13,10 @@ HWY_EXPORT(ConvertFromF32);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void ConvertToF32(const void* in, DType type, size_t n, float* out) {
+void ConvertToF32(const void* in, DType type, int64_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(ConvertToF32)(in, type, n, out);
 }
-void ConvertFromF32(const float* in, size_t n, DType type, void* out) {
+void ConvertFromF32(const float* in, int64_t n, DType type, void* out) {
   HWY_DYNAMIC_DISPATCH(ConvertFromF32)(in, n, type, out);
 }
 }  // namespace sluice::kernels

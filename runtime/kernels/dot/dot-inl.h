@@ -12,11 +12,11 @@ HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
 template <DType kType>
-HWY_INLINE float DotT(const float* HWY_RESTRICT a, const void* HWY_RESTRICT b, size_t n) {
+HWY_INLINE float DotT(const float* HWY_RESTRICT a, const void* HWY_RESTRICT b, int64_t n) {
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   VF s0 = hn::Zero(d), s1 = hn::Zero(d), s2 = hn::Zero(d), s3 = hn::Zero(d);
-  size_t i = 0;
+  int64_t i = 0;
   for (; i + 4 * N <= n; i += 4 * N) {
     s0 = hn::MulAdd(hn::LoadU(d, a + i), LoadF32<kType>(d, b, i), s0);
     s1 = hn::MulAdd(hn::LoadU(d, a + i + N), LoadF32<kType>(d, b, i + N), s1);
@@ -28,7 +28,8 @@ HWY_INLINE float DotT(const float* HWY_RESTRICT a, const void* HWY_RESTRICT b, s
   for (; i < n; ++i) sum += a[i] * LoadOne(kType, b, i);
   return sum;
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE float Dot(const float* a, const void* b, DType type, size_t n) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE float Dot(const float* a, const void* b, DType type,
+                                               int64_t n) {
   switch (type) {
     case DType::kF32:
       return DotT<DType::kF32>(a, b, n);

@@ -12,6 +12,8 @@ HWY_EXPORT(Dot);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-float Dot(const float* a, const void* b, DType b_type, size_t n) { return HWY_DYNAMIC_DISPATCH(Dot)(a, b, b_type, n); }
+float Dot(const float* a, const void* b, DType b_type, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(Dot)(a, b, b_type, n);
+}
 }  // namespace sluice::kernels
 #endif

@@ -5,9 +5,9 @@
 
 namespace sluice::kernels {
 template <class Get>
-double DotReference(const float* a, Get&& b, size_t n) {
+double DotReference(const float* a, Get&& b, int64_t n) {
   double sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b(i);
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b(i);
   return sum;
 }
 }  // namespace sluice::kernels

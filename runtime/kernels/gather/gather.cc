@@ -13,11 +13,12 @@ HWY_EXPORT(ScatterAddRows);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void GatherRows(const float* in, size_t stride, const int32_t* ids, size_t n, size_t width, float* out) {
+void GatherRows(const float* in, int64_t stride, const int32_t* ids, int64_t n, int64_t width,
+                float* out) {
   HWY_DYNAMIC_DISPATCH(GatherRows)(in, stride, ids, n, width, out);
 }
-void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, size_t n, size_t width, float* out,
-                    size_t stride) {
+void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, int64_t n,
+                    int64_t width, float* out, int64_t stride) {
   HWY_DYNAMIC_DISPATCH(ScatterAddRows)(in, ids, weight, n, width, out, stride);
 }
 }  // namespace sluice::kernels

@@ -7,9 +7,10 @@
 
 namespace sluice::kernels {
 // Row stride and width in elements. out[j] = in[ids[j]].
-void GatherRows(const float* in, size_t stride, const int32_t* ids, size_t n, size_t width, float* out);
+void GatherRows(const float* in, int64_t stride, const int32_t* ids, int64_t n, int64_t width,
+                float* out);
 // out[ids[j]] += weight[j] * in[j], j ascending. ids may repeat. O(n width).
-void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, size_t n, size_t width, float* out,
-                    size_t stride);
+void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, int64_t n,
+                    int64_t width, float* out, int64_t stride);
 }  // namespace sluice::kernels
 #endif  // SLUICE_RUNTIME_KERNELS_GATHER_GATHER_H_

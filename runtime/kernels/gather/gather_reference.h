@@ -5,11 +5,12 @@
 #include <cstdint>
 
 namespace sluice::kernels {
-inline void ScatterAddReference(const float* in, const int32_t* ids, const float* weight, size_t n, size_t width,
-                                double* out, size_t stride) {
-  for (size_t j = 0; j < n; ++j) {
-    for (size_t i = 0; i < width; ++i) {
-      out[static_cast<size_t>(ids[j]) * stride + i] += static_cast<double>(weight[j]) * in[j * width + i];
+inline void ScatterAddReference(const float* in, const int32_t* ids, const float* weight, int64_t n,
+                                int64_t width, double* out, int64_t stride) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < width; ++i) {
+      out[static_cast<int64_t>(ids[j]) * stride + i] +=
+          static_cast<double>(weight[j]) * in[j * width + i];
     }
   }
 }

@@ -17,20 +17,20 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(Gather, RoundTripAndRepeats) {
   ForEachTarget([&](const char* target) {
-    const size_t width = 37, stride = 40;
+    const int64_t width = 37, stride = 40;
     const std::vector<float> x = Normal(10 * stride, 7);
     const std::vector<int32_t> ids = {3, 3, 0, 9};
     std::vector<float> out(ids.size() * width), sum(10 * stride, 0.5f);
     GatherRows(x.data(), stride, ids.data(), ids.size(), width, out.data());
-    for (size_t j = 0; j < ids.size(); ++j) {
-      for (size_t i = 0; i < width; ++i)
-        EXPECT_EQ(out[j * width + i], x[static_cast<size_t>(ids[j]) * stride + i]) << target;
+    for (int64_t j = 0; j < ids.size(); ++j) {
+      for (int64_t i = 0; i < width; ++i)
+        EXPECT_EQ(out[j * width + i], x[static_cast<int64_t>(ids[j]) * stride + i]) << target;
     }
     const std::vector<float> w = {1, -2, 0.5f, 0};
     std::vector<double> want(10 * stride, 0.5);
     ScatterAddRows(out.data(), ids.data(), w.data(), ids.size(), width, sum.data(), stride);
     ScatterAddReference(out.data(), ids.data(), w.data(), ids.size(), width, want.data(), stride);
-    for (size_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(sum[i], want[i], 1e-5) << target;
+    for (int64_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(sum[i], want[i], 1e-5) << target;
     GatherRows(nullptr, 0, nullptr, 0, 5, nullptr);
   });
 }

@@ -21,11 +21,13 @@ HWY_INLINE VF Gelu(VF z) {
   const VF share = hn::Div(hn::IfThenElse(hn::Lt(t, hn::Zero(d)), e, one), hn::Add(one, e));
   return hn::Mul(z, share);
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE void BiasGelu(const float* x, const float* bias, size_t n, float* out) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void BiasGelu(const float* x, const float* bias, int64_t n,
+                                                   float* out) {
   const DF d;
-  const size_t N = hn::Lanes(d);
-  size_t i = 0;
-  for (; i + N <= n; i += N) hn::StoreU(Gelu(hn::Add(hn::LoadU(d, x + i), hn::LoadU(d, bias + i))), d, out + i);
+  const int64_t N = hn::Lanes(d);
+  int64_t i = 0;
+  for (; i + N <= n; i += N)
+    hn::StoreU(Gelu(hn::Add(hn::LoadU(d, x + i), hn::LoadU(d, bias + i))), d, out + i);
   for (; i < n; ++i) out[i] = hn::GetLane(Gelu(hn::Set(d, x[i] + bias[i])));
 }
 }  // namespace HWY_NAMESPACE

@@ -12,7 +12,7 @@ HWY_EXPORT(BiasGelu);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void BiasGelu(const float* x, const float* bias, size_t n, float* out) {
+void BiasGelu(const float* x, const float* bias, int64_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(BiasGelu)(x, bias, n, out);
 }
 }  // namespace sluice::kernels

@@ -16,14 +16,16 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(BiasGelu, Agrees) {
   ForEachTarget([&](const char* target) {
-    for (size_t n : {1, 15, 64, 100}) {
+    for (int64_t n : {1, 15, 64, 100}) {
       std::vector<float> x = Normal(n, 1);
       const std::vector<float> b = Normal(n, 2);
       for (float& v : x) v *= 4;
       std::vector<double> want(n);
-      for (size_t i = 0; i < n; ++i) want[i] = GeluReference(static_cast<double>(x[i]) + static_cast<double>(b[i]));
+      for (int64_t i = 0; i < n; ++i)
+        want[i] = GeluReference(static_cast<double>(x[i]) + static_cast<double>(b[i]));
       BiasGelu(x.data(), b.data(), n, x.data());
-      for (size_t i = 0; i < n; ++i) EXPECT_NEAR(x[i], want[i], 2e-6 * (1 + std::abs(want[i]))) << target;
+      for (int64_t i = 0; i < n; ++i)
+        EXPECT_NEAR(x[i], want[i], 2e-6 * (1 + std::abs(want[i]))) << target;
     }
     float odd[3] = {kNan, 1e30f, -1e30f};
     const float zero[3] = {};

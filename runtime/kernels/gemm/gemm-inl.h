@@ -11,21 +11,23 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void GemmNT(const float* a, size_t lda, const float* b, size_t ldb, size_t m,
-                                                 size_t n, size_t k, float* c, size_t ldc, float* scratch) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void GemmNT(const float* a, int64_t lda, const float* b,
+                                                 int64_t ldb, int64_t m, int64_t n, int64_t k,
+                                                 float* c, int64_t ldc, float* scratch) {
   float* kt = scratch;
   float* edge = scratch + kPanelKeys * k;
-  for (size_t j = 0; j < n; j += kPanelKeys) {
-    const size_t cols = HWY_MIN(n - j, kPanelKeys);
+  for (int64_t j = 0; j < n; j += kPanelKeys) {
+    const int64_t cols = HWY_MIN(n - j, kPanelKeys);
     PackKeys({b + j * ldb, DType::kF32, ldb * sizeof(float), nullptr}, cols, k, kt);
     if (cols == kPanelKeys) {
       PanelGemm<false>(m, a, lda, kt, kPanelKeys, k, kPanelKeys, c + j, ldc);
       continue;
     }
-    for (size_t i = 0; i < m; i += 64) {
-      const size_t rows = HWY_MIN(m - i, size_t{64});
+    for (int64_t i = 0; i < m; i += 64) {
+      const int64_t rows = HWY_MIN(m - i, int64_t{64});
       PanelGemm<false>(rows, a + i * lda, lda, kt, kPanelKeys, k, kPanelKeys, edge, kPanelKeys);
-      for (size_t r = 0; r < rows; ++r) std::memcpy(c + (i + r) * ldc + j, edge + r * kPanelKeys, cols * sizeof(float));
+      for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(c + (i + r) * ldc + j, edge + r * kPanelKeys, cols * sizeof(float));
     }
   }
 }

@@ -12,8 +12,8 @@ HWY_EXPORT(GemmNT);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void GemmNT(const float* a, size_t lda, const float* b, size_t ldb, size_t m, size_t n, size_t k, float* c, size_t ldc,
-            float* scratch) {
+void GemmNT(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m, int64_t n,
+            int64_t k, float* c, int64_t ldc, float* scratch) {
   HWY_DYNAMIC_DISPATCH(GemmNT)(a, lda, b, ldb, m, n, k, c, ldc, scratch);
 }
 }  // namespace sluice::kernels

@@ -4,12 +4,12 @@
 #include <cstddef>
 
 namespace sluice::kernels {
-inline void GemmNTReference(const float* a, size_t lda, const float* b, size_t ldb, size_t m, size_t n, size_t k,
-                            double* c, size_t ldc) {
-  for (size_t i = 0; i < m; ++i) {
-    for (size_t j = 0; j < n; ++j) {
+inline void GemmNTReference(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
+                            int64_t n, int64_t k, double* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
       double sum = 0;
-      for (size_t x = 0; x < k; ++x) sum += static_cast<double>(a[i * lda + x]) * b[j * ldb + x];
+      for (int64_t x = 0; x < k; ++x) sum += static_cast<double>(a[i * lda + x]) * b[j * ldb + x];
       c[i * ldc + j] = sum;
     }
   }

@@ -11,23 +11,26 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float* weight, size_t heads, size_t dim,
-                                                     const void* keys, DType type, size_t row_bytes,
-                                                     const uint32_t* ids, size_t n, float* score, float* scratch) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float* weight,
+                                                     int64_t heads, int64_t dim, const void* keys,
+                                                     DType type, int64_t row_bytes,
+                                                     const uint32_t* ids, int64_t n, float* score,
+                                                     float* scratch) {
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   float* kt = scratch;
   float* s = scratch + kPanelKeys * dim;
   HWY_ALIGN float sum[kPanelKeys];
-  for (size_t at = 0; at < n; at += kPanelKeys) {
-    const size_t cols = HWY_MIN(n - at, kPanelKeys);
+  for (int64_t at = 0; at < n; at += kPanelKeys) {
+    const int64_t cols = HWY_MIN(n - at, kPanelKeys);
     const uint8_t* base = static_cast<const uint8_t*>(keys) + (ids == nullptr ? at * row_bytes : 0);
     PackKeys({base, type, row_bytes, ids == nullptr ? nullptr : ids + at}, cols, dim, kt);
     PanelGemm<false>(heads, q, dim, kt, kPanelKeys, dim, kPanelKeys, s, kPanelKeys);
-    for (size_t c = 0; c < kPanelKeys; c += N) {
+    for (int64_t c = 0; c < kPanelKeys; c += N) {
       VF acc = hn::Zero(d);
-      for (size_t j = 0; j < heads; ++j) {
-        acc = hn::MulAdd(hn::Set(d, weight[j]), hn::Max(hn::LoadU(d, s + j * kPanelKeys + c), hn::Zero(d)), acc);
+      for (int64_t j = 0; j < heads; ++j) {
+        acc = hn::MulAdd(hn::Set(d, weight[j]),
+                         hn::Max(hn::LoadU(d, s + j * kPanelKeys + c), hn::Zero(d)), acc);
       }
       hn::Store(acc, d, sum + c);
     }

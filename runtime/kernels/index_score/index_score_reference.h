@@ -6,11 +6,12 @@
 
 namespace sluice::kernels {
 // q [heads, dim], key [dim].
-inline double IndexScoreReference(const float* q, const float* weight, size_t heads, size_t dim, const float* key) {
+inline double IndexScoreReference(const float* q, const float* weight, int64_t heads, int64_t dim,
+                                  const float* key) {
   double sum = 0;
-  for (size_t j = 0; j < heads; ++j) {
+  for (int64_t j = 0; j < heads; ++j) {
     double dot = 0;
-    for (size_t i = 0; i < dim; ++i) dot += static_cast<double>(q[j * dim + i]) * key[i];
+    for (int64_t i = 0; i < dim; ++i) dot += static_cast<double>(q[j * dim + i]) * key[i];
     sum += weight[j] * std::max(0.0, dot);
   }
   return sum;

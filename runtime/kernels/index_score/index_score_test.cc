@@ -17,18 +17,21 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(IndexScore, ContiguousAndGathered) {
   ForEachTarget([&](const char* target) {
-    for (size_t heads : {1, 2, 64}) {
-      const size_t dim = 40, n = 150;
-      const std::vector<float> q = Normal(heads * dim, 1), w = Normal(heads, 2), k = Normal(n * dim, 3);
+    for (int64_t heads : {1, 2, 64}) {
+      const int64_t dim = 40, n = 150;
+      const std::vector<float> q = Normal(heads * dim, 1), w = Normal(heads, 2),
+                               k = Normal(n * dim, 3);
       std::vector<float> s(n), scratch(IndexScratchFloats(heads, dim));
-      IndexScore(q.data(), w.data(), heads, dim, k.data(), DType::kF32, dim * 4, nullptr, n, s.data(), scratch.data());
-      for (size_t i = 0; i < n; ++i)
-        EXPECT_NEAR(s[i], IndexScoreReference(q.data(), w.data(), heads, dim, &k[i * dim]), 2e-3) << target;
+      IndexScore(q.data(), w.data(), heads, dim, k.data(), DType::kF32, dim * 4, nullptr, n,
+                 s.data(), scratch.data());
+      for (int64_t i = 0; i < n; ++i)
+        EXPECT_NEAR(s[i], IndexScoreReference(q.data(), w.data(), heads, dim, &k[i * dim]), 2e-3)
+            << target;
       const std::vector<uint32_t> ids = {5, 149, 0};
       std::vector<float> g(3);
-      IndexScore(q.data(), w.data(), heads, dim, k.data(), DType::kF32, dim * 4, ids.data(), 3, g.data(),
-                 scratch.data());
-      for (size_t i = 0; i < 3; ++i) EXPECT_EQ(g[i], s[ids[i]]) << target;
+      IndexScore(q.data(), w.data(), heads, dim, k.data(), DType::kF32, dim * 4, ids.data(), 3,
+                 g.data(), scratch.data());
+      for (int64_t i = 0; i < 3; ++i) EXPECT_EQ(g[i], s[ids[i]]) << target;
     }
   });
 }

@@ -12,13 +12,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void LayerNorm(const float* x, const float* w, const float* b, size_t n, float eps,
-                                                    float* out) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void LayerNorm(const float* x, const float* w, const float* b,
+                                                    int64_t n, float eps, float* out) {
   if (n == 0) return;
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   VF s = hn::Zero(d);
-  size_t i = 0;
+  int64_t i = 0;
   for (; i + N <= n; i += N) s = hn::Add(hn::LoadU(d, x + i), s);
   float sum = hn::GetLane(hn::SumOfLanes(d, s));
   for (; i < n; ++i) sum += x[i];
@@ -34,8 +34,9 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void LayerNorm(const float* x, const float*
   const float r = 1.0f / std::sqrt(square / static_cast<float>(n) + eps);
   const VF vr = hn::Set(d, r);
   for (i = 0; i + N <= n; i += N)
-    hn::StoreU(hn::MulAdd(hn::Mul(hn::Sub(hn::LoadU(d, x + i), vm), vr), hn::LoadU(d, w + i), hn::LoadU(d, b + i)), d,
-               out + i);
+    hn::StoreU(hn::MulAdd(hn::Mul(hn::Sub(hn::LoadU(d, x + i), vm), vr), hn::LoadU(d, w + i),
+                          hn::LoadU(d, b + i)),
+               d, out + i);
   for (; i < n; ++i) out[i] = (x[i] - mean) * r * w[i] + b[i];
 }
 }  // namespace HWY_NAMESPACE

@@ -12,7 +12,8 @@ HWY_EXPORT(LayerNorm);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void LayerNorm(const float* x, const float* weight, const float* bias, size_t n, float eps, float* out) {
+void LayerNorm(const float* x, const float* weight, const float* bias, int64_t n, float eps,
+               float* out) {
   HWY_DYNAMIC_DISPATCH(LayerNorm)(x, weight, bias, n, eps, out);
 }
 }  // namespace sluice::kernels

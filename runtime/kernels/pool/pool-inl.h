@@ -12,38 +12,42 @@ HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
 template <DType kType, class Op>
-HWY_INLINE void PoolT(const void* in, size_t stride, size_t n, size_t dim, float* HWY_RESTRICT out, Op op) {
+HWY_INLINE void PoolT(const void* in, int64_t stride, int64_t n, int64_t dim,
+                      float* HWY_RESTRICT out, Op op) {
   const DF d;
-  const size_t N = hn::Lanes(d);
-  size_t i = 0;
+  const int64_t N = hn::Lanes(d);
+  int64_t i = 0;
   for (; i + N <= dim; i += N) {
     VF acc = LoadF32<kType>(d, in, i);
-    for (size_t j = 1; j < n; ++j) acc = op(acc, LoadF32<kType>(d, in, j * stride + i));
+    for (int64_t j = 1; j < n; ++j) acc = op(acc, LoadF32<kType>(d, in, j * stride + i));
     hn::StoreU(acc, d, out + i);
   }
   const hn::CappedTag<float, 1> d1;
   for (; i < dim; ++i) {
     auto acc = hn::Set(d1, LoadOne(kType, in, i));
-    for (size_t j = 1; j < n; ++j) acc = op(acc, hn::Set(d1, LoadOne(kType, in, j * stride + i)));
+    for (int64_t j = 1; j < n; ++j) acc = op(acc, hn::Set(d1, LoadOne(kType, in, j * stride + i)));
     out[i] = hn::GetLane(acc);
   }
 }
 template <DType kType>
-HWY_INLINE void PoolKindT(sluice::kernels::PoolKind kind, const void* in, size_t stride, size_t n, size_t dim,
-                          float* out) {
+HWY_INLINE void PoolKindT(sluice::kernels::PoolKind kind, const void* in, int64_t stride, int64_t n,
+                          int64_t dim, float* out) {
   using sluice::kernels::PoolKind;
   if (kind == PoolKind::kMax)
-    return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
+    return PoolT<kType>(in, stride, n, dim, out,
+                        [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
   if (kind == PoolKind::kMin)
-    return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Min(a, b); });
+    return PoolT<kType>(in, stride, n, dim, out,
+                        [](auto a, auto b) HWY_ATTR { return hn::Min(a, b); });
   PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
   const float scale = 1.0f / static_cast<float>(n);
-  for (size_t i = 0; i < dim; ++i) out[i] *= scale;
+  for (int64_t i = 0; i < dim; ++i) out[i] *= scale;
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE void Pool(sluice::kernels::PoolKind kind, const void* in, DType type,
-                                               size_t stride, size_t n, size_t dim, float* out) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void Pool(sluice::kernels::PoolKind kind, const void* in,
+                                               DType type, int64_t stride, int64_t n, int64_t dim,
+                                               float* out) {
   if (n == 0) {
-    for (size_t i = 0; i < dim; ++i) out[i] = 0;
+    for (int64_t i = 0; i < dim; ++i) out[i] = 0;
     return;
   }
   switch (type) {

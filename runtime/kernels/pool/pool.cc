@@ -12,7 +12,8 @@ HWY_EXPORT(Pool);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void Pool(PoolKind kind, const void* in, DType type, size_t stride, size_t n, size_t d, float* out) {
+void Pool(PoolKind kind, const void* in, DType type, int64_t stride, int64_t n, int64_t d,
+          float* out) {
   HWY_DYNAMIC_DISPATCH(Pool)(kind, in, type, stride, n, d, out);
 }
 }  // namespace sluice::kernels

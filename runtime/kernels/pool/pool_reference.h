@@ -9,10 +9,10 @@
 namespace sluice::kernels {
 // get(j, i): element i of row j.
 template <class Get>
-double PoolReference(PoolKind kind, Get&& get, size_t n, size_t i) {
+double PoolReference(PoolKind kind, Get&& get, int64_t n, int64_t i) {
   if (n == 0) return 0;
   double r = get(0, i);
-  for (size_t j = 1; j < n; ++j) {
+  for (int64_t j = 1; j < n; ++j) {
     const double x = get(j, i);
     r = kind == PoolKind::kMax ? std::fmax(r, x) : kind == PoolKind::kMin ? std::fmin(r, x) : r + x;
   }

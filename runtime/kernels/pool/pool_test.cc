@@ -18,9 +18,9 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(Pool, EveryKindAndType) {
   ForEachTarget([&](const char* target) {
-    for (size_t d : {1, 16, 40, 64}) {
-      for (size_t n : {0, 1, 5, 64}) {
-        const size_t stride = d + 3;
+    for (int64_t d : {1, 16, 40, 64}) {
+      for (int64_t n : {0, 1, 5, 64}) {
+        const int64_t stride = d + 3;
         const std::vector<float> x = Normal(n * stride + 1, 6);
         for (DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
           std::vector<uint32_t> raw(x.size());
@@ -29,11 +29,13 @@ TEST(Pool, EveryKindAndType) {
           ConvertToF32(raw.data(), t, x.size(), back.data());
           for (PoolKind kind : {PoolKind::kMean, PoolKind::kMax, PoolKind::kMin}) {
             Pool(kind, raw.data(), t, stride, n, d, out.data());
-            for (size_t i = 0; i < d; ++i) {
-              EXPECT_NEAR(out[i],
-                          PoolReference(
-                              kind, [&](size_t j, size_t c) { return double{back[j * stride + c]}; }, n, i),
-                          1e-5)
+            for (int64_t i = 0; i < d; ++i) {
+              EXPECT_NEAR(
+                  out[i],
+                  PoolReference(
+                      kind, [&](int64_t j, int64_t c) { return double{back[j * stride + c]}; }, n,
+                      i),
+                  1e-5)
                   << target;
             }
           }

@@ -12,12 +12,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void RmsNorm(const float* x, const float* w, size_t n, float eps, float* out) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE void RmsNorm(const float* x, const float* w, int64_t n,
+                                                  float eps, float* out) {
   if (n == 0) return;
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   VF s0 = hn::Zero(d), s1 = hn::Zero(d);
-  size_t i = 0;
+  int64_t i = 0;
   for (; i + 2 * N <= n; i += 2 * N) {
     const VF a = hn::LoadU(d, x + i), b = hn::LoadU(d, x + i + N);
     s0 = hn::MulAdd(a, a, s0);

@@ -12,7 +12,7 @@ HWY_EXPORT(RmsNorm);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void RmsNorm(const float* x, const float* weight, size_t n, float eps, float* out) {
+void RmsNorm(const float* x, const float* weight, int64_t n, float eps, float* out) {
   HWY_DYNAMIC_DISPATCH(RmsNorm)(x, weight, n, eps, out);
 }
 }  // namespace sluice::kernels

@@ -17,13 +17,13 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(RmsNorm, Agrees) {
   ForEachTarget([&](const char* target) {
-    for (size_t n : {1, 15, 64, 100}) {
+    for (int64_t n : {1, 15, 64, 100}) {
       const std::vector<float> x = Normal(n, 1), w = Normal(n, 2);
       std::vector<float> out(n);
       std::vector<double> want(n);
       RmsNorm(x.data(), w.data(), n, 1e-5f, out.data());
       RmsNormReference(x.data(), w.data(), n, 1e-5, want.data());
-      for (size_t i = 0; i < n; ++i) EXPECT_NEAR(out[i], want[i], 1e-5) << target;
+      for (int64_t i = 0; i < n; ++i) EXPECT_NEAR(out[i], want[i], 1e-5) << target;
     }
     RmsNorm(nullptr, nullptr, 0, 1e-5f, nullptr);
   });

@@ -11,13 +11,15 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE void RopeRotate(float* HWY_RESTRICT x, size_t dim, const float* HWY_RESTRICT c,
-                                                     const float* HWY_RESTRICT s, sluice::kernels::RopeLayout layout) {
-  const size_t half = dim / 2;
-  size_t i = 0;
+HWY_MAYBE_UNUSED static HWY_NOINLINE void RopeRotate(float* HWY_RESTRICT x, int64_t dim,
+                                                     const float* HWY_RESTRICT c,
+                                                     const float* HWY_RESTRICT s,
+                                                     sluice::kernels::RopeLayout layout) {
+  const int64_t half = dim / 2;
+  int64_t i = 0;
   if (layout == sluice::kernels::RopeLayout::kHalves) {
     const DF d;
-    const size_t N = hn::Lanes(d);
+    const int64_t N = hn::Lanes(d);
     for (; i + N <= half; i += N) {
       const VF a = hn::LoadU(d, x + i), b = hn::LoadU(d, x + half + i), vc = hn::LoadU(d, c + i),
                vs = hn::LoadU(d, s + i);
@@ -33,12 +35,13 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void RopeRotate(float* HWY_RESTRICT x, size
   }
 #if HWY_TARGET != HWY_SCALAR
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   for (; i + N <= half; i += N) {
     VF a, b;
     hn::LoadInterleaved2(d, x + 2 * i, a, b);
     const VF vc = hn::LoadU(d, c + i), vs = hn::LoadU(d, s + i);
-    hn::StoreInterleaved2(hn::NegMulAdd(b, vs, hn::Mul(a, vc)), hn::MulAdd(a, vs, hn::Mul(b, vc)), d, x + 2 * i);
+    hn::StoreInterleaved2(hn::NegMulAdd(b, vs, hn::Mul(a, vc)), hn::MulAdd(a, vs, hn::Mul(b, vc)),
+                          d, x + 2 * i);
   }
 #endif
   for (; i < half; ++i) {

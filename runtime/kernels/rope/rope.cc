@@ -14,14 +14,15 @@ HWY_EXPORT(RopeRotate);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-void RopeAngles(double position, double base, size_t d, float* cos, float* sin) {
-  for (size_t i = 0; i < d / 2; ++i) {
-    const double angle = position * std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+void RopeAngles(double position, double base, int64_t d, float* cos, float* sin) {
+  for (int64_t i = 0; i < d / 2; ++i) {
+    const double angle =
+        position * std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(d));
     cos[i] = static_cast<float>(std::cos(angle));
     sin[i] = static_cast<float>(std::sin(angle));
   }
 }
-void RopeRotate(float* x, size_t d, const float* cos, const float* sin, RopeLayout layout) {
+void RopeRotate(float* x, int64_t d, const float* cos, const float* sin, RopeLayout layout) {
   HWY_DYNAMIC_DISPATCH(RopeRotate)(x, d, cos, sin, layout);
 }
 }  // namespace sluice::kernels

@@ -11,8 +11,8 @@ enum class RopeLayout : uint8_t {
   kHalves,       // pairs (i, i + d/2): GPT-NeoX
 };
 // cos and sin [d/2] of one position: angle(i) = position * base^(-2i/d), in double.
-void RopeAngles(double position, double base, size_t d, float* cos, float* sin);
+void RopeAngles(double position, double base, int64_t d, float* cos, float* sin);
 // Rotates x [d] in place; d even.
-void RopeRotate(float* x, size_t d, const float* cos, const float* sin, RopeLayout layout);
+void RopeRotate(float* x, int64_t d, const float* cos, const float* sin, RopeLayout layout);
 }  // namespace sluice::kernels
 #endif  // SLUICE_RUNTIME_KERNELS_ROPE_ROPE_H_

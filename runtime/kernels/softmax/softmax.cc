@@ -13,7 +13,7 @@ HWY_EXPORT(LogSumExp);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-float Softmax(float* x, size_t n) { return HWY_DYNAMIC_DISPATCH(Softmax)(x, n); }
-float LogSumExp(const float* x, size_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
+float Softmax(float* x, int64_t n) { return HWY_DYNAMIC_DISPATCH(Softmax)(x, n); }
+float LogSumExp(const float* x, int64_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExp)(x, n); }
 }  // namespace sluice::kernels
 #endif

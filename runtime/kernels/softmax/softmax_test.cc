@@ -17,7 +17,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(Softmax, AgreesAndHandlesTheEdges) {
   ForEachTarget([&](const char* target) {
-    for (size_t n : {1, 3, 16, 64, 65, 1000}) {
+    for (int64_t n : {1, 3, 16, 64, 65, 1000}) {
       std::vector<float> x = Normal(n, 4);
       for (float& e : x) e *= 20;
       if (n > 2) x[1] = -kInf;
@@ -25,7 +25,7 @@ TEST(Softmax, AgreesAndHandlesTheEdges) {
       const double lse = SoftmaxReference(x.data(), n, p.data());
       EXPECT_NEAR(LogSumExp(x.data(), n), lse, 1e-4) << target;
       EXPECT_NEAR(Softmax(x.data(), n), lse, 1e-4) << target;
-      for (size_t i = 0; i < n; ++i) EXPECT_NEAR(x[i], p[i], 1e-6) << target;
+      for (int64_t i = 0; i < n; ++i) EXPECT_NEAR(x[i], p[i], 1e-6) << target;
       if (n > 2) {
         EXPECT_EQ(x[1], 0) << target;
       }

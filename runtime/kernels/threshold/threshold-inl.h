@@ -11,12 +11,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-HWY_MAYBE_UNUSED static HWY_NOINLINE size_t ThresholdCompress(const float* HWY_RESTRICT x, size_t n, float tau,
-                                                              uint32_t* HWY_RESTRICT index) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE int64_t ThresholdCompress(const float* HWY_RESTRICT x,
+                                                               int64_t n, float tau,
+                                                               uint32_t* HWY_RESTRICT index) {
   const DF d;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   const VF t = hn::Set(d, tau);
-  size_t count = 0, i = 0;
+  int64_t count = 0, i = 0;
   for (; i + N <= n; i += N) {
     uint8_t bytes[8] = {0};
     hn::StoreMaskBits(d, hn::Ge(hn::LoadU(d, x + i), t), bytes);

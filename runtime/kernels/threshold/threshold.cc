@@ -12,7 +12,7 @@ HWY_EXPORT(ThresholdCompress);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-size_t ThresholdCompress(const float* x, size_t n, float tau, uint32_t* index) {
+int64_t ThresholdCompress(const float* x, int64_t n, float tau, uint32_t* index) {
   return HWY_DYNAMIC_DISPATCH(ThresholdCompress)(x, n, tau, index);
 }
 }  // namespace sluice::kernels

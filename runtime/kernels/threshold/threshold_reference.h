@@ -6,9 +6,9 @@
 #include <vector>
 
 namespace sluice::kernels {
-inline std::vector<uint32_t> ThresholdReference(const float* x, size_t n, float tau) {
+inline std::vector<uint32_t> ThresholdReference(const float* x, int64_t n, float tau) {
   std::vector<uint32_t> out;
-  for (size_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     if (x[i] >= tau) out.push_back(static_cast<uint32_t>(i));
   }
   return out;

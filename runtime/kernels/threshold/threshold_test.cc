@@ -17,7 +17,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(Threshold, SameIndices) {
   ForEachTarget([&](const char* target) {
-    for (size_t n : {0, 1, 15, 16, 17, 1000}) {
+    for (int64_t n : {0, 1, 15, 16, 17, 1000}) {
       std::vector<float> x = Normal(n, 8);
       if (n > 4) x[4] = kNan;
       for (float tau : {-kInf, -1.0f, 0.0f, 1.0f, kInf}) {

@@ -13,24 +13,27 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
-// Order-preserving: a < b as floats iff KeyOf(a) < KeyOf(b); 0 for NaN and -inf, which are never selected.
+// Order-preserving: a < b as floats iff KeyOf(a) < KeyOf(b); 0 for NaN and -inf, which are never
+// selected.
 HWY_INLINE uint32_t KeyOf(float x) {
   if (!(x > -HUGE_VALF)) return 0;
   const uint32_t u = sluice::F32ToBits(x + 0.0f);  // -0 becomes +0
   return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
 }
 // Keys of selectable scores x[ids[i]].
-HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT ids, size_t n,
+HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT ids, int64_t n,
                        uint32_t* HWY_RESTRICT keys) {
   const DF d;
   const hn::RebindToUnsigned<DF> du;
   const hn::RebindToSigned<DF> di;
-  const size_t N = hn::Lanes(d);
-  size_t i = 0;
+  const int64_t N = hn::Lanes(d);
+  int64_t i = 0;
   for (; i + N <= n; i += N) {
-    const VF v = hn::Add(hn::GatherIndex(d, x, hn::BitCast(di, hn::LoadU(du, ids + i))), hn::Zero(d));
+    const VF v =
+        hn::Add(hn::GatherIndex(d, x, hn::BitCast(di, hn::LoadU(du, ids + i))), hn::Zero(d));
     const auto u = hn::BitCast(du, v);
-    const auto flip = hn::Or(hn::BitCast(du, hn::ShiftRight<31>(hn::BitCast(di, u))), hn::Set(du, 0x80000000u));
+    const auto flip =
+        hn::Or(hn::BitCast(du, hn::ShiftRight<31>(hn::BitCast(di, u))), hn::Set(du, 0x80000000u));
     hn::StoreU(hn::Xor(u, flip), du, keys + i);
   }
   for (; i < n; ++i) keys[i] = KeyOf(x[ids[i]]);
@@ -40,11 +43,11 @@ struct Cut {
   uint32_t ties;  // and this many of those equal to it, lowest index first
 };
 // The cut of the k largest of keys[0, n), 0 < k <= n. `spare` holds n, `bins` 1024.
-HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, size_t n, size_t k, uint32_t* HWY_RESTRICT spare,
-                        uint32_t* HWY_RESTRICT bins) {
+HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, int64_t n, int64_t k,
+                        uint32_t* HWY_RESTRICT spare, uint32_t* HWY_RESTRICT bins) {
   for (;;) {
     uint32_t lo = keys[0], hi = keys[0];
-    for (size_t i = 1; i < n; ++i) {
+    for (int64_t i = 1; i < n; ++i) {
       lo = HWY_MIN(lo, keys[i]);
       hi = HWY_MAX(hi, keys[i]);
     }
@@ -52,15 +55,16 @@ HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, size_t n, size_t k, u
     uint32_t shift = 0;
     while (((hi - lo) >> shift) >= 1024) ++shift;
     std::memset(bins, 0, 1024 * sizeof(uint32_t));
-    for (size_t i = 0; i < n; ++i) ++bins[(keys[i] - lo) >> shift];
-    size_t b = (hi - lo) >> shift;
+    for (int64_t i = 0; i < n; ++i) ++bins[(keys[i] - lo) >> shift];
+    int64_t b = (hi - lo) >> shift;
     while (bins[b] < k) k -= bins[b--];
     if (shift == 0) return {lo + static_cast<uint32_t>(b), static_cast<uint32_t>(k)};
-    // The bin's keys, compacted; a vector is read whole before its survivors are written at or before it.
+    // The bin's keys, compacted; a vector is read whole before its survivors are written at or
+    // before it.
     const uint32_t base = lo + (static_cast<uint32_t>(b) << shift), width = uint32_t{1} << shift;
     const hn::RebindToUnsigned<DF> du;
-    const size_t N = hn::Lanes(du);
-    size_t kept = 0, i = 0;
+    const int64_t N = hn::Lanes(du);
+    int64_t kept = 0, i = 0;
     for (; i + N <= n; i += N) {
       const auto v = hn::LoadU(du, keys + i);
       const auto in = hn::Lt(hn::Sub(v, hn::Set(du, base)), hn::Set(du, width));
@@ -78,14 +82,14 @@ HWY_INLINE Cut RadixCut(const uint32_t* HWY_RESTRICT keys, size_t n, size_t k, u
 }
 // Indices of x >= tau (kAll: of x > -inf), and the number of NaN.
 template <bool kAll>
-HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, uint32_t* HWY_RESTRICT ids,
-                            uint32_t* nans) {
+HWY_INLINE int64_t Survivors(const float* HWY_RESTRICT x, int64_t n, float tau,
+                             uint32_t* HWY_RESTRICT ids, uint32_t* nans) {
   const DF d;
   const hn::RebindToUnsigned<DF> du;
-  const size_t N = hn::Lanes(d);
+  const int64_t N = hn::Lanes(d);
   const VF t = hn::Set(d, tau);
   const auto passes = [&](VF v) HWY_ATTR { return kAll ? hn::Gt(v, t) : hn::Ge(v, t); };
-  size_t count = 0, nan = 0, i = 0;
+  int64_t count = 0, nan = 0, i = 0;
   auto id = hn::Iota(du, 0);
   const auto step = hn::Set(du, static_cast<uint32_t>(N));
   for (; i + 4 * N <= n; i += 4 * N) {
@@ -94,7 +98,7 @@ HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, ui
     // A sum is NaN when a term is; the rare false alarm (inf - inf) only costs the exact count.
     const VF sum = hn::Add(hn::Add(v0, v1), hn::Add(v2, v3));
     if (HWY_UNLIKELY(!hn::AllFalse(d, hn::IsNaN(sum)))) {
-      for (size_t j = 0; j < 4 * N; ++j) nan += x[i + j] != x[i + j];
+      for (int64_t j = 0; j < 4 * N; ++j) nan += x[i + j] != x[i + j];
     }
     const auto one = [&](VF v) HWY_ATTR {
       const auto in = passes(v);
@@ -115,32 +119,37 @@ HWY_INLINE size_t Survivors(const float* HWY_RESTRICT x, size_t n, float tau, ui
   *nans = static_cast<uint32_t>(nan);
   return count;
 }
-HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float* HWY_RESTRICT x, size_t n, size_t k,
-                                                                     uint32_t* HWY_RESTRICT index, void* scratch) {
+HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float* HWY_RESTRICT x,
+                                                                     int64_t n, int64_t k,
+                                                                     uint32_t* HWY_RESTRICT index,
+                                                                     void* scratch) {
   uint32_t* bins = static_cast<uint32_t*>(scratch);
   uint32_t* keys = bins + 1024;
   uint32_t* ids = keys + n + 64;
   if (n == 0 || k == 0) {
     uint32_t nans = 0;
-    for (size_t i = 0; i < n; ++i) nans += x[i] != x[i];
+    for (int64_t i = 0; i < n; ++i) nans += x[i] != x[i];
     return {0, nans};
   }
-  // A strided sample guesses a threshold that a little more than k scores pass; counting tells whether it was right.
+  // A strided sample guesses a threshold that a little more than k scores pass; counting tells
+  // whether it was right.
   float tau = -HUGE_VALF;
-  constexpr size_t kSample = 1024;
+  constexpr int64_t kSample = 1024;
   if (n >= 4096 && k * 4 <= n) {
-    const size_t stride = n / kSample;
-    for (size_t i = 0; i < kSample; ++i) keys[i] = KeyOf(x[i * stride]);
-    const size_t expect = k * kSample / n;
-    size_t margin = 4;
+    const int64_t stride = n / kSample;
+    for (int64_t i = 0; i < kSample; ++i) keys[i] = KeyOf(x[i * stride]);
+    const int64_t expect = k * kSample / n;
+    int64_t margin = 4;
     while (margin * margin < 9 * expect) ++margin;  // three standard deviations
-    const uint32_t key = RadixCut(keys, kSample, HWY_MIN(expect + margin + 1, kSample), keys + kSample, bins).key;
+    const uint32_t key =
+        RadixCut(keys, kSample, HWY_MIN(expect + margin + 1, kSample), keys + kSample, bins).key;
     if (key != 0) tau = sluice::BitsToF32((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
   }
   uint32_t nans = 0;
-  size_t count = 0;
+  int64_t count = 0;
   for (;;) {
-    count = tau == -HUGE_VALF ? Survivors<true>(x, n, tau, ids, &nans) : Survivors<false>(x, n, tau, ids, &nans);
+    count = tau == -HUGE_VALF ? Survivors<true>(x, n, tau, ids, &nans)
+                              : Survivors<false>(x, n, tau, ids, &nans);
     if (count >= k || tau == -HUGE_VALF) break;
     tau = -HUGE_VALF;  // the guess was too high: take everything
   }
@@ -155,8 +164,8 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float
   } else {  // no room for a copy beside the keys: the index list is rebuilt afterwards from the cut
     uint32_t* spare = ids;
     cut = RadixCut(keys, count, k, spare, bins);
-    size_t out = 0;
-    for (size_t i = 0; i < n && out < k; ++i) {
+    int64_t out = 0;
+    for (int64_t i = 0; i < n && out < k; ++i) {
       const uint32_t key = KeyOf(x[i]);
       if (key > cut.key || (key == cut.key && cut.ties > 0)) {
         cut.ties -= key == cut.key;
@@ -166,17 +175,18 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float
     return {static_cast<uint32_t>(k), nans};
   }
   const hn::RebindToUnsigned<DF> du;
-  const size_t N = hn::Lanes(du);
-  size_t out = 0, i = 0, ties = 0;
-  for (size_t j = 0; j < count; ++j) ties += keys[j] == cut.key;
+  const int64_t N = hn::Lanes(du);
+  int64_t out = 0, i = 0, ties = 0;
+  for (int64_t j = 0; j < count; ++j) ties += keys[j] == cut.key;
   if (ties == cut.ties) {  // the usual case: every key equal to the cut is in
     for (; i + N <= count && out + N <= k; i += N) {
-      const auto in = hn::Gt(hn::LoadU(du, keys + i), hn::Set(du, cut.key - 1));  // keys are positive
+      const auto in =
+          hn::Gt(hn::LoadU(du, keys + i), hn::Set(du, cut.key - 1));  // keys are positive
       hn::StoreU(hn::Compress(hn::LoadU(du, ids + i), in), du, index + out);
       out += hn::CountTrue(du, in);
     }
     cut.ties = 0;
-    for (size_t j = i; j < count; ++j) cut.ties += keys[j] == cut.key;
+    for (int64_t j = i; j < count; ++j) cut.ties += keys[j] == cut.key;
   }
   for (; i < count && out < k; ++i) {
     const bool tie = keys[i] == cut.key;

@@ -12,7 +12,7 @@ HWY_EXPORT(TopK);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-TopKCount TopK(const float* x, size_t n, size_t k, uint32_t* index, void* scratch) {
+TopKCount TopK(const float* x, int64_t n, int64_t k, uint32_t* index, void* scratch) {
   return HWY_DYNAMIC_DISPATCH(TopK)(x, n, k, index, scratch);
 }
 }  // namespace sluice::kernels

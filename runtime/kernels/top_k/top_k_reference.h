@@ -8,9 +8,9 @@
 #include <vector>
 
 namespace sluice::kernels {
-inline std::vector<uint32_t> TopKReference(const float* x, size_t n, size_t k) {
+inline std::vector<uint32_t> TopKReference(const float* x, int64_t n, int64_t k) {
   std::vector<uint32_t> ids;
-  for (size_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     if (x[i] > -INFINITY) ids.push_back(static_cast<uint32_t>(i));
   }
   std::stable_sort(ids.begin(), ids.end(), [&](uint32_t a, uint32_t b) { return x[a] > x[b]; });

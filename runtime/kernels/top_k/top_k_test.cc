@@ -17,24 +17,26 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(TopK, SameSetAsASort) {
   ForEachTarget([&](const char* target) {
-    for (size_t n : {0, 1, 5, 64, 1000, 4096, 5000, 70000}) {
+    for (int64_t n : {0, 1, 5, 64, 1000, 4096, 5000, 70000}) {
       for (int kind = 0; kind < 6; ++kind) {
         std::vector<float> x = Normal(n, static_cast<unsigned>(kind));
-        for (size_t i = 0; i < n; ++i) {
+        for (int64_t i = 0; i < n; ++i) {
           if (kind == 1) x[i] = std::round(x[i]);       // many ties, both zeros
           if (kind == 2) x[i] = 1.0f;                   // all equal
           if (kind == 3) x[i] = static_cast<float>(i);  // sorted
           if (kind == 4 && i % 3 == 0) x[i] = i % 2 ? kNan : -kInf;
-          if (kind == 5) x[i] = i % 128 == 0 ? 1e30f : x[i] * 1e-30f;  // the strided sample sees only outliers
+          if (kind == 5)
+            x[i] = i % 128 == 0 ? 1e30f : x[i] * 1e-30f;  // the strided sample sees only outliers
         }
         uint32_t nans = 0;
         for (float e : x) nans += e != e;
-        for (size_t k : {size_t{0}, size_t{1}, size_t{3}, n / 32, n / 2, n, n + 5}) {
+        for (int64_t k : {int64_t{0}, int64_t{1}, int64_t{3}, n / 32, n / 2, n, n + 5}) {
           std::vector<uint32_t> out(k + 1);
           std::vector<char> scratch(TopKScratchBytes(n));
           const TopKCount c = TopK(x.data(), n, k, out.data(), scratch.data());
           out.resize(c.count);
-          EXPECT_EQ(out, TopKReference(x.data(), n, k)) << target << " n=" << n << " k=" << k << " kind=" << kind;
+          EXPECT_EQ(out, TopKReference(x.data(), n, k))
+              << target << " n=" << n << " k=" << k << " kind=" << kind;
           EXPECT_EQ(c.nans, nans) << target;
         }
       }
@@ -42,7 +44,7 @@ TEST(TopK, SameSetAsASort) {
   });
 }
 TEST(TopK, OneMillion) {
-  const size_t n = 1 << 20, k = 2048;
+  const int64_t n = 1 << 20, k = 2048;
   const std::vector<float> x = Normal(n, 11);
   std::vector<uint32_t> out(k);
   std::vector<char> scratch(TopKScratchBytes(n));

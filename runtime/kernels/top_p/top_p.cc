@@ -12,7 +12,7 @@ HWY_EXPORT(TopP);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-size_t TopP(const float* x, size_t n, float p, uint32_t* index, void* scratch) {
+int64_t TopP(const float* x, int64_t n, float p, uint32_t* index, void* scratch) {
   return HWY_DYNAMIC_DISPATCH(TopP)(x, n, p, index, scratch);
 }
 }  // namespace sluice::kernels

@@ -7,10 +7,10 @@
 #include <vector>
 
 namespace sluice::kernels {
-inline std::vector<uint32_t> TopPReference(const float* x, size_t n, double p) {
+inline std::vector<uint32_t> TopPReference(const float* x, int64_t n, double p) {
   std::vector<uint32_t> ids, out;
   double total = 0, sum = 0;
-  for (size_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     if (x[i] >= 0) {
       ids.push_back(static_cast<uint32_t>(i));
       total += x[i];

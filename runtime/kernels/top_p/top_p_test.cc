@@ -17,10 +17,10 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 TEST(TopP, SameSetAsASort) {
   ForEachTarget([&](const char* target) {
-    for (size_t n : {0, 1, 5, 300}) {
+    for (int64_t n : {0, 1, 5, 300}) {
       for (int kind = 0; kind < 3; ++kind) {
         std::vector<float> x = Normal(n, 12);
-        for (size_t i = 0; i < n; ++i) {
+        for (int64_t i = 0; i < n; ++i) {
           x[i] = kind == 0   ? std::exp(2 * x[i])
                  : kind == 1 ? 1.0f
                              : (i % 4 == 0   ? kNan
@@ -32,7 +32,8 @@ TEST(TopP, SameSetAsASort) {
           std::vector<uint32_t> out(n);
           std::vector<char> scratch(TopPScratchBytes(n));
           out.resize(TopP(x.data(), n, p, out.data(), scratch.data()));
-          EXPECT_EQ(out, TopPReference(x.data(), n, p)) << target << " n=" << n << " p=" << p << " kind=" << kind;
+          EXPECT_EQ(out, TopPReference(x.data(), n, p))
+              << target << " n=" << n << " p=" << p << " kind=" << kind;
         }
       }
     }

@@ -2,9 +2,13 @@
 #include "sluice/routers/attention/sink_window/sink_window.h"
 
 int main() {
-  const sluice::AttentionRouterOf<sluice::SinkWindow> router(*sluice::SinkWindow::Create({4, 16, 0}));
+  const sluice::AttentionRouterOf<sluice::SinkWindow> router(
+      *sluice::SinkWindow::Create({4, 16, 0}));
   sluice::AttentionShape shape;
-  shape.max_queries = 64, shape.max_kv = 256, shape.heads = shape.kv_heads = 1, shape.head_dim = shape.value_dim = 8;
+  shape.max_queries = 64;
+  shape.max_kv = 256;
+  shape.heads = shape.kv_heads = 1;
+  shape.head_dim = shape.value_dim = 8;
   const auto plan = router.MakePlan(shape);
   if (!plan.ok()) return 1;
   sluice::AttentionPlanBuffer buffer;

@@ -10,7 +10,13 @@
 int main(int argc, char** argv) {
   using namespace sluice;
   if (!BuiltinRouters().attention.Create("mean_pool:k=4").ok()) return 1;
-  if (!Attend::Create({.max_queries = 4, .max_kv = 64, .heads = 2, .kv_heads = 1, .head_dim = 8, .value_dim = 8}).ok())
+  if (!Attend::Create({.max_queries = 4,
+                       .max_kv = 64,
+                       .heads = 2,
+                       .kv_heads = 1,
+                       .head_dim = 8,
+                       .value_dim = 8})
+           .ok())
     return 2;
   if (MakeTbbExecutor(2)->num_workers() != 2) return 3;
   if (ParseSettings("nonsense: 1", "test").ok()) return 4;
