@@ -108,8 +108,8 @@ struct Describer {
   }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view doc) {
-    absl::StrAppend(out, "  ", name, "=", choices.names.begin()[field], "  {", choices.Joined(", "),
-                    "}  ", doc, "\n");
+    absl::StrAppend(out, "  ", name, "=", choices.names.begin()[static_cast<size_t>(field)], "  {",
+                    choices.Joined(", "), "}  ", doc, "\n");
   }
 };
 struct Printer {
@@ -120,7 +120,8 @@ struct Printer {
   }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {
-    absl::StrAppend(out, out->empty() ? "" : ",", name, "=", choices.names.begin()[field]);
+    absl::StrAppend(out, out->empty() ? "" : ",", name, "=",
+                    choices.names.begin()[static_cast<size_t>(field)]);
   }
 };
 }  // namespace config_internal

@@ -10,7 +10,7 @@
 SLUICE_BEGIN_NAMESPACE
 enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
 
-constexpr size_t DTypeBytes(DType t) { return t == DType::kF32 ? 4 : t == DType::kI8 ? 1 : 2; }
+constexpr int64_t DTypeBytes(DType t) { return t == DType::kF32 ? 4 : t == DType::kI8 ? 1 : 2; }
 constexpr const char* DTypeName(DType t) {
   return t == DType::kF32 ? "f32" : t == DType::kBF16 ? "bf16" : t == DType::kF16 ? "f16" : "i8";
 }

@@ -37,9 +37,9 @@ struct KvView {
   bool empty() const { return data == nullptr; }
   const std::byte* at(int64_t row, int64_t head) const {
     return static_cast<const std::byte*>(data) +
-           static_cast<size_t>(row * row_stride + head * head_stride) * DTypeBytes(dtype);
+           (row * row_stride + head * head_stride) * DTypeBytes(dtype);
   }
-  size_t row_bytes() const { return static_cast<size_t>(row_stride) * DTypeBytes(dtype); }
+  int64_t row_bytes() const { return row_stride * DTypeBytes(dtype); }
   float Get(int64_t row, int64_t head, int64_t i) const {  // for references and tests
     const std::byte* p = at(row, head);
     switch (dtype) {

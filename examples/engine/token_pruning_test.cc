@@ -254,7 +254,8 @@ TEST(TokenPruning, ReproducesTheTrainer) {
       const size_t vocab = static_cast<size_t>(e->model().shape.vocab);
       const auto see = [&](int64_t at, const float* x) {
         if (at + 1 < static_cast<int64_t>(ids.size()))
-          nll += static_cast<double>(sluice::kernels::LogSumExp(x, vocab) - x[ids[at + 1]]);
+          nll += static_cast<double>(sluice::kernels::LogSumExp(x, vocab) -
+                                     x[static_cast<int64_t>(ids[at + 1])]);
       };
       ASSERT_TRUE(e->Feed({ids.begin(), ids.begin() + prompt}, prompt - 1, see).ok());
       for (int64_t l = 1; l < 6; ++l)

@@ -390,7 +390,7 @@ class AttendRun {
     int64_t pairs = rows * n;
     if (p.mask != nullptr) {
       pairs = 0;
-      for (size_t r = 0; r < p.rows; ++r) pairs += std::popcount(p.mask[r]);
+      for (int64_t r = 0; r < p.rows; ++r) pairs += std::popcount(p.mask[r]);
     }
     (approx ? c.approx_pairs : c.exact_pairs) += pairs;
     c.computed_pairs += rows * n;

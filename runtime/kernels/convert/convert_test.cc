@@ -24,14 +24,14 @@ TEST(Convert, SameBitsAsTheScalarDefinition) {
   ForEachTarget([&](const char* target) {
     std::vector<uint16_t> out(x.size());
     ConvertFromF32(x.data(), x.size(), DType::kBF16, out.data());
-    for (int64_t i = 0; i < x.size(); ++i)
+    for (int64_t i = 0; i < std::ssize(x); ++i)
       EXPECT_EQ(out[i], F32ToBF16(x[i])) << target << " " << x[i];
     std::vector<float> back(x.size());
     ConvertToF32(out.data(), DType::kBF16, x.size(), back.data());
-    for (int64_t i = 0; i < x.size(); ++i)
+    for (int64_t i = 0; i < std::ssize(x); ++i)
       EXPECT_EQ(F32ToBits(back[i]), F32ToBits(BF16ToF32(out[i]))) << target;
     ConvertFromF32(x.data(), x.size(), DType::kF16, out.data());
-    for (int64_t i = 0; i < x.size(); ++i) {
+    for (int64_t i = 0; i < std::ssize(x); ++i) {
       if (std::isnan(x[i])) {
         EXPECT_TRUE(std::isnan(F16ToF32(out[i]))) << target;
       } else {
@@ -39,7 +39,7 @@ TEST(Convert, SameBitsAsTheScalarDefinition) {
       }
     }
     ConvertToF32(out.data(), DType::kF16, x.size(), back.data());
-    for (int64_t i = 0; i < x.size(); ++i) {
+    for (int64_t i = 0; i < std::ssize(x); ++i) {
       if (!std::isnan(x[i])) {
         EXPECT_EQ(back[i], F16ToF32(out[i])) << target << " " << x[i];
       }

@@ -22,7 +22,7 @@ TEST(Gather, RoundTripAndRepeats) {
     const std::vector<int32_t> ids = {3, 3, 0, 9};
     std::vector<float> out(ids.size() * width), sum(10 * stride, 0.5f);
     GatherRows(x.data(), stride, ids.data(), ids.size(), width, out.data());
-    for (int64_t j = 0; j < ids.size(); ++j) {
+    for (int64_t j = 0; j < std::ssize(ids); ++j) {
       for (int64_t i = 0; i < width; ++i)
         EXPECT_EQ(out[j * width + i], x[static_cast<int64_t>(ids[j]) * stride + i]) << target;
     }
@@ -30,7 +30,7 @@ TEST(Gather, RoundTripAndRepeats) {
     std::vector<double> want(10 * stride, 0.5);
     ScatterAddRows(out.data(), ids.data(), w.data(), ids.size(), width, sum.data(), stride);
     ScatterAddReference(out.data(), ids.data(), w.data(), ids.size(), width, want.data(), stride);
-    for (int64_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(sum[i], want[i], 1e-5) << target;
+    for (int64_t i = 0; i < std::ssize(sum); ++i) EXPECT_NEAR(sum[i], want[i], 1e-5) << target;
     GatherRows(nullptr, 0, nullptr, 0, 5, nullptr);
   });
 }

@@ -18,7 +18,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void GemmNT(const float* a, int64_t lda, co
   float* edge = scratch + kPanelKeys * k;
   for (int64_t j = 0; j < n; j += kPanelKeys) {
     const int64_t cols = HWY_MIN(n - j, kPanelKeys);
-    PackKeys({b + j * ldb, DType::kF32, ldb * sizeof(float), nullptr}, cols, k, kt);
+    PackKeys({b + j * ldb, DType::kF32, ldb * int64_t{sizeof(float)}, nullptr}, cols, k, kt);
     if (cols == kPanelKeys) {
       PanelGemm<false>(m, a, lda, kt, kPanelKeys, k, kPanelKeys, c + j, ldc);
       continue;

@@ -14,7 +14,7 @@ inline std::vector<uint32_t> TopKReference(const float* x, int64_t n, int64_t k)
     if (x[i] > -INFINITY) ids.push_back(static_cast<uint32_t>(i));
   }
   std::stable_sort(ids.begin(), ids.end(), [&](uint32_t a, uint32_t b) { return x[a] > x[b]; });
-  ids.resize(std::min(k, ids.size()));
+  ids.resize(std::min(k, std::ssize(ids)));
   std::sort(ids.begin(), ids.end());
   return ids;
 }
