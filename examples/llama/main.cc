@@ -16,10 +16,10 @@
 #include "absl/strings/str_cat.h"
 #include "ggml-backend.h"
 #include "llama.h"
-#include "sluice/examples/engine/engine.h"
-#include "sluice/examples/engine/evaluate/statistics.h"
-#include "sluice/examples/engine/policy.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/runtime/lab/evaluate/statistics.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace {
@@ -73,8 +73,8 @@ int Child(const Options& o) {
   for (int d = 0; d < o.documents; ++d) {
     const std::vector<int32_t> text(held->begin() + int64_t{d} * o.context,
                                     held->begin() + int64_t{d + 1} * o.context);
-    const engine::FactPrompt p = engine::PlantFacts(*tokenizer, text, o.context, o.facts,
-                                                    static_cast<uint64_t>(d) + 1, o.separator);
+    const sluice::host::FactPrompt p = sluice::host::PlantFacts(
+        *tokenizer, text, o.context, o.facts, static_cast<uint64_t>(d) + 1, o.separator);
     const auto n = static_cast<int64_t>(p.tokens.size());
     llama_memory_clear(llama_get_memory(ctx), true);
     const auto from = std::chrono::steady_clock::now();
@@ -123,7 +123,8 @@ int Child(const Options& o) {
     }
     decode.push_back(Seconds(steps) / std::max(1, o.decode));
   }
-  json j = {{"prefill_s", engine::Median(prefill)}, {"decode_ms", 1e3 * engine::Median(decode)}};
+  json j = {{"prefill_s", sluice::lab::Median(prefill)},
+            {"decode_ms", 1e3 * sluice::lab::Median(decode)}};
   if (o.quality) {
     j["perplexity"] = std::exp(nll / static_cast<double>(counted));
     j["facts"] = static_cast<double>(right) / static_cast<double>(asked);
@@ -183,8 +184,8 @@ int main(int argc, char** argv) {
   std::string backend = SLUICE_BACKEND, attention = "dense", decode, counters;
   int repeats = 7, reuse = 1, decode_min = -1;
   bool child = false, spaces = false;
-  o.model = engine::kModels + "/sluice-mini-q8_0.gguf";
-  o.tokens = engine::kModels + "/sluice-mini-eval.u16";
+  o.model = sluice::host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
+  o.tokens = sluice::host::ModelsFolder() + "/sluice-mini-eval.u16";
   app.add_option("--model", o.model, "GGUF file")->capture_default_str();
   app.add_option("--tokens", o.tokens, "held-out text, little-endian 16-bit token ids")
       ->capture_default_str();
@@ -276,7 +277,7 @@ int main(int argc, char** argv) {
   std::printf(
       "prefill    %.3f s -> %.3f s, %.2fx; decode %.2f ms -> %.2f ms, %.2fx (medians of %d runs of "
       "each in turn)\n",
-      engine::Median(a), engine::Median(b), engine::Median(c), engine::Median(d), engine::Median(e),
-      engine::Median(f), repeats);
+      sluice::lab::Median(a), sluice::lab::Median(b), sluice::lab::Median(c),
+      sluice::lab::Median(d), sluice::lab::Median(e), sluice::lab::Median(f), repeats);
   return 0;
 }

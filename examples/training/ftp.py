@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Trains the router of FTP, fine-grained token-wise pruner (arXiv 2412.11494), on a frozen language model: one router for
-all blocks, four factors in, under a schedule of block sparsities that `engine search` found with the static router.
+all blocks, four factors in, under a schedule of block sparsities that `sluice search-schedule` found with the static router.
 
 The prompt is pruned, the tokens after it run dense over the ragged caches; what is distilled is what the pruned prompt says
 about them. One GPU, under a minute a run. Example:

@@ -2,21 +2,14 @@
 #define SLUICE_RUNTIME_CLI_COMMANDS_H_
 // The commands of `sluice`, each in a file of its own. A command adds itself to the parser and
 // leaves its exit status.
-#include <CLI/CLI.hpp>
-#include <cstdio>
-#include <functional>
 #include <memory>
 #include <string>
 
-#include "absl/status/status.h"
+#include "sluice/runtime/cli/command.h"
 #include "sluice/runtime/service/client.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
-inline int Fail(const absl::Status& s) {
-  std::fprintf(stderr, "error: %s\n", std::string(s.message()).c_str());
-  return 1;
-}
 // --endpoint and CURVE keys, alike for all commands that talk to a server.
 struct Connection {
   std::string endpoint = "tcp://127.0.0.1:5571", server_key, secret_key_file;
@@ -24,14 +17,12 @@ struct Connection {
   void AddTo(CLI::App& app);
   absl::StatusOr<std::unique_ptr<Client>> Open() const;
 };
-using Exit = std::function<void(int)>;
 void AddServe(CLI::App&, const Exit&);
 void AddAsk(CLI::App&, const Exit&);  // route, feedback, explain, top, experiment, warm-up, policy
 void AddIntent(CLI::App&, const Exit&);
 void AddReplay(CLI::App&, const Exit&);
 void AddPlugin(CLI::App&, const Exit&);
 void AddBench(CLI::App&, const Exit&);
-void AddDemo(CLI::App&, const Exit&);
 }  // namespace cli
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_CLI_COMMANDS_H_

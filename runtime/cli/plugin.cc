@@ -44,6 +44,7 @@ int List() {
 void AddPlugin(CLI::App& app, const Exit& exit) {
   auto* plugin = app.add_subcommand("plugin", "Plug-ins: .so files of routers (api/plugin.h)");
   plugin->require_subcommand(1);
+  plugin->footer("Example: sluice plugin check strided.so");
   auto* check = plugin->add_subcommand(
       "check",
       "Read a file's manifest, load it in a process of its own and say what is in it, or why not");
@@ -53,6 +54,7 @@ void AddPlugin(CLI::App& app, const Exit& exit) {
   check->callback([=] { exit(Check(*files)); });
   auto* list = app.add_subcommand(
       "list", "All methods and their settings, built in and from plug-ins (SLUICE_PLUGIN_PATH)");
+  list->footer("Example: SLUICE_PLUGIN_PATH=. sluice list");
   list->callback([=] { exit(List()); });
 }
 }  // namespace cli

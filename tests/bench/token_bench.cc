@@ -2,14 +2,14 @@
 // work done allows is dense time by the share of multiply-adds left (MMAC/token).
 #include <benchmark/benchmark.h>
 
-#include "sluice/examples/engine/engine.h"
+#include "sluice/runtime/host/engine.h"
 #include "sluice/tests/support/random_weights.h"
 
 namespace {
 constexpr int64_t kRank = 64, kHidden = 32;
-const engine::Model& Mini() {
-  static const auto* m = new engine::Model(*engine::LoadModel(
-      std::string(SLUICE_SOURCE_DIR) + "/examples/engine/models/sluice-mini-q8_0.gguf"));
+const sluice::host::Model& Mini() {
+  static const auto* m = new sluice::host::Model(*sluice::host::LoadModel(
+      std::string(SLUICE_SOURCE_DIR) + "/examples/models/sluice-mini-q8_0.gguf"));
   return *m;
 }
 const sluice::RandomWeights& Weights() {
@@ -19,14 +19,14 @@ const sluice::RandomWeights& Weights() {
 }
 // range(0): tokens, range(1): percent approximated.
 void Prefill(benchmark::State& state) {
-  engine::EngineOptions o;
+  sluice::host::EngineOptions o;
   o.max_tokens = state.range(0);
   o.chunk = 1024;
-  o.tokens.gate =
-      state.range(1) > 0 ? engine::TokenRouting::Gate::kRandom : engine::TokenRouting::Gate::kOff;
+  o.tokens.gate = state.range(1) > 0 ? sluice::host::TokenRouting::Gate::kRandom
+                                     : sluice::host::TokenRouting::Gate::kOff;
   o.tokens.weights = &Weights();
   o.tokens.rate = static_cast<double>(state.range(1)) / 100;
-  auto e = engine::Engine::Create(Mini(), o);
+  auto e = sluice::host::Engine::Create(Mini(), o);
   if (!e.ok()) return state.SkipWithError(std::string(e.status().message()).c_str());
   std::vector<int32_t> tokens(state.range(0));
   for (size_t i = 0; i < tokens.size(); ++i)

@@ -645,7 +645,7 @@ TEST(Server, ReadsAQuerysTextWithAnEncoder) {
   const std::string config = absl::StrCat(
       "task: \"math\" task: \"tool_use\" stage { agent { id: \"a\" } agent { id: \"b\" } } intent "
       "{ model: \"",
-      SLUICE_SOURCE_DIR, "/examples/engine/models/intent-encoder-q8_0.gguf\" }");
+      SLUICE_SOURCE_DIR, "/examples/models/intent-encoder-q8_0.gguf\" }");
   RunningServer s(config);
   auto c = s.Connect();
   v1::Query q;

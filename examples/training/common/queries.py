@@ -1,7 +1,7 @@
 """Queries of real users and benchmarks with the task family each belongs to: what an intent model learns.
 
 Lines of JSON (qid, task, subtask, text). Which split a query is in follows from its id alone, so that whoever tests a
-trained model (examples/engine/evaluate/shrp.cc) sees none of its training data."""
+trained model (runtime/lab/evaluate/shrp.cc) sees none of its training data."""
 import gzip
 import json
 

@@ -1,0 +1,78 @@
+#include "sluice/runtime/cli/lab.h"
+
+#include "sluice/api/check.h"
+#include "sluice/runtime/cli/lab_options.h"
+#include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/lab/demo.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace cli {
+LabModel::LabModel() : path(host::ModelsFolder() + "/sluice-mini-q8_0.gguf") {}
+
+void AddThreads(CLI::App& app, int& threads) {
+  app.add_option("--threads", threads, "0: one per CPU")
+      ->capture_default_str()
+      ->check(Allowed(0, 1024));
+}
+void LabModel::AddTo(CLI::App& app) {
+  app.add_option("--model", path, "GGUF file (Llama architecture; F32, F16 or Q8_0)")
+      ->capture_default_str();
+  app.add_option("--cache", cache, "KV cache type: f32, bf16 or f16")->capture_default_str();
+  app.add_option("--chunk", engine.chunk, "prompt tokens per pass")
+      ->capture_default_str()
+      ->check(Allowed(1, 65536));
+  AddThreads(app, engine.threads);
+}
+void LabModel::AddRoutedTo(CLI::App& app) {
+  AddTo(app);
+  app.add_option("--router", engine.router,
+                 "attention router, name:key=value,...  (`sluice list` names them)")
+      ->capture_default_str();
+  app.add_option("--dense-layers", engine.dense_layers, "first layers that stay dense")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(0, 1 << 20));
+}
+absl::StatusOr<host::Model> LabModel::Load() {
+  SLUICE_ASSIGN_OR_RETURN(engine.cache, host::ReadCacheType(cache));
+  return host::LoadModel(path);
+}
+
+void AddLab(CLI::App& app, const Exit& exit) {
+  AddScoring(app, exit);
+  AddComparison(app, exit);
+  AddLearned(app, exit);
+  AddEncoder(app, exit);
+}
+
+std::function<int()> AddAttentionDemo(CLI::App& demo, CLI::Option* sidecar) {
+  struct Args {
+    LabModel model;
+    lab::DemoOptions demo;
+    bool spaces = false;
+  };
+  auto a = std::make_shared<Args>();
+  CLI::App* group = demo.add_option_group("attention", "of the attention demo");
+  a->model.AddRoutedTo(*group);
+  group->add_option("--length", a->demo.length, "prompt tokens, at most the model's context")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(256, kMostTokens));
+  group->add_option("--facts", a->demo.facts, "planted facts")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(1, 16));
+  group->add_flag("--spaces", a->spaces,
+                  "plant facts between spaces instead of line breaks, as some models learned them");
+  group->add_option("--text", a->demo.text, "text file to use instead of this project's own text");
+  group->add_option("--routers", a->demo.routers,
+                    "router specs, flux_attention or informed_routing; the first is the baseline "
+                    "(default: a list of all)");
+  group->add_option("--report", a->demo.report, "HTML report to write")->capture_default_str();
+  for (CLI::Option* o : group->get_options({})) o->excludes(sidecar);
+  return [a] {
+    const auto model = a->model.Load();
+    if (!model.ok()) return Fail(model.status());
+    if (a->spaces) a->demo.separator = " ";
+    return Done(lab::RunDemo(*model, a->model.engine, a->demo));
+  };
+}
+}  // namespace cli
+SLUICE_END_NAMESPACE

@@ -1,0 +1,39 @@
+#ifndef SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_
+#define SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_
+// Options that the lab's commands share, and how each of them adds itself.
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "sluice/runtime/cli/command.h"
+#include "sluice/runtime/host/engine.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace cli {
+// Tokens are counted to 2^40 at most, so that no sum of two counts overflows.
+inline constexpr int64_t kMostTokens = int64_t{1} << 40;
+
+// --model and how it runs.
+struct LabModel {
+  std::string path;
+  std::string cache = "f32";
+  host::EngineOptions engine;
+
+  LabModel();
+  // --model, --cache, --chunk, --threads.
+  void AddTo(CLI::App& app);
+  // --router and --dense-layers as well.
+  void AddRoutedTo(CLI::App& app);
+  // The model; fills `engine.cache`.
+  absl::StatusOr<host::Model> Load();
+};
+void AddThreads(CLI::App& app, int& threads);
+
+// One file a group: lab_score.cc, lab_compare.cc, lab_learned.cc, lab_encoder.cc.
+void AddScoring(CLI::App& app, const Exit& exit);     // perplexity, facts, generate
+void AddComparison(CLI::App& app, const Exit& exit);  // compare, search
+void AddLearned(CLI::App& app, const Exit& exit);     // evaluate, calibrate, search-schedule
+void AddEncoder(CLI::App& app, const Exit& exit);     // classify, prune-encoder
+}  // namespace cli
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_

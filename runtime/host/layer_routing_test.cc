@@ -1,0 +1,188 @@
+// Flux Attention on the bundled model: equalities, invariants and the trainer's stored vectors.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "sluice/routers/layer/flux_attention/flux_attention.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/host_fixture.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+namespace {
+const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
+const Gguf& Weights(int seed = 1) {
+  static const auto* files = new std::vector<Gguf>([] {
+    std::vector<Gguf> v;
+    for (int s = 1; s <= 3; ++s)
+      v.push_back(*Gguf::Open(kModels + "flux_attention-s" + std::to_string(s) + ".gguf"));
+    return v;
+  }());
+  return (*files)[seed - 1];
+}
+std::vector<int32_t> Golden(const Gguf& w, int64_t row) {
+  const std::vector<float> all = *w.ReadF32("golden.prompts", {1000, 4});
+  return {all.begin() + row * 1000, all.begin() + (row + 1) * 1000};
+}
+EngineOptions Options(std::vector<LayerMode> fixed = {}) {
+  EngineOptions o;
+  o.max_tokens = 2048;
+  o.layers.fixed = std::move(fixed);
+  if (o.layers.fixed.empty()) o.layers.weights = &Weights();
+  return o;
+}
+std::vector<float> Decode(Engine& e, const std::vector<int32_t>& tokens) {
+  std::vector<float> out;
+  for (int32_t t : tokens) {
+    const std::vector<float> one = Logits(e, {t}, e.length());
+    out.insert(out.end(), one.begin(), one.end());
+  }
+  return out;
+}
+constexpr LayerMode kF = LayerMode::kFull, kS = LayerMode::kSparse;
+
+TEST(LayerRouting, ForcedFullIsBitIdenticalToDense) {
+  EngineOptions dense;
+  dense.max_tokens = 2048;
+  const std::vector<int32_t> tokens = Golden(Weights(), 0);
+  EXPECT_EQ(Logits(*Make(Options({6, kF})), tokens, 0), Logits(*Make(dense), tokens, 0));
+}
+TEST(LayerRouting, ForcedSparseIsTheStreamingRouterAndAWideWindowIsDense) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 1);
+  EngineOptions streaming;
+  streaming.max_tokens = 2048;
+  streaming.router = "sink_window:sink=64,window=256";
+  EXPECT_EQ(Logits(*Make(Options({6, kS})), tokens, 0), Logits(*Make(streaming), tokens, 0));
+  EngineOptions wide = Options({6, kS}), dense;
+  dense.max_tokens = 2048;
+  wide.layers.sparse = wide.layers.sparse_decode = "sink_window:sink=0,window=4096";
+  const std::vector<float> a = Logits(*Make(wide), tokens, 999),
+                           b = Logits(*Make(dense), tokens, 999);
+  for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-3);
+}
+TEST(LayerRouting, ReproducesTheTrainersDecisions) {
+  for (int seed = 1; seed <= 3; ++seed) {
+    const Gguf& w = Weights(seed);
+    const std::vector<float> features = *w.ReadF32("golden.features", {64, 24});
+    const std::vector<float> logits = *w.ReadF32("golden.logits", {2, 24});
+    for (size_t i = 0; i < 24; ++i) {
+      auto r = FluxAttention::Create({static_cast<int64_t>(i % 6)}, w);
+      ASSERT_TRUE(r.ok()) << r.status();
+      std::vector<float> scratch(r->scratch_floats());
+      float got[2];
+      r->Logits(&features[i * 64], scratch.data(), got);
+      for (size_t k : {0u, 1u}) EXPECT_NEAR(got[k], logits[2 * i + k], 1e-4);
+      EXPECT_EQ(FluxAttention::Decide(got), FluxAttention::Decide(&logits[2 * i]));
+    }
+    EngineOptions o = Options();
+    o.layers.weights = &w;
+    const auto e = Make(o);
+    for (size_t p = 0; p < 4; ++p) {  // end to end: the engine's own features, layer after layer
+      e->Reset();
+      Logits(*e, Golden(w, static_cast<int64_t>(p)), 999);
+      for (size_t layer = 0; layer < 6; ++layer) {
+        const float* want = &logits[2 * (p * 6 + layer)];
+        EXPECT_NEAR(e->layer_logits()[2 * layer], want[0], 1e-2)
+            << "seed " << seed << " layer " << layer;
+        EXPECT_EQ(e->modes()[layer] == kF, want[1] > want[0])
+            << "seed " << seed << " layer " << layer;
+      }
+    }
+  }
+}
+TEST(LayerRouting, ChunksAndThreadsDoNotMatter) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 2);
+  std::vector<LayerMode> modes;
+  for (int64_t chunk : {1000, 512, 77}) {
+    EngineOptions o = Options();
+    o.chunk = chunk;
+    o.threads = chunk == 77 ? 1 : 2;
+    const auto e = Make(o);
+    Logits(*e, tokens, 999);
+    if (modes.empty()) modes = e->modes();
+    EXPECT_EQ(e->modes(), modes) << chunk;
+  }
+  for (size_t n :
+       {1u, 2u, 99u, 100u, 101u, 199u, 201u}) {  // shorter than the pool, and than twice the pool
+    const auto e = Make(Options());
+    Logits(*e, {tokens.begin(), tokens.begin() + static_cast<int64_t>(n)}, 0);
+    EXPECT_THAT(e->modes(), testing::Not(testing::Contains(LayerMode::kUndecided)));
+  }
+}
+TEST(LayerRouting, DecodeEqualsOnePassUnderTheSameDecisions) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 0);
+  const std::vector<int32_t> prompt(tokens.begin(), tokens.begin() + 900),
+      rest(tokens.begin() + 900, tokens.end());
+  const auto e = Make(Options());
+  Logits(*e, prompt, 899);
+  const std::vector<float> decoded = Decode(*e, rest);
+  const std::vector<float> whole = Logits(*Make(Options(e->modes())), tokens, 900);
+  ASSERT_EQ(decoded.size(), whole.size());
+  for (size_t i = 0; i < whole.size(); ++i) ASSERT_NEAR(decoded[i], whole[i], 2e-3);
+}
+TEST(LayerRouting, DecisionIsFrozenForDecode) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 1);
+  const auto e = Make(Options());
+  Logits(*e, {tokens.begin(), tokens.begin() + 300}, 299);
+  const std::vector<LayerMode> modes = e->modes();
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(e->Feed({tokens[i]}, 1 << 20).ok());
+  EXPECT_EQ(e->router_calls(), 6);
+  EXPECT_EQ(e->modes(), modes);
+}
+TEST(LayerRouting, EvictionKeepsTheBitsAndBoundsTheReads) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 1);
+  const std::vector<LayerMode> modes = {kF, kS, kS, kF, kS, kS};
+  EngineOptions keep = Options(modes);
+  keep.layers.sparse = keep.layers.sparse_decode = "sink_window:sink=20,window=100";
+  EngineOptions evict = keep;
+  evict.layers.evict = true;
+  const auto a = Make(keep), b = Make(evict);
+  EXPECT_EQ(Logits(*a, tokens, 900), Logits(*b, tokens, 900));
+  EXPECT_EQ(a->cache_rows(1), 1000);
+  EXPECT_LE(b->cache_rows(1), 120 + 64);
+  int64_t before = b->layer_counters(1).kv_bytes, least = 1 << 30, most = 0;
+  for (int i = 0; i < 400; ++i) {
+    const int32_t t = tokens[i];
+    ASSERT_EQ(Decode(*a, {t}), Decode(*b, {t})) << i;
+    EXPECT_LE(b->cache_rows(1), 220 + 64);
+    const int64_t now = b->layer_counters(1).kv_bytes;
+    least = std::min(least, now - before);
+    most = std::max(most, now - before);
+    before = now;
+  }
+  const int64_t block = 64 * 2 * 2 * 64 * 4;  // keys of a block, both sides, two KV heads
+  EXPECT_LE(most - least, block);
+  EXPECT_EQ(b->cache_rows(0), 1400);
+  const std::vector<int32_t> more(tokens.begin(),
+                                  tokens.begin() + 300);  // a second turn, longer than a window
+  EXPECT_EQ(Logits(*a, more, a->length()), Logits(*b, more, b->length()));
+}
+TEST(LayerRouting, TriangleAndBlockSelectionRunAsSparseModes) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 0);
+  EngineOptions streaming = Options({6, kS}), triangle = streaming, blocks = streaming, dense;
+  dense.max_tokens = 2048;
+  triangle.layers.sparse = "sink_window:sink=64,window=256,last_dense=128";
+  blocks.layers.sparse = "mean_pool:k=4";
+  const auto s = Make(streaming), t = Make(triangle), b = Make(blocks), d = Make(dense);
+  for (Engine* e : {s.get(), t.get(), b.get(), d.get()}) Logits(*e, tokens, 999);
+  EXPECT_LT(s->counters().exact_pairs, t->counters().exact_pairs);
+  EXPECT_LT(t->counters().exact_pairs, d->counters().exact_pairs);
+  EXPECT_LT(b->counters().exact_pairs, d->counters().exact_pairs);
+}
+TEST(LayerRouting, BadOptionsAreExplained) {
+  const auto message = [](const EngineOptions& o) {
+    return std::string(Engine::Create(Mini(), o).status().message());
+  };
+  EXPECT_THAT(message(Options({kF, kS})), testing::HasSubstr("2 fixed layer modes for 6 layers"));
+  EngineOptions o = Options();
+  o.layers.sparse_decode = "mean_pool:k=4";
+  EXPECT_THAT(message(o), testing::HasSubstr("decode with sink_window"));
+  o.layers.sparse_decode = "sink_window:last_dense=4";
+  EXPECT_THAT(message(o), testing::HasSubstr("not for decode"));
+}
+}  // namespace
+}  // namespace host
+SLUICE_END_NAMESPACE

@@ -1,0 +1,32 @@
+#ifndef SLUICE_RUNTIME_HOST_MODEL_H_
+#define SLUICE_RUNTIME_HOST_MODEL_H_
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "sluice/runtime/text/tokenizer.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+struct ModelShape {
+  int64_t layers = 0, width = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0,
+          context = 0;
+  float rope_base = 10000, eps = 1e-5f;
+};
+// Row-major [out, in] matrices as fp32.
+struct Layer {
+  std::vector<float> attn_norm, qkv, attn_out, ffn_norm, gate_up, down;
+};
+struct Model {
+  ModelShape shape;
+  std::vector<float> embed, output, norm;  // output empty: tied to embed
+  std::vector<Layer> layers;
+  Tokenizer tokenizer;
+  const std::vector<float>& head() const { return output.empty() ? embed : output; }
+};
+// A Llama-architecture GGUF file with F32, F16 or Q8_0 tensors and interleaved rotary pairs.
+absl::StatusOr<Model> LoadModel(const std::string& path);
+}  // namespace host
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_HOST_MODEL_H_

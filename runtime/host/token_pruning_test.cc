@@ -1,0 +1,312 @@
+// Token pruning in the engine: equalities, measured skip and ragged caches, with routers of any
+// weights.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/pruners/token/ftp/ftp.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/host_fixture.h"
+#include "sluice/tests/support/random_weights.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+namespace {
+using By = TokenPruning::By;
+const RandomWeights& Weights() {
+  static const auto* made = new RandomWeights({{"hidden", 64}});
+  return *made;
+}
+const RandomWeights& TokenWeights() {
+  static const auto* made =
+      new RandomWeights({{"layers", 6}, {"dim", 384}, {"hidden", 32}, {"rank", 4}, {"silu", 1}});
+  return *made;
+}
+const std::vector<double> kMixed = {0, 0.4, 0.3, 0.6, 0.2, 0.8};
+EngineOptions Options(By by, std::vector<double> sparsity) {
+  EngineOptions o;
+  o.max_tokens = 1024;
+  o.pruning.by = by;
+  o.pruning.sparsity = std::move(sparsity);
+  o.pruning.weights = &Weights();
+  return o;
+}
+
+using Rows = std::vector<std::vector<double>>;
+std::vector<double> Norm(const std::vector<double>& x, const std::vector<float>& w) {
+  double square = 0;
+  for (double v : x) square += v * v / static_cast<double>(x.size());
+  std::vector<double> y(x.size());
+  for (size_t i = 0; i < x.size(); ++i)
+    y[i] = x[i] / std::sqrt(square + static_cast<double>(Mini().shape.eps)) *
+           static_cast<double>(w[i]);
+  return y;
+}
+std::vector<double> Times(const std::vector<float>& w, const std::vector<double>& x) {
+  std::vector<double> y(w.size() / x.size());
+  for (size_t o = 0; o < y.size(); ++o)
+    for (size_t i = 0; i < x.size(); ++i) y[o] += static_cast<double>(w[o * x.size() + i]) * x[i];
+  return y;
+}
+void Rope(double* x, int64_t heads, int64_t position) {
+  const ModelShape& m = Mini().shape;
+  for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t i = 0; i < m.head_dim / 2; ++i, x += 2) {
+      const double angle =
+          static_cast<double>(position) *
+          std::pow(static_cast<double>(m.rope_base),
+                   -2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
+      const double a = x[0], b = x[1];
+      x[0] = a * std::cos(angle) - b * std::sin(angle);
+      x[1] = a * std::sin(angle) + b * std::cos(angle);
+    }
+  }
+}
+// A block in which `computed` tokens attend, at their own positions, to computed ones up to
+// themselves: a dense model with a mask, in double precision.
+void MaskedBlock(const Layer& l, const std::vector<bool>& computed, Rows& x) {
+  const ModelShape& m = Mini().shape;
+  const size_t d = static_cast<size_t>(m.head_dim), qw = static_cast<size_t>(m.heads) * d,
+               kw = static_cast<size_t>(m.kv_heads) * d;
+  Rows qkv(x.size());
+  for (size_t t = 0; t < x.size(); ++t) {
+    qkv[t] = Times(l.qkv, Norm(x[t], l.attn_norm));
+    Rope(qkv[t].data(), m.heads, static_cast<int64_t>(t));
+    Rope(qkv[t].data() + qw, m.kv_heads, static_cast<int64_t>(t));
+  }
+  Rows y = x;
+  for (size_t t = 0; t < x.size(); ++t) {
+    if (!computed[t]) continue;
+    std::vector<double> mix(qw);
+    for (size_t h = 0; h < static_cast<size_t>(m.heads); ++h) {
+      const size_t kv = h / static_cast<size_t>(m.heads / m.kv_heads);
+      double sum = 0;
+      for (size_t j = 0; j <= t; ++j) {
+        if (!computed[j]) continue;
+        double dot = 0;
+        for (size_t i = 0; i < d; ++i) dot += qkv[t][h * d + i] * qkv[j][qw + kv * d + i];
+        const double p = std::exp(dot / std::sqrt(static_cast<double>(d)));
+        sum += p;
+        for (size_t i = 0; i < d; ++i) mix[h * d + i] += p * qkv[j][qw + kw + kv * d + i];
+      }
+      for (size_t i = 0; i < d; ++i) mix[h * d + i] /= sum;
+    }
+    const std::vector<double> a = Times(l.attn_out, mix);
+    for (size_t i = 0; i < a.size(); ++i) y[t][i] += a[i];
+    std::vector<double> gate = Times(l.gate_up, Norm(y[t], l.ffn_norm));
+    const size_t ffn = gate.size() / 2;
+    for (size_t i = 0; i < ffn; ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * gate[ffn + i];
+    gate.resize(ffn);
+    const std::vector<double> f = Times(l.down, gate);
+    for (size_t i = 0; i < f.size(); ++i) y[t][i] += f[i];
+  }
+  x = y;
+}
+
+TEST(TokenPruning, NoSparsityIsBitIdenticalToDense) {
+  const std::vector<int32_t> tokens = Tokens(600);
+  EngineOptions dense;
+  dense.max_tokens = 1024;
+  const std::vector<float> want = Logits(*Make(dense), tokens, 0);
+  for (By by : {By::kLearned, By::kStatic, By::kRandom})
+    EXPECT_EQ(Logits(*Make(Options(by, std::vector<double>(6, 0.0))), tokens, 0), want);
+}
+TEST(TokenPruning, FullSparsityComputesTheFirstTokenOnly) {
+  for (By by : {By::kStatic, By::kRandom}) {
+    const auto e = Make(Options(by, std::vector<double>(6, 1.0)));
+    Logits(*e, Tokens(50), 49);
+    EXPECT_EQ(e->block_counters(0).executed, 50);  // always dense: it fills the score table
+    for (int64_t i = 1; i < 6; ++i) {
+      EXPECT_EQ(e->block_counters(i).executed, 1);
+      EXPECT_EQ(e->cache_rows(i), 1);
+    }
+  }
+}
+TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
+  const std::vector<int32_t> tokens = Tokens(24);
+  const std::vector<float> got = Logits(*Make(Options(By::kStatic, kMixed)), tokens, 0);
+  Rows x;
+  for (int32_t t : tokens) {
+    const float* e = &Mini().embed[t * Mini().shape.width];
+    x.emplace_back(e, e + Mini().shape.width);
+  }
+  for (size_t layer = 0; layer < 6; ++layer) {
+    const size_t k = static_cast<size_t>(ftp::Kept(kMixed[layer], 24));
+    std::vector<bool> computed(24);
+    for (size_t t = 0; t < 24; ++t)
+      computed[t] = t == 0 || t > 24 - k;  // the first, then the most recent
+    MaskedBlock(Mini().layers[layer], computed, x);
+  }
+  const size_t vocab = static_cast<size_t>(Mini().shape.vocab), width = x[0].size();
+  for (size_t t = 0; t < 24; ++t) {
+    const std::vector<double> last = Norm(x[t], Mini().norm);
+    for (size_t v = 0; v < vocab; v += 97) {
+      double want = 0;
+      for (size_t i = 0; i < width; ++i)
+        want += last[i] * static_cast<double>(Mini().head()[v * width + i]);
+      ASSERT_NEAR(got[t * vocab + v], want, 2e-3) << t;
+    }
+  }
+}
+TEST(TokenPruning, ChunksAndThreadsDoNotMatter) {
+  const std::vector<int32_t> tokens = Tokens(300);
+  for (By by : {By::kLearned, By::kStatic, By::kRandom}) {
+    EngineOptions o = Options(by, kMixed), small = o;
+    o.pruning.topk = small.pruning.topk = true;
+    small.chunk = 64;
+    small.threads = 1;
+    ExpectNear(Logits(*Make(small), tokens, 250), Logits(*Make(o), tokens, 250), 5e-3f);
+  }
+}
+TEST(TokenPruning, DecodingOverRaggedCachesEqualsOneFeed) {
+  // After the prompt every token is computed by every block, over whatever keys each block kept.
+  const std::vector<int32_t> tokens = Tokens(320), prompt(tokens.begin(), tokens.begin() + 300),
+                             rest(tokens.begin() + 300, tokens.end());
+  for (By by : {By::kLearned, By::kStatic}) {
+    EngineOptions o = Options(by, kMixed);
+    o.pruning.topk = true;
+    const auto a = Make(o), b = Make(o);
+    Logits(*a, prompt, 299);
+    Logits(*b, prompt, 299);
+    for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(a->cache_rows(i), ftp::Kept(kMixed[i], 300)) << i;
+    const std::vector<float> whole = Logits(*a, rest, 300);
+    std::vector<float> decoded;
+    for (int32_t t : rest) {
+      const std::vector<float> one = Logits(*b, {t}, b->length());
+      decoded.insert(decoded.end(), one.begin(), one.end());
+    }
+    ExpectNear(decoded, whole, 5e-3f);
+    EXPECT_EQ(a->cache_rows(5), ftp::Kept(0.8, 300) + 20);
+  }
+}
+TEST(TokenPruning, DecodingSkipsBlocksAboveTheThreshold) {
+  EngineOptions o = Options(By::kStatic, kMixed);
+  o.pruning.decode = 0.5;
+  const auto e = Make(o);
+  Logits(*e, Tokens(100), 99);
+  const int64_t kept3 = e->cache_rows(3), kept1 = e->cache_rows(1), macs = e->linear().macs;
+  Logits(*e, {5}, 100);
+  EXPECT_EQ(e->cache_rows(3), kept3);
+  EXPECT_EQ(e->cache_rows(1), kept1 + 1);
+  EXPECT_EQ(e->block_counters(5).approximated, 101 - ftp::Kept(0.8, 100));
+  const auto dense = Make(Options(By::kStatic, std::vector<double>(6, 0.0)));
+  Logits(*dense, {5}, 0);
+  EXPECT_EQ((e->linear().macs - macs) * 6, dense->linear().macs * 4);
+}
+TEST(TokenPruning, CausalDecisionsDoNotSeeWhatFollows) {
+  // With causal scores and thresholds a prefix has the logits that it has alone, up to the position
+  // factor, which is the share of the prompt: compared at the same length.
+  std::vector<int32_t> tokens = Tokens(200), other = tokens;
+  for (size_t i = 150; i < 200; ++i) other[i] = 17;
+  for (bool causal : {true, false}) {
+    EngineOptions o = Options(By::kLearned, kMixed);
+    o.pruning.causal = causal;
+    const auto a = Make(o), b = Make(o);
+    const std::vector<float> x = Logits(*a, tokens, 0), y = Logits(*b, other, 0);
+    const size_t prefix = 150 * static_cast<size_t>(Mini().shape.vocab);
+    if (causal)
+      ExpectNear({x.begin(), x.begin() + static_cast<int64_t>(prefix)},
+                 {y.begin(), y.begin() + static_cast<int64_t>(prefix)}, 2e-3f);
+    EXPECT_GT(a->block_counters(3).executed, 0);
+  }
+}
+TEST(TokenPruning, ReproducesTheTrainer) {
+  for (const char* kind : {"full", "nopos", "causal"}) {
+    for (int seed = 1; seed <= 3; ++seed) {
+      const std::string name = absl::StrCat("/ftp-", kind, "30-s", seed, ".gguf");
+      auto w = Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/models" + name);
+      ASSERT_TRUE(w.ok()) << w.status();
+      const uint64_t rows = (*w->Tensor("golden.logits"))->elements / 2;
+      const std::vector<float> factors = *w->ReadF32("golden.factors", {4, rows}),
+                               logits = *w->ReadF32("golden.logits", {2, rows}),
+                               kept = *w->ReadF32("golden.kept", {5}),
+                               schedule = *w->ReadF32("ftp.schedule", {6}),
+                               ids = *w->ReadF32("golden.ids",
+                                                 {(*w->Tensor("golden.ids"))->elements});
+      auto r = Ftp::Create({}, *w);
+      ASSERT_TRUE(r.ok()) << r.status();
+      const int64_t n = static_cast<int64_t>(rows);
+      auto plan = r->MakePlan({n, 2, 4, 1});
+      OwnedWorkspace memory(plan->workspace_bytes);
+      std::vector<float> got(2 * rows);
+      r->Logits(*plan, {factors.data(), n, 4, 4}, {{memory.data(), plan->workspace_bytes}, nullptr},
+                got.data());
+      for (size_t i = 0; i < rows; ++i) {
+        // Margins of a sharp router reach tens: 1e-4 of the value.
+        for (size_t j = 2 * i; j < 2 * i + 2; ++j)
+          ASSERT_NEAR(got[j], logits[j], 1e-4 * std::max(1.0f, std::abs(logits[j]))) << name;
+        ASSERT_EQ(Ftp::Decide(&got[2 * i]), Ftp::Decide(&logits[2 * i])) << name;
+      }
+      // The whole pruned model: how many tokens every block computes, and the loss of what follows
+      // the prompt.
+      EngineOptions o = Options(By::kLearned, {schedule.begin(), schedule.end()});
+      o.max_tokens = 2048;
+      o.pruning.weights = &*w;
+      o.pruning.causal = *w->Int("sluice.ftp.causal") != 0;
+      const auto e = Make(o);
+      const int64_t prompt = static_cast<int64_t>(ids.size()) - *w->Int("sluice.ftp.follow");
+      double nll = 0;
+      const size_t vocab = static_cast<size_t>(e->model().shape.vocab);
+      const auto see = [&](int64_t at, const float* x) {
+        if (at + 1 < static_cast<int64_t>(ids.size()))
+          nll += static_cast<double>(kernels::LogSumExp(x, vocab) -
+                                     x[static_cast<int64_t>(ids[at + 1])]);
+      };
+      ASSERT_TRUE(e->Feed({ids.begin(), ids.begin() + prompt}, prompt - 1, see).ok());
+      for (int64_t l = 1; l < 6; ++l)
+        EXPECT_NEAR(static_cast<double>(e->block_counters(l).executed), kept[l - 1], 3)
+            << name << l;
+      ASSERT_TRUE(e->Feed({ids.begin() + prompt, ids.end()}, prompt, see).ok());
+      const double follow = static_cast<double>(static_cast<int64_t>(ids.size()) - prompt);
+      EXPECT_NEAR(nll / follow, (*w->ReadF32("golden.nll", {1}))[0], 1e-2) << name;
+    }
+  }
+}
+TEST(TokenPruning, CountersFallWithTheSparsity) {
+  const std::vector<int32_t> tokens = Tokens(1000);
+  int64_t macs = 0, pairs = 0;
+  for (double s : {0.0, 0.25, 0.5, 0.9}) {
+    const auto e = Make(Options(By::kStatic, {0, s, s, s, s, s}));
+    Logits(*e, tokens, 999);
+    const double linear = (1 + 5 * (1 - s)) / 6, attention = (1 + 5 * (1 - s) * (1 - s)) / 6;
+    if (s == 0) {
+      macs = e->linear().macs;
+      pairs = e->counters().exact_pairs;
+    }
+    EXPECT_NEAR(static_cast<double>(e->linear().macs) / static_cast<double>(macs), linear, 1e-3);
+    EXPECT_NEAR(static_cast<double>(e->counters().exact_pairs) / static_cast<double>(pairs),
+                attention, 1e-2);
+    EXPECT_NEAR(e->block_counters(2).sparsity(), s, 1e-9);
+  }
+}
+TEST(TokenPruning, ShortPromptsRun) {
+  for (int64_t n : {1, 2, 3}) {
+    for (By by : {By::kLearned, By::kStatic, By::kRandom}) {
+      const auto e = Make(Options(by, std::vector<double>(6, 0.9)));
+      for (float x : Logits(*e, Tokens(n), 0)) ASSERT_TRUE(std::isfinite(x));
+      for (int64_t i = 0; i < 6; ++i) EXPECT_GE(e->cache_rows(i), 1);
+    }
+  }
+}
+TEST(TokenPruning, RefusesWhatItCannotRun) {
+  const auto refuses = [](const EngineOptions& o, const char* why) {
+    EXPECT_THAT(std::string(Engine::Create(Mini(), o).status().message()), testing::HasSubstr(why));
+  };
+  refuses(Options(By::kStatic, {0, 0.5}), "one a block: 6");
+  refuses(Options(By::kStatic, std::vector<double>(6, 1.5)), "outside [0, 1]");
+  refuses(Options(By::kStatic, std::vector<double>(6, NAN)), "outside [0, 1]");
+  EngineOptions o = Options(By::kLearned, kMixed);
+  o.pruning.weights = nullptr;
+  refuses(o, "needs weights");
+  o = Options(By::kStatic, kMixed);
+  o.tokens.gate = TokenRouting::Gate::kRandom;
+  o.tokens.weights = &TokenWeights();
+  refuses(o, "without layer routing, token routing");
+}
+}  // namespace
+}  // namespace host
+SLUICE_END_NAMESPACE

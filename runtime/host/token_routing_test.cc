@@ -1,0 +1,253 @@
+// Informed Routing in the engine: equalities and measured skip, with forecasters of any weights.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/routers/token/informed_routing/informed_routing.h"
+#include "sluice/routers/token/informed_routing/informed_routing_reference.h"
+#include "sluice/runtime/host/calibrate.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/host_fixture.h"
+#include "sluice/tests/support/random_weights.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+namespace {
+using Gate = TokenRouting::Gate;
+const RandomWeights& Weights(int64_t rank) {
+  static auto* made = new std::map<int64_t, RandomWeights>;
+  return made
+      ->try_emplace(rank,
+                    std::map<std::string, int64_t>{
+                        {"layers", 6}, {"dim", 384}, {"hidden", 32}, {"rank", rank}, {"silu", 1}})
+      .first->second;
+}
+EngineOptions Options(Gate gate, int64_t rank = 16) {
+  EngineOptions o;
+  o.max_tokens = 1024;
+  o.tokens.gate = gate;
+  o.tokens.weights = &Weights(rank);
+  o.tokens.rate = 0.4;
+  return o;
+}
+
+TEST(TokenRouting, AllExecuteIsBitIdenticalToDense) {
+  const std::vector<int32_t> tokens = Tokens(600);
+  EXPECT_EQ(Logits(*Make(Options(Gate::kExecute)), tokens, 0),
+            Logits(*Make(Options(Gate::kOff)), tokens, 0));
+}
+TEST(TokenRouting, AllApproximateIsAModelOfForecasters) {
+  const std::vector<int32_t> tokens = Tokens(20);
+  EngineOptions o = Options(Gate::kApproximate);
+  o.tokens.pin_first = false;
+  const auto e = Make(o);
+  const std::vector<float> got = Logits(*e, tokens, 0);
+  const ModelShape& m = Mini().shape;
+  const auto norm = [&](const std::vector<double>& x, const std::vector<float>& w) {
+    double square = 0;
+    for (double v : x) square += v * v / static_cast<double>(x.size());
+    std::vector<double> y(x.size());
+    for (size_t i = 0; i < x.size(); ++i)
+      y[i] = x[i] / std::sqrt(square + static_cast<double>(m.eps)) * static_cast<double>(w[i]);
+    return y;
+  };
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    const float* embed = &Mini().embed[tokens[t] * m.width];
+    std::vector<double> x(embed, embed + m.width);
+    for (size_t layer = 0; layer < 6; ++layer) {
+      for (const char* unit : {"attn.", "ffn."}) {
+        const Layer& l = Mini().layers[layer];
+        const std::vector<double> f =
+            reference::Forecast(Weights(16), "blk." + std::to_string(layer) + ".informed." + unit,
+                                norm(x, unit[0] == 'a' ? l.attn_norm : l.ffn_norm), 16, true);
+        for (size_t i = 0; i < x.size(); ++i) x[i] += f[i];
+      }
+    }
+    x = norm(x, Mini().norm);
+    for (size_t v = 0; v < static_cast<size_t>(m.vocab); v += 97) {
+      double want = 0;
+      for (size_t i = 0; i < x.size(); ++i)
+        want += x[i] * static_cast<double>(Mini().head()[v * static_cast<size_t>(m.width) + i]);
+      ASSERT_NEAR(got[t * static_cast<size_t>(m.vocab) + v], want, 2e-3);
+    }
+  }
+  EXPECT_EQ(e->counters().exact_pairs, 0);
+}
+TEST(TokenRouting, DecodeEqualsOnePassAndChunksDoNotMatter) {
+  const std::vector<int32_t> tokens = Tokens(300);
+  for (Gate gate : {Gate::kLearned, Gate::kRandom}) {
+    EngineOptions o = Options(gate), small = o;
+    small.chunk = 64;
+    small.threads = 1;
+    const std::vector<float> whole = Logits(*Make(o), tokens, 280);
+    ExpectNear(Logits(*Make(small), tokens, 280), whole, 5e-3f);
+    const auto e = Make(o);
+    Logits(*e, {tokens.begin(), tokens.begin() + 280}, 279);
+    std::vector<float> decoded;
+    for (size_t i = 280; i < 300; ++i) {
+      const std::vector<float> one = Logits(*e, {tokens[i]}, e->length());
+      decoded.insert(decoded.end(), one.begin(), one.end());
+    }
+    ExpectNear(decoded, whole, 5e-3f);
+  }
+}
+TEST(TokenRouting, ApproximatedTokensKeepTheirKeys) {
+  // Most attention is approximated; masking the keys of those tokens must change what the others
+  // compute.
+  const std::vector<int32_t> tokens = Tokens(120);
+  EngineOptions o = Options(Gate::kRandom), masked = o;
+  o.tokens.rates.assign(12, 0.9);
+  masked.tokens = o.tokens;
+  masked.tokens.mask_approximated = true;
+  const auto a = Make(o), b = Make(masked);
+  const std::vector<float> keep = Logits(*a, tokens, 0), mask = Logits(*b, tokens, 0);
+  EXPECT_GT(a->counters().exact_pairs, 0);
+  EXPECT_EQ(a->cache_rows(0), 120);
+  float apart = 0;
+  for (size_t i = 0; i < keep.size(); ++i) apart = std::max(apart, std::abs(keep[i] - mask[i]));
+  EXPECT_GT(apart, 1e-3f);
+  for (float x : mask) ASSERT_TRUE(std::isfinite(x));
+}
+TEST(TokenRouting, RankZeroIsSkipping) {
+  const std::vector<int32_t> tokens = Tokens(50);
+  EngineOptions o = Options(Gate::kApproximate, 0);
+  o.tokens.pin_first = false;
+  const auto e = Make(o);
+  const std::vector<float> got =
+      Logits(*e, tokens, 49);  // the last embedding goes straight to the head
+  std::vector<float> h(384);
+  double square = 0, want = 0;
+  const float* x = &Mini().embed[static_cast<size_t>(tokens[49]) * 384];
+  for (size_t i = 0; i < 384; ++i)
+    square += static_cast<double>(x[i]) * static_cast<double>(x[i]) / 384;
+  for (size_t i = 0; i < 384; ++i)
+    want += static_cast<double>(x[i]) / std::sqrt(square + static_cast<double>(Mini().shape.eps)) *
+            static_cast<double>(Mini().norm[i]) * static_cast<double>(Mini().head()[7 * 384 + i]);
+  EXPECT_NEAR(got[7], want, 1e-3);
+}
+TEST(TokenRouting, CountersFallWithTheRate) {
+  const std::vector<int32_t> tokens = Tokens(1000);
+  int64_t macs = 0, pairs = 0;
+  for (double rate : {0.0, 0.25, 0.5, 0.9}) {
+    EngineOptions o = Options(Gate::kRandom);
+    o.tokens.rate = rate;
+    const auto e = Make(o);
+    Logits(*e, tokens, 999);
+    double sparsity = 0;
+    for (int64_t layer = 0; layer < 6; ++layer)
+      sparsity +=
+          (e->token_counters(layer, 0).sparsity() + e->token_counters(layer, 1).sparsity()) / 12;
+    EXPECT_NEAR(sparsity, rate, 0.02);
+    if (rate > 0) {
+      EXPECT_LT(e->linear().macs, macs);
+      EXPECT_LT(e->counters().exact_pairs, pairs);
+    }
+    macs = e->linear().macs;
+    pairs = e->counters().exact_pairs;
+  }
+}
+TEST(TokenRouting, DecodeDoesNotTouchTheWeightsOfSkippedUnits) {
+  EngineOptions o = Options(Gate::kApproximate);
+  const auto e = Make(o), dense = Make(Options(Gate::kOff));
+  for (Engine* x : {e.get(), dense.get()}) Logits(*x, Tokens(10), 9);
+  const int64_t before = e->linear().weight_bytes, dense_before = dense->linear().weight_bytes;
+  ASSERT_TRUE(e->Feed({5}, 1 << 20).ok());
+  ASSERT_TRUE(dense->Feed({5}, 1 << 20).ok());
+  const int64_t head = 0;  // nothing visits the logits
+  const int64_t keys = 6 * 384 * 2 * 128 * 4, forecasts = 12 * 2 * 384 * 16 * 4;
+  EXPECT_EQ(e->linear().weight_bytes - before, keys + forecasts + head);
+  EXPECT_GT(dense->linear().weight_bytes - dense_before, 5 * (keys + forecasts));
+}
+// The trainer's stored vectors: 4 tokens of every unit, and the loss of a prompt of 256 tokens.
+TEST(TokenRouting, ReproducesTheTrainer) {
+  for (const char* kind : {"lff25", "lff40", "skip25", "skip40"}) {
+    for (int seed = 1; seed <= 3; ++seed) {
+      const std::string name = absl::StrCat("informed_routing-", kind, "-s", seed, ".gguf");
+      auto w = Gguf::Open(std::string(SLUICE_SOURCE_DIR) + "/examples/models/" + name);
+      ASSERT_TRUE(w.ok()) << w.status();
+      const std::vector<float> features = *w->ReadF32("golden.features", {384, 48}),
+                               logits = *w->ReadF32("golden.logits", {2, 48}),
+                               forecasts = *w->ReadF32("golden.forecasts", {384, 48});
+      int64_t approximated = 0;
+      for (int64_t u = 0; u < 12; ++u) {
+        auto r = InformedRouting::Create({u / 2, u % 2, 0}, *w);
+        ASSERT_TRUE(r.ok()) << r.status();
+        auto plan = r->MakePlan({4, 2, 384, 1});
+        OwnedWorkspace memory(plan->workspace_bytes);
+        float got[8];
+        std::vector<float> y(4 * 384), scratch(r->forecaster().scratch_floats(4));
+        const float* h = &features[static_cast<size_t>(u) * 4 * 384];
+        r->Logits(*plan, {h, 4, 384, 384}, {{memory.data(), plan->workspace_bytes}, nullptr}, got);
+        r->forecaster().Apply(h, 4, y.data(), scratch.data());
+        for (size_t i = 0; i < 4; ++i) {
+          const float* want = &logits[(static_cast<size_t>(u) * 4 + i) * 2];
+          for (size_t j = 0; j < 2; ++j) ASSERT_NEAR(got[2 * i + j], want[j], 1e-4) << name;
+          ASSERT_EQ(InformedRouting::Decide(got + 2 * i), InformedRouting::Decide(want)) << name;
+          approximated += InformedRouting::Decide(want);
+        }
+        for (size_t i = 0; i < y.size(); ++i)
+          ASSERT_NEAR(y[i], forecasts[static_cast<size_t>(u) * 4 * 384 + i], 1e-4) << name;
+      }
+      EXPECT_GT(approximated, 0);
+
+      EngineOptions o = Options(Gate::kLearned);
+      o.tokens.weights = &*w;
+      const auto e = Make(o);
+      const std::vector<float> ids = *w->ReadF32("golden.prompt", {256});
+      const std::vector<int32_t> prompt(ids.begin(), ids.end());
+      auto perplexity = Perplexity(*e, prompt);
+      ASSERT_TRUE(perplexity.ok()) << perplexity.status();
+      EXPECT_NEAR(std::log(*perplexity), (*w->ReadF32("golden.nll", {1}))[0], 2e-3) << name;
+    }
+  }
+}
+TEST(TokenRouting, AClosedFormFitMeetsItsBudgetAndBeatsChance) {
+  auto all =
+      ReadTokens(std::string(SLUICE_SOURCE_DIR) + "/examples/models/sluice-mini-eval.u16", 0, 2048);
+  ASSERT_TRUE(all.ok());
+  CalibrateOptions c;
+  c.rank = 16;
+  c.window = 1024;
+  auto bytes = CalibrateInformedRouting(Mini(), {all->begin() + 1024, all->end()}, c);
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  auto w = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes->data()), bytes->size()});
+  ASSERT_TRUE(w.ok()) << w.status();
+  EngineOptions o = Options(Gate::kLearned), coin = Options(Gate::kRandom);
+  o.tokens.weights = coin.tokens.weights = &*w;
+  const auto e = Make(o);
+  const std::vector<int32_t> text(all->begin(), all->begin() + 1024);
+  const double learned = *Perplexity(*e, text);
+  for (int64_t u = 0; u < 12; ++u)
+    coin.tokens.rates.push_back(e->token_counters(u / 2, u % 2).sparsity());
+  double sparsity = 0;
+  for (double r : coin.tokens.rates) sparsity += r / 12;
+  EXPECT_NEAR(sparsity, 0.25, 0.08);
+  EXPECT_LT(learned, *Perplexity(*Make(coin), text));
+  c.sparsity = 1;
+  EXPECT_THAT(std::string(CalibrateInformedRouting(Mini(), *all, c).status().message()),
+              testing::HasSubstr("outside (0, 1)"));
+  EXPECT_THAT(std::string(CalibrateInformedRouting(Mini(), {1, 2, 3}, {}).status().message()),
+              testing::HasSubstr("more than the width, 384"));
+}
+TEST(TokenRouting, BadOptionsAreExplained) {
+  const auto message = [](const EngineOptions& o) {
+    auto e = Engine::Create(Mini(), o);
+    if (!e.ok()) return std::string(e.status().message());
+    return std::string((*e)->Feed(Tokens(100), 1 << 20).message());
+  };
+  EngineOptions o = Options(Gate::kLearned);
+  o.tokens.weights = nullptr;
+  EXPECT_THAT(message(o), testing::HasSubstr("needs weights"));
+  o = Options(Gate::kRandom);
+  o.tokens.rates = {0.5};
+  EXPECT_THAT(message(o), testing::HasSubstr("wanted one a unit: 12"));
+  o = Options(Gate::kRandom);
+  o.router = "mean_pool:k=4";
+  EXPECT_THAT(message(o), testing::HasSubstr("contiguous queries only"));
+}
+}  // namespace
+}  // namespace host
+SLUICE_END_NAMESPACE

@@ -1,0 +1,41 @@
+#include "sluice/runtime/lab/calibrate.h"
+
+#include <cstdio>
+#include <optional>
+
+#include "sluice/api/check.h"
+#include "sluice/runtime/lab/score.h"
+#include "sluice/runtime/report/report.h"
+#include "sluice/runtime/weights/gguf.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+absl::Status RunCalibrate(const CalibrateRun& run) {
+  SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));
+  SLUICE_RETURN_IF_ERROR(CheckLength("a sequence", run.fit.window, 2, model));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                          ReadTokens(run.tokens, run.skip, run.count));
+  const auto progress = [](const std::string& what) {
+    std::fprintf(stderr, "\r%-60s", what.c_str());
+  };
+  SLUICE_ASSIGN_OR_RETURN(const std::string bytes,
+                          host::CalibrateInformedRouting(model, tokens, run.fit, progress));
+  SLUICE_RETURN_IF_ERROR(WriteWholeFile(run.out, bytes));
+  std::printf("\nwrote %s (%zu bytes)\n", run.out.c_str(), bytes.size());
+  return absl::OkStatus();
+}
+absl::Status RunSearchSchedule(ScheduleRun run) {
+  SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, ReadTokens(run.tokens, 0, -1));
+  std::optional<Gguf> weights;
+  if (!run.weights.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(weights, Gguf::Open(run.weights));
+    run.search.weights = &*weights;
+  }
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<double> best, SearchSchedule(model, held, run.search));
+  for (size_t i = 0; i < best.size(); ++i) std::printf("%s%.4f", i == 0 ? "" : ",", best[i]);
+  std::printf("\n");
+  return absl::OkStatus();
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE

@@ -1,0 +1,32 @@
+#ifndef SLUICE_RUNTIME_LAB_CALIBRATE_H_
+#define SLUICE_RUNTIME_LAB_CALIBRATE_H_
+// Learned methods' inputs from files to files: a closed-form fit of Informed Routing, a schedule
+// for FTP.
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "sluice/runtime/host/calibrate.h"
+#include "sluice/runtime/lab/evaluate/pruning_task.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+struct CalibrateRun {
+  std::string model, tokens;
+  int64_t skip = 0;
+  int64_t count = 2048;  // tokens to fit on
+  host::CalibrateOptions fit;
+  std::string out = "informed_routing.gguf";
+};
+absl::Status RunCalibrate(const CalibrateRun& run);
+
+struct ScheduleRun {
+  std::string model, tokens;
+  std::string weights;  // of a trained router; "": the static router
+  SearchOptions search;
+};
+// Prints the schedule, one sparsity a block.
+absl::Status RunSearchSchedule(ScheduleRun run);
+}  // namespace lab
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_LAB_CALIBRATE_H_

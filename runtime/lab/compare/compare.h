@@ -1,0 +1,98 @@
+#ifndef SLUICE_RUNTIME_LAB_COMPARE_COMPARE_H_
+#define SLUICE_RUNTIME_LAB_COMPARE_COMPARE_H_
+// Policies against each other over a grid of contexts: the same documents for all, quality with
+// paired intervals, measured work, time beside the time that the cost model foretold.
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sluice/policies/cost/roofline.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/report/report.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+struct CompareOptions {
+  std::vector<std::string> policies;  // the first is the baseline
+  std::vector<int64_t> contexts;      // tokens of a document
+  bool perplexity = true, facts = true;
+  int64_t documents = 5;  // a context, fewer where the tokens do not reach
+  int64_t facts_each = 16;
+  std::string separator = "\n";  // around planted facts
+  uint64_t seed = 1;             // of facts and bootstrap
+  int64_t draws = 2000;          // of the bootstrap
+  host::EngineOptions engine;    // cache, chunk, threads
+  bool foretell =
+      false;  // attention's time, by a cost model fitted before the first document that is measured
+  std::string resume;  // file of finished documents, appended to; "": none
+  std::function<void(const std::string& what, double share)> progress;
+};
+// One policy on one document.
+struct CompareDocument {
+  std::string policy;
+  int64_t context = 0, document = 0;
+  double nll = 0;
+  int64_t counted = 0, right = 0, asked = 0;
+  double exact_pairs = 0, causal_pairs = 0, attention_macs = 0, kv_bytes = 0, linear_macs = 0,
+         weight_bytes = 0;
+  double total_s = 0, plan_s = 0, attend_s = 0, predicted_attend_s = 0;
+  std::vector<double> layer_density,
+      head_density;  // exact / causal pairs; heads: KV heads, all layers together
+  std::vector<double>
+      block_map;  // [kMapBins, kMapBins] query by key, share of the pairs that a plan lists
+};
+inline constexpr int kMapBins = 24;
+
+// Foretells the time of attention in a model on this machine. Rates are fitted once, from a short
+// prompt of random tokens under a few routers (some seconds); Probe asks how fast the machine is
+// now, for machines that are shared.
+class AttentionClock {
+ public:
+  static absl::StatusOr<AttentionClock> Create(const host::Model& model,
+                                               const host::EngineOptions& options);
+  absl::Status Probe();
+  double Seconds(const AttentionPlan& plan) const;
+
+ private:
+  WorkShape shape_;
+  MachineRates rates_;
+  std::vector<int32_t> tokens_;
+  std::unique_ptr<host::Engine> probe_;
+  std::unique_ptr<double[]>
+      sums_;  // of the probe: measured, foretold at pace 1; the engine's callback points here
+  std::vector<double> recent_;  // of the last probes
+  double pace_ = 1;             // how much slower than when it was fitted
+};
+
+// Measures what `resume` lacks.
+// times, whatever was interrupted.
+absl::StatusOr<std::vector<CompareDocument>> RunComparison(const host::Model& model,
+                                                           const std::string& model_path,
+                                                           const std::vector<int32_t>& tokens,
+                                                           const CompareOptions& options);
+// `times`: with wall-clock columns, which no two runs share.
+Report MakeReport(const std::vector<CompareDocument>& documents, const CompareOptions& options,
+                  const std::string& title, bool times);
+
+// The best plan per layer among `palette` within `budget`, a share of the first palette entry's
+// attention pairs, as a per_layer composition. Quality is the mean log-likelihood over `documents`
+// of `context` tokens.
+struct LayerSearchOptions {
+  std::string method = "greedy";
+  std::vector<std::string> palette;
+  double budget = 0.3;
+  int64_t context = 2048, documents = 2, evaluations = 80;
+  uint64_t seed = 1;
+  host::EngineOptions engine;
+  std::function<void(int64_t done)> progress;
+};
+struct LayerPlan {
+  std::string policy;
+  double perplexity = 0, density = 0;
+  int64_t evaluations = 0;
+};
+absl::StatusOr<LayerPlan> SearchLayers(const host::Model& model, const std::vector<int32_t>& tokens,
+                                       const LayerSearchOptions& options);
+}  // namespace lab
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_LAB_COMPARE_COMPARE_H_

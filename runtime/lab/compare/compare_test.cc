@@ -1,0 +1,144 @@
+#include "sluice/runtime/lab/compare/compare.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "sluice/runtime/host/policy.h"
+#include "sluice/tests/support/host_fixture.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+namespace {
+using testing::HasSubstr;
+const std::string kFolder = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
+
+struct Compared {
+  CompareOptions o;
+  absl::StatusOr<std::vector<CompareDocument>> Run(const std::string& resume = "",
+                                                   int64_t stop_after = -1) {
+    o.resume = resume;
+    int64_t started = 0;
+    o.progress = [&](const std::string&, double) {
+      if (++started == stop_after) throw std::runtime_error("interrupted");
+    };
+    return RunComparison(host::Mini(), kFolder + "sluice-mini-q8_0.gguf",
+                         *ReadTokens(kFolder + "sluice-mini-eval.u16", 0, -1), o);
+  }
+  Compared() {
+    o.policies = {"dense", "mean_pool:k=2", "ftp"};
+    o.contexts = {256, 512};
+    o.documents = 2;
+    o.facts_each = 4;
+    o.draws = 200;
+    o.engine.threads = 1;
+  }
+};
+
+TEST(Compare, AnInterruptedRunGoesOnAndTheSameSeedGivesTheSameBytes) {
+  const auto whole = Compared().Run();
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_EQ(whole->size(), 12u);
+  char folder[] = "/tmp/sluice-compare-XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  const std::string file = std::string(folder) + "/progress.jsonl";
+  EXPECT_THROW((void)Compared().Run(file, 5), std::runtime_error);
+  {  // as a crash leaves it
+    std::ofstream f(file, std::ios::app);
+    f << "{\"key\": \"cut sho";
+    f << "\n";
+  }
+  const auto resumed = Compared().Run(file);
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  Compared c;
+  const Report a = MakeReport(*whole, c.o, "t", false), b = MakeReport(*resumed, c.o, "t", false);
+  EXPECT_EQ(ReportHtml(a), ReportHtml(b));
+  EXPECT_EQ(ReportJson(a), ReportJson(b));
+  // All is known now: nothing runs, and times come back too.
+  const auto again = Compared().Run(file);
+  EXPECT_EQ(ReportHtml(MakeReport(*again, c.o, "t", true)),
+            ReportHtml(MakeReport(*resumed, c.o, "t", true)));
+  // Another seed is another experiment.
+  Compared other;
+  other.o.seed = 2;
+  const auto second = other.Run(file);
+  EXPECT_NE((*second)[0].nll, (*resumed)[0].nll);
+}
+
+TEST(Compare, DenseAgainstItselfChangesNothingAndSkippingIsMeasured) {
+  const auto r = Compared().Run();
+  ASSERT_TRUE(r.ok());
+  Compared c;
+  const Report report = MakeReport(*r, c.o, "t", true);
+  ASSERT_EQ(report.tables.size(), 2u);
+  const ReportTable& t = report.tables[1];
+  EXPECT_THAT(t.title, HasSubstr("512 tokens, 2 documents"));
+  EXPECT_EQ(t.rows[0][2].value, 0);  // change of perplexity against itself
+  EXPECT_EQ(t.rows[0][2].low, 0);
+  EXPECT_NEAR(t.rows[0][5].value, 1, 1e-9);  // density
+  EXPECT_LT(t.rows[1][5].value, 0.9);
+  EXPECT_LT(t.rows[1][6].value, t.rows[0][6].value);  // MACs
+  EXPECT_GT(t.rows[1][1].value, t.rows[0][1].value);  // perplexity
+  EXPECT_TRUE(std::isnan(t.rows[2][1].value));        // ftp answers prompts only
+  EXPECT_TRUE(t.marked[0] && t.marked[1]);
+  EXPECT_EQ(report.heats[0].values[1].size(), static_cast<size_t>(host::Mini().shape.layers));
+  for (const auto& row : report.heats[0].values[0]) EXPECT_NEAR(row, 1, 1e-9);
+  for (double h : report.heats[1].values[0]) EXPECT_NEAR(h, 1, 1e-9);
+  EXPECT_THAT(report.notes, HasSubstr("with 2 documents intervals are rough"));
+}
+
+TEST(Compare, ErrorsSayWhatIsAllowed) {
+  Compared c;
+  const auto error = [&](const std::function<void(CompareOptions&)>& spoil) {
+    Compared d;
+    spoil(d.o);
+    return std::string(d.Run().status().message());
+  };
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies.push_back("dense"); }),
+              HasSubstr("'dense' is given twice"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.contexts = {1 << 20}; }),
+              HasSubstr("allowed 64 to the model's"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"nothing"}; }),
+              HasSubstr("policy 'nothing': no method 'nothing'"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:k=1"}; }),
+              HasSubstr("ftp: unknown key 'k'; known: weights"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:weights=/nowhere"}; }),
+              HasSubstr("/nowhere"));
+  EXPECT_THAT(error([](CompareOptions& o) { o.policies.clear(); }),
+              HasSubstr("at least one policy"));
+}
+
+TEST(SearchLayers, KeepsTheBudgetAndSaysThePolicy) {
+  const auto tokens = *ReadTokens(kFolder + "sluice-mini-eval.u16", 0, 4096);
+  LayerSearchOptions o;
+  o.palette = {"dense", "sink_window:sink=16,window=48"};
+  o.budget = 0.6;
+  o.context = 512;
+  o.documents = 1;
+  o.evaluations = 12;
+  o.engine.threads = 1;
+  for (const char* method : {"random", "greedy", "dynamic"}) {
+    o.method = method;
+    const auto r = SearchLayers(host::Mini(), tokens, o);
+    ASSERT_TRUE(r.ok()) << r.status();
+    EXPECT_LE(r->density, 0.6 + 1e-9);
+    EXPECT_THAT(r->policy, HasSubstr("per_layer("));
+    host::EngineOptions e;
+    e.max_tokens = 512;
+    e.threads = 1;
+    const auto engine = host::CreateWithPolicy(host::Mini(), e, r->policy);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_NEAR(*host::Perplexity(**engine, {tokens.begin(), tokens.begin() + 512}) / r->perplexity,
+                1, 1e-6);
+    EXPECT_NEAR((*engine)->counters().density(), r->density, 1e-6);
+  }
+  o.method = "luck";
+  EXPECT_THAT(SearchLayers(host::Mini(), tokens, o).status().message(),
+              HasSubstr("allowed: random, greedy"));
+}
+}  // namespace
+}  // namespace lab
+SLUICE_END_NAMESPACE

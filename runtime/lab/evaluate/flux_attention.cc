@@ -1,0 +1,248 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/lab/evaluate/evaluate.h"
+#include "sluice/runtime/lab/evaluate/statistics.h"
+#include "sluice/runtime/weights/gguf.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+namespace {
+constexpr int kRandom = 5;
+using Modes = std::vector<host::LayerMode>;
+
+double Omega(const Modes& modes) {
+  return static_cast<double>(std::count(modes.begin(), modes.end(), host::LayerMode::kSparse)) /
+         static_cast<double>(modes.size());
+}
+
+// One prompt of each task over the same text: facts asked about at the end; the same without
+// questions; and plain text.
+struct Prompts {
+  host::FactPrompt retrieval;
+  std::vector<int32_t> unasked, plain;
+};
+Prompts MakePrompts(const host::Model& model, const std::vector<int32_t>& held, int64_t length,
+                    uint64_t seed) {
+  const int64_t room = static_cast<int64_t>(held.size()) - 2 * length;
+  const auto at =
+      static_cast<int64_t>(RandomBits({seed, 9, 0, 0, 0}) % static_cast<uint64_t>(room));
+  Prompts p;
+  const std::vector<int32_t> text(held.begin() + at, held.begin() + at + 2 * length);
+  p.retrieval = host::PlantFacts(model.tokenizer, text, length, 4, seed);
+  p.plain.assign(text.begin() + length, text.end());
+  p.unasked = p.retrieval.tokens;  // B4: the last P tokens swapped for text
+  const int64_t tail = std::min<int64_t>(100, length);
+  std::copy(p.plain.end() - tail, p.plain.end(), p.unasked.end() - tail);
+  return p;
+}
+
+struct TaskResult {
+  double omega_retrieval = 0, omega_holistic = 0, accuracy = 0, perplexity = 0;
+  std::vector<Modes> asked, unasked;
+};
+absl::StatusOr<TaskResult> MeasureTasks(const host::Model& model, const std::vector<int32_t>& held,
+                                        const EvaluateOptions& o, const host::LayerRouting& layers,
+                                        bool swap, const std::string& what) {
+  host::EngineOptions eo;
+  eo.layers = layers;
+  eo.threads = o.threads;
+  eo.max_tokens = o.length + 1;
+  SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> e, host::Engine::Create(model, eo));
+  TaskResult r;
+  double right = 0, asked = 0, nll = 0;
+  for (int64_t i = 0; i < o.prompts; ++i) {
+    Note(absl::StrCat(what, ", prompt ", i + 1, "/", o.prompts));
+    const Prompts p = MakePrompts(model, held, o.length, static_cast<uint64_t>(100 + i));
+    SLUICE_ASSIGN_OR_RETURN(
+        const host::Score s,
+        host::ScoreMarked(*e, p.retrieval.tokens, p.retrieval.answer, p.retrieval.text));
+    right += s.accuracy * static_cast<double>(s.asked);
+    asked += static_cast<double>(s.asked);
+    r.asked.push_back(e->modes());
+    SLUICE_ASSIGN_OR_RETURN(const double ppl, host::Perplexity(*e, p.plain));
+    nll += std::log(ppl);
+    const Modes holistic = e->modes();
+    if (layers.on()) {
+      r.omega_retrieval += Omega(r.asked.back()) / static_cast<double>(o.prompts);
+      r.omega_holistic += Omega(holistic) / static_cast<double>(o.prompts);
+    }
+    if (swap) {
+      e->Reset();
+      SLUICE_RETURN_IF_ERROR(e->Feed(p.unasked, o.length));
+      r.unasked.push_back(e->modes());
+    }
+  }
+  r.accuracy = right / asked;
+  r.perplexity = std::exp(nll / static_cast<double>(o.prompts));
+  return r;
+}
+Modes RandomModes(size_t layers, double omega, uint64_t seed) {
+  std::vector<size_t> order(layers);
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t i = layers; i-- > 1;)
+    std::swap(order[i], order[RandomBits({seed, 3, 0, 0, i}) % (i + 1)]);
+  Modes m(layers, host::LayerMode::kFull);
+  for (size_t i = 0; i < static_cast<size_t>(std::lround(omega * static_cast<double>(layers))); ++i)
+    m[order[i]] = host::LayerMode::kSparse;
+  return m;
+}
+// Share of the layers that change between the two prompts of a pair, among those that are not
+// always the same.
+double Flipped(const TaskResult& r, size_t* free_layers) {
+  double flips = 0;
+  size_t open = 0;
+  for (size_t layer = 0; layer < r.asked[0].size(); ++layer) {
+    size_t full = 0, changed = 0;
+    for (size_t i = 0; i < r.asked.size(); ++i) {
+      full += (r.asked[i][layer] == host::LayerMode::kFull) +
+              (r.unasked[i][layer] == host::LayerMode::kFull);
+      changed += r.asked[i][layer] != r.unasked[i][layer];
+    }
+    if (full == 0 || full == 2 * r.asked.size()) continue;
+    ++open;
+    flips += static_cast<double>(changed) / static_cast<double>(r.asked.size());
+  }
+  *free_layers = open;
+  return open == 0 ? 0 : flips / static_cast<double>(open);
+}
+}  // namespace
+
+absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptions& o) {
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held,
+                          ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
+  if (o.length < 256 || 2 * o.length >= static_cast<int64_t>(held.size()) ||
+      o.speed_length >= static_cast<int64_t>(held.size()))
+    return absl::InvalidArgumentError(absl::StrCat("prompts of ", o.length, " and ", o.speed_length,
+                                                   " tokens; allowed 256 to ", held.size() / 2 - 1,
+                                                   " and at most ", held.size() - 1));
+  const size_t layers = static_cast<size_t>(model.shape.layers);
+  SLUICE_ASSIGN_OR_RETURN(const TaskResult dense, MeasureTasks(model, held, o, {}, false, "dense"));
+  std::printf(
+      "Flux Attention (arXiv 2604.07394), %zu layers, %lld prompts of %lld tokens a task, held-out "
+      "text\n\n",
+      layers, static_cast<long long>(o.prompts), static_cast<long long>(o.length));
+  std::printf("%-22s %10s %10s %10s %10s %8s\n", "layers", "sparse:ret", "sparse:hol", "facts",
+              "ppl", "flips");
+  const auto row = [](const std::string& name, const TaskResult& r, const std::string& flips) {
+    ClearNote();
+    std::printf("%-22s %10.3f %10.3f %10.4f %10.3f %8s\n", name.c_str(), r.omega_retrieval,
+                r.omega_holistic, r.accuracy, r.perplexity, flips.c_str());
+    std::fflush(stdout);
+  };
+  row("all full", dense, "-");
+  host::LayerRouting all;
+  all.fixed = Modes(layers, host::LayerMode::kSparse);
+  SLUICE_ASSIGN_OR_RETURN(const TaskResult sparse,
+                          MeasureTasks(model, held, o, all, false, "all sparse"));
+  row("all sparse", sparse, "-");
+  std::vector<double> ret, hol, acc, ppl, flips, random_acc;
+  std::vector<Gguf> files;
+  for (int seed = 1; seed <= kSeeds; ++seed) {
+    SLUICE_ASSIGN_OR_RETURN(Gguf w,
+                            Gguf::Open(absl::StrCat(o.folder, "/flux_attention-s", seed, ".gguf")));
+    host::LayerRouting learned;
+    learned.weights = &w;
+    SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, learned, true,
+                                                             absl::StrCat("learned, seed ", seed)));
+    size_t open = 0;
+    flips.push_back(Flipped(r, &open));
+    row(absl::StrCat("learned, seed ", seed), r,
+        absl::StrCat(static_cast<int>(std::lround(100 * flips.back())), "%/", open));
+    ret.push_back(r.omega_retrieval);
+    hol.push_back(r.omega_holistic);
+    acc.push_back(r.accuracy);
+    ppl.push_back(r.perplexity);
+    files.push_back(std::move(w));
+  }
+  for (int i = 0; i < kRandom; ++i) {
+    host::LayerRouting random;
+    random.fixed = RandomModes(layers, Mean(ret), static_cast<uint64_t>(i));
+    SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, random, false,
+                                                             absl::StrCat("random ", i + 1)));
+    row(absl::StrCat("random ", i + 1), r, "-");
+    random_acc.push_back(r.accuracy);
+  }
+  const double lost = dense.accuracy - Mean(acc), random_lost = dense.accuracy - Mean(random_acc);
+  std::printf(
+      "\nlearned, mean +- spread over %d seeds: sparse layers %.3f +- %.3f (retrieval), %.3f +- "
+      "%.3f (holistic); facts "
+      "%.4f "
+      "+- %.4f; perplexity %.3f +- %.3f\n",
+      kSeeds, Mean(ret), Spread(ret), Mean(hol), Spread(hol), Mean(acc), Spread(acc), Mean(ppl),
+      Spread(ppl));
+  std::printf("B2 sparse layers within 0.10 of 0.45 and 1.00, apart by 0.25: %s\n",
+              Verdict(std::abs(Mean(ret) - 0.45) <= 0.10 && std::abs(Mean(hol) - 1.0) <= 0.10 &&
+                      Mean(hol) - Mean(ret) >= 0.25));
+  std::printf(
+      "B3 facts at least 97 %% of dense (%.1f %%), random subsets lose 3x the points (%.1f against "
+      "%.1f): %s\n",
+      100 * Mean(acc) / dense.accuracy, 100 * random_lost, 100 * lost,
+      Verdict(Mean(acc) >= 0.97 * dense.accuracy && random_lost >= 3 * std::max(lost, 0.0) &&
+              random_lost > 0));
+  std::printf(
+      "B4 questions in the last 100 tokens flip 20 %% of the layers that vary (%.0f %% +- %.0f): "
+      "%s\n",
+      100 * Mean(flips), 100 * Spread(flips), Verdict(Mean(flips) >= 0.2));
+  if (o.speed_length == 0) return absl::OkStatus();
+
+  // Speed, on text without questions and on a retrieval prompt; dense and routed alternate.
+  const Prompts p = [&] {
+    Prompts q;
+    q.retrieval = host::PlantFacts(model.tokenizer, held, o.speed_length, 4, 1);
+    q.plain.assign(held.begin(), held.begin() + o.speed_length);
+    return q;
+  }();
+  std::printf("\n%-12s %8s %10s %10s %10s %12s %10s %10s\n", "prefill", "sparse", "dense s",
+              "routed s", "speed", "of ceiling", "router", "decode ms");
+  for (const auto& [name, tokens] :
+       {std::pair<const char*, const std::vector<int32_t>*>{"retrieval", &p.retrieval.tokens},
+        {"holistic", &p.plain}}) {
+    host::EngineOptions dense_options, routed_options;
+    dense_options.threads = routed_options.threads = o.threads;
+    dense_options.max_tokens = routed_options.max_tokens = o.speed_length + 64;
+    routed_options.layers.weights = &files[0];
+    std::vector<double> dense_s, routed_s, speed, share, router, decode;
+    double omega = 0;
+    SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> a,
+                            host::Engine::Create(model, dense_options));
+    SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> b,
+                            host::Engine::Create(model, routed_options));
+    for (int64_t i = 0; i < o.repeats; ++i) {
+      Note(absl::StrCat(name, " prefill ", i + 1, "/", o.repeats));
+      a->Reset();
+      SLUICE_RETURN_IF_ERROR(a->Feed(*tokens, o.speed_length));
+      b->Reset();
+      SLUICE_RETURN_IF_ERROR(b->Feed(*tokens, o.speed_length));
+      const host::Timing &d = a->timing(), &r = b->timing();
+      omega = Omega(b->modes());
+      // What could be saved at most: the share of dense attention that the sparse layers' plans
+      // leave out.
+      const double kept = static_cast<double>(b->counters().exact_pairs) /
+                          static_cast<double>(a->counters().exact_pairs);
+      const double ceiling = d.total_s / (d.total_s - d.attend_s * (1 - kept));
+      dense_s.push_back(d.total_s);
+      routed_s.push_back(r.total_s);
+      speed.push_back(d.total_s / r.total_s);
+      share.push_back(speed.back() / ceiling);
+      router.push_back(r.route_s / r.total_s);
+      const double before = b->timing().total_s;
+      for (int k = 0; k < 32; ++k) SLUICE_RETURN_IF_ERROR(b->Feed({100 + k}, 1 << 30));
+      decode.push_back((b->timing().total_s - before) * 1e3 / 32);
+    }
+    ClearNote();
+    std::printf("%-12s %8.3f %10.3f %10.3f %9.2fx %12.3f %9.2f%% %10.2f\n", name, omega,
+                Median(dense_s), Median(routed_s), Median(speed), Median(share),
+                100 * Median(router), Median(decode));
+    std::printf("B5 router at most 1 %% of prefill, speed at least 0.8 of the ceiling: %s\n",
+                Verdict(Median(router) <= 0.01 && Median(share) >= 0.8));
+  }
+  return absl::OkStatus();
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE

@@ -1,0 +1,32 @@
+#include "sluice/runtime/lab/generate.h"
+
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+absl::Status RunGenerate(const host::Model& model, host::EngineOptions engine,
+                         const GenerateOptions& o) {
+  const std::vector<int32_t> prompt = model.tokenizer.Encode(o.prompt);
+  const auto given = static_cast<int64_t>(prompt.size());
+  if (given < 1) return absl::InvalidArgumentError("the prompt is empty; allowed: a text");
+  if (given >= model.shape.context || o.count < 1 || o.count > model.shape.context - given)
+    return absl::OutOfRangeError(absl::StrCat(
+        "a prompt of ", given, " tokens and ", o.count,
+        " more; allowed: one or more, together the model's context of ", model.shape.context));
+  engine.max_tokens = given + o.count;
+  SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
+  std::printf("%s", o.prompt.c_str());
+  const auto say = [&](int32_t id) {
+    std::printf("%s", model.tokenizer.Decode({id}).c_str());
+    std::fflush(stdout);
+    return true;
+  };
+  const auto made = host::Generate(*e, prompt, o.count, o.sampling, say);
+  std::printf("\n");
+  return made.status();
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE

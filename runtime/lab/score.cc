@@ -1,0 +1,92 @@
+#include "sluice/runtime/lab/score.h"
+
+#include <cmath>
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
+#include "sluice/runtime/lab/progress.h"
+#include "sluice/runtime/report/report.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+absl::Status CheckLength(const char* what, int64_t tokens, int64_t least,
+                         const host::Model& model) {
+  if (tokens >= least && tokens <= model.shape.context) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(what, " of ", tokens, " tokens; allowed: ", least,
+                                            " to the model's context of ", model.shape.context));
+}
+absl::StatusOr<host::FactPrompt> PlantFacts(const host::Model& model,
+                                            const std::vector<int32_t>& text, int64_t length,
+                                            int64_t facts, uint64_t seed,
+                                            const std::string& separator) {
+  if (facts < 1 || facts > 16)
+    return absl::OutOfRangeError(absl::StrCat(facts, " facts a prompt; allowed: 1 to 16"));
+  host::FactPrompt p = host::PlantFacts(model.tokenizer, text, length, facts, seed, separator);
+  const auto planted = static_cast<int64_t>(p.tokens.size());
+  if (planted > length)
+    return absl::OutOfRangeError(
+        absl::StrCat("a prompt of ", length, " tokens has no room for ", facts,
+                     " facts and their questions, which are ", planted,
+                     " tokens by themselves; allowed: a longer prompt or fewer facts"));
+  return p;
+}
+
+absl::Status RunPerplexity(const host::Model& model, host::EngineOptions engine,
+                           const PerplexityOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckLength("a window", o.count, 2, model));
+  if (o.windows < 1)
+    return absl::OutOfRangeError(absl::StrCat(o.windows, " windows; allowed: 1 or more"));
+  engine.max_tokens = o.count;
+  SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
+  double sum = 0;
+  std::vector<float> nll;
+  for (int64_t w = 0; w < o.windows; ++w) {
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                            ReadTokens(o.tokens, o.skip + w * o.count, o.count));
+    const auto progress = Progress(absl::StrCat("window ", w + 1, "/", o.windows), o.count);
+    SLUICE_ASSIGN_OR_RETURN(const double p, host::Perplexity(*e, tokens, &nll, progress));
+    sum += std::log(p);
+  }
+  std::printf(
+      "perplexity %.4f over %lld windows of %lld tokens; density %.4f, %.2f s in the last window "
+      "(attention %.2f, planning %.2f)\n",
+      std::exp(sum / static_cast<double>(o.windows)), static_cast<long long>(o.windows),
+      static_cast<long long>(o.count), e->counters().density(), e->timing().total_s,
+      e->timing().attend_s, e->timing().plan_s);
+  if (o.nll.empty()) return absl::OkStatus();
+  return WriteWholeFile(o.nll,
+                        {reinterpret_cast<const char*>(nll.data()), nll.size() * sizeof(float)});
+}
+
+absl::Status RunFacts(const host::Model& model, host::EngineOptions engine, const FactsOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckLength("a prompt", o.length, 2, model));
+  if (o.prompts < 1)
+    return absl::OutOfRangeError(absl::StrCat(o.prompts, " prompts; allowed: 1 or more"));
+  engine.max_tokens = o.length;
+  SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
+  double right = 0;
+  double asked = 0;
+  double density = 0;
+  for (int64_t r = 0; r < o.prompts; ++r) {
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                            ReadTokens(o.tokens, r * o.length, o.length));
+    SLUICE_ASSIGN_OR_RETURN(
+        const host::FactPrompt p,
+        PlantFacts(model, tokens, o.length, o.facts, static_cast<uint64_t>(r) + 1, o.separator));
+    const auto progress = Progress(absl::StrCat("prompt ", r + 1, "/", o.prompts), o.length);
+    SLUICE_ASSIGN_OR_RETURN(const host::Score score,
+                            host::ScoreMarked(*e, p.tokens, p.answer, p.text, progress));
+    right += static_cast<double>(score.right);
+    asked += static_cast<double>(score.asked);
+    density += e->counters().density() / static_cast<double>(o.prompts);
+  }
+  std::printf(
+      "fact accuracy %.4f (%.0f of %.0f answer tokens) in %lld prompts of %lld tokens; density "
+      "%.4f\n",
+      right / asked, right, asked, static_cast<long long>(o.prompts),
+      static_cast<long long>(o.length), density);
+  return absl::OkStatus();
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE
