@@ -3,11 +3,17 @@
 #include <zlib.h>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/runtime/base/regular_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
-  gzFile file = gzopen(path.c_str(), "rb");  // reads plain files as they are
-  if (file == nullptr) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  SLUICE_ASSIGN_OR_RETURN(RegularFile opened, RegularFile::Open(path));
+  const int fd = opened.Release();
+  gzFile file = gzdopen(fd, "rb");  // reads plain files as they are
+  if (file == nullptr) {
+    ::close(fd);
+    return absl::ResourceExhaustedError(absl::StrCat(path, ": no memory to read it"));
+  }
   std::string text;
   char buffer[1 << 16];
   int n;

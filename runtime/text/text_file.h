@@ -6,7 +6,8 @@
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
-// A whole file, gzip or plain; at most 1 GiB of text. NotFound, DataLoss (a gzip file cut short) or
+// A whole file, gzip or plain; at most 1 GiB of text. NotFound, InvalidArgument (no regular
+// file), DataLoss (a gzip file cut short) or
 // ResourceExhausted.
 absl::StatusOr<std::string> ReadTextFile(const std::string& path);
 SLUICE_END_NAMESPACE

@@ -1,9 +1,6 @@
 #include "sluice/runtime/weights/gguf.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <limits>
@@ -12,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "sluice/api/check.h"
 #include "sluice/api/dtype.h"
+#include "sluice/runtime/base/regular_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -290,20 +288,10 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
 }
 
 absl::StatusOr<Gguf> Gguf::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
-  struct stat st {};
-  if (::fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-    ::close(fd);
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  }
-  const size_t size = static_cast<size_t>(st.st_size);
-  if (size == 0) {
-    ::close(fd);
-    return absl::DataLossError(absl::StrCat(path, ": the file is empty"));
-  }
-  void* p = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-  ::close(fd);
+  SLUICE_ASSIGN_OR_RETURN(const RegularFile file, RegularFile::Open(path));
+  const size_t size = static_cast<size_t>(file.size());
+  if (size == 0) return absl::DataLossError(absl::StrCat(path, ": the file is empty"));
+  void* p = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd(), 0);
   if (p == MAP_FAILED)
     return absl::InternalError(absl::StrCat(path, ": cannot map: ", std::strerror(errno)));
   std::shared_ptr<const void> mapping(
