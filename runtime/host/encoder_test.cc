@@ -13,6 +13,7 @@
 #include "sluice/pruners/head/shrp/shrp_reference.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/weights/gguf_writer.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
@@ -175,9 +176,9 @@ TEST(Encoder, APrunedFileHoldsOneHeadAndIsSmaller) {
     }
   }
   EXPECT_EQ(f->tensors().count("blk.6.attn_q.weight"), 0u);
-  EXPECT_LT(std::filesystem::file_size(path),
-            0.75 * static_cast<double>(
-                       std::filesystem::file_size(kModels + "intent-encoder-q8_0.gguf")));
+  EXPECT_LT(
+      std::filesystem::file_size(path),
+      0.75 * static_cast<double>(std::filesystem::file_size(kModels + "intent-encoder-q8_0.gguf")));
   auto cut = Encoder::Load(*f);
   ASSERT_TRUE(cut.ok()) << cut.status();
   EXPECT_EQ(Infer(*cut, Batch()).logits, Infer(Routed().Pruned(), Batch()).logits);
@@ -208,6 +209,32 @@ TEST(Encoder, ErrorsSayWhatIsWrong) {
   says(Encoder::Load(DenseFile(), &DenseFile()).status(), "no sluice.shrp.layers");
   EXPECT_TRUE(Dense().Run({}, one).ok());
   EXPECT_TRUE(Dense().Run({Tokens(500, 1)}, one).ok());  // cut to the context
+}
+TEST(Encoder, RefusesWhatItDoesNotCompute) {
+  const auto refused = [&](const std::string& key, const GgufValue& value,
+                           const std::string& tensor) {
+    GgufWriter w;
+    for (const auto& [k, v] : DenseFile().values()) {
+      if (k != key) w.Set(k, v);
+    }
+    if (!key.empty()) w.Set(key, value);
+    for (const auto& [name, t] : DenseFile().tensors()) w.Copy(t);
+    const std::vector<float> zeros(4);
+    if (!tensor.empty()) EXPECT_TRUE(w.Add(tensor, {{4}}, zeros).ok());
+    const std::string bytes = w.Bytes();
+    const auto file = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+    EXPECT_TRUE(file.ok()) << file.status();
+    return std::string(Encoder::Load(*file).status().message());
+  };
+  EXPECT_EQ(refused("", {}, ""), "");
+  EXPECT_THAT(refused("", {}, "token_types.weight"), testing::HasSubstr("'token_types.weight'"));
+  EXPECT_THAT(refused("", {}, "blk.0.attn_q_norm.weight"), testing::HasSubstr("attn_q_norm"));
+  EXPECT_THAT(refused("bert.pooling_type", int64_t{1}, ""),
+              testing::HasSubstr("'bert.pooling_type' (1)"));
+  EXPECT_THAT(refused("bert.attention.layer_norm_epsilon", std::nan(""), ""),
+              testing::HasSubstr("layer_norm_epsilon' is nan"));
+  EXPECT_THAT(refused("tokenizer.ggml.model", std::string("bert"), ""),
+              testing::HasSubstr("implemented: 'gpt2'"));
 }
 }  // namespace
 }  // namespace host

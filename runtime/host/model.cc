@@ -1,74 +1,158 @@
 #include "sluice/runtime/host/model.h"
 
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/weights/gguf.h"
+#include "sluice/runtime/weights/gguf_accepts.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-absl::StatusOr<Model> LoadModel(const std::string& path) {
-  SLUICE_ASSIGN_OR_RETURN(const Gguf f, Gguf::Open(path));
+namespace {
+constexpr int64_t kMostOfAShape = int64_t{1} << 24;
+
+absl::StatusOr<int64_t> ReadSize(const Gguf& f, const std::string& key) {
+  SLUICE_ASSIGN_OR_RETURN(const int64_t n, f.Int(key));
+  if (n < 1 || n > kMostOfAShape)
+    return absl::OutOfRangeError(
+        absl::StrCat("'", key, "' is ", n, "; allowed: 1 to ", kMostOfAShape));
+  return n;
+}
+// NaN is in no range.
+absl::StatusOr<float> ReadReal(const Gguf& f, const std::string& key, double low, double high) {
+  SLUICE_ASSIGN_OR_RETURN(const double x, f.Real(key));
+  if (!(x >= low && x <= high))
+    return absl::OutOfRangeError(
+        absl::StrCat("'", key, "' is ", x, "; allowed: ", low, " to ", high));
+  return static_cast<float>(x);
+}
+
+absl::StatusOr<ModelShape> ReadShape(const Gguf& f) {
+  ModelShape s;
+  SLUICE_ASSIGN_OR_RETURN(s.layers, ReadSize(f, "llama.block_count"));
+  SLUICE_ASSIGN_OR_RETURN(s.width, ReadSize(f, "llama.embedding_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.heads, ReadSize(f, "llama.attention.head_count"));
+  s.kv_heads = s.heads;
+  if (f.Has("llama.attention.head_count_kv")) {
+    SLUICE_ASSIGN_OR_RETURN(s.kv_heads, ReadSize(f, "llama.attention.head_count_kv"));
+  }
+  SLUICE_ASSIGN_OR_RETURN(s.ffn, ReadSize(f, "llama.feed_forward_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.context, ReadSize(f, "llama.context_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.eps, ReadReal(f, "llama.attention.layer_norm_rms_epsilon", 1e-12, 1));
+  if (f.Has("llama.rope.freq_base")) {
+    SLUICE_ASSIGN_OR_RETURN(s.rope_base, ReadReal(f, "llama.rope.freq_base", 1, 1e12));
+  }
+  if (s.heads % s.kv_heads != 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat(s.heads, " heads are no multiple of ", s.kv_heads, " KV heads"));
+  if (f.Has("llama.attention.key_length")) {
+    SLUICE_ASSIGN_OR_RETURN(s.head_dim, ReadSize(f, "llama.attention.key_length"));
+  } else {
+    if (s.width % s.heads != 0)
+      return absl::InvalidArgumentError(
+          absl::StrCat("the width ", s.width, " is no multiple of ", s.heads, " heads"));
+    s.head_dim = s.width / s.heads;
+  }
+  if (s.head_dim % 2 != 0 || s.head_dim > 4096)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "heads are ", s.head_dim, " wide; allowed: even widths up to 4096, for rotary pairs"));
+  return s;
+}
+
+// All of a file that the host computes with, and what changes nothing. Whatever is not here is
+// refused: a model that runs without it answers, but as another model.
+absl::Status CheckContent(const Gguf& f, const ModelShape& s) {
+  GgufAccepts a;
+  a.KeyPrefix("general.").KeyIs("general.type", {std::string("model")}).KeyPrefix("quantize.");
+  a.KeyPrefix("tokenizer.");  // Tokenizer::Load has a list of its own
+  for (const char* read : {"block_count", "embedding_length", "attention.head_count",
+                           "attention.head_count_kv", "feed_forward_length", "context_length",
+                           "attention.layer_norm_rms_epsilon", "rope.freq_base"})
+    a.Key(absl::StrCat("llama.", read));
+  // Keys whose one implemented value is how the host computes anyway.
+  a.KeyIs("llama.vocab_size", {s.vocab})
+      .KeyIs("llama.rope.dimension_count", {s.head_dim})
+      .KeyIs("llama.rope.scaling.type", {std::string("none")})
+      .KeyIs("llama.attention.key_length", {s.head_dim})
+      .KeyIs("llama.attention.value_length", {s.head_dim})
+      .KeyIs("llama.attention.causal", {true})
+      .KeyIs("llama.attention.sliding_window", {int64_t{0}})
+      .KeyIs("llama.attention.clamp_kqv", {0.0})
+      .KeyIs("llama.expert_count", {int64_t{0}})
+      .KeyIs("llama.expert_used_count", {int64_t{0}})
+      .KeyIs("llama.logit_scale", {1.0})
+      .KeyIs("llama.tensor_data_layout", {std::string("Meta AI original pth")})
+      .KeyIs("split.count", {int64_t{0}, int64_t{1}})
+      .KeyIs("split.no", {int64_t{0}})
+      .KeyIs("split.tensors.count", {static_cast<int64_t>(f.tensors().size())});
+  a.Tensor("token_embd.weight").Tensor("output_norm.weight").Tensor("output.weight");
+  for (int64_t i = 0; i < s.layers; ++i) {
+    for (const char* name : {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm",
+                             "ffn_gate", "ffn_up", "ffn_down"})
+      a.Tensor(absl::StrCat("blk.", i, ".", name, ".weight"));
+  }
+  SLUICE_RETURN_IF_ERROR(a.CheckKeys(f));
+  return a.CheckTensors(f);
+}
+
+// Appends a tensor [out, in], or [in] with `out` 0: matrices that are multiplied together are
+// stacked.
+absl::Status Append(const Gguf& f, const std::string& name, int64_t in, int64_t out,
+                    std::vector<float>& to) {
+  const uint64_t both[2] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<float> w,
+                          f.ReadF32(name, absl::MakeConstSpan(both, out > 0 ? 2 : 1)));
+  to.insert(to.end(), w.begin(), w.end());
+  return absl::OkStatus();
+}
+absl::Status ReadLayer(const Gguf& f, const ModelShape& s, int64_t i, Layer& l) {
+  const std::string p = absl::StrCat("blk.", i, ".");
+  const int64_t q = s.heads * s.head_dim;
+  const int64_t kv = s.kv_heads * s.head_dim;
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_norm.weight", s.width, 0, l.attn_norm));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_q.weight", s.width, q, l.qkv));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_k.weight", s.width, kv, l.qkv));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_v.weight", s.width, kv, l.qkv));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_output.weight", q, s.width, l.attn_out));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_norm.weight", s.width, 0, l.ffn_norm));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_gate.weight", s.width, s.ffn, l.gate_up));
+  SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_up.weight", s.width, s.ffn, l.gate_up));
+  return Append(f, p + "ffn_down.weight", s.ffn, s.width, l.down);
+}
+
+absl::StatusOr<Model> ReadModel(const Gguf& f) {
   SLUICE_ASSIGN_OR_RETURN(const std::string arch, f.Text("general.architecture"));
   if (arch != "llama")
     return absl::UnimplementedError(
-        absl::StrCat(path, ": architecture '", arch, "'; only 'llama' is supported"));
+        absl::StrCat("architecture '", arch, "'; only 'llama' is supported"));
   Model m;
+  SLUICE_ASSIGN_OR_RETURN(m.shape, ReadShape(f));
   ModelShape& s = m.shape;
-  SLUICE_ASSIGN_OR_RETURN(s.layers, f.Int("llama.block_count"));
-  SLUICE_ASSIGN_OR_RETURN(s.width, f.Int("llama.embedding_length"));
-  SLUICE_ASSIGN_OR_RETURN(s.heads, f.Int("llama.attention.head_count"));
-  SLUICE_ASSIGN_OR_RETURN(s.kv_heads, f.Int("llama.attention.head_count_kv"));
-  SLUICE_ASSIGN_OR_RETURN(s.ffn, f.Int("llama.feed_forward_length"));
-  SLUICE_ASSIGN_OR_RETURN(s.context, f.Int("llama.context_length"));
-  SLUICE_ASSIGN_OR_RETURN(const double eps, f.Real("llama.attention.layer_norm_rms_epsilon"));
-  s.eps = static_cast<float>(eps);
-  if (f.Has("llama.rope.freq_base")) {
-    SLUICE_ASSIGN_OR_RETURN(const double base, f.Real("llama.rope.freq_base"));
-    s.rope_base = static_cast<float>(base);
-  }
-  constexpr int64_t kLimit = int64_t{1} << 20;
-  for (int64_t n : {s.layers, s.width, s.heads, s.kv_heads, s.ffn, s.context}) {
-    if (n <= 0 || n > 16 * kLimit)
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": a shape value of ", n, " is outside [1, 2^24]"));
-  }
-  if (s.heads % s.kv_heads != 0 || s.width % s.heads != 0)
-    return absl::InvalidArgumentError(absl::StrCat(path, ": width ", s.width, ", heads ", s.heads,
-                                                   ", KV heads ", s.kv_heads, " do not divide"));
-  s.head_dim = s.width / s.heads;
-  if (f.Has("llama.attention.key_length")) {
-    SLUICE_ASSIGN_OR_RETURN(s.head_dim, f.Int("llama.attention.key_length"));
-  }
   SLUICE_ASSIGN_OR_RETURN(m.tokenizer, Tokenizer::Load(f));
   s.vocab = m.tokenizer.size();
-  const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
-  const auto read = [&](std::vector<float>* to, const std::string& name, int64_t in,
-                        int64_t out) -> absl::Status {
-    const uint64_t both[2] = {u(in), u(out)};
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<float> w,
-                            f.ReadF32(name, absl::MakeConstSpan(both, out > 0 ? 2 : 1)));
-    to->insert(to->end(), w.begin(), w.end());  // matrices that are multiplied together are stacked
-    return absl::OkStatus();
-  };
-  SLUICE_RETURN_IF_ERROR(read(&m.embed, "token_embd.weight", s.width, s.vocab));
-  SLUICE_RETURN_IF_ERROR(read(&m.norm, "output_norm.weight", s.width, 0));
+  // More layers than tensors cannot be, and would be a long list to check against.
+  if (s.layers > static_cast<int64_t>(f.tensors().size()))
+    return absl::InvalidArgumentError(absl::StrCat("'llama.block_count' is ", s.layers,
+                                                   ", but the file has ", f.tensors().size(),
+                                                   " tensors"));
+  SLUICE_RETURN_IF_ERROR(CheckContent(f, s));
+  SLUICE_RETURN_IF_ERROR(Append(f, "token_embd.weight", s.width, s.vocab, m.embed));
+  SLUICE_RETURN_IF_ERROR(Append(f, "output_norm.weight", s.width, 0, m.norm));
   if (f.tensors().count("output.weight") > 0)
-    SLUICE_RETURN_IF_ERROR(read(&m.output, "output.weight", s.width, s.vocab));
-  for (int64_t i = 0; i < s.layers; ++i) {
-    Layer l;
-    const std::string p = absl::StrCat("blk.", i, ".");
-    SLUICE_RETURN_IF_ERROR(read(&l.attn_norm, p + "attn_norm.weight", s.width, 0));
-    SLUICE_RETURN_IF_ERROR(read(&l.qkv, p + "attn_q.weight", s.width, s.heads * s.head_dim));
-    SLUICE_RETURN_IF_ERROR(read(&l.qkv, p + "attn_k.weight", s.width, s.kv_heads * s.head_dim));
-    SLUICE_RETURN_IF_ERROR(read(&l.qkv, p + "attn_v.weight", s.width, s.kv_heads * s.head_dim));
-    SLUICE_RETURN_IF_ERROR(
-        read(&l.attn_out, p + "attn_output.weight", s.heads * s.head_dim, s.width));
-    SLUICE_RETURN_IF_ERROR(read(&l.ffn_norm, p + "ffn_norm.weight", s.width, 0));
-    SLUICE_RETURN_IF_ERROR(read(&l.gate_up, p + "ffn_gate.weight", s.width, s.ffn));
-    SLUICE_RETURN_IF_ERROR(read(&l.gate_up, p + "ffn_up.weight", s.width, s.ffn));
-    SLUICE_RETURN_IF_ERROR(read(&l.down, p + "ffn_down.weight", s.ffn, s.width));
-    m.layers.push_back(std::move(l));
-  }
+    SLUICE_RETURN_IF_ERROR(Append(f, "output.weight", s.width, s.vocab, m.output));
+  for (int64_t i = 0; i < s.layers; ++i)
+    SLUICE_RETURN_IF_ERROR(ReadLayer(f, s, i, m.layers.emplace_back()));
   return m;
+}
+}  // namespace
+
+absl::StatusOr<Model> LoadModel(const std::string& path) {
+  SLUICE_ASSIGN_OR_RETURN(const Gguf f, Gguf::Open(path));
+  auto model = ReadModel(f);
+  if (!model.ok())
+    return absl::Status(model.status().code(), absl::StrCat(path, ": ", model.status().message()));
+  return model;
 }
 }  // namespace host
 SLUICE_END_NAMESPACE

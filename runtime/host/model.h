@@ -1,5 +1,6 @@
 #ifndef SLUICE_RUNTIME_HOST_MODEL_H_
 #define SLUICE_RUNTIME_HOST_MODEL_H_
+// A language model's weights and shape, as the host computes with them.
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -25,7 +26,8 @@ struct Model {
   Tokenizer tokenizer;
   const std::vector<float>& head() const { return output.empty() ? embed : output; }
 };
-// A Llama-architecture GGUF file with F32, F16 or Q8_0 tensors and interleaved rotary pairs.
+// A Llama-architecture GGUF file with F32, F16 or Q8_0 tensors and interleaved rotary pairs. A key
+// or tensor that changes the model and is not implemented is refused by name: Unimplemented.
 absl::StatusOr<Model> LoadModel(const std::string& path);
 }  // namespace host
 SLUICE_END_NAMESPACE

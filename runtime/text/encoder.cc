@@ -11,6 +11,7 @@
 #include "sluice/runtime/kernels/gelu/gelu.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
 #include "sluice/runtime/kernels/layer_norm/layer_norm.h"
+#include "sluice/runtime/weights/gguf_accepts.h"
 #include "sluice/runtime/weights/gguf_writer.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -47,6 +48,33 @@ absl::Status ReadAffine(const Gguf& f, const std::string& name, int64_t in, int6
   SLUICE_ASSIGN_OR_RETURN(w, Read(f, name + ".weight", in, out));
   SLUICE_ASSIGN_OR_RETURN(b, Read(f, name + ".bias", out));
   return absl::OkStatus();
+}
+// All of a file that the encoder computes with, and what changes nothing.
+absl::Status CheckContent(const Gguf& f, const EncoderShape& s) {
+  GgufAccepts a;
+  a.KeyPrefix("general.").KeyPrefix("quantize.").KeyPrefix("sluice.");
+  a.KeyPrefix("tokenizer.");  // Tokenizer::Load has a list of its own
+  for (const char* read :
+       {"block_count", "embedding_length", "attention.head_count", "feed_forward_length",
+        "context_length", "attention.layer_norm_epsilon", "classifier.output_labels"})
+    a.Key(absl::StrCat("bert.", read));
+  a.KeyIs("bert.attention.causal", {false}).KeyIs("bert.vocab_size", {s.vocab});
+  for (const char* name : {"token_embd", "position_embd", "token_embd_norm", "cls.output"}) {
+    a.Tensor(absl::StrCat(name, ".weight"));
+    if (name != std::string("token_embd") && name != std::string("position_embd"))
+      a.Tensor(absl::StrCat(name, ".bias"));
+  }
+  a.Tensor("golden.ids").Tensor("golden.logits").Tensor("golden.picks");  // for tests
+  for (int64_t i = 0; i < s.layers; ++i) {
+    for (const char* name :
+         {"attn_q", "attn_k", "attn_v", "attn_output", "attn_output_norm", "ffn_up", "ffn_down",
+          "layer_output_norm", "shrp.q", "shrp.k", "shrp.v", "shrp.up", "shrp.down", "shrp.router"})
+      a.Tensor(absl::StrCat("blk.", i, ".", name, ".weight"))
+          .Tensor(absl::StrCat("blk.", i, ".", name, ".bias"));
+    a.Tensor(absl::StrCat("blk.", i, ".shrp.usage"));
+  }
+  SLUICE_RETURN_IF_ERROR(a.CheckKeys(f));
+  return a.CheckTensors(f);
 }
 }  // namespace
 
@@ -191,6 +219,9 @@ absl::StatusOr<Encoder> Encoder::Load(const Gguf& file, const Gguf* conversion) 
   SLUICE_ASSIGN_OR_RETURN(s.ffn, file.Int("bert.feed_forward_length"));
   SLUICE_ASSIGN_OR_RETURN(s.context, file.Int("bert.context_length"));
   SLUICE_ASSIGN_OR_RETURN(const double eps, file.Real("bert.attention.layer_norm_epsilon"));
+  if (!(eps >= 0 && eps <= 1))
+    return absl::OutOfRangeError(
+        absl::StrCat("'bert.attention.layer_norm_epsilon' is ", eps, "; allowed: 0 to 1"));
   s.eps = static_cast<float>(eps);
   for (int64_t n : {s.layers, s.width, s.heads, s.ffn, s.context}) {
     if (n <= 0 || n > (1 << 16))
@@ -209,6 +240,8 @@ absl::StatusOr<Encoder> Encoder::Load(const Gguf& file, const Gguf* conversion) 
   }
   SLUICE_ASSIGN_OR_RETURN(const GgufTensor* table, file.Tensor("token_embd.weight"));
   s.vocab = static_cast<int64_t>(table->elements) / s.width;
+  SLUICE_RETURN_IF_ERROR(CheckContent(file, s));
+  if (conversion != nullptr) SLUICE_RETURN_IF_ERROR(CheckContent(*conversion, s));
   SLUICE_ASSIGN_OR_RETURN(e.tokens_, Read(file, "token_embd.weight", s.width, s.vocab));
   SLUICE_ASSIGN_OR_RETURN(e.places_, Read(file, "position_embd.weight", s.width, s.context));
   SLUICE_RETURN_IF_ERROR(ReadNorm(file, "token_embd_norm", s.width, e.norm_));

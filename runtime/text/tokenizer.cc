@@ -2,10 +2,13 @@
 
 #include <array>
 #include <cctype>
-#include <fstream>
+#include <queue>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/base/regular_file.h"
+#include "sluice/runtime/weights/gguf_accepts.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -43,17 +46,68 @@ Kind KindOf(char ch) {
   if (std::isspace(c)) return Kind::kSpace;
   return Kind::kOther;
 }
+
+// What of a file's tokenizer is implemented; another key, or another value, changes the text's
+// tokens.
+absl::Status CheckKeys(const Gguf& file) {
+  GgufAccepts accepts;
+  accepts.KeyIs("tokenizer.ggml.model", {std::string("gpt2")})
+      .KeyIs("tokenizer.ggml.pre", {std::string("gpt-2")})
+      .Key("tokenizer.ggml.tokens")
+      .Key("tokenizer.ggml.merges")
+      .Key("tokenizer.ggml.token_type")
+      .Key("tokenizer.ggml.bos_token_id")
+      .Key("tokenizer.ggml.eos_token_id")
+      .Key("tokenizer.ggml.unknown_token_id")
+      .Key("tokenizer.ggml.padding_token_id")
+      .KeyIs("tokenizer.ggml.add_bos_token", {false})
+      .KeyIs("tokenizer.ggml.add_eos_token", {false})
+      .KeyIs("tokenizer.ggml.add_space_prefix", {false})
+      .KeyPrefix("tokenizer.chat_template");  // for conversations; prompts are taken as they are
+  return accepts.CheckKeys(file, "tokenizer.");
+}
+// Ids that stand outside the vocabulary would never be met, or read past its end.
+absl::Status CheckIds(const Gguf& file, int64_t tokens) {
+  for (const char* key : {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"}) {
+    if (!file.Has(key)) continue;
+    SLUICE_ASSIGN_OR_RETURN(const int64_t id, file.Int(key));
+    if (id < 0 || id >= tokens)
+      return absl::OutOfRangeError(absl::StrCat(key, " is ", id, "; allowed: 0 to ", tokens - 1));
+  }
+  return absl::OkStatus();
+}
+// Kinds of tokens as llama.cpp numbers them: normal, control (which no text spells) and unused.
+absl::Status CheckTokenTypes(const Gguf& file, const std::vector<std::string>& tokens) {
+  const auto it = file.values().find("tokenizer.ggml.token_type");
+  if (it == file.values().end()) return absl::OkStatus();
+  const auto* types = std::get_if<std::vector<int64_t>>(&it->second);
+  if (types == nullptr || types->size() != tokens.size())
+    return absl::InvalidArgumentError(absl::StrCat("tokenizer.ggml.token_type is not a list of ",
+                                                   tokens.size(), " integers, one a token"));
+  for (size_t i = 0; i < types->size(); ++i) {
+    const int64_t type = (*types)[i];
+    if (type != 1 && type != 3 && type != 5)
+      return absl::UnimplementedError(
+          absl::StrCat("tokenizer.ggml.token_type: token ", i, " ('", tokens[i], "') has type ",
+                       type, "; implemented: 1 (normal), 3 (control), 5 (unused)"));
+  }
+  return absl::OkStatus();
+}
 }  // namespace
 
 absl::StatusOr<Tokenizer> Tokenizer::Load(const Gguf& file) {
-  SLUICE_ASSIGN_OR_RETURN(const std::string model, file.Text("tokenizer.ggml.model"));
-  if (model != "gpt2")
-    return absl::UnimplementedError(
-        absl::StrCat("tokenizer '", model, "'; only 'gpt2' (byte-level BPE) is supported"));
+  if (!file.Has("tokenizer.ggml.model"))
+    return absl::NotFoundError("the file has no tokenizer: no key 'tokenizer.ggml.model'");
+  SLUICE_RETURN_IF_ERROR(CheckKeys(file));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* tokens,
                           file.Texts("tokenizer.ggml.tokens"));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<std::string>* merges,
                           file.Texts("tokenizer.ggml.merges"));
+  if (tokens->empty() || tokens->size() > size_t{INT32_MAX})
+    return absl::OutOfRangeError(
+        absl::StrCat("a vocabulary of ", tokens->size(), " tokens; allowed: 1 to ", INT32_MAX));
+  SLUICE_RETURN_IF_ERROR(CheckIds(file, std::ssize(*tokens)));
+  SLUICE_RETURN_IF_ERROR(CheckTokenTypes(file, *tokens));
   Tokenizer t;
   const auto table = ByteOfCodePoint();
   t.bytes_.resize(tokens->size());
@@ -79,8 +133,10 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const Gguf& file) {
                      std::pair<int32_t, int32_t>(static_cast<int32_t>(r), ab->second));
   }
   for (int b = 0; b < 256; ++b) {
-    if (t.id_.count(std::string(1, static_cast<char>(b))) == 0)
+    const auto it = t.id_.find(std::string(1, static_cast<char>(b)));
+    if (it == t.id_.end())
       return absl::InvalidArgumentError(absl::StrCat("the vocabulary has no token for byte ", b));
+    t.byte_id_[b] = it->second;
   }
   if (file.Has("tokenizer.ggml.eos_token_id")) {
     SLUICE_ASSIGN_OR_RETURN(const int64_t eos, file.Int("tokenizer.ggml.eos_token_id"));
@@ -89,26 +145,58 @@ absl::StatusOr<Tokenizer> Tokenizer::Load(const Gguf& file) {
   return t;
 }
 
+const std::pair<int32_t, int32_t>* Tokenizer::MergeOf(int32_t left, int32_t right) const {
+  const auto it = merge_.find((static_cast<uint64_t>(left) << 32) | static_cast<uint32_t>(right));
+  return it == merge_.end() ? nullptr : &it->second;
+}
+
+// Merges the pair of the lowest rank, the leftmost among equals, until no pair merges. Pairs wait
+// in a queue and tokens in a linked list, so that a merge costs the logarithm of the word and not a
+// look at all of it. O(n log n).
 void Tokenizer::EncodeWord(const std::string& word, std::vector<int32_t>* out) const {
-  std::vector<int32_t> ids;
-  for (char c : word) ids.push_back(id_.at(std::string(1, c)));
-  while (ids.size() > 1) {
-    int32_t best = INT32_MAX, result = 0;
-    size_t where = 0;
-    for (size_t i = 0; i + 1 < ids.size(); ++i) {
-      const auto it =
-          merge_.find((static_cast<uint64_t>(ids[i]) << 32) | static_cast<uint32_t>(ids[i + 1]));
-      if (it != merge_.end() && it->second.first < best) {
-        best = it->second.first;
-        result = it->second.second;
-        where = i;
-      }
-    }
-    if (best == INT32_MAX) break;
-    ids[where] = result;
-    ids.erase(ids.begin() + static_cast<int64_t>(where) + 1);
+  struct Piece {
+    int32_t id = 0;  // < 0: merged into the piece before
+    int64_t previous = -1, next = -1;
+  };
+  struct Pair {
+    int32_t rank = 0;
+    int64_t at = 0;  // of the left piece
+    int32_t left = 0, right = 0, merged = 0;
+    bool operator>(const Pair& o) const { return std::tie(rank, at) > std::tie(o.rank, o.at); }
+  };
+  const int64_t n = std::ssize(word);
+  std::vector<Piece> pieces(word.size());
+  for (int64_t i = 0; i < n; ++i)
+    pieces[i] = {.id = byte_id_[static_cast<unsigned char>(word[i])],
+                 .previous = i - 1,
+                 .next = i + 1 < n ? i + 1 : -1};
+  std::priority_queue<Pair, std::vector<Pair>, std::greater<Pair>> queue;
+  const auto offer = [&](int64_t at) {
+    if (at < 0 || pieces[at].next < 0) return;
+    const int32_t left = pieces[at].id;
+    const int32_t right = pieces[pieces[at].next].id;
+    if (const auto* merge = MergeOf(left, right))
+      queue.push(
+          {.rank = merge->first, .at = at, .left = left, .right = right, .merged = merge->second});
+  };
+  for (int64_t i = 0; i < n; ++i) offer(i);
+  while (!queue.empty()) {
+    const Pair p = queue.top();
+    queue.pop();
+    Piece& left = pieces[p.at];
+    // Other merges may have taken either piece since; pieces only grow, so equal ids are the pair.
+    if (left.id != p.left || left.next < 0 || pieces[left.next].id != p.right) continue;
+    Piece& right = pieces[left.next];
+    left.id = p.merged;
+    left.next = right.next;
+    right.id = -1;
+    if (left.next >= 0) pieces[left.next].previous = p.at;
+    offer(left.previous);
+    offer(p.at);
   }
-  out->insert(out->end(), ids.begin(), ids.end());
+  for (const Piece& p : pieces) {
+    if (p.id >= 0) out->push_back(p.id);
+  }
 }
 
 std::vector<int32_t> Tokenizer::Encode(const std::string& text) const {
@@ -148,15 +236,21 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
 }
 absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip,
                                                 int64_t count) {
-  std::ifstream f(path, std::ios::binary);
-  if (!f) return absl::NotFoundError(absl::StrCat("cannot open ", path));
-  std::vector<uint16_t> raw;
-  uint16_t t = 0;
-  while (f.read(reinterpret_cast<char*>(&t), 2)) raw.push_back(t);
-  if (count < 0) count = static_cast<int64_t>(raw.size()) - skip;
-  if (count < 0 || skip + count > static_cast<int64_t>(raw.size()))
-    return absl::OutOfRangeError(absl::StrCat(path, " holds ", raw.size(), " tokens; asked for [",
-                                              skip, ", ", skip + count, ")"));
-  return std::vector<int32_t>(raw.begin() + skip, raw.begin() + skip + count);
+  SLUICE_ASSIGN_OR_RETURN(const RegularFile file, RegularFile::Open(path));
+  if (file.size() % 2 != 0)
+    return absl::DataLossError(
+        absl::StrCat(path, " holds ", file.size(), " bytes; token ids are 2 bytes each"));
+  const int64_t held = file.size() / 2;
+  if (held == 0) return absl::DataLossError(absl::StrCat(path, " holds no tokens"));
+  // Differences, since a sum of two large counts overflows.
+  const bool begins = skip >= 0 && skip <= held;
+  if (!begins || count > held - skip)
+    return absl::OutOfRangeError(absl::StrCat(path, " holds ", held, " tokens; asked for ",
+                                              count < 0 ? "all" : absl::StrCat(count), " after ",
+                                              skip));
+  if (count < 0) count = held - skip;
+  std::vector<uint16_t> raw(count);
+  SLUICE_RETURN_IF_ERROR(file.Read(2 * skip, 2 * count, raw.data()));
+  return std::vector<int32_t>(raw.begin(), raw.end());
 }
 SLUICE_END_NAMESPACE

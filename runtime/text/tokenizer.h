@@ -1,5 +1,6 @@
 #ifndef SLUICE_RUNTIME_TEXT_TOKENIZER_H_
 #define SLUICE_RUNTIME_TEXT_TOKENIZER_H_
+#include <array>
 #include <cstdint>
 #include <string>
 #include <unordered_map>
@@ -13,6 +14,8 @@ SLUICE_BEGIN_NAMESPACE
 // with every character outside ASCII taken for a letter.
 class Tokenizer {
  public:
+  // Refuses what is not implemented by its key: another model or pre-tokenizer, tokens added to a
+  // text, kinds of tokens that split it.
   static absl::StatusOr<Tokenizer> Load(const Gguf& file);
   std::vector<int32_t> Encode(const std::string& text) const;
   std::string Decode(const std::vector<int32_t>& ids) const;
@@ -21,14 +24,17 @@ class Tokenizer {
 
  private:
   void EncodeWord(const std::string& word, std::vector<int32_t>* out) const;
+  // Rank and result of a merge, or null.
+  const std::pair<int32_t, int32_t>* MergeOf(int32_t left, int32_t right) const;
   std::vector<std::string> bytes_;               // id -> raw bytes
   std::unordered_map<std::string, int32_t> id_;  // raw bytes -> id
   std::unordered_map<uint64_t, std::pair<int32_t, int32_t>>
       merge_;  // (left, right) -> (rank, result)
+  std::array<int32_t, 256> byte_id_{};
   int32_t eos_ = 0;
 };
 // Token ids [skip, skip + count) of a file of little-endian 16-bit ids; a negative count: all that
-// follow.
+// follow. DataLoss for a file that is empty or of an odd size, OutOfRange beyond its end.
 absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip,
                                                 int64_t count);
 SLUICE_END_NAMESPACE
