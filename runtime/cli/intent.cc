@@ -169,6 +169,7 @@ void AddIntent(CLI::App& app, const Exit& exit) {
   auto* intent =
       app.add_subcommand("intent", "What a query is about: train and use the n-gram classifier");
   intent->require_subcommand(1);
+  intent->footer("Example: sluice intent train --in queries.jsonl.gz --out intent.gguf");
   struct Args {
     std::string in, field = "task", out, model, text;
     double holdout = 0.15;

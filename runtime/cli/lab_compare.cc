@@ -113,7 +113,9 @@ absl::Status Compare(CompareArgs a) {
   }
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadTokens(a.trial.tokens, 0, -1));
   o.resume = a.report + ".progress.jsonl";
-  if (a.fresh) std::filesystem::remove(o.resume);
+  SLUICE_RETURN_IF_ERROR(CheckWritable(a.report + ".html"));
+  std::error_code ignored;  // of a file that is not there
+  if (a.fresh) std::filesystem::remove(o.resume, ignored);
   o.progress = CompareProgress();
   o.foretell = !a.no_times;
   const std::string& path = a.trial.model.path;

@@ -1,10 +1,10 @@
 // evaluate, calibrate, search-schedule: learned methods, their quality and what they are made from.
-#include <cfloat>
-
+#include "sluice/api/check.h"
 #include "sluice/runtime/cli/lab_options.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/calibrate.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
+#include "sluice/runtime/lab/score.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -14,6 +14,9 @@ absl::Status Evaluate(const std::string& method, const std::string& model_path,
   if (method == "shrp") return lab::EvaluateShrp(o);  // an encoder; it needs no language model
   const auto model = host::LoadModel(model_path);
   if (!model.ok()) return model.status();
+  SLUICE_RETURN_IF_ERROR(lab::CheckLength("a prompt", o.length, 512, *model));
+  if (o.speed_length > 0)
+    SLUICE_RETURN_IF_ERROR(lab::CheckLength("a timed prompt", o.speed_length, 256, *model));
   if (method == "flux_attention") return lab::EvaluateFluxAttention(*model, o);
   if (method == "informed_routing") return lab::EvaluateInformedRouting(*model, o);
   return lab::EvaluateFtp(*model, o);

@@ -1,6 +1,4 @@
 // perplexity, facts, generate: what a model says under a router.
-#include <cfloat>
-
 #include "sluice/runtime/cli/lab_options.h"
 #include "sluice/runtime/lab/generate.h"
 #include "sluice/runtime/lab/score.h"

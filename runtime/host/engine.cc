@@ -102,6 +102,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   if (options.chunk <= 0 || options.max_tokens < 0)
     return absl::InvalidArgumentError(absl::StrCat("chunk ", options.chunk, " and max_tokens ",
                                                    options.max_tokens, " must be positive"));
+  if (options.dense_layers < 0 || options.dense_layers > m.layers)
+    return absl::OutOfRangeError(
+        absl::StrCat(options.dense_layers, " dense layers; allowed: 0 to the model's ", m.layers));
   std::unique_ptr<Engine> e(new Engine(model, options));
   e->impl_ = std::make_unique<Impl>();
   Impl& s = *e->impl_;
@@ -861,6 +864,10 @@ absl::StatusOr<std::vector<int32_t>> Generate(Engine& engine, const std::vector<
                                               int64_t count, const Sampling& sampling,
                                               const std::function<bool(int32_t)>& on_token) {
   if (prompt.empty()) return absl::InvalidArgumentError("the prompt is empty");
+  if (!(sampling.temperature >= 0) || std::isinf(sampling.temperature) || sampling.top_k < 0)
+    return absl::InvalidArgumentError(absl::StrCat("temperature ", sampling.temperature,
+                                                   " and top-k ", sampling.top_k,
+                                                   "; allowed: finite numbers from 0"));
   const int64_t vocab = engine.model().shape.vocab;
   std::vector<float> last(vocab);
   const auto keep = [&](int64_t, const float* logits) {

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/lab/score.h"
 #include "sluice/runtime/report/report.h"
@@ -13,6 +14,10 @@ namespace lab {
 absl::Status RunCalibrate(const CalibrateRun& run) {
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));
   SLUICE_RETURN_IF_ERROR(CheckLength("a sequence", run.fit.window, 2, model));
+  if (run.fit.rank > model.shape.width)
+    return absl::OutOfRangeError(absl::StrCat(
+        "a rank of ", run.fit.rank, "; allowed: 0 to the model's width of ", model.shape.width));
+  SLUICE_RETURN_IF_ERROR(CheckWritable(run.out));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
                           ReadTokens(run.tokens, run.skip, run.count));
   const auto progress = [](const std::string& what) {
@@ -26,6 +31,7 @@ absl::Status RunCalibrate(const CalibrateRun& run) {
 }
 absl::Status RunSearchSchedule(ScheduleRun run) {
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));
+  SLUICE_RETURN_IF_ERROR(CheckLength("a prompt", run.search.length, 256, model));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, ReadTokens(run.tokens, 0, -1));
   std::optional<Gguf> weights;
   if (!run.weights.empty()) {

@@ -23,7 +23,7 @@ absl::Status RunCalibrate(const CalibrateRun& run);
 struct ScheduleRun {
   std::string model, tokens;
   std::string weights;  // of a trained router; "": the static router
-  SearchOptions search;
+  ScheduleOptions search;
 };
 // Prints the schedule, one sparsity a block.
 absl::Status RunSearchSchedule(ScheduleRun run);

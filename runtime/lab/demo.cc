@@ -229,6 +229,7 @@ Report MakeDemoReport(const std::vector<Row>& rows, const std::string& notes) {
 
 absl::Status RunDemo(const host::Model& model, host::EngineOptions engine, DemoOptions demo) {
   SLUICE_RETURN_IF_ERROR(CheckLength("a prompt", demo.length, 256, model));
+  SLUICE_RETURN_IF_ERROR(CheckWritable(demo.report));
   SLUICE_ASSIGN_OR_RETURN(const host::FactPrompt prompt, Prompt(model, demo));
   const bool all = demo.routers.empty();
   if (all) demo.routers = AllRouters(model);

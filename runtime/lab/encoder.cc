@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/runtime/report/report.h"
 #include "sluice/runtime/text/encoder.h"
 #include "sluice/runtime/weights/gguf.h"
 
@@ -32,6 +33,7 @@ absl::Status Classify(const std::string& path, const std::string& text) {
 }
 absl::Status PruneEncoder(const std::string& encoder, const std::string& conversion,
                           const std::string& out) {
+  SLUICE_RETURN_IF_ERROR(CheckWritable(out));
   SLUICE_ASSIGN_OR_RETURN(const Gguf dense, Gguf::Open(encoder));
   SLUICE_ASSIGN_OR_RETURN(const Gguf converted, Gguf::Open(conversion));
   SLUICE_RETURN_IF_ERROR(Encoder::WritePruned(dense, converted, out));

@@ -10,6 +10,14 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
+namespace {
+absl::Status CheckRepeats(const char* what, int64_t n) {
+  constexpr int64_t kMost = 1000000;
+  if (n >= 1 && n <= kMost) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(n, " ", what, "; allowed: 1 to ", kMost));
+}
+}  // namespace
+
 absl::Status CheckLength(const char* what, int64_t tokens, int64_t least,
                          const host::Model& model) {
   if (tokens >= least && tokens <= model.shape.context) return absl::OkStatus();
@@ -35,15 +43,17 @@ absl::StatusOr<host::FactPrompt> PlantFacts(const host::Model& model,
 absl::Status RunPerplexity(const host::Model& model, host::EngineOptions engine,
                            const PerplexityOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckLength("a window", o.count, 2, model));
-  if (o.windows < 1)
-    return absl::OutOfRangeError(absl::StrCat(o.windows, " windows; allowed: 1 or more"));
+  SLUICE_RETURN_IF_ERROR(CheckRepeats("windows", o.windows));
+  // All at once: a file that is too short is told before the first window runs and not after it.
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> all,
+                          ReadTokens(o.tokens, o.skip, o.windows * o.count));
+  if (!o.nll.empty()) SLUICE_RETURN_IF_ERROR(CheckWritable(o.nll));
   engine.max_tokens = o.count;
   SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
   double sum = 0;
   std::vector<float> nll;
   for (int64_t w = 0; w < o.windows; ++w) {
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
-                            ReadTokens(o.tokens, o.skip + w * o.count, o.count));
+    const std::vector<int32_t> tokens(all.begin() + w * o.count, all.begin() + (w + 1) * o.count);
     const auto progress = Progress(absl::StrCat("window ", w + 1, "/", o.windows), o.count);
     SLUICE_ASSIGN_OR_RETURN(const double p, host::Perplexity(*e, tokens, &nll, progress));
     sum += std::log(p);
@@ -61,16 +71,16 @@ absl::Status RunPerplexity(const host::Model& model, host::EngineOptions engine,
 
 absl::Status RunFacts(const host::Model& model, host::EngineOptions engine, const FactsOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckLength("a prompt", o.length, 2, model));
-  if (o.prompts < 1)
-    return absl::OutOfRangeError(absl::StrCat(o.prompts, " prompts; allowed: 1 or more"));
+  SLUICE_RETURN_IF_ERROR(CheckRepeats("prompts", o.prompts));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> all,
+                          ReadTokens(o.tokens, 0, o.prompts * o.length));
   engine.max_tokens = o.length;
   SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
   double right = 0;
   double asked = 0;
   double density = 0;
   for (int64_t r = 0; r < o.prompts; ++r) {
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
-                            ReadTokens(o.tokens, r * o.length, o.length));
+    const std::vector<int32_t> tokens(all.begin() + r * o.length, all.begin() + (r + 1) * o.length);
     SLUICE_ASSIGN_OR_RETURN(
         const host::FactPrompt p,
         PlantFacts(model, tokens, o.length, o.facts, static_cast<uint64_t>(r) + 1, o.separator));

@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "sluice/api/check.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -372,14 +373,33 @@ std::string ReportHtml(const Report& r) {
 }
 
 absl::Status WriteWholeFile(const std::string& path, absl::string_view content) {
+  std::error_code error;
+  const auto there = std::filesystem::status(path, error);
+  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot write ", path,
+                     ": it is no regular file; allowed: a new file or one "
+                     "to replace"));
   const std::string part = path + ".part";
   std::ofstream f(part, std::ios::binary);
   f.write(content.data(), static_cast<std::streamsize>(content.size()));
   f.close();
-  std::error_code error;
   if (f) std::filesystem::rename(part, path, error);
-  if (!f || error) return absl::UnavailableError(absl::StrCat("cannot write ", path));
-  return absl::OkStatus();
+  if (f && !error) return absl::OkStatus();
+  std::error_code ignored;
+  std::filesystem::remove(part, ignored);
+  return absl::UnavailableError(
+      absl::StrCat("cannot write ", path, "; allowed: a file in a folder that may be written"));
+}
+absl::Status CheckWritable(const std::string& path) {
+  const std::string probe = path + ".probe";
+  SLUICE_RETURN_IF_ERROR(WriteWholeFile(probe, ""));
+  std::error_code error;
+  std::filesystem::remove(probe, error);
+  const auto there = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(there) || std::filesystem::is_regular_file(there))
+    return absl::OkStatus();
+  return WriteWholeFile(path, "");  // says why not
 }
 absl::Status WriteReport(const Report& r, const std::string& prefix) {
   absl::Status s = WriteWholeFile(prefix + ".html", ReportHtml(r));

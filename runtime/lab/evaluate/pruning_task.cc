@@ -65,7 +65,7 @@ absl::StatusOr<PruningScore> ScorePruning(host::Engine& e,
 }
 absl::StatusOr<std::vector<double>> SearchSchedule(const host::Model& model,
                                                    const std::vector<int32_t>& held,
-                                                   const SearchOptions& o) {
+                                                   const ScheduleOptions& o) {
   const int64_t half = static_cast<int64_t>(held.size()) / 2;
   if (o.length < 256 || o.length + 256 > half || o.prompts < 1)
     return absl::InvalidArgumentError(

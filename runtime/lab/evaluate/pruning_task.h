@@ -29,7 +29,7 @@ absl::StatusOr<PruningScore> ScorePruning(host::Engine& engine,
                                           const std::vector<PruningPrompt>& prompts);
 // Searches the sparsity of every block for a mean, with the static router or with learned `weights`
 // and from `start`: FTP's scheduler. Fitness: the negative loss.
-struct SearchOptions {
+struct ScheduleOptions {
   double sparsity = 0.3;
   int64_t prompts = 4, length = 1024, population = 16, generations = 12;
   uint64_t seed = 1;
@@ -39,7 +39,7 @@ struct SearchOptions {
 };
 absl::StatusOr<std::vector<double>> SearchSchedule(const host::Model& model,
                                                    const std::vector<int32_t>& held,
-                                                   const SearchOptions& options);
+                                                   const ScheduleOptions& options);
 }  // namespace lab
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_LAB_EVALUATE_PRUNING_TASK_H_

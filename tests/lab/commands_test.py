@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Drives the commands of `sluice` that run a model: what they print, and that every number, file and name which cannot be
+is an error that says what was given and what is allowed. Usage: commands_test.py SLUICE MODELS OUT_FOLDER"""
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+sluice, models, out = sys.argv[1:]
+shutil.rmtree(out, ignore_errors=True)
+os.makedirs(out)
+TOKENS = os.path.join(models, "sluice-mini-eval.u16")
+COMMANDS = ["demo", "perplexity", "facts", "generate", "compare", "search", "search-schedule", "evaluate", "calibrate", "classify", "prune-encoder",
+            "serve", "keygen", "route", "feedback", "explain", "top", "experiment", "warm-up", "policy", "intent", "replay", "bench", "plugin", "list"]
+
+
+def call(*args):
+    # A hang is a failure: no wrong argument may take longer than to be refused.
+    return subprocess.run([sluice, *args], capture_output=True, text=True, cwd=out, timeout=60)
+
+
+def run(*args):
+    r = call(*args)
+    assert r.returncode == 0, (args, r.returncode, r.stdout, r.stderr)
+    return r.stdout
+
+
+refusals = 0
+
+
+def last_of_each(args):
+    """Without an option's earlier value, where a later one is given."""
+    kept = list(args)
+    for i in reversed(range(len(kept))):
+        if kept[i].startswith("--") and kept[i] in kept[i + 1:]:
+            del kept[i:i + 2]
+    return kept
+
+
+def refused(*args, says):
+    global refusals
+    refusals += 1
+    args = last_of_each(args)
+    r = call(*args)
+    said = r.stdout + r.stderr
+    assert r.returncode > 0, (args, r.returncode, said)  # a crash is a negative status
+    for text in [says] if isinstance(says, str) else says:
+        assert text in said, (args, text, said)
+
+
+def file(name, content=b""):
+    path = os.path.join(out, name)
+    with open(path, "wb") as f:
+        f.write(content)
+    return path
+
+
+# Every command is in the list, and its help shows how it is used.
+listed = run("--help")
+for command in COMMANDS:
+    assert re.search(rf"^  {command} ", listed, re.M), command
+    said = run(command, "--help")
+    assert re.search(rf"Example:.*sluice {command}", said, re.S), (command, said[-300:])
+refused("nothing-of-that-name", says="no command 'nothing-of-that-name'")
+
+# They work.
+perplexity = ["perplexity", "--tokens", TOKENS, "--count", "64"]
+assert re.match(r"perplexity \d+\.\d+ over 2 windows of 64 tokens; density 1\.0000", run(*perplexity, "--windows", "2"))
+assert run(*perplexity) != run(*perplexity, "--skip", "64")
+run(*perplexity, "--nll", "nll.f32")
+assert os.path.getsize(os.path.join(out, "nll.f32")) == 63 * 4
+facts = ["facts", "--tokens", TOKENS, "--length", "512", "--facts", "2", "--prompts", "1"]
+assert re.match(r"fact accuracy [01]\.\d+ \(\d+ of \d+ answer tokens\) in 1 prompts of 512 tokens", run(*facts))
+generate = ["generate", "--prompt", "The kernel", "--count", "4"]
+assert run(*generate).startswith("The kernel")
+assert run(*generate, "--temperature", "0.8", "--seed", "3") == run(*generate, "--temperature", "0.8", "--seed", "3")
+assert "math" in run("classify", "--text", "What is 12 times 7?")
+demo = ["demo", "--length", "512", "--facts", "2", "--routers", "dense", "mean_pool:k=2"]
+said = run(*demo, "--report", "demo.html")
+assert "mean_pool:k=2" in said and "wrote demo.html" in said, said
+assert os.path.getsize(os.path.join(out, "demo.html")) > 1000
+run("prune-encoder", "--conversion", os.path.join(models, "shrp-half-routed-s1.gguf"), "--out", "pruned.gguf")
+assert run("classify", "--encoder", "pruned.gguf", "--text", "What is 12 times 7?")
+calibrate = ["calibrate", "--tokens", TOKENS, "--count", "512", "--window", "256", "--rank", "4"]
+run(*calibrate, "--out", "informed.gguf")
+assert "informed_routing" in run("demo", "--length", "512", "--facts", "2", "--routers", "dense", "informed_routing:weights=informed.gguf")
+compare = ["compare", "--policy", "dense", "--context", "256", "--documents", "1", "--facts", "2", "--no-times", "--report", "compare"]
+run(*compare)
+schedule = ["search-schedule", "--prompts", "1", "--length", "256", "--population", "3", "--generations", "1"]
+assert len(run(*schedule).split(",")) == 6
+
+# Numbers. Every option, beyond both ends, no number at all, and what only looks like one.
+HUGE = "9223372036854775807"
+for option in ("--skip", "--count", "--windows", "--threads", "--chunk", "--dense-layers"):
+    for value in ("-1", HUGE, "99999999999999999999", "nan", "x"):
+        refused(*perplexity, option, value, says="allowed: ")
+refused(*perplexity, "--windows", "0", says=["'0' was given", "allowed: 1 to"])
+refused(*perplexity, "--count", "1", says="allowed: 2 to")
+refused(*perplexity, "--count", "16385", says=["16385", "allowed: 2 to the model's context of 16384"])
+refused(*perplexity, "--skip", "65536", says="holds 65536 tokens; asked for 64 after 65536")
+refused(*perplexity, "--windows", "1025", says="holds 65536 tokens")
+refused(*perplexity, "--dense-layers", "7", says="7 dense layers; allowed: 0 to the model's 6")
+for option in ("--length", "--facts", "--prompts", "--threads"):
+    for value in ("-1", HUGE, "nan"):
+        refused(*facts, option, value, says="allowed: ")
+for option in ("--length", "--facts", "--prompts"):
+    refused(*facts, option, "0", says=["'0' was given", "allowed: 1 to"])
+refused(*facts, "--facts", "17", says="allowed: 1 to 16")
+refused(*facts, "--length", "20", says="no room for 2 facts")
+refused(*facts, "--length", "1", says="allowed: 2 to the model's context of 16384")
+refused(*facts, "--length", "16385", says="allowed: 2 to the model's context of 16384")
+refused(*facts, "--prompts", "1000", says="holds 65536 tokens")
+for value in ("nan", "-nan", "inf", "-0.5", "x", "1e300"):
+    refused(*generate, "--temperature", value, says=[f"'{value}' was given", "allowed: 0 to"])
+for option, value in (("--count", "0"), ("--count", "-4"), ("--count", HUGE), ("--top-k", "-1"), ("--seed", "-1"), ("--seed", "1.5")):
+    refused(*generate, option, value, says=[f"'{value}' was given", "allowed: "])
+refused(*generate, "--count", "16384", says="together the model's context of 16384")
+refused(*generate, "--prompt", "", says="the prompt is empty")
+for option, value, allowed in (("--length", "255", "256 to"), ("--length", HUGE, "256 to"), ("--facts", "0", "1 to 16"), ("--facts", "17", "1 to 16")):
+    refused("demo", option, value, says=f"allowed: {allowed}")
+refused("demo", "--length", "16385", says="allowed: 256 to the model's context of 16384")
+refused("demo", "--length", "256", "--facts", "16", says="no room for 16 facts")
+refused("demo", "--stay", says="--sidecar")
+refused("demo", "--sidecar", "--length", "512", says="--sidecar excludes --length")
+refused("demo", "--sidecar", "--cost-weight", "nan", says="allowed: 0 to")
+refused("demo", "--sidecar", "--port", "0", says="allowed: 1 to 65535")
+for option, value in (("--documents", "0"), ("--facts", "17"), ("--seed", "-1"), ("--threads", "-1"), ("--chunk", "0")):
+    refused(*compare, option, value, says=[f"'{value}' was given", "allowed: "])
+for context, says in (("0", "is no length"), ("-1", "is no length"), (HUGE, "is no length"), ("4x", "is no length"), ("32", "allowed 64 to the model's 16384"),
+                      ("32k", "allowed 64 to the model's 16384")):
+    refused("compare", "--context", context, says=says)
+refused("compare", "--context", "64", "--policy", "dense", says="no room for 16 facts")
+for option, value in (("--budget", "nan"), ("--budget", "1.5"), ("--documents", "0"), ("--evaluations", "1"), ("--seed", "x")):
+    refused("search", option, value, says=[f"'{value}' was given", "allowed: "])
+refused("search", "--context", "16", says="search: 2 documents of 16 tokens")
+for option, value in (("--sparsity", "nan"), ("--sparsity", "-0.1"), ("--prompts", "0"), ("--length", "100"), ("--population", "1"), ("--generations", "0"),
+                      ("--start", "0,nan"), ("--start", "2")):
+    refused(*schedule, option, value, says=["was given", "allowed: "])
+refused(*schedule, "--start", "0,0.5", says="a start of 2 genes, wanted 6")
+refused(*schedule, "--sparsity", "1", says="out of reach")
+for option, value in (("--ridge", "nan"), ("--ridge", "0"), ("--sparsity", "nan"), ("--sparsity", "1.5"), ("--rank", "-1"), ("--window", "0"), ("--count", "0"),
+                      ("--skip", "-1")):
+    refused(*calibrate, option, value, says=[f"'{value}' was given", "allowed: "])
+refused(*calibrate, "--rank", "385", says="allowed: 0 to the model's width of 384")
+refused(*calibrate, "--count", "384", says="needs more than the width")
+for option, value in (("--prompts", "0"), ("--length", "10"), ("--speed-length", "-1"), ("--repeats", "0"), ("--threads", "2000")):
+    refused("evaluate", "flux_attention", option, value, says=[f"'{value}' was given", "allowed: "])
+refused("evaluate", "flux_attention", "--length", "16385", says="allowed: 512 to the model's context of 16384")
+refused("evaluate", "flux_attention", "--speed-length", "10", says="allowed: 256 to the model's context")
+
+# Files. A pipe would wait for ever, a folder and a device have no size.
+pipe = os.path.join(out, "pipe")
+os.mkfifo(pipe)
+for path in (pipe, "/dev/zero", out):
+    refused("generate", "--model", path, says="not a regular file")
+    refused("perplexity", "--tokens", path, says="not a regular file")
+    refused("facts", "--tokens", path, says="not a regular file")
+    refused("demo", "--text", path, says="not a regular file")
+    refused("classify", "--encoder", path, "--text", "x", says="not a regular file")
+    refused("compare", "--tokens", path, says="not a regular file")
+    refused("demo", "--routers", "dense", f"ftp:weights={path}", "--length", "256", "--facts", "1", says="not a regular file")
+refused("perplexity", "--tokens", "nowhere", says="cannot open nowhere")
+refused("perplexity", "--tokens", file("empty"), says="holds no tokens")
+refused("perplexity", "--tokens", file("odd", b"abc"), says="holds 3 bytes")
+refused("perplexity", "--tokens", file("one", b"ab"), says="holds 1 tokens; asked for 2048")
+refused("perplexity", "--tokens", file("large", b"\xff\xff" * 64), "--count", "64", says="token 65535 is outside [0, 8192)")
+refused("generate", "--model", TOKENS, says="not a GGUF file")
+refused("generate", "--model", os.path.join(models, "intent-encoder-q8_0.gguf"), says="architecture 'bert'")
+refused("classify", "--encoder", os.path.join(models, "sluice-mini-q8_0.gguf"), "--text", "x", says="architecture 'llama'")
+refused("classify", "--text", "", says="empty")
+refused(*perplexity, "--cache", "f64", says="allowed: f32, bf16, f16")
+refused(*perplexity, "--router", "nothing", says="no method 'nothing'")
+for path in ("no/such/folder/file", out, "/dev/full"):
+    before = os.stat("/dev/full").st_mode
+    for args in ([*perplexity, "--nll"], [*demo, "--report"], [*calibrate, "--out"],
+                 ["prune-encoder", "--conversion", os.path.join(models, "shrp-half-routed-s1.gguf"), "--out"]):
+        refused(*args, path, says=f"cannot write {path}")
+    assert os.stat("/dev/full").st_mode == before
+refused(*compare[:-1], "no/such/folder/report", says="cannot write no/such/folder/report")
+left = [name for name in os.listdir(out) if name.endswith((".part", ".probe"))]
+assert not left, left
+print(f"lab commands: {len(COMMANDS)} helps with examples, {refusals} wrong arguments refused")
