@@ -1,8 +1,14 @@
 #include "sluice/runtime/host/policy.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "sluice/runtime/base/hash.h"
+#include "sluice/runtime/base/regular_file.h"
+#include "sluice/runtime/dynload/plugin_library.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -48,6 +54,19 @@ absl::StatusOr<Gguf> Weights(const Learned& l, const std::string& file, const Mo
                                                    " layers, the model has ", model.shape.layers));
   return w;
 }
+// The files that a policy names by weights=, wherever in a composition.
+std::vector<std::string> WeightFiles(const std::string& policy) {
+  static constexpr char kKey[] = "weights=";
+  std::vector<std::string> files;
+  for (size_t at = policy.find(kKey); at != std::string::npos; at = policy.find(kKey, at)) {
+    const bool is_key = at > 0 && (policy[at - 1] == ':' || policy[at - 1] == ',');
+    at += sizeof(kKey) - 1;
+    const size_t end = std::min(policy.find_first_of(",|)", at), policy.size());
+    const absl::string_view file(policy.data() + at, end - at);
+    if (is_key) files.emplace_back(absl::StripAsciiWhitespace(file));
+  }
+  return files;
+}
 }  // namespace
 
 const std::string& ModelsFolder() {
@@ -71,6 +90,31 @@ std::vector<std::string> LearnedPolicies(const Model& model) {
     if (Weights(l, ModelsFolder() + l.file, model).ok()) names.push_back(l.name);
   }
   return names;
+}
+
+absl::StatusOr<uint64_t> PolicyFingerprint(const std::string& policy) {
+  std::vector<std::string> files = WeightFiles(policy);
+  const std::string name = policy.substr(0, policy.find(':'));
+  for (const Learned& l : kLearned) {
+    if (name == l.name && files.empty()) files.push_back(ModelsFolder() + l.file);
+  }
+  for (const std::string& folder : PluginFolders()) {
+    std::vector<std::string> plugins;
+    std::error_code error;
+    for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+         it.increment(error)) {
+      if (it->path().extension() == ".so" && it->is_regular_file(error))
+        plugins.push_back(it->path().string());
+    }
+    std::sort(plugins.begin(), plugins.end());
+    files.insert(files.end(), plugins.begin(), plugins.end());
+  }
+  TextHash all;
+  for (const std::string& file : files) {
+    SLUICE_ASSIGN_OR_RETURN(const uint64_t content, HashFile(file));
+    all.Add(absl::StrCat(content, ";"));
+  }
+  return all.value();
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, EngineOptions options,

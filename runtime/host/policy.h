@@ -3,6 +3,7 @@
 // What to skip, as text: an attention router or a composition of them, or a learned method with its
 // weights:
 //   mean_pool:k=16    cascade(dense<=2048 | hisa:k=512)    flux_attention    ftp:weights=FILE
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,10 @@ const std::string& ModelsFolder();
 absl::StatusOr<DType> ReadCacheType(const std::string& text);
 // The learned methods whose bundled weights fit the model.
 std::vector<std::string> LearnedPolicies(const Model& model);
+// What a policy computes with besides its text: the content of the weights that it names or that
+// are bundled for it, and of the plug-ins on the search path, whose routers it may name. Equal
+// texts with equal fingerprints compute the same. NotFound where a file of weights is missing.
+absl::StatusOr<uint64_t> PolicyFingerprint(const std::string& policy);
 // `options` without routing of its own; the policy fills it in.
 absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, EngineOptions options,
                                                          const std::string& policy);

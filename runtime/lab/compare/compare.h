@@ -8,6 +8,7 @@
 
 #include "sluice/policies/cost/roofline.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/lab/compare/listed.h"
 #include "sluice/runtime/report/report.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -41,7 +42,6 @@ struct CompareDocument {
   std::vector<double>
       block_map;  // [kMapBins, kMapBins] query by key, share of the pairs that a plan lists
 };
-inline constexpr int kMapBins = 24;
 
 // Foretells the time of attention in a model on this machine. Rates are fitted once, from a short
 // prompt of random tokens under a few routers (some seconds); Probe asks how fast the machine is
@@ -64,8 +64,10 @@ class AttentionClock {
   double pace_ = 1;             // how much slower than when it was fitted
 };
 
-// Measures what `resume` lacks.
-// times, whatever was interrupted.
+// "16k" for 16384.
+std::string ContextName(int64_t tokens);
+// Measures what `resume` lacks. A finished document counts as long as the model, the text, the
+// options and what the policy computes with (PolicyFingerprint) are as they were, by content.
 absl::StatusOr<std::vector<CompareDocument>> RunComparison(const host::Model& model,
                                                            const std::string& model_path,
                                                            const std::vector<int32_t>& tokens,

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/tests/support/host_fixture.h"
 
@@ -66,6 +67,68 @@ TEST(Compare, AnInterruptedRunGoesOnAndTheSameSeedGivesTheSameBytes) {
   other.o.seed = 2;
   const auto second = other.Run(file);
   EXPECT_NE((*second)[0].nll, (*resumed)[0].nll);
+}
+
+// A path says nothing of what lies there: a file of weights is exchanged for another of the same
+// size and time.
+TEST(Compare, OtherWeightsAtTheSamePathAreMeasuredAnew) {
+  namespace fs = std::filesystem;
+  char folder[] = "/tmp/sluice-compare-XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  const std::string weights = std::string(folder) + "/weights.gguf";
+  const auto put = [&](int seed) {
+    const std::string from = absl::StrCat(kFolder, "flux_attention-s", seed, ".gguf");
+    fs::copy_file(from, weights, fs::copy_options::overwrite_existing);
+    fs::last_write_time(weights, fs::file_time_type{});
+  };
+  Compared c;
+  c.o.policies = {"dense", "flux_attention:weights=" + weights};
+  c.o.contexts = {512};
+  const std::string file = std::string(folder) + "/progress.jsonl";
+  const auto lines = [&] {
+    std::ifstream f(file);
+    return std::count(std::istreambuf_iterator<char>(f), {}, '\n');
+  };
+  put(1);
+  ASSERT_TRUE(c.Run(file).ok());
+  EXPECT_EQ(lines(), 4);
+  ASSERT_TRUE(c.Run(file).ok());
+  EXPECT_EQ(lines(), 4);  // all is known
+  put(2);
+  ASSERT_EQ(fs::file_size(weights), fs::file_size(kFolder + "flux_attention-s1.gguf"));
+  ASSERT_TRUE(c.Run(file).ok());
+  EXPECT_EQ(lines(), 6);  // dense is still known
+  fs::remove(weights);
+  EXPECT_THAT(c.Run(file).status().message(), HasSubstr("cannot open " + weights));
+  fs::remove_all(folder);
+}
+TEST(Compare, PoliciesDependOnPlugInsByContent) {
+  char folder[] = "/tmp/sluice-plugins-XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  const char* set = getenv("SLUICE_PLUGIN_PATH");
+  const std::string before = set != nullptr ? set : "";
+  setenv("SLUICE_PLUGIN_PATH", folder, 1);
+  const auto with = [&](const std::string& content) {
+    std::ofstream(std::string(folder) + "/mine.so") << content;
+    return *host::PolicyFingerprint("mine:k=3");
+  };
+  const uint64_t none = *host::PolicyFingerprint("mine:k=3");
+  const uint64_t one = with("one");
+  EXPECT_NE(one, none);
+  EXPECT_NE(with("two"), one);
+  EXPECT_EQ(with("one"), one);
+  setenv("SLUICE_PLUGIN_PATH", before.c_str(), 1);
+  std::filesystem::remove_all(folder);
+}
+TEST(Compare, FilesOfWeightsAreFoundInCompositions) {
+  const std::string one = kFolder + "flux_attention-s1.gguf";
+  const std::string two = kFolder + "flux_attention-s2.gguf";
+  const auto of = [](const std::string& policy) { return *host::PolicyFingerprint(policy); };
+  EXPECT_NE(of("cascade(dense<=64 | seer_attention:weights=" + one + ",k=2)"),
+            of("cascade(dense<=64 | seer_attention:weights=" + two + ",k=2)"));
+  EXPECT_NE(of("flux_attention:weights=" + two), of("flux_attention"));
+  EXPECT_EQ(of("flux_attention:weights=" + one), of("flux_attention"));  // what is bundled for it
+  EXPECT_FALSE(host::PolicyFingerprint("x:weights=/no/such/file").ok());
 }
 
 TEST(Compare, DenseAgainstItselfChangesNothingAndSkippingIsMeasured) {

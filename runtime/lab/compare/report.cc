@@ -1,0 +1,305 @@
+// The comparison's tables, charts and heat maps.
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "sluice/policies/experiment/bootstrap.h"
+#include "sluice/policies/search/search.h"
+#include "sluice/runtime/lab/compare/compare.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+namespace {
+using Documents = std::vector<const CompareDocument*>;
+
+// Quality over several documents.
+struct Totals {
+  double nll = 0, counted = 0, right = 0, asked = 0;
+  double perplexity() const { return counted > 0 ? std::exp(nll / counted) : NAN; }
+  double accuracy() const { return asked > 0 ? right / asked : NAN; }
+  void Add(const CompareDocument& d) {
+    nll += d.nll;
+    counted += static_cast<double>(d.counted);
+    right += static_cast<double>(d.right);
+    asked += static_cast<double>(d.asked);
+  }
+};
+// Work and time over several documents.
+struct Work {
+  double macs = 0, pairs = 0, causal = 0, kv = 0, weights = 0;
+  double seconds = 0, plan = 0, attend = 0, predicted = 0;
+  void Add(const CompareDocument& d) {
+    macs += d.attention_macs + d.linear_macs;
+    pairs += d.exact_pairs;
+    causal += d.causal_pairs;
+    kv += d.kv_bytes;
+    weights += d.weight_bytes;
+    seconds += d.total_s;
+    plan += d.plan_s;
+    attend += d.attend_s;
+    predicted += d.predicted_attend_s;
+  }
+  double density() const { return causal > 0 ? pairs / causal : NAN; }
+};
+
+std::vector<double> MeanOf(const Documents& docs,
+                           const std::vector<double> CompareDocument::*field) {
+  std::vector<double> mean(((*docs[0]).*field).size());
+  for (const CompareDocument* d : docs) {
+    for (size_t i = 0; i < mean.size(); ++i)
+      mean[i] += (d->*field)[i] / static_cast<double>(docs.size());
+  }
+  return mean;
+}
+
+class ReportMaker {
+ public:
+  ReportMaker(const CompareOptions& o, bool times) : o_(o), times_(times) {}
+  Report Make(const std::vector<CompareDocument>& documents, const std::string& title);
+
+ private:
+  // One context: its table, and what its policies add to the charts.
+  struct Context {
+    std::string name;
+    bool longest = false;
+    Documents base;  // of the first policy
+    double base_macs = 1;
+    ReportTable table;
+    std::vector<Tradeoff> by_perplexity, by_facts;
+    ReportChart::Series perplexity, facts;
+  };
+  void AddContext(int64_t tokens, const std::vector<CompareDocument>& documents);
+  std::vector<ReportTable::Column> Columns() const;
+  void AddPolicy(const std::string& policy, const Documents& docs, Context& c);
+  void AddQuality(const Documents& docs, const Context& c, const Totals& all,
+                  std::vector<ReportCell>& row) const;
+  void AddTimes(const Documents& docs, const Context& c, const Work& work,
+                std::vector<ReportCell>& row);
+  void AddHeats(const std::string& policy, const Documents& docs);
+  void AddCharts(Context& c);
+  std::string Notes() const;
+  ReportCell Interval(const BootstrapInterval& i, size_t n) const {
+    return {"", i.value, n > 1 ? i.low : NAN, n > 1 ? i.high : NAN};
+  }
+
+  const CompareOptions& o_;
+  const bool times_;
+  int64_t fewest_ = INT64_MAX;  // documents of a context
+  std::vector<double> errors_;  // of the cost model, relative, a cell each
+  std::vector<ReportTable> tables_;
+  ReportChart quality_{.title = "Perplexity against work",
+                       .x = "attention and linear MACs, share of the baseline",
+                       .y = "perplexity",
+                       .log_x = false,
+                       .series = {}};
+  ReportChart accuracy_{.title = "Fact accuracy against density",
+                        .x = "attention pairs, share of dense",
+                        .y = "facts answered right",
+                        .log_x = true,
+                        .series = {}};
+  ReportHeat layers_{.title = "Density by layer",
+                     .note = "attention pairs computed, share of dense, longest context"};
+  ReportHeat heads_{.title = "Density by KV head",
+                    .note = "pairs that plans list, share of dense, longest context, all layers"};
+  std::vector<ReportHeat> maps_;
+};
+
+std::vector<ReportTable::Column> ReportMaker::Columns() const {
+  std::vector<ReportTable::Column> columns = {{"policy", -1}};
+  const auto add = [&](std::initializer_list<ReportTable::Column> more) {
+    columns.insert(columns.end(), more);
+  };
+  if (o_.perplexity) add({{"perplexity", 3}, {"change %", 2}});
+  if (o_.facts) add({{"facts", 3}, {"points", 1}});
+  add({{"density", 3}, {"GMAC", 1}, {"KV GB", 2}, {"weights GB", 2}});
+  if (times_) add({{"s", 2}, {"speed", 2}, {"plan s", 2}, {"attend s", 2}, {"foretold s", 2}});
+  return columns;
+}
+
+// Each measure, and its change against the first policy on the same documents.
+void ReportMaker::AddQuality(const Documents& docs, const Context& c, const Totals& all,
+                             std::vector<ReportCell>& row) const {
+  const auto change = [&](const std::function<double(const Totals&, const Totals&)>& what) {
+    const auto of = [&](absl::Span<const int64_t> drawn) {
+      Totals mine;
+      Totals theirs;
+      for (int64_t k : drawn) {
+        mine.Add(*docs[k]);
+        theirs.Add(*c.base[k]);
+      }
+      return what(mine, theirs);
+    };
+    const auto n = static_cast<int64_t>(docs.size());
+    row.push_back(Interval(PairedBootstrap(n, o_.draws, o_.seed, of), docs.size()));
+  };
+  if (o_.perplexity) {
+    row.push_back({"", all.perplexity()});
+    change([](const Totals& mine, const Totals& theirs) {
+      return 100 * (mine.perplexity() / theirs.perplexity() - 1);
+    });
+  }
+  if (o_.facts) {
+    row.push_back({"", all.accuracy()});
+    change([](const Totals& mine, const Totals& theirs) {
+      return 100 * (mine.accuracy() - theirs.accuracy());
+    });
+  }
+}
+
+void ReportMaker::AddTimes(const Documents& docs, const Context& c, const Work& work,
+                           std::vector<ReportCell>& row) {
+  const auto speed = [&](absl::Span<const int64_t> drawn) {
+    double mine = 0;
+    double theirs = 0;
+    for (int64_t k : drawn) {
+      mine += docs[k]->total_s;
+      theirs += c.base[k]->total_s;
+    }
+    return theirs / mine;
+  };
+  const auto n = static_cast<int64_t>(docs.size());
+  const double each = 1 / static_cast<double>(std::max<int64_t>(1, n));
+  row.push_back({"", work.seconds * each});
+  row.push_back(Interval(PairedBootstrap(n, o_.draws, o_.seed, speed), docs.size()));
+  for (double v : {work.plan, work.attend, work.predicted}) row.push_back({"", v * each});
+  if (work.attend > 0) errors_.push_back(std::abs(work.predicted / work.attend - 1));
+}
+
+void ReportMaker::AddHeats(const std::string& policy, const Documents& docs) {
+  layers_.rows.push_back(policy);
+  layers_.values.push_back(MeanOf(docs, &CompareDocument::layer_density));
+  heads_.rows.push_back(policy);
+  heads_.values.push_back(MeanOf(docs, &CompareDocument::head_density));
+  if (policy == o_.policies[0]) return;
+  ReportHeat map;
+  map.title = absl::StrCat("Blocks that ", policy, " reads");
+  map.note = "queries downwards, keys to the right";
+  map.picture = true;
+  const std::vector<double> values = MeanOf(docs, &CompareDocument::block_map);
+  for (size_t r = 0; r < kMapBins; ++r) {
+    map.rows.push_back("");
+    map.values.emplace_back();
+    for (size_t c = 0; c < kMapBins; ++c) {
+      const double v = values[r * kMapBins + c];
+      map.values.back().push_back(v < 0 ? NAN : v);
+    }
+  }
+  map.columns.assign(kMapBins, "");
+  maps_.push_back(std::move(map));
+}
+
+void ReportMaker::AddPolicy(const std::string& policy, const Documents& docs, Context& c) {
+  Totals all;
+  Work work;
+  for (const CompareDocument* d : docs) {
+    all.Add(*d);
+    work.Add(*d);
+  }
+  if (policy == o_.policies[0]) c.base_macs = work.macs;
+  std::vector<ReportCell> row{{policy}};
+  AddQuality(docs, c, all, row);
+  const double giga = 1e-9 / static_cast<double>(std::max<size_t>(1, docs.size()));
+  row.push_back({"", work.density()});
+  for (double v : {work.macs, work.kv, work.weights}) row.push_back({"", v * giga});
+  if (times_) AddTimes(docs, c, work, row);
+  c.table.rows.push_back(std::move(row));
+  c.by_perplexity.push_back({work.macs, o_.perplexity ? -all.perplexity() : NAN});
+  c.by_facts.push_back({work.macs, o_.facts ? all.accuracy() : NAN});
+  const std::string label = absl::StrCat(policy, ", ", c.name);
+  if (o_.perplexity)
+    c.perplexity.points.push_back(
+        {.x = work.macs / c.base_macs, .y = all.perplexity(), .label = label});
+  if (o_.facts)
+    c.facts.points.push_back({.x = work.density(), .y = all.accuracy(), .label = label});
+  if (c.longest && !docs.empty()) AddHeats(policy, docs);
+}
+
+// The context's points, and under them the front as a line.
+void AddSeries(ReportChart& chart, ReportChart::Series& s, const std::vector<bool>& on_front) {
+  ReportChart::Series line{
+      .name = "Pareto front of a context", .points = {}, .line = true, .quiet = true};
+  for (size_t i = 0; i < s.points.size(); ++i) {
+    if (on_front[i]) line.points.push_back(s.points[i]);
+  }
+  std::sort(line.points.begin(), line.points.end(),
+            [](const auto& a, const auto& b) { return a.x < b.x; });
+  if (line.points.size() > 1) chart.series.push_back(std::move(line));
+  chart.series.push_back(std::move(s));
+}
+void ReportMaker::AddCharts(Context& c) {
+  const std::vector<bool> by_perplexity = ParetoFront(c.by_perplexity);
+  const std::vector<bool> by_facts = ParetoFront(c.by_facts);
+  for (size_t i = 0; i < by_perplexity.size(); ++i)
+    c.table.marked.push_back(by_perplexity[i] || by_facts[i]);
+  if (o_.perplexity) AddSeries(quality_, c.perplexity, by_perplexity);
+  if (!o_.facts) return;
+  std::vector<Tradeoff> points;  // on this chart the front is over density
+  for (const auto& p : c.facts.points) points.push_back({p.x, p.y});
+  AddSeries(accuracy_, c.facts, ParetoFront(points));
+}
+
+void ReportMaker::AddContext(int64_t tokens, const std::vector<CompareDocument>& documents) {
+  std::map<std::string, Documents> of;
+  for (const CompareDocument& d : documents) {
+    if (d.context == tokens) of[d.policy].push_back(&d);
+  }
+  Context c;
+  c.name = ContextName(tokens);
+  c.longest = tokens == *std::max_element(o_.contexts.begin(), o_.contexts.end());
+  c.base = of[o_.policies[0]];
+  c.perplexity.name = c.name;
+  c.facts.name = c.name;
+  const auto n = static_cast<int64_t>(c.base.size());
+  fewest_ = std::min(fewest_, n);
+  c.table.title = absl::StrCat(c.name, " tokens, ", n, n == 1 ? " document" : " documents");
+  c.table.columns = Columns();
+  for (const std::string& policy : o_.policies) AddPolicy(policy, of[policy], c);
+  AddCharts(c);
+  tables_.push_back(std::move(c.table));
+}
+
+std::string ReportMaker::Notes() const {
+  std::string notes = absl::StrCat("Baseline ", o_.policies[0], "; ", DTypeName(o_.engine.cache),
+                                   " cache, seed ", o_.seed);
+  if (fewest_ < 8)
+    absl::StrAppend(&notes, "; with ", fewest_, " documents intervals are rough and too narrow");
+  if (!times_ || errors_.empty()) return notes;
+  std::vector<double> sorted = errors_;
+  std::sort(sorted.begin(), sorted.end());
+  absl::StrAppendFormat(&notes,
+                        "; the cost model's error over %d cells of attention time is %.1f %% in "
+                        "the median, %.1f %% at most",
+                        sorted.size(), 100 * sorted[sorted.size() / 2], 100 * sorted.back());
+  return notes;
+}
+
+Report ReportMaker::Make(const std::vector<CompareDocument>& documents, const std::string& title) {
+  for (int64_t context : o_.contexts) AddContext(context, documents);
+  Report report;
+  report.title = title;
+  report.notes = Notes();
+  report.tables = std::move(tables_);
+  report.tables.back().note =
+      "Marked rows: no other policy has both less work and better quality (perplexity or facts). "
+      "Changes are against the first policy on the same documents, with 95 % paired bootstrap "
+      "intervals over documents.";
+  if (o_.perplexity) report.charts.push_back(std::move(quality_));
+  if (o_.facts) report.charts.push_back(std::move(accuracy_));
+  for (ReportHeat* heat : {&layers_, &heads_}) {
+    const size_t columns = heat->values.empty() ? 0 : heat->values[0].size();
+    for (size_t i = 0; i < columns; ++i) heat->columns.push_back(absl::StrCat(i));
+    report.heats.push_back(std::move(*heat));
+  }
+  for (ReportHeat& m : maps_) report.heats.push_back(std::move(m));
+  return report;
+}
+}  // namespace
+
+Report MakeReport(const std::vector<CompareDocument>& documents, const CompareOptions& o,
+                  const std::string& title, bool times) {
+  return ReportMaker(o, times).Make(documents, title);
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE
