@@ -1,21 +1,28 @@
 #include "sluice/runtime/base/tbb_executor.h"
 
-#include <tbb/blocked_range.h>
 #include <tbb/global_control.h>
+#include <tbb/info.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
+// Slots of an arena for `threads` workers: no more than oneTBB has threads for, which it would only
+// say on stderr. The workers beyond them are run by the same threads, one after the other.
+int Slots(int threads) {
+  using Control = tbb::global_control;
+  const auto allowed = static_cast<int>(std::min<size_t>(
+      Control::active_value(Control::max_allowed_parallelism), std::numeric_limits<int>::max()));
+  return std::min(threads, std::max(allowed, tbb::info::default_concurrency()));
+}
+
 class TbbExecutor final : public Executor {
  public:
-  explicit TbbExecutor(int threads)
-      : threads_(threads),
-        allow_(tbb::global_control::max_allowed_parallelism, std::max(threads, 1)),
-        arena_(threads) {}
+  explicit TbbExecutor(int threads) : threads_(threads), arena_(Slots(threads)) {}
   int num_workers() const override { return threads_; }
   void ParallelFor(int64_t n, int64_t grain, Body body) override {
     if (n <= 0) return;
@@ -42,7 +49,8 @@ class TbbExecutor final : public Executor {
 
  private:
   int threads_;
-  tbb::global_control allow_;
+  // The arena's size is the only limit on threads: tbb::global_control would hold for the whole
+  // process, the host's own TBB code included.
   tbb::task_arena arena_;
 };
 }  // namespace

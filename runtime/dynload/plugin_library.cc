@@ -2,19 +2,20 @@
 
 #include <dlfcn.h>
 #include <elf.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
 #include "sluice/api/plugin.h"
+#include "sluice/runtime/dynload/child_check.h"
 
 #ifndef SLUICE_PLUGIN_FOLDER
 #define SLUICE_PLUGIN_FOLDER "/usr/lib/sluice/plugins"
@@ -437,13 +438,10 @@ absl::StatusOr<PluginManifest> ParseManifest(absl::string_view text) {
 }  // namespace
 
 absl::StatusOr<PluginManifest> ReadPluginManifest(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  SLUICE_ASSIGN_OR_RETURN(const int fd, OpenRegularFile(path));
+  const absl::Cleanup close_file = [fd] { close(fd); };
   const auto read = [&](uint64_t at, void* to, size_t n) {
-    file.clear();
-    file.seekg(static_cast<std::streamoff>(at));
-    file.read(static_cast<char*>(to), static_cast<std::streamsize>(n));
-    return static_cast<size_t>(file.gcount()) == n;
+    return pread(fd, to, n, static_cast<off_t>(at)) == static_cast<ssize_t>(n);
   };
   const auto bad = [&](absl::string_view why) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", why));
@@ -480,7 +478,7 @@ absl::StatusOr<PluginManifest> ReadPluginManifest(const std::string& path) {
   return bad("no Sluice plug-in: it has no section " SLUICE_MANIFEST_SECTION);
 }
 
-absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path) {
+absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path, std::chrono::milliseconds limit) {
   PluginInfo info;
   SLUICE_ASSIGN_OR_RETURN(info.manifest, ReadPluginManifest(path));
   if (info.manifest.abi_major != SLUICE_ABI_MAJOR ||
@@ -489,52 +487,22 @@ absl::StatusOr<PluginInfo> CheckPlugin(const std::string& path) {
         path, ": built for ABI ", info.manifest.abi_major, ".", info.manifest.abi_minor,
         ", wants a host of at least ", info.manifest.abi_major, ".", info.manifest.min_host_minor,
         "; this host is ", SLUICE_ABI_MAJOR, ".", SLUICE_ABI_MINOR));
-  int ends[2];
-  if (pipe(ends) != 0) return absl::InternalError("pipe failed");
-  const pid_t child = fork();
-  if (child < 0) return absl::InternalError("fork failed");
-  if (child == 0) {
-    close(ends[0]);
-    const auto p = Open(path);
-    std::string out =
-        p.ok() ? "+"
-               : absl::StrCat("-", static_cast<int>(p.status().code()), "\n", p.status().message());
-    if (p.ok()) {
-      for (const std::string& m : Methods(*p)) absl::StrAppend(&out, m, "\n");
-    }
-    ssize_t wrote = 0;
-    for (size_t at = 0; at < out.size() && wrote >= 0; at += static_cast<size_t>(wrote))
-      wrote = write(ends[1], out.data() + at, out.size() - at);
-    _exit(0);
-  }
-  close(ends[1]);
-  std::string said;
-  char buffer[4096];
-  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) > 0;) said.append(buffer, n);
-  close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  if (WIFSIGNALED(status))
-    return absl::InternalError(
-        absl::StrCat(path, ": it crashes when it is loaded (signal ", WTERMSIG(status), ")"));
-  if (said.empty())
-    return absl::InternalError(absl::StrCat(path, ": it ends the process when it is loaded"));
-  if (said[0] == '-') {
-    const std::pair<std::string, std::string> parts =
-        absl::StrSplit(said.substr(1), absl::MaxSplits('\n', 1));
-    int code = 0;
-    (void)absl::SimpleAtoi(parts.first, &code);
-    return absl::Status(static_cast<absl::StatusCode>(code),
-                        absl::StrCat(path, ": ", parts.second));
-  }
-  info.methods = absl::StrSplit(said.substr(1), '\n', absl::SkipEmpty());
+  const auto methods = CheckInChild(
+      [&]() -> absl::StatusOr<std::string> {
+        SLUICE_ASSIGN_OR_RETURN(const sluice_plugin_v1* p, Open(path));
+        return absl::StrJoin(Methods(p), "\n");
+      },
+      limit);
+  if (!methods.ok()) return Named(path, methods.status());
+  info.methods = absl::StrSplit(*methods, '\n', absl::SkipEmpty());
   return info;
 }
 
-absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registry, bool isolated) {
+absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registry, bool isolated,
+                                      std::chrono::milliseconds limit) {
   PluginInfo info;
   if (isolated) {
-    SLUICE_ASSIGN_OR_RETURN(info, CheckPlugin(path));
+    SLUICE_ASSIGN_OR_RETURN(info, CheckPlugin(path, limit));
   } else {
     SLUICE_ASSIGN_OR_RETURN(info.manifest, ReadPluginManifest(path));
   }
@@ -588,7 +556,8 @@ std::vector<std::string> PluginFolders() {
   return folders;
 }
 std::vector<PluginInfo> LoadPlugins(const std::vector<std::string>& folders, Registry& registry,
-                                    std::vector<absl::Status>& refused) {
+                                    std::vector<absl::Status>& refused,
+                                    std::chrono::milliseconds limit) {
   std::vector<PluginInfo> loaded;
   for (const std::string& folder : folders) {
     std::vector<std::string> files;
@@ -599,7 +568,7 @@ std::vector<PluginInfo> LoadPlugins(const std::vector<std::string>& folders, Reg
     }
     std::sort(files.begin(), files.end());
     for (const std::string& file : files) {
-      auto info = LoadPlugin(file, registry);
+      auto info = LoadPlugin(file, registry, /*isolated=*/true, limit);
       if (info.ok())
         loaded.push_back(*std::move(info));
       else

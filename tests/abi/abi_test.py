@@ -42,7 +42,7 @@ def compilers(source, build, compiler, other):
             plugin, host = f"{folder}/{name}.so", f"{folder}/{name}"
             out(*common, "-fPIC", "-fvisibility=hidden", "-shared", f"-Wl,--version-script={source}/plugins/plugin.map",
                 f"{source}/plugins/example/strided.cc", "-o", plugin, *absl)
-            out(*common, f"{source}/tests/abi/host.cc", f"{source}/runtime/dynload/plugin_library.cc", "-o", host, *absl, "-ldl")
+            out(*common, f"{source}/tests/abi/host.cc", f"{source}/runtime/dynload/plugin_library.cc", f"{source}/runtime/dynload/child_check.cc", "-o", host, *absl, "-ldl")
             made[name] = (plugin, host)
         symbols([plugin for plugin, _ in made.values()])
         for host in made:

@@ -4,8 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
+#include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include "sluice/routers/builtin.h"
@@ -18,6 +21,8 @@ namespace {
 using testing::Contains;
 using testing::HasSubstr;
 const std::string kFolder = SLUICE_PLUGINS, kBad = SLUICE_BAD_PLUGINS;
+// For plug-ins that never finish loading; all others do in a fraction of it.
+constexpr std::chrono::milliseconds kLimit{1000};
 
 TEST(Plugins, SayWhatIsInThemBeforeTheyRun) {
   const auto m = ReadPluginManifest(kFolder + "/strided.so");
@@ -151,10 +156,16 @@ TEST(Plugins, BadOnesAreRefusedWithAReason) {
       {"null_agents", "tables are missing"},
       {"crashes", "crashes when it is loaded (signal 6)"},
       {"exits", "ends the process when it is loaded"},
+      {"sleeps", "does not finish loading within 1 s"},
+      {"sleeps_in_entry", "does not finish loading within 1 s"},
+      {"forks", "does not want this host"},
+      {"forges", "ends the process when it is loaded"},
+      {"forges_in_entry", "does not want this host"},
   };
   for (const auto& [name, why] : kWhy) {
     Registry r;
-    const absl::Status s = LoadPlugin(kBad + "/" + name + ".so", r).status();
+    const std::string file = kBad + "/" + name + ".so";
+    const absl::Status s = LoadPlugin(file, r, /*isolated=*/true, kLimit).status();
     EXPECT_THAT(s.message(), HasSubstr(why)) << name;
     EXPECT_THAT(s.message(), HasSubstr(name));
     EXPECT_EQ(r.attention.size() + r.routers.size(), 0u);
@@ -162,6 +173,37 @@ TEST(Plugins, BadOnesAreRefusedWithAReason) {
   EXPECT_THAT(ReadPluginManifest("/etc/hostname").status().message(),
               HasSubstr("no 64-bit ELF file"));
   EXPECT_THAT(ReadPluginManifest("/nowhere.so").status().message(), HasSubstr("cannot be read"));
+}
+
+// None of them is read: reading a FIFO or a terminal may never end.
+TEST(Plugins, WhatIsNoRegularFileIsRefused) {
+  const std::string folder = testing::TempDir() + "/sluice-odd-" + std::to_string(getpid());
+  std::filesystem::create_directory(folder);
+  const auto at = [&](const char* name) { return folder + "/" + name + ".so"; };
+  ASSERT_EQ(mkfifo(at("fifo").c_str(), 0600), 0);
+  std::filesystem::create_directory(at("folder"));
+  std::filesystem::create_symlink(at("fifo"), at("to_fifo"));
+  std::filesystem::create_symlink(at("folder"), at("to_folder"));
+  std::filesystem::create_symlink("/dev/zero", at("to_device"));
+  std::filesystem::create_symlink(folder + "/nothing", at("to_nothing"));
+  std::filesystem::create_symlink(kFolder + "/strided.so", at("to_plugin"));
+  const std::pair<const char*, const char*> kWhy[] = {
+      {"fifo", "it is a FIFO, wanted a regular file"},
+      {"to_fifo", "it is a FIFO, wanted a regular file"},
+      {"folder", "it is a directory, wanted a regular file"},
+      {"to_folder", "it is a directory, wanted a regular file"},
+      {"to_device", "it is a device, wanted a regular file"},
+      {"to_nothing", "cannot be read"},
+  };
+  for (const auto& [name, why] : kWhy) {
+    EXPECT_THAT(ReadPluginManifest(at(name)).status().message(), HasSubstr(why)) << name;
+    EXPECT_THAT(CheckPlugin(at(name)).status().message(), HasSubstr(why)) << name;
+  }
+  Registry r;
+  std::vector<absl::Status> refused;
+  EXPECT_EQ(LoadPlugins({folder}, r, refused).size(), 1u);  // the link to a plug-in
+  EXPECT_EQ(refused.size(), std::size(kWhy));
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Plugins, DamagedFilesAreRefused) {
@@ -190,8 +232,8 @@ TEST(Plugins, AreFoundInTheFoldersOfThePath) {
   EXPECT_EQ(folders[1], kFolder);
   Registry r;
   std::vector<absl::Status> refused;
-  const auto loaded = LoadPlugins({kBad, kFolder}, r, refused);
-  EXPECT_EQ(refused.size(), 14u + SLUICE_HAVE_GGML);  // ggml's backend is no plug-in of this kind
+  const auto loaded = LoadPlugins({kBad, kFolder}, r, refused, kLimit);
+  EXPECT_EQ(refused.size(), 19u + SLUICE_HAVE_GGML);  // ggml's backend is no plug-in of this kind
   EXPECT_EQ(loaded.size(), 4u);
 }
 }  // namespace
