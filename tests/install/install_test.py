@@ -29,6 +29,9 @@ run(os.path.join(consumer, "headers_only"))
 linked = run("ldd", os.path.join(consumer, "headers_only"))
 assert "hwy" not in linked and "tbb" not in linked and "protobuf" not in linked, linked
 run(os.path.join(consumer, "whole"), os.path.join(consumer, "strided.so"))
+if os.path.exists(os.path.join(prefix, "include/sluice/runtime/host/model.h")):  # the host is a part that a build may leave out
+    run(os.path.join(consumer, "host"))
+assert not os.path.exists(os.path.join(prefix, "include/sluice/runtime/lab")), "the lab is no library to link"
 print("consumer: header-only program, whole program, plug-in built and loaded")
 
 said = run(os.path.join(prefix, "bin/sluice"), "plugin", "check", os.path.join(consumer, "strided.so"))

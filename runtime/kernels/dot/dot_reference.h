@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_KERNELS_DOT_DOT_REFERENCE_H_
 #define SLUICE_RUNTIME_KERNELS_DOT_DOT_REFERENCE_H_
 // The specification: plain loops in double precision.
-#include <cstddef>
+#include <cstdint>
 
 namespace sluice::kernels {
 template <class Get>

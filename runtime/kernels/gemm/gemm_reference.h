@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_KERNELS_GEMM_GEMM_REFERENCE_H_
 #define SLUICE_RUNTIME_KERNELS_GEMM_GEMM_REFERENCE_H_
 // The specification: plain loops in double precision.
-#include <cstddef>
+#include <cstdint>
 
 namespace sluice::kernels {
 inline void GemmNTReference(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m,
