@@ -99,16 +99,22 @@ class LentWeights final : public WeightSource {
   const sluice_weights& w_;
 };
 
+inline std::vector<KeyValue> KeyValues(const sluice_kv* kv, size_t n) {
+  std::vector<KeyValue> kvs;
+  for (size_t i = 0; i < n; ++i) {
+    kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len),
+                     absl::string_view(kv[i].value, kv[i].value_len));
+  }
+  return kvs;
+}
+
 // What every table has alike: making and deleting models and plans.
 template <class R>
 struct ModelC {
   static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* weights,
                             void** out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      std::vector<KeyValue> kvs;
-      for (size_t i = 0; i < n; ++i)
-        kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len),
-                         absl::string_view(kv[i].value, kv[i].value_len));
+      const std::vector<KeyValue> kvs = KeyValues(kv, n);
       typename R::Config config;
       SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
       if constexpr (LearnedModel<R>) {
@@ -147,7 +153,6 @@ struct RouterC : ModelC<R> {
                          const sluice_run_context* c, sluice_assignment* a,
                          sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      static_assert(SLUICE_ABI_MINOR < 2, "hosts of 1.0 and 1.1 have the same records here");
       LentExecutor executor(*c->executor);
       return static_cast<const R*>(r)->Run(
           *static_cast<const typename R::Plan*>(p), *reinterpret_cast<const RouteInputs*>(in),
@@ -171,73 +176,121 @@ struct RouterC : ModelC<R> {
 };
 
 constexpr uint64_t Flag(bool set, int flag) { return set ? static_cast<uint64_t>(flag) : 0; }
+constexpr uint64_t FlagsOf(const AttentionTraits& t, bool learned) {
+  return Flag(t.exact_at_full_budget, SLUICE_EXACT_AT_FULL_BUDGET) |
+         Flag(t.token_causal, SLUICE_TOKEN_CAUSAL) |
+         Flag(t.chunk_invariant, SLUICE_CHUNK_INVARIANT) |
+         Flag(t.bidirectional, SLUICE_BIDIRECTIONAL) |
+         Flag(t.scattered_queries, SLUICE_SCATTERED_QUERIES) |
+         Flag(t.reads_pre_rope, SLUICE_READS_PRE_ROPE) | Flag(t.reads_index, SLUICE_READS_INDEX) |
+         Flag(t.reads_values, SLUICE_READS_VALUES) | Flag(t.reads_hidden, SLUICE_READS_HIDDEN) |
+         Flag(learned, SLUICE_NEEDS_WEIGHTS);
+}
+inline AttentionShape ShapeOf(const sluice_attention_shape& s) {
+  return {.max_queries = s.max_queries,
+          .max_kv = s.max_kv,
+          .heads = s.heads,
+          .kv_heads = s.kv_heads,
+          .head_dim = s.head_dim,
+          .value_dim = s.value_dim,
+          .index_heads = s.index_heads,
+          .index_dim = s.index_dim,
+          .workers = s.workers,
+          .layers = s.layers,
+          .width = s.width};
+}
+
 template <AttentionRouterModel R>
 struct AttentionRouterC : ModelC<R> {
+  using Plan = typename R::Plan;
+  static sluice_code Weights(const sluice_kv* kv, size_t n, const sluice_attention_shape* s,
+                             sluice_weight_visit visit, void* to, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      if constexpr (LearnedModel<R>) {
+        typename R::Config config;
+        SLUICE_RETURN_IF_ERROR(ReadConfig(KeyValues(kv, n), config));
+        for (const WeightKey& k : R::Weights(config, ShapeOf(*s)))
+          visit(to, k.name.c_str(), k.shape.data(), k.shape.size(), k.number);
+      }
+      return absl::OkStatus();
+    });
+  }
   static sluice_code MakePlan(const void* r, const sluice_attention_shape* s, void** out,
                               sluice_attention_info* info, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      AttentionShape shape;
-      shape.max_queries = s->max_queries;
-      shape.max_kv = s->max_kv;
-      shape.heads = s->heads;
-      shape.kv_heads = s->kv_heads;
-      shape.head_dim = s->head_dim;
-      shape.value_dim = s->value_dim;
-      shape.index_heads = s->index_heads;
-      shape.index_dim = s->index_dim;
-      shape.workers = s->workers;
+      const AttentionShape shape = ShapeOf(*s);
       SLUICE_RETURN_IF_ERROR(CheckAttentionShape(shape));
       SLUICE_ASSIGN_OR_RETURN(auto made, static_cast<const R*>(r)->MakePlan(shape));
-      auto plan = std::make_unique<typename R::Plan>(std::move(made));
+      auto plan = std::make_unique<Plan>(std::move(made));
+      plan->shape = shape;
       const AttentionPlanInfo& i = *plan;
       info->workspace_bytes = i.workspace_bytes;
       info->state_bytes = i.state_bytes;
-      info->max_rows = i.max_rows;
-      info->entry_slots = i.entry_slots;
-      info->token_slots = i.token_slots;
-      info->prefix_slots = i.prefix_slots;
+      info->sequence_bytes = i.sequence_bytes;
+      info->weight_slots = i.layout.weight_slots;
+      info->perm_slots = i.layout.perm_slots;
+      info->bias_slots = i.layout.bias_slots;
+      info->max_tile = i.layout.max_tile;
+      info->num_branches = i.layout.num_branches;
+      std::memcpy(info->branches, i.layout.branches.data(), sizeof info->branches);
       *out = plan.release();
       return absl::OkStatus();
     });
   }
   static sluice_code Run(const void* r, const void* p, const sluice_attention_inputs* in,
-                         void* state, const sluice_run_context* c, sluice_attention_plan* out,
-                         sluice_error* e) noexcept {
+                         sluice_attention_state* state, const sluice_run_context* c,
+                         sluice_attention_plan* out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      if (in->struct_size < sizeof(AttentionInputs)) {  // from a host that knows fewer fields
-        AttentionInputs longer;
-        std::memcpy(static_cast<void*>(&longer), in, in->struct_size);
-        return RunOn(r, p, longer, state, c, out);
-      }
-      return RunOn(r, p, *reinterpret_cast<const AttentionInputs*>(in), state, c, out);
+      LentExecutor executor(*c->executor);
+      PlanBuilder builder(out);
+      return static_cast<const R*>(r)->Run(
+          *static_cast<const Plan*>(p), *reinterpret_cast<const AttentionInputs*>(in),
+          *reinterpret_cast<RouterState*>(state), Context(*c, executor), builder);
     });
   }
-  static absl::Status RunOn(const void* r, const void* p, const AttentionInputs& in, void* state,
-                            const sluice_run_context* c, sluice_attention_plan* out) {
-    LentExecutor executor(*c->executor);
-    PlanWriter writer(out);
-    return static_cast<const R*>(r)->Run(*static_cast<const typename R::Plan*>(p), in,
-                                         static_cast<std::byte*>(state), Context(*c, executor),
-                                         writer);
+  static sluice_code Observe(const void* r, const void* p, const sluice_attention_feedback* f,
+                             sluice_attention_state* state, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      const R& router = *static_cast<const R*>(r);
+      const Plan& plan = *static_cast<const Plan*>(p);
+      const auto& feedback = *reinterpret_cast<const AttentionFeedback*>(f);
+      auto& s = *reinterpret_cast<RouterState*>(state);
+      if constexpr (requires { router.Observe(plan, feedback, s); })
+        return router.Observe(plan, feedback, s);
+      return absl::OkStatus();
+    });
   }
-  static const sluice_attention_router_v1* Table() {
-    static const std::string name(R::kName), help = DescribeConfig<typename R::Config>(),
-                                             full = PrintConfig(R::FullBudget());
-    static const sluice_attention_router_v1 t = {
-        sizeof(sluice_attention_router_v1),
-        name.c_str(),
-        Flag(R::kTokenCausal, SLUICE_TOKEN_CAUSAL) |
-            Flag(NeedsPreRope<R>(), SLUICE_NEEDS_PRE_ROPE) |
-            Flag(R::kExactAtFullBudget, SLUICE_EXACT_AT_FULL_BUDGET) |
-            Flag(LearnedModel<R>, SLUICE_NEEDS_WEIGHTS) |
-            Flag(TakesScatteredQueries<R>(), SLUICE_SCATTERED_QUERIES),
-        help.c_str(),
-        full.c_str(),
-        ModelC<R>::Create,
-        ModelC<R>::Destroy,
-        MakePlan,
-        ModelC<R>::DestroyPlan,
-        Run};
+  static void Truncate(const void* r, const void* p, sluice_attention_state* state,
+                       int64_t keys) noexcept {
+    const R& router = *static_cast<const R*>(r);
+    const Plan& plan = *static_cast<const Plan*>(p);
+    auto& s = *reinterpret_cast<RouterState*>(state);
+    if constexpr (requires { router.Truncate(plan, s, keys); }) router.Truncate(plan, s, keys);
+  }
+  static const sluice_attention_router_v2* Table() {
+    static constexpr AttentionTraits kTraits = R::kTraits;
+    static const sluice_attention_traits traits = {.struct_size = sizeof(sluice_attention_traits),
+                                                   .name = kTraits.name,
+                                                   .title = kTraits.title,
+                                                   .arxiv = kTraits.arxiv,
+                                                   .full_budget = kTraits.full_budget,
+                                                   .small_budget = kTraits.small_budget,
+                                                   .flags = FlagsOf(kTraits, LearnedModel<R>),
+                                                   .feedback = kTraits.feedback,
+                                                   .stages = kTraits.stages};
+    static const std::string help = DescribeConfig<typename R::Config>();
+    static const sluice_attention_router_v2 t = {
+        .struct_size = sizeof(sluice_attention_router_v2),
+        .traits = &traits,
+        .config_help = help.c_str(),
+        .create = ModelC<R>::Create,
+        .destroy = ModelC<R>::Destroy,
+        .weights = Weights,
+        .make_plan = MakePlan,
+        .destroy_plan = ModelC<R>::DestroyPlan,
+        .run = Run,
+        .observe = kTraits.feedback != 0 ? Observe : nullptr,
+        .truncate = Truncate};
     return &t;
   }
 };
@@ -387,7 +440,7 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version,
     static const auto* tables = [] {
       struct Tables {
         std::vector<const sluice_router_v1*> routers;
-        std::vector<const sluice_attention_router_v1*> attention;
+        std::vector<const sluice_attention_router_v2*> attention;
         std::vector<const sluice_agent_router_v1*> agents;
       };
       auto* t = new Tables;
@@ -420,8 +473,7 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version,
                                        tables->attention.data(),
                                        tables->agents.size(),
                                        tables->agents.data()};
-    // A host of 1.0 does not look for agents: one that brings nothing else is of no use to it.
-    if (host_minor < 1 && p.num_agents > 0 && p.num_routers + p.num_attention == 0) return nullptr;
+    (void)host_minor;  // all hosts of this major number know all that is here
     return &p;
   } catch (...) {
     return nullptr;

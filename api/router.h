@@ -24,10 +24,19 @@
 SLUICE_BEGIN_NAMESPACE
 enum class Domain : uint8_t { kLayer = 1, kToken, kHead, kAttention, kExpert, kAdapter, kAgent };
 
+// Earlier plans that a host lends to compositions: one builder a layer, kept between calls.
+class PlanBuilder;
+class PlanLender {
+ public:
+  virtual ~PlanLender() = default;
+  virtual PlanBuilder* Kept(int64_t layer) const = 0;  // null: no such layer
+};
+
 // Everything a Run borrows.
 struct RunContext {
   Workspace workspace;
   Executor* executor = nullptr;
+  const PlanLender* plans = nullptr;
 };
 
 struct RouteShape {

@@ -4,6 +4,8 @@
 // own.
 #include <concepts>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,10 @@ class WeightSource {
   virtual absl::StatusOr<std::vector<float>> ReadF32(const std::string& name,
                                                      absl::Span<const uint64_t> shape) const = 0;
 };
+
+// Opens the file that a policy's text names.
+using WeightOpener =
+    std::function<absl::StatusOr<std::unique_ptr<const WeightSource>>(const std::string& path)>;
 
 // Methods are made from their config alone, learned ones from config and weights.
 template <class R>

@@ -15,8 +15,8 @@
 extern "C" {
 #endif
 
-#define SLUICE_ABI_MAJOR 1
-#define SLUICE_ABI_MINOR 1
+#define SLUICE_ABI_MAJOR 2
+#define SLUICE_ABI_MINOR 0
 #define SLUICE_PLUGIN_MAGIC 0x5043554Cu /* "LUCP" */
 #define SLUICE_PLUGIN_ENTRY "sluice_plugin_entry_v1"
 #define SLUICE_MANIFEST_SECTION ".sluice_manifest"
@@ -114,16 +114,28 @@ typedef struct sluice_router_v1 {
 } sluice_router_v1;
 
 /* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape.
- * ---- */
+ * ----
+ */
 typedef struct sluice_attention_shape {
   size_t struct_size;
-  int64_t max_queries, max_kv;
-  int32_t heads, kv_heads, head_dim, value_dim, index_heads, index_dim, workers, reserved;
+  int64_t max_queries, max_kv, width;
+  int32_t heads, kv_heads, head_dim, value_dim, index_heads, index_dim, workers, layers;
 } sluice_attention_shape;
+/* Storage that one branch of a plan needs, from make_plan. */
+typedef struct sluice_branch_layout {
+  int64_t rows, entry_slots, token_slots, prefix_slots;
+  int64_t order_slots; /* query order and tile borders, when tiles are not runs of queries */
+  int32_t terms;       /* of static patterns */
+  uint8_t bias, mask, reserved[2];
+} sluice_branch_layout;
+#define SLUICE_MAX_BRANCHES 8
+#define SLUICE_MAX_TABLES 8
 typedef struct sluice_attention_info {
   size_t struct_size;
-  size_t workspace_bytes, state_bytes;
-  int64_t max_rows, entry_slots, token_slots, prefix_slots;
+  size_t workspace_bytes, state_bytes, sequence_bytes;
+  int64_t weight_slots, perm_slots, bias_slots, max_tile;
+  int32_t num_branches, reserved;
+  sluice_branch_layout branches[SLUICE_MAX_BRANCHES];
 } sluice_attention_info;
 typedef struct sluice_attention_inputs {
   size_t struct_size;
@@ -134,55 +146,132 @@ typedef struct sluice_attention_inputs {
   int64_t prompt_end;
   int32_t layer; /* -1: unknown */
   float scale, rope_base;
-  int32_t reserved;
+  int32_t stage;
   sluice_view q_pre, k_pre, index_q, index_k;
   sluice_matrix index_weight;
+  sluice_matrix hidden;       /* [queries, width] */
+  sluice_matrix attended_lse; /* [queries, heads], from the second stage on */
 } sluice_attention_inputs;
+/* Zero bytes mean empty. keys: of which the layer's bytes speak. */
+typedef struct sluice_attention_state {
+  void* layer;
+  void* sequence;
+  int64_t keys;
+} sluice_attention_state;
+/* What the executor measured of a plan, for routers that ask for it. */
+typedef struct sluice_attention_feedback {
+  size_t struct_size;
+  int64_t q_begin, q_count, kv_len;
+  int32_t layer, heads, kv_heads, reserved;
+  const float* key_mass;  /* [heads, kv_len]: sums of probability over the queries */
+  const float* head_norm; /* [heads]: sums of |o| over queries and width */
+  const float* row_max;   /* [queries, heads]: largest probability */
+  const float* lse;       /* [queries, heads] */
+} sluice_attention_feedback;
 typedef struct sluice_plan_entry {
   uint32_t start, len;
   uint8_t state, mask, level, forced;
 } sluice_plan_entry;
-/* Storage is the host's, sized by sluice_attention_info; the router fills it and the fields below.
- * Row r owns the slots from row_begin[r] on. Numbers of enumerations are those of
+/* A set of keys in closed form; what the fields mean stands beside PatternKind in
  * api/attention_plan.h. */
+typedef struct sluice_pattern_term {
+  uint8_t kind, dims, reserved[6];
+  int64_t a, b, c;
+  double slope;
+  int32_t extent[3], window[3], stride[3], dilation[3];
+} sluice_pattern_term;
+/* One branch. Storage is the host's, sized by sluice_branch_layout; the router fills it and the
+ * fields below. Row r owns the slots from row_begin[r] on. Numbers of enumerations are those of
+ * api/attention_plan.h. */
+typedef struct sluice_plan_branch {
+  size_t struct_size;
+  sluice_branch_layout layout;
+  int64_t* row_begin;
+  uint32_t* row_count;
+  sluice_plan_entry* entries;
+  uint32_t* tokens;
+  uint32_t* prefix;
+  float* entry_bias;
+  uint64_t* row_mask;
+  int64_t* tile_begin; /* [lists, tiles + 1] */
+  int32_t* q_order;    /* [lists, order_slots / lists] */
+  sluice_pattern_term* terms;
+  int32_t* term_begin; /* [lists + 1] */
+  /* set by the router */
+  int64_t block, tile, num_tiles, window;
+  int32_t init_from;
+  float stop_tau;
+  uint8_t scope, encoding, token_mask, order, stop, has_bias, has_mask, has_order;
+} sluice_plan_branch;
+/* Summaries that entries refer to; they live in the router's state or workspace. */
+typedef struct sluice_summary_table {
+  sluice_view k, v;
+  const float* log_count; /* [rows], or [kv_heads, rows] when per_head */
+  const uint32_t *begin, *count;
+  uint8_t per_head, reserved[7];
+} sluice_summary_table;
 typedef struct sluice_attention_plan {
   size_t struct_size;
-  uint32_t *row_begin, *row_count;
-  int64_t max_rows;
-  sluice_plan_entry* entries;
-  int64_t entry_slots;
-  uint32_t* tokens;
-  int64_t token_slots;
-  uint32_t* prefix;
-  int64_t prefix_slots;
+  sluice_plan_branch* branches;
+  float* branch_weight; /* [branches, queries, heads] */
+  uint32_t* key_perm;   /* [lists of perm_scope, kv_len]: logical -> original key */
+  float* key_bias;      /* [kv_heads, kv_len] */
+  int64_t weight_slots, perm_slots, bias_slots;
+  int32_t max_branches, max_tables;
   /* set by the router */
-  int64_t q_begin, q_count, kv_len, tile, window, unit;
-  int32_t heads, kv_heads;
-  uint8_t scope, encoding, token_mask, order, stop, reserved[3];
-  float stop_tau;
+  int64_t q_begin, q_count, kv_len;
+  int32_t heads, kv_heads, num_branches, num_tables;
+  uint8_t merge, perm_scope, has_perm, has_key_bias, reserved[4];
+  sluice_summary_table tables[SLUICE_MAX_TABLES];
 } sluice_attention_plan;
 enum {
-  SLUICE_TOKEN_CAUSAL = 1,
-  SLUICE_NEEDS_PRE_ROPE = 2,
-  SLUICE_EXACT_AT_FULL_BUDGET = 4,
-  SLUICE_NEEDS_WEIGHTS = 8,
-  SLUICE_SCATTERED_QUERIES = 16 /* takes q_positions */
+  SLUICE_EXACT_AT_FULL_BUDGET = 1,
+  SLUICE_TOKEN_CAUSAL = 2,
+  SLUICE_CHUNK_INVARIANT = 4,
+  SLUICE_SCATTERED_QUERIES = 8, /* takes q_positions */
+  SLUICE_READS_PRE_ROPE = 16,
+  SLUICE_READS_INDEX = 32,
+  SLUICE_READS_VALUES = 64,
+  SLUICE_READS_HIDDEN = 128,
+  SLUICE_NEEDS_WEIGHTS = 256,
+  SLUICE_BIDIRECTIONAL = 512
 };
-typedef struct sluice_attention_router_v1 {
+enum {
+  SLUICE_FEEDBACK_KEY_MASS = 1,
+  SLUICE_FEEDBACK_HEAD_NORM = 2,
+  SLUICE_FEEDBACK_ROW_MAX = 4,
+  SLUICE_FEEDBACK_LSE = 8
+};
+typedef struct sluice_attention_traits {
   size_t struct_size;
-  const char* name;
+  const char *name, *title, *arxiv;
+  const char *full_budget, *small_budget; /* config texts */
   uint64_t flags;
+  uint32_t feedback;
+  int32_t stages;
+} sluice_attention_traits;
+/* Called once a tensor or number that a learned router reads; a shape of rank 0 is a number. */
+typedef void (*sluice_weight_visit)(void* to, const char* name, const uint64_t* shape, size_t rank,
+                                    int64_t number);
+typedef struct sluice_attention_router_v2 {
+  size_t struct_size;
+  const sluice_attention_traits* traits;
   const char* config_help;
-  const char* full_budget; /* config text at which nothing is skipped */
   sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router,
                         sluice_error*);
   void (*destroy)(void* router);
+  sluice_code (*weights)(const sluice_kv*, size_t num_kv, const sluice_attention_shape*,
+                         sluice_weight_visit, void* to, sluice_error*);
   sluice_code (*make_plan)(const void* router, const sluice_attention_shape*, void** plan,
                            sluice_attention_info*, sluice_error*);
   void (*destroy_plan)(void* plan);
   sluice_code (*run)(const void* router, const void* plan, const sluice_attention_inputs*,
-                     void* state, const sluice_run_context*, sluice_attention_plan*, sluice_error*);
-} sluice_attention_router_v1;
+                     sluice_attention_state*, const sluice_run_context*, sluice_attention_plan*,
+                     sluice_error*);
+  sluice_code (*observe)(const void* router, const void* plan, const sluice_attention_feedback*,
+                         sluice_attention_state*, sluice_error*);
+  void (*truncate)(const void* router, const void* plan, sluice_attention_state*, int64_t keys);
+} sluice_attention_router_v2;
 
 /* ---- Agent routers (since 1.1): a query -> one agent a stage. What the functions must do is in
  * api/agent_router.h; sums and state belong to the host, which keeps them. ---- */
@@ -271,7 +360,7 @@ typedef struct sluice_plugin_v1 {
   size_t num_routers;
   const sluice_router_v1* const* routers;
   size_t num_attention;
-  const sluice_attention_router_v1* const* attention;
+  const sluice_attention_router_v2* const* attention;
   /* since 1.1 */
   size_t num_agents;
   const sluice_agent_router_v1* const* agents;
@@ -297,12 +386,16 @@ SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, magic) == 8 &&
                   offsetof(sluice_plugin_v1, attention) == 64);
 SLUICE_ABI_ASSERT(offsetof(sluice_router_v1, create) == 32 &&
                   offsetof(sluice_router_v1, run) == 64);
-SLUICE_ABI_ASSERT(offsetof(sluice_attention_router_v1, create) == 40 &&
-                  offsetof(sluice_attention_router_v1, run) == 72);
+SLUICE_ABI_ASSERT(offsetof(sluice_attention_router_v2, create) == 24 &&
+                  offsetof(sluice_attention_router_v2, run) == 64);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_inputs, q_begin) == 176 &&
-                  offsetof(sluice_attention_inputs, index_weight) == 448);
-SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 80 &&
-                  offsetof(sluice_attention_plan, stop_tau) == 144);
+                  offsetof(sluice_attention_inputs, index_weight) == 448 &&
+                  offsetof(sluice_attention_inputs, attended_lse) == 512);
+SLUICE_ABI_ASSERT(sizeof(sluice_branch_layout) == 48 && sizeof(sluice_pattern_term) == 88);
+SLUICE_ABI_ASSERT(offsetof(sluice_plan_branch, block) == 144 &&
+                  offsetof(sluice_plan_branch, scope) == 184);
+SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 72 &&
+                  offsetof(sluice_attention_plan, tables) == 120);
 SLUICE_ABI_ASSERT(offsetof(sluice_assignment, num_dropped) == 88);
 /* Frozen by release 1.1. */
 SLUICE_ABI_ASSERT(sizeof(sluice_agent_candidate) == 24 && sizeof(sluice_sum_delta) == 16);

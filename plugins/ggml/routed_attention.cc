@@ -11,8 +11,6 @@
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/compose/attention.h"
-#include "sluice/policies/cost/roofline.h"
-#include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/dynload/installed.h"
 
@@ -25,13 +23,8 @@ double Since(Clock::time_point from) {
   return std::chrono::duration<double>(Clock::now() - from).count();
 }
 
-constexpr int64_t kShortPlan = 65536;  // keys
-constexpr double kShortStep = 4e6;     // multiply-adds
+constexpr int kMostLayers = 1024;
 
-std::byte* AtLeast(OwnedWorkspace& w, size_t bytes) {
-  if (w.bytes() < bytes) w.Resize(bytes);
-  return w.data();
-}
 bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
   uint16_t off = 0;
   for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
@@ -65,7 +58,7 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       if (const auto made = MakeAttentionPolicy(value, InstalledMethods().registry.attention);
           !made.ok())
         return bad(key, ": ", made.status().message());
-      else if ((*made)->needs_pre_rope())
+      else if ((*made)->traits().reads_pre_rope)
         return bad(key, ": '", value,
                    "' wants keys from before their rotation, which this host does not give");
       if (key != "decode") c.prefill = std::string(value);
@@ -74,15 +67,13 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       status = integer(0, int64_t{1} << 31, c.min_keys);
     } else if (key == "decode_min_keys") {
       status = integer(-1, int64_t{1} << 31, c.decode_min_keys);
-    } else if (key == "reuse_layers") {
-      status = integer(1, 1024, c.reuse_layers);
     } else if (key == "threads") {
       status = integer(0, 1024, c.threads);
     } else if (key == "counters") {
       c.counters = std::string(value);
     } else {
       return bad("unknown key '", key,
-                 "'; known: attention, prefill, decode, min_keys, decode_min_keys, reuse_layers, "
+                 "'; known: attention, prefill, decode, min_keys, decode_min_keys, "
                  "threads, counters");
     }
     SLUICE_RETURN_IF_ERROR(status);
@@ -140,26 +131,11 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
   return s;
 }
 
-// A router planned for one shape, and what it knows of every (layer, stream).
-struct RoutedAttention::Planned {
-  const AttentionRouter* router = nullptr;
-  std::unique_ptr<const AttentionRouter::Plan> plan;
-  AttentionPlanBuffer buffer;
-  struct Known {
-    OwnedWorkspace state;
-    int64_t keys = 0;          // that the state may speak of
-    uint64_t fingerprint = 0;  // of a few of these
-  };
-  std::map<std::pair<int, int64_t>, Known> known;
-  // The plan in `buffer`.
-  int layer = -1;
-  int64_t q_begin = -1, n_q = 0, stream = 0;
-};
+// Sessions for prompts, for steps and for what stays dense.
 struct RoutedAttention::Shape {
-  AttentionShape shape;
-  std::unique_ptr<Attend> attend;
-  Planned prefill, decode, dense;
-  OwnedWorkspace workspace, attend_workspace;
+  int64_t max_queries = 0;
+  int64_t max_kv = 0;
+  std::unique_ptr<AttentionSession> prefill, decode, dense;
   std::vector<float> lse;
 };
 
@@ -167,10 +143,6 @@ RoutedAttention::RoutedAttention(const Config& config) : config_(config) {}
 RoutedAttention::~RoutedAttention() = default;
 absl::StatusOr<std::unique_ptr<RoutedAttention>> RoutedAttention::Create(const Config& config) {
   std::unique_ptr<RoutedAttention> r(new RoutedAttention(config));
-  const FactoryMap<AttentionRouter>& routers = InstalledMethods().registry.attention;
-  SLUICE_ASSIGN_OR_RETURN(r->prefill_, MakeAttentionPolicy(config.prefill, routers));
-  SLUICE_ASSIGN_OR_RETURN(r->decode_, MakeAttentionPolicy(config.decode, routers));
-  SLUICE_ASSIGN_OR_RETURN(r->dense_, routers.Create("dense"));
   r->executor_ = MakeTbbExecutor(static_cast<int>(config.threads));
   return r;
 }
@@ -184,40 +156,34 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   uint32_t cap = 0;
   std::memcpy(&cap, &c.softcap, sizeof cap);
   std::unique_ptr<Shape>& slot = shapes_[{c.q.heads, c.k.heads, c.q.dim, c.v.dim, cap}];
-  if (slot != nullptr && c.q.rows <= slot->shape.max_queries && c.k.rows <= slot->shape.max_kv)
+  if (slot != nullptr && c.q.rows <= slot->max_queries && c.k.rows <= slot->max_kv)
     return slot.get();
   // Grows by doubling; what routers knew of the keys is found again.
   auto s = std::make_unique<Shape>();
-  AttentionShape& a = s->shape;
-  a.max_queries = std::max<int64_t>(slot != nullptr ? slot->shape.max_queries : 1, c.q.rows);
-  a.max_kv = slot != nullptr ? slot->shape.max_kv : 4096;
-  while (a.max_kv < c.k.rows) a.max_kv *= 2;
-  a.heads = static_cast<int>(c.q.heads);
-  a.kv_heads = static_cast<int>(c.k.heads);
-  a.head_dim = static_cast<int>(c.q.dim);
-  a.value_dim = static_cast<int>(c.v.dim);
-  a.workers = executor_->num_workers();
-  AttendOptions o;
-  o.softcap = c.softcap;
-  SLUICE_ASSIGN_OR_RETURN(Attend attend,
-                          Attend::Create({a.max_queries, a.max_kv, a.heads, a.kv_heads, a.head_dim,
-                                          a.value_dim, 64, 1, a.workers},
-                                         o));
-  s->attend = std::make_unique<Attend>(attend);
-  s->attend_workspace.Resize(s->attend->workspace_bytes());
-  size_t workspace = 0;
-  const std::pair<Planned*, const AttentionRouter*> all[] = {
-      {&s->prefill, prefill_.get()}, {&s->decode, decode_.get()}, {&s->dense, dense_.get()}};
-  for (const auto& [planned, router] : all) {
-    AttentionShape shape = a;
-    if (planned == &s->decode) shape.max_queries = 1;
-    planned->router = router;
-    SLUICE_ASSIGN_OR_RETURN(planned->plan, router->MakePlan(shape));
-    const AttentionPlanInfo& i = planned->plan->info();
-    planned->buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
-    workspace = std::max(workspace, i.workspace_bytes);
-  }
-  s->workspace.Resize(workspace);
+  s->max_queries = std::max<int64_t>(slot != nullptr ? slot->max_queries : 1, c.q.rows);
+  s->max_kv = slot != nullptr ? slot->max_kv : 4096;
+  while (s->max_kv < c.k.rows) s->max_kv *= 2;
+  const auto make = [&](const std::string& policy, int64_t queries,
+                        std::unique_ptr<AttentionSession>& session) -> absl::Status {
+    SessionOptions o;
+    o.layers = kMostLayers;
+    o.heads = static_cast<int>(c.q.heads);
+    o.kv_heads = static_cast<int>(c.k.heads);
+    o.head_dim = static_cast<int>(c.q.dim);
+    o.value_dim = static_cast<int>(c.v.dim);
+    o.max_queries = queries;
+    o.max_kv = s->max_kv;
+    o.policy = policy;
+    o.methods = &InstalledMethods().registry;
+    o.executor = executor_.get();
+    o.attend.softcap = c.softcap;
+    o.fingerprints = true;
+    SLUICE_ASSIGN_OR_RETURN(session, AttentionSession::Create(o));
+    return absl::OkStatus();
+  };
+  SLUICE_RETURN_IF_ERROR(make(config_.prefill, s->max_queries, s->prefill));
+  SLUICE_RETURN_IF_ERROR(make(config_.decode, 1, s->decode));
+  SLUICE_RETURN_IF_ERROR(make("dense", s->max_queries, s->dense));
   slot = std::move(s);
   return slot.get();
 }
@@ -225,36 +191,17 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
 bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys,
                int64_t kv_bytes) {
   if (c.decode_min_keys >= 0) return keys >= c.decode_min_keys;
-  return kv_bytes >= int64_t{2} << 20 && ServingRouter(decode, layer, keys).name() != "dense";
+  return kv_bytes >= int64_t{2} << 20 && decode.Serving(layer, keys).name() != "dense";
 }
-absl::Status RoutedAttention::Attended(Shape& s, const AttentionPlan& plan, const FlashCall& c,
-                                       LayerCounters& counters, Executor& executor) {
-  AttendInputs in;
-  in.q = c.q;
-  in.k = c.k;
-  in.v = c.v;
-  in.scale = c.scale;
-  AttendOutputs out;
-  out.o = c.out;
-  out.counters = &counters.work;
-  if (c.sinks != nullptr) {
-    s.lse.resize(c.q.rows * c.q.heads);
-    out.lse = s.lse.data();
-  }
-  const auto from = Clock::now();
-  SLUICE_RETURN_IF_ERROR(s.attend->Run(plan, in, {s.attend_workspace.workspace(), &executor}, out));
-  if (c.sinks != nullptr) {
-    for (int64_t i = 0; i < c.q.rows; ++i) {
-      for (int64_t h = 0; h < c.q.heads; ++h) {
-        const float lse = s.lse[i * c.q.heads + h];
-        const float share = 1 / (1 + std::exp(c.sinks[h] - lse));
-        float* o = c.out.at(i, h);
-        for (int64_t d = 0; d < c.out.dim; ++d) o[d] *= share;
-      }
+// A sink takes part in the sum and brings no value.
+void RoutedAttention::WeighSinks(const FlashCall& c, const std::vector<float>& lse) const {
+  for (int64_t i = 0; i < c.q.rows; ++i) {
+    for (int64_t h = 0; h < c.q.heads; ++h) {
+      const float share = 1 / (1 + std::exp(c.sinks[h] - lse[i * c.q.heads + h]));
+      float* o = c.out.at(i, h);
+      for (int64_t d = 0; d < c.out.dim; ++d) o[d] *= share;
     }
   }
-  counters.attend_s += Since(from);
-  return absl::OkStatus();
 }
 
 // Any mask, in double precision: for biases that are neither 0 nor -inf.
@@ -321,106 +268,91 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
   }
   if (mask.kind == MaskShape::Kind::kCausal)
     c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
+  if (c.layer >= kMostLayers)
+    return absl::OutOfRangeError(absl::StrCat("layer ", c.layer, ", at most ", kMostLayers - 1));
   SLUICE_ASSIGN_OR_RETURN(Shape* const shape, ShapeOf(c));
   Shape& s = *shape;
-  if (mask.kind != MaskShape::Kind::kCausal) {
-    // Not a plain prompt or step: exactly what the mask shows, without routing.
-    AttentionPlan plan;
-    plan.q_count = c.q.rows;
-    plan.kv_len = c.k.rows;
-    plan.heads = s.shape.heads;
-    plan.kv_heads = s.shape.kv_heads;
-    plan.scope = ListScope::kAllHeads;
-    plan.tile = mask.kind == MaskShape::Kind::kRuns ? 1 : 64;
-    plan.q_begin = mask.kind == MaskShape::Kind::kWindow ? mask.first : 0;
-    plan.window = mask.window;
-    std::vector<PlanEntry> entries;
-    std::vector<uint32_t> begin, count;
-    for (int64_t t = 0; t < plan.num_tiles(); ++t) {
-      begin.push_back(static_cast<uint32_t>(entries.size()));
-      const auto add = [&](int64_t lo, int64_t hi, MaskClass kind) {
-        PlanEntry e;
-        e.start = static_cast<uint32_t>(lo);
-        e.len = static_cast<uint32_t>(hi - lo);
-        e.mask = kind;
-        entries.push_back(e);
-      };
-      if (mask.kind == MaskShape::Kind::kAll) {
-        add(0, c.k.rows, MaskClass::kNone);
-      } else if (mask.kind == MaskShape::Kind::kWindow) {
-        const int64_t first = mask.first + t * 64,
-                      last = std::min(mask.first + c.q.rows, first + 64);
-        add(std::max<int64_t>(0, first - mask.window + 1), std::min(c.k.rows, last),
-            MaskClass::kLowerBound);
-      } else {
-        const uint16_t* row = c.mask + t * c.mask_stride;
-        for (int64_t k = 0; k < c.k.rows; ++k) {
-          if (row[k] == kHidden) continue;
-          int64_t end = k;
-          while (end < c.k.rows && row[end] != kHidden) ++end;
-          add(k, end, MaskClass::kNone);
-          k = end;
-        }
-      }
-      count.push_back(static_cast<uint32_t>(entries.size()) - begin.back());
-    }
-    AttentionBranch branch;
-    branch.encoding = Encoding::kRuns;
-    branch.rows = {begin, count};
-    branch.entries = entries;
-    plan.branches = absl::MakeConstSpan(&branch, 1);
-    counters.plan_s += Since(from);
-    return Attended(s, plan, c, counters, *executor_);
+  const bool plain = mask.kind == MaskShape::Kind::kCausal;
+  const bool routed = plain && c.k.rows >= config_.min_keys;
+  AttentionSession& session = !routed ? *s.dense : c.q.rows == 1 ? *s.decode : *s.prefill;
+  AttentionInputs in;
+  in.q = c.q;
+  in.k = c.k;
+  in.v = c.v;
+  in.q_begin = mask.first;
+  in.scale = c.scale;
+  SessionOutputs out;
+  out.o = c.out;
+  if (c.sinks != nullptr) {
+    s.lse.resize(c.q.rows * c.q.heads);
+    out.lse = s.lse.data();
   }
-  const bool step = c.q.rows == 1;
-  // Threads that sleep take longer to wake than a step's plan and a short list take.
-  Executor& planner = step && c.k.rows <= kShortPlan ? inline_ : *executor_;
-  const bool routed = c.k.rows >= config_.min_keys;
-  Planned& p = !routed ? s.dense : step ? s.decode : s.prefill;
-  const bool reuse = config_.reuse_layers > 1 && c.layer > 0 &&
-                     c.layer % config_.reuse_layers != 0 && p.layer >= 0 &&
-                     p.layer == c.layer / config_.reuse_layers * config_.reuse_layers &&
-                     p.q_begin == mask.first && p.n_q == c.q.rows && p.stream == c.stream;
-  if (!reuse) {
-    AttentionInputs in;
-    in.q = c.q;
-    in.k = c.k;
-    in.v = c.v;
-    in.q_begin = mask.first;
-    in.layer = c.layer;
-    in.scale = c.scale;
-    Planned::Known& known = p.known[{c.layer, c.stream}];
-    std::byte* state = AtLeast(known.state, p.plan->info().state_bytes);
-    // The host does not say when it clears or changes its cache: a state is used only for keys that
-    // went before, and that still look the same where it was looked at.
-    const auto fingerprint = [&](int64_t keys) {
-      uint64_t h = 0;
-      for (int64_t row : {int64_t{0}, keys / 3, keys / 2, keys - 1}) {
-        if (row < 0 || keys == 0) continue;
-        const size_t bytes = static_cast<size_t>(c.k.dim) * DTypeBytes(c.k.dtype);
-        h ^= HashText({reinterpret_cast<const char*>(c.k.at(row, 0)), bytes}) +
-             static_cast<uint64_t>(row);
-      }
-      return h;
-    };
-    if (known.keys > mask.first || (known.keys > 0 && fingerprint(known.keys) != known.fingerprint))
-      known.state.Clear();
-    SLUICE_RETURN_IF_ERROR(
-        p.router->Run(*p.plan, in, state, {s.workspace.workspace(), &planner}, p.buffer));
-    known.keys = c.k.rows;
-    known.fingerprint = fingerprint(c.k.rows);
-    p.layer = c.layer;
-    p.q_begin = mask.first;
-    p.n_q = c.q.rows;
-    p.stream = c.stream;
+  const AttentionCounters before = session.counters(c.layer);
+  const double planned = session.plan_seconds(c.layer);
+  const double attended = session.attend_seconds(c.layer);
+  if (plain) {
+    // The host does not say when it clears or changes its cache.
+    session.Unknown(c.layer, c.stream);
+    SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, c.stream));
+  } else {
+    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(session, c, mask, in, out));
   }
+  if (c.sinks != nullptr) WeighSinks(c, s.lse);
   counters.routed += routed;
-  counters.plan_s += Since(from);
-  const AttentionPlan& plan = p.buffer.plan();
-  const WorkShape width{s.shape.head_dim, s.shape.value_dim,
-                        static_cast<int64_t>(DTypeBytes(c.k.dtype))};
-  const bool little = step && WorkOf(plan, width).macs < kShortStep;
-  return Attended(s, plan, c, counters, little ? inline_ : *executor_);
+  counters.work.Add(session.counters(c.layer).Since(before));
+  counters.plan_s += session.plan_seconds(c.layer) - planned;
+  counters.attend_s += session.attend_seconds(c.layer) - attended;
+  return absl::OkStatus();
+}
+
+// Not a plain prompt or step: exactly what the mask shows, without routing.
+absl::Status RoutedAttention::AsTheMaskSays(AttentionSession& session, const FlashCall& c,
+                                            const MaskShape& mask, const AttentionInputs& in,
+                                            const SessionOutputs& out) {
+  AttentionPlan plan;
+  plan.q_count = c.q.rows;
+  plan.kv_len = c.k.rows;
+  plan.heads = static_cast<int32_t>(c.q.heads);
+  plan.kv_heads = static_cast<int32_t>(c.k.heads);
+  plan.q_begin = mask.kind == MaskShape::Kind::kWindow ? mask.first : 0;
+  AttentionBranch branch;
+  branch.encoding = Encoding::kRuns;
+  branch.scope = ListScope::kAllHeads;
+  branch.tile = mask.kind == MaskShape::Kind::kRuns ? 1 : 64;
+  branch.window = mask.window;
+  branch.num_tiles = (c.q.rows + branch.tile - 1) / branch.tile;
+  std::vector<PlanEntry> entries;
+  std::vector<int64_t> begin;
+  std::vector<uint32_t> count;
+  const auto add = [&](int64_t lo, int64_t hi, MaskClass kind) {
+    entries.push_back(
+        {.start = static_cast<uint32_t>(lo), .len = static_cast<uint32_t>(hi - lo), .mask = kind});
+  };
+  for (int64_t t = 0; t < branch.num_tiles; ++t) {
+    begin.push_back(std::ssize(entries));
+    if (mask.kind == MaskShape::Kind::kAll) {
+      add(0, c.k.rows, MaskClass::kNone);
+    } else if (mask.kind == MaskShape::Kind::kWindow) {
+      const int64_t first = mask.first + t * branch.tile;
+      const int64_t last = std::min(mask.first + c.q.rows, first + branch.tile);
+      const int64_t lo = std::max<int64_t>(0, first - mask.window + 1);
+      add(lo, std::min(c.k.rows, last), MaskClass::kLowerBound);
+    } else {
+      const uint16_t* row = c.mask + t * c.mask_stride;
+      for (int64_t k = 0; k < c.k.rows; ++k) {
+        if (row[k] == kHidden) continue;
+        int64_t end = k;
+        while (end < c.k.rows && row[end] != kHidden) ++end;
+        add(k, end, MaskClass::kNone);
+        k = end;
+      }
+    }
+    count.push_back(static_cast<uint32_t>(std::ssize(entries) - begin.back()));
+  }
+  branch.rows = {begin, count};
+  branch.entries = entries;
+  plan.branches = absl::MakeConstSpan(&branch, 1);
+  return session.Attend(c.layer, plan, in, out);
 }
 
 std::string RoutedAttention::CountersJson() const {

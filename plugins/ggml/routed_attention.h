@@ -13,6 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "sluice/api/attention_router.h"
 #include "sluice/runtime/attend/attend.h"
+#include "sluice/runtime/session/attention_session.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
@@ -25,9 +26,8 @@ struct Config {
   // a layer. -1: with less than 2 MiB of keys and values, and in layers where decode is dense,
   // which the host does as well.
   int64_t decode_min_keys = -1;
-  int64_t reuse_layers = 1;  // so many layers in a row share the plan of their first
-  int64_t threads = 0;       // 0: what the host sets
-  std::string counters;      // file written at the end, JSON; "": none
+  int64_t threads = 0;   // 0: what the host sets
+  std::string counters;  // file written at the end, JSON; "": none
 };
 absl::StatusOr<Config> ParseConfig(absl::string_view text);
 // Is a step of a layer over so many keys, of so many bytes of keys and values, worth taking from
@@ -82,17 +82,16 @@ class RoutedAttention {
 
  private:
   struct Shape;  // everything that depends on heads, widths and soft-cap
-  struct Planned;
   explicit RoutedAttention(const Config& config);
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
-  absl::Status Attended(Shape& s, const AttentionPlan& plan, const FlashCall& call,
-                        LayerCounters& counters, Executor& executor);
+  static absl::Status AsTheMaskSays(AttentionSession& session, const FlashCall& call,
+                                    const MaskShape& mask, const AttentionInputs& in,
+                                    const SessionOutputs& out);
+  void WeighSinks(const FlashCall& call, const std::vector<float>& lse) const;
   void Plain(const FlashCall& call);
 
   Config config_;
-  std::unique_ptr<const AttentionRouter> prefill_, decode_, dense_;
   std::unique_ptr<Executor> executor_;
-  InlineExecutor inline_;
   std::map<std::vector<int64_t>, std::unique_ptr<Shape>> shapes_;
   std::map<int, LayerCounters> counters_;
   // The mask is the same for every layer of a pass.

@@ -9,10 +9,9 @@
 #include <mutex>
 
 #include "sluice/api/registry.h"
-#include "sluice/policies/compose/attention.h"
-#include "sluice/runtime/attend/attend.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/session/attention_session.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace {
@@ -28,12 +27,7 @@ void Check(const absl::Status& s) { TORCH_CHECK(s.ok(), std::string(s.message())
 // What a call needs besides its tensors. Kept between calls, each in use by one of them at a time.
 struct Prepared {
   std::string key;
-  std::unique_ptr<const sluice::AttentionRouter> router;
-  std::unique_ptr<const sluice::AttentionRouter::Plan> plan;
-  std::unique_ptr<const sluice::Attend> attend;
-  std::unique_ptr<sluice::Executor> executor;
-  sluice::AttentionPlanBuffer buffer;
-  sluice::OwnedWorkspace plan_workspace, attend_workspace, state;
+  std::unique_ptr<sluice::AttentionSession> session;
 };
 class Pool {
  public:
@@ -69,25 +63,20 @@ int64_t AtLeast(int64_t n) {  // sequences grow by single tokens: sizes are roun
   while (size < n) size *= 2;
   return size;
 }
-std::unique_ptr<Prepared> Prepare(const std::string& router, const sluice::AttentionShape& shape) {
+constexpr int kMostLayers = 4096;
+
+std::unique_ptr<Prepared> Prepare(const std::string& policy, const sluice::SessionOptions& shape) {
   const std::string key =
-      absl::StrCat(router, " ", shape.max_queries, " ", shape.max_kv, " ", shape.heads, " ",
-                   shape.kv_heads, " ", shape.head_dim, " ", shape.value_dim, " ", shape.workers);
+      absl::StrCat(policy, " ", shape.max_queries, " ", shape.max_kv, " ", shape.heads, " ",
+                   shape.kv_heads, " ", shape.head_dim, " ", shape.value_dim, " ", shape.threads);
   if (std::unique_ptr<Prepared> p = Idle().Take(key)) return p;
   auto p = std::make_unique<Prepared>();
   p->key = key;
-  p->router =
-      Take(sluice::MakeAttentionPolicy(router, sluice::InstalledMethods().registry.attention));
-  p->plan = Take(p->router->MakePlan(shape));
-  p->attend = std::make_unique<const sluice::Attend>(
-      Take(sluice::Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads,
-                                   shape.head_dim, shape.value_dim, 64, 1, shape.workers})));
-  p->executor = sluice::MakeTbbExecutor(shape.workers);
-  const sluice::AttentionPlanInfo& i = p->plan->info();
-  p->buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
-  p->plan_workspace.Resize(i.workspace_bytes);
-  p->attend_workspace.Resize(p->attend->workspace_bytes());
-  p->state.Resize(i.state_bytes);
+  sluice::SessionOptions o = shape;
+  o.layers = kMostLayers;
+  o.policy = policy;
+  o.methods = &sluice::InstalledMethods().registry;
+  p->session = Take(sluice::AttentionSession::Create(o));
   return p;
 }
 
@@ -147,14 +136,16 @@ std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k
                     " do not fit; wanted [B, H, T, D], [B, KV, S, D] and [B, KV, S, DV] with H a "
                     "multiple of KV and "
                     "T <= S");
-  sluice::AttentionShape shape;
+  TORCH_CHECK_VALUE(layer >= -1 && layer < kMostLayers, "sluice::attend: layer is ", layer,
+                    ", allowed 0 to ", kMostLayers - 1, ", or -1 for unknown");
+  sluice::SessionOptions shape;
   shape.max_queries = AtLeast(q.size(2));
   shape.max_kv = AtLeast(k.size(2));
   shape.heads = static_cast<int>(q.size(1));
   shape.kv_heads = static_cast<int>(k.size(1));
   shape.head_dim = static_cast<int>(q.size(3));
   shape.value_dim = static_cast<int>(v.size(3));
-  shape.workers = at::get_num_threads();
+  shape.threads = at::get_num_threads();
   std::unique_ptr<Prepared> p = Prepare(std::string(router), shape);
 
   at::Tensor o = at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
@@ -165,23 +156,13 @@ std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k
     in.k = Cache(k, b, k_type);
     in.v = Cache(v, b, v_type);
     in.q_begin = k.size(2) - q.size(2);
-    in.layer = static_cast<int32_t>(layer);
     in.scale = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3)))));
-    p->state.Clear();
-    Check(p->router->Run(*p->plan, in, p->state.data(),
-                         {p->plan_workspace.workspace(), p->executor.get()}, p->buffer));
-    sluice::AttendInputs attend;
-    attend.q = in.q;
-    attend.k = in.k;
-    attend.v = in.v;
-    attend.scale = in.scale;
-    sluice::AttendOutputs out;
+    sluice::SessionOutputs out;
     out.o = {At<float>(o, b), o.size(2), o.size(1), o.size(3), o.stride(2), o.stride(1)};
-    sluice::AttentionCounters counted;
-    out.counters = &counted;
-    Check(p->attend->Run(p->buffer.plan(), attend,
-                         {p->attend_workspace.workspace(), p->executor.get()}, out));
-    counters.Add(counted);
+    p->session->Clear();
+    p->session->ResetCounters();
+    Check(p->session->Run(static_cast<int>(layer), in, out));
+    counters.Add(p->session->counters(static_cast<int>(layer)));
   }
   Idle().Give(std::move(p));
   return {o, counters.density()};

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/api/attention_plan.h"
+#include "sluice/api/pattern.h"
 
 SLUICE_BEGIN_NAMESPACE
 struct PlanWork {
@@ -37,23 +38,37 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
   PlanWork w;
   const double pair = s.head_dim + s.value_dim,
                row_bytes = pair * static_cast<double>(s.element_bytes);
-  const int64_t lists = p.num_lists(), tiles = p.num_tiles(), group = p.heads / p.kv_heads;
-  const double heads_a_list = static_cast<double>(p.heads) / static_cast<double>(lists);
+  const int64_t group = p.heads / p.kv_heads;
   std::vector<uint64_t> seen((p.kv_len + 63) / 64), touched(seen.size());
-  const auto visible = [&](int64_t tile) {  // keys that any query of the tile may see
-    return std::min(p.kv_len, p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1) + 1);
-  };
   for (const AttentionBranch& b : p.branches) {
     const bool tokens = b.encoding == Encoding::kTokens;
+    const int64_t lists = b.num_lists;
+    const int64_t tiles = b.num_tiles;
+    const double heads_a_list = static_cast<double>(p.heads) / static_cast<double>(lists);
+    const auto last_query = [&](int64_t list, int64_t tile) {
+      int64_t last = 0;
+      for (int64_t slot = b.TileBegin(list, tile); slot < b.TileEnd(list, tile, p.q_count); ++slot)
+        last = std::max(last, p.position(b.Query(list, slot)));
+      return last;
+    };
     for (int64_t list = 0; list < lists; ++list) {
       std::fill(touched.begin(), touched.end(), 0);
-      const int64_t step = tokens ? std::max<int64_t>(1, s.token_group / p.tile) : 1;
+      const int64_t step = tokens ? std::max<int64_t>(1, s.token_group / b.tile) : 1;
       for (int64_t tile = 0; tile < tiles; tile += step) {
         const int64_t end_tile = std::min(tiles, tile + step);
         const double queries =
-            static_cast<double>(std::min(p.q_count, end_tile * p.tile) - tile * p.tile);
+            static_cast<double>(b.TileEnd(list, end_tile - 1, p.q_count) - b.TileBegin(list, tile));
         double keys = 0;  // of the panels, in whole panels' lanes
-        if (tokens || b.encoding == Encoding::kRankedPrefix) {
+        if (b.encoding == Encoding::kPattern) {
+          const int64_t last = last_query(list, tile);
+          const int64_t first = p.position(b.Query(list, b.TileBegin(list, tile)));
+          const int64_t end = b.token_mask == MaskClass::kNone ? p.kv_len : last + 1;
+          pattern::PatternRuns runs(b, list, {std::min(first, last), last + 1}, end, p.kv_len);
+          for (pattern::KeyRange run; runs.Next(run);) {
+            keys += static_cast<double>(run.hi - run.lo);
+            for (int64_t k = run.lo / kPanel; k <= (run.hi - 1) / kPanel; ++k) touched[k] = ~uint64_t{0};
+          }
+        } else if (tokens || b.encoding == Encoding::kRankedPrefix) {
           std::fill(seen.begin(), seen.end(), 0);
           for (int64_t t = tile; t < end_tile; ++t) {
             const auto row = static_cast<size_t>(list * tiles + t);
@@ -62,7 +77,7 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
               if (tokens) seen[id / 64] |= uint64_t{1} << (id % 64);
             }
             if (!tokens)
-              keys += static_cast<double>(b.rows.count[row]) * static_cast<double>(b.unit);
+              keys += static_cast<double>(b.rows.count[row]) * static_cast<double>(b.block);
           }
           for (size_t i = 0; i < seen.size(); ++i) {
             keys += std::popcount(seen[i]);
@@ -74,10 +89,10 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
             const PlanEntry& e = b.entries[b.rows.begin[row] + i];
             int64_t lo = 0, hi = 0;
             EntryKeys(b, e, p.kv_len, &lo, &hi);
-            if (e.mask != MaskClass::kNone && e.state == EntryState::kExact && p.kperm.empty())
-              hi = std::min(hi, visible(tile));
+            if (e.mask != MaskClass::kNone && e.state == EntryState::kExact && p.key_perm.empty())
+              hi = std::min(hi, last_query(list, tile) + 1);
             if (e.mask == MaskClass::kLowerBound)
-              lo = std::max(lo, p.position(tile * p.tile) - p.window + 1);
+              lo = std::max(lo, p.position(tile * b.tile) - b.window + 1);
             if (hi <= lo) continue;
             keys += static_cast<double>(hi - lo);
             for (int64_t k = lo / kPanel;
@@ -88,13 +103,13 @@ inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
         w.macs += keys * queries * heads_a_list * pair;
         w.panel_bytes +=
             keys * row_bytes *
-            (p.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group));
-        w.items += p.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group);
+            (b.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group));
+        w.items += b.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group);
       }
       double distinct = 0;
       for (uint64_t bits : touched) distinct += std::popcount(bits);
       w.bytes += std::min(distinct, static_cast<double>(p.kv_len)) * row_bytes *
-                 (p.scope == ListScope::kQueryHead ? 1 / static_cast<double>(group)
+                 (b.scope == ListScope::kQueryHead ? 1 / static_cast<double>(group)
                                                    : heads_a_list / static_cast<double>(group));
     }
   }

@@ -14,22 +14,10 @@ TEST(WorkOf, FollowsWhatTheExecutorCounts) {
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 1024, 1024, 4, 2, 16, 16, 5);
   for (const char* spec :
        {"dense", "sink_window:sink=64,window=128", "mean_pool:k=3", "mean_pool:k=6", "dsa:k=64"}) {
-    const auto router = *BuiltinRouters().attention.Create(spec);
-    AttentionShape s;
-    s.max_queries = 1024;
-    s.max_kv = 1024;
-    s.heads = 4;
-    s.kv_heads = 2;
-    s.head_dim = s.value_dim = 16;
-    const auto plan = *router->MakePlan(s);
-    const AttentionPlanInfo& i = plan->info();
-    OwnedWorkspace ws(i.workspace_bytes), state(i.state_bytes);
-    AttentionPlanBuffer buffer;
-    buffer.Reserve(i.max_rows, i.entry_slots, i.token_slots, i.prefix_slots);
-    InlineExecutor one;
-    ASSERT_TRUE(router->Run(*plan, a.Inputs(), state.data(), {ws.workspace(), &one}, buffer).ok());
-    const PlanWork w = WorkOf(buffer.plan(), {16, 16, 4, 8});
-    const AttentionCounters c = RunRouter(*router, a).counters;
+    PlanWork w;
+    HarnessOptions o;
+    o.see = [&](const AttentionPlan& plan) { w = WorkOf(plan, {16, 16, 4, 8}); };
+    const AttentionCounters c = RunRouter(spec, a, o).counters;
     EXPECT_NEAR(w.macs / static_cast<double>(c.macs), 1, 0.3) << spec;
     EXPECT_GT(w.panel_bytes, 0) << spec;
     EXPECT_LE(w.bytes, 1024 * 2 * 32 * 4) << spec;  // no more than there is

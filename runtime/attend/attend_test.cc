@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "sluice/api/plan_check.h"
 #include "sluice/runtime/attend/attend_reference.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/tests/support/attention_data.h"
@@ -16,7 +17,8 @@ namespace {
 struct TestPlan {
   AttentionPlan plan;
   std::vector<AttentionBranch> branches = std::vector<AttentionBranch>(1);
-  std::vector<uint32_t> begin, count, tokens, prefix, kperm;
+  std::vector<int64_t> begin;
+  std::vector<uint32_t> count, tokens, prefix, kperm;
   std::vector<PlanEntry> entries;
   std::vector<float> entry_bias, key_bias, weights;
   std::vector<uint64_t> row_mask;
@@ -40,9 +42,6 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   p.kv_len = a.kv_len;
   p.heads = static_cast<int32_t>(a.heads);
   p.kv_heads = static_cast<int32_t>(a.kv_heads);
-  p.scope = kind.scope;
-  p.tile = kind.tile;
-  p.window = kind.window;
   if (kind.scattered) {  // any ascending places, so that neighbours in a tile may stand far apart
     for (int64_t i = 0; i < a.kv_len; ++i) t->positions.push_back(static_cast<int32_t>(i));
     while (static_cast<int64_t>(t->positions.size()) > p.q_count)
@@ -51,19 +50,24 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   }
   AttentionBranch& b = t->branches[0];
   b.encoding = kind.encoding;
-  b.unit = kind.unit;
+  b.scope = kind.scope;
+  b.tile = kind.tile;
+  b.window = kind.window;
+  b.block = kind.unit;
+  b.num_tiles = (p.q_count + b.tile - 1) / b.tile;
+  b.num_lists = NumLists(b.scope, a.heads, a.kv_heads);
   if (kind.permute) {
     for (int64_t i = 0; i < a.kv_len; ++i) t->kperm.push_back(static_cast<uint32_t>(i));
     std::shuffle(t->kperm.begin(), t->kperm.end(), g);
   }
-  const int64_t lists = kind.encoding == Encoding::kRankedPrefix ? a.kv_heads : p.num_lists();
+  const int64_t lists = b.num_lists;
   for (int64_t l = 0; l < lists; ++l) {
-    for (int64_t tile = 0; tile < p.num_tiles(); ++tile) {
-      const int64_t first = p.position(tile * p.tile),
-                    last = p.position(std::min(p.q_count, (tile + 1) * p.tile) - 1);
+    for (int64_t tile = 0; tile < b.num_tiles; ++tile) {
+      const int64_t first = p.position(tile * b.tile),
+                    last = p.position(std::min(p.q_count, (tile + 1) * b.tile) - 1);
       const bool token =
           kind.encoding == Encoding::kTokens || kind.encoding == Encoding::kRankedPrefix;
-      t->begin.push_back(static_cast<uint32_t>(token ? t->tokens.size() : t->entries.size()));
+      t->begin.push_back(std::ssize(t->tokens) * token + std::ssize(t->entries) * !token);
       const size_t before = token ? t->tokens.size() : t->entries.size();
       const int64_t end = kind.permute ? a.kv_len - 1 : last;
       if (!yes(0.05)) {  // some rows stay empty
@@ -101,8 +105,8 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   }
   if (kind.encoding == Encoding::kRankedPrefix) {
     for (int64_t h = 0; h < a.heads; ++h) {
-      for (int64_t tile = 0; tile < p.num_tiles(); ++tile) {
-        const uint32_t c = t->count[h / (a.heads / a.kv_heads) * p.num_tiles() + tile];
+      for (int64_t tile = 0; tile < b.num_tiles; ++tile) {
+        const uint32_t c = t->count[h / (a.heads / a.kv_heads) * b.num_tiles + tile];
         t->prefix.push_back(static_cast<uint32_t>(g() % (c + 1)));
       }
     }
@@ -122,7 +126,7 @@ std::unique_ptr<TestPlan> RandomPlan(const PlanKind& kind, const AttentionData& 
   b.prefix = t->prefix;
   b.entry_bias = t->entry_bias;
   b.row_mask = t->row_mask;
-  p.kperm = t->kperm;
+  p.key_perm = t->kperm;
   p.key_bias = t->key_bias;
   p.branches = t->branches;
   return t;
@@ -134,8 +138,7 @@ struct Result {
   absl::Status status;
 };
 Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions options,
-               int threads = 1, absl::Span<const SummaryTable> tables = {},
-               AttentionState* resume = nullptr, AttentionState* state = nullptr,
+               int threads = 1, SoftmaxState* resume = nullptr, SoftmaxState* state = nullptr,
                std::vector<float>* probs = nullptr) {
   Result r;
   AttendShape s;
@@ -145,7 +148,10 @@ Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions opt
   s.kv_heads = static_cast<int>(a.kv_heads);
   s.head_dim = static_cast<int>(a.d);
   s.value_dim = static_cast<int>(a.dv);
-  s.max_tile = std::max<int64_t>(64, p.tile);
+  for (const AttentionBranch& b : p.branches) {
+    s.max_tile = std::max(s.max_tile, b.tile);
+    s.max_slots = std::max(s.max_slots, b.order_slots * b.num_lists);
+  }
   s.workers = threads;
   s.max_branches = static_cast<int>(p.branches.size());
   options.probabilities = probs != nullptr;
@@ -170,7 +176,6 @@ Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions opt
   in.k = a.K();
   in.v = a.V();
   in.scale = a.scale();
-  in.tables = tables;
   r.status = attend->Run(p, in, {ws.workspace(), ex.get()}, out);
   return r;
 }
@@ -236,7 +241,7 @@ TEST(Attend, HalfPrecisionCaches) {
     a.Convert(type);
     auto t = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 64, 64}, a, 5);
     AttendOptions fp32;
-    fp32.amx = false;
+    fp32.matrix_tiles = false;
     const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
     ExpectNear(RunPlan(t->plan, a, fp32), want, 2e-5, DTypeName(type));
     ExpectNear(RunPlan(t->plan, a, {}), want, 2e-2,
@@ -313,7 +318,7 @@ TEST(Attend, SplitPlansMergeAndResume) {
   for (uint32_t& c : whole->count) c = 0;
   whole->entries.assign(8, PlanEntry{});
   for (size_t r = 0; r < 2; ++r) {
-    whole->begin[r] = static_cast<uint32_t>(4 * r);
+    whole->begin[r] = static_cast<int64_t>(4 * r);
     whole->count[r] = 4;
     for (uint32_t e = 0; e < 4; ++e)
       whole->entries[4 * r + e] = {e, 1, EntryState::kExact, MaskClass::kCausal, 0, 0};
@@ -323,7 +328,8 @@ TEST(Attend, SplitPlansMergeAndResume) {
   const auto want = AttendReference(whole->plan, a.Q(), a.K(), a.V(), a.scale());
   ExpectNear(all, want, 2e-5, "whole");
   // Two branches of one softmax.
-  std::vector<uint32_t> first = {0, 4}, second = {1, 5}, one = {1, 1}, three = {3, 3};
+  std::vector<int64_t> first = {0, 4}, second = {1, 5};
+  std::vector<uint32_t> one = {1, 1}, three = {3, 3};
   std::vector<AttentionBranch> two(2, whole->branches[0]);
   two[0].rows = {first, one};
   two[1].rows = {second, three};
@@ -332,11 +338,11 @@ TEST(Attend, SplitPlansMergeAndResume) {
   EXPECT_EQ(RunPlan(p, a, {}).o, all.o);
   // Two calls, the second resuming from the first.
   std::vector<float> m(64 * 4), l(64 * 4), o(64 * 4 * 48);
-  AttentionState state{m.data(), l.data(), o.data()};
+  SoftmaxState state{m.data(), l.data(), o.data()};
   p.branches = absl::MakeConstSpan(two).subspan(0, 1);
-  const Result part1 = RunPlan(p, a, {}, 1, {}, nullptr, &state);
+  const Result part1 = RunPlan(p, a, {}, 1, nullptr, &state);
   p.branches = absl::MakeConstSpan(two).subspan(1, 1);
-  EXPECT_EQ(RunPlan(p, a, {}, 2, {}, &state).o, all.o);
+  EXPECT_EQ(RunPlan(p, a, {}, 2, &state).o, all.o);
   // Two calls merged by log-sum-exp, with an empty third part.
   const Result part2 = RunPlan(p, a, {});
   std::vector<float> none(all.o.size(), 0), none_lse(all.lse.size(), -INFINITY),
@@ -369,7 +375,7 @@ TEST(Attend, WeightedSumWithInit) {
   branches[2].init_from = 0;  // may share keys with branch 0: both then count, as the caller asked
   ExpectNear(RunPlan(p, a, {}), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5, "init");
 }
-TEST(Attend, ApproxEntries) {
+TEST(Attend, SummaryEntries) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 64, 4, 2, 32, 32, 17);
   for (int64_t s = 0; s < 64; ++s) {  // block 0 is constant, so its summary is exact
     for (int64_t x = 0; x < 64; ++x) {
@@ -396,12 +402,12 @@ TEST(Attend, ApproxEntries) {
   const auto fill = [&](bool approx0, bool approx1) {
     t->entries.clear();
     for (size_t r = 0; r < 2; ++r) {
-      t->begin[r] = static_cast<uint32_t>(t->entries.size());
+      t->begin[r] = std::ssize(t->entries);
       t->entries.push_back({0, approx0 ? 1u : 64u,
-                            approx0 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull,
+                            approx0 ? EntryState::kSummary : EntryState::kExact, MaskClass::kFull,
                             static_cast<uint8_t>(approx0), 0});
       t->entries.push_back({approx1 ? 1u : 64u, approx1 ? 1u : 64u,
-                            approx1 ? EntryState::kApprox : EntryState::kExact, MaskClass::kFull,
+                            approx1 ? EntryState::kSummary : EntryState::kExact, MaskClass::kFull,
                             static_cast<uint8_t>(approx1), 0});
       t->entries.push_back({128, 128, EntryState::kExact, MaskClass::kCausal, 0, 0});
       t->count[r] = 3;
@@ -411,18 +417,18 @@ TEST(Attend, ApproxEntries) {
   };
   fill(false, false);
   const Result exact = RunPlan(t->plan, a, {});
+  t->plan.tables = {&table, 1};
   fill(true, false);
-  const Result same = RunPlan(t->plan, a, {}, 1, {&table, 1});
+  const Result same = RunPlan(t->plan, a, {}, 1);
   for (size_t i = 0; i < exact.o.size(); ++i) EXPECT_NEAR(same.o[i], exact.o[i], 2e-5);
-  EXPECT_EQ(same.counters.approx_pairs, 64 * 4);
+  EXPECT_EQ(same.counters.summary_pairs, 64 * 4);
   fill(true, true);
-  ASSERT_TRUE(ValidateAttentionPlan(t->plan, {&table, 1}).ok())
-      << ValidateAttentionPlan(t->plan, {&table, 1});
-  const Result rough = RunPlan(t->plan, a, {}, 2, {&table, 1});
-  ExpectNear(rough, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 0, {&table, 1}), 2e-5,
-             "approx");
+  ASSERT_TRUE(ValidateAttentionPlan(t->plan).ok()) << ValidateAttentionPlan(t->plan);
+  const Result rough = RunPlan(t->plan, a, {}, 2);
+  ExpectNear(rough, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale()), 2e-5, "approx");
   for (size_t i = 0; i < exact.lse.size(); ++i)
-    EXPECT_LE(rough.lse[i], exact.lse[i] + 1e-5);     // Jensen
+    EXPECT_LE(rough.lse[i], exact.lse[i] + 1e-5);  // Jensen
+  t->plan.tables = {};
   EXPECT_FALSE(RunPlan(t->plan, a, {}).status.ok());  // the table is missing
 }
 TEST(Attend, StopRuleAndProbabilities) {
@@ -430,7 +436,7 @@ TEST(Attend, StopRuleAndProbabilities) {
   auto t = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 32, 64, 0, 1.0}, a, 3);
   t->branches[0].order = EntryOrder::kPriority;
   std::vector<float> probs;
-  const Result all = RunPlan(t->plan, a, {}, 1, {}, nullptr, nullptr, &probs);
+  const Result all = RunPlan(t->plan, a, {}, 1, nullptr, nullptr, &probs);
   for (int64_t r = 0; r < 4 * 32; ++r) {
     double sum = 0;
     for (int64_t j = 0; j < 512; ++j) sum += probs[r * 512 + j];
@@ -460,6 +466,320 @@ TEST(Attend, ScopesReplicate) {
   each->branches[0].rows = {each->begin, each->count};
   each->branches[0].entries = all->entries;
   EXPECT_EQ(RunPlan(all->plan, a, {}).o, RunPlan(each->plan, a, {}).o);
+}
+// Patterns of every kind, of single keys and of blocks, per list.
+std::vector<std::vector<PatternTerm>> Patterns() {
+  PatternTerm box1 = {.kind = PatternKind::kBox, .dims = 1};
+  box1.extent[0] = 150;
+  box1.window[0] = 31;
+  box1.stride[0] = 7;
+  box1.dilation[0] = 3;
+  PatternTerm box2 = {.kind = PatternKind::kBox, .dims = 2};
+  box2.extent[0] = 10;
+  box2.extent[1] = 15;
+  box2.window[0] = 5;
+  box2.window[1] = 4;
+  box2.stride[1] = 2;
+  PatternTerm causal = box2;
+  causal.a = 3;
+  PatternTerm box3 = {.kind = PatternKind::kBox, .dims = 3};
+  for (int x = 0; x < 3; ++x) {
+    box3.extent[x] = 6;
+    box3.window[x] = 3;
+  }
+  box3.dilation[0] = 2;
+  const PatternTerm sink = {.kind = PatternKind::kSink, .a = 5};
+  const PatternTerm band = {.kind = PatternKind::kBand, .a = 17};
+  return {{sink, band},
+          {{.kind = PatternKind::kBand, .a = -3 + 4, .slope = 0.3}},
+          {{.kind = PatternKind::kStrideAbsolute, .a = 7, .b = 3}, band},
+          {{.kind = PatternKind::kStrideRelative, .a = 9, .b = 4}},
+          {{.kind = PatternKind::kStrideRelative, .a = 90, .b = 1}, sink},
+          {{.kind = PatternKind::kPowersOfTwo}, sink, {.kind = PatternKind::kBand, .a = 2}},
+          {{.kind = PatternKind::kDilated, .a = 6, .b = 11}},
+          {{.kind = PatternKind::kDilated, .a = 3, .b = 70}, sink},
+          {box1},
+          {box2},
+          {causal},
+          {box3},
+          {}};
+}
+TEST(Attend, StaticPatternsInClosedForm) {
+  const auto patterns = Patterns();
+  for (size_t i = 0; i < patterns.size(); ++i) {
+    for (int64_t block : {1, 16}) {
+      for (MaskClass mask : {MaskClass::kCausal, MaskClass::kNone}) {
+        for (int64_t queries : {150, 40, 1}) {
+          AttentionData a =
+              MakeAttentionData(DataKind::kGaussian, 150, queries, 4, 2, 16, 16, 3 + i);
+          TestPlan t;
+          std::vector<PatternTerm> terms = patterns[i];
+          const auto own = static_cast<int32_t>(terms.size());
+          const auto& next = patterns[(i + 1) % patterns.size()];
+          terms.insert(terms.end(), next.begin(), next.end());
+          const std::vector<int32_t> begin = {0, own, static_cast<int32_t>(terms.size())};
+          AttentionBranch& b = t.branches[0];
+          b.encoding = Encoding::kPattern;
+          b.block = block;
+          b.tile = 32;
+          b.num_tiles = (queries + 31) / 32;
+          b.num_lists = 2;
+          b.token_mask = mask;
+          b.terms = terms;
+          b.term_begin = begin;
+          AttentionPlan& p = t.plan;
+          p.q_begin = a.q_begin();
+          p.q_count = queries;
+          p.kv_len = 150;
+          p.heads = 4;
+          p.kv_heads = 2;
+          p.branches = t.branches;
+          const auto want = AttendReference(p, a.Q(), a.K(), a.V(), a.scale());
+          ExpectNear(RunPlan(p, a, {}, 2), want, 2e-5,
+                     absl::StrCat("pattern ", i, " block ", block, " queries ", queries));
+        }
+      }
+    }
+  }
+}
+
+// A branch whose tiles hold queries in an order of their own, of uneven sizes, differing by list.
+struct Ordered {
+  std::vector<int32_t> order;
+  std::vector<int64_t> tile_begin;
+  void Apply(AttentionBranch& b, int64_t queries, bool twice, unsigned seed) {
+    std::mt19937 g(seed);
+    const int64_t slots = twice ? queries + 20 : queries;
+    for (int64_t l = 0; l < b.num_lists; ++l) {
+      std::vector<int32_t> own;
+      for (int64_t i = 0; i < queries; ++i) own.push_back(static_cast<int32_t>(i));
+      if (twice) own.erase(own.begin() + 3);  // one query in no tile, others in two
+      while (std::ssize(own) < slots) own.push_back(static_cast<int32_t>(g() % queries));
+      if (twice && std::ranges::count(own, 3) > 0) std::ranges::replace(own, 3, 4);
+      std::shuffle(own.begin(), own.end(), g);
+      order.insert(order.end(), own.begin(), own.end());
+      std::vector<int64_t> cuts = {0};
+      for (int64_t t = 1; t < b.num_tiles; ++t)
+        cuts.push_back(std::min(slots, cuts.back() + static_cast<int64_t>(g() % (b.tile + 1))));
+      cuts.push_back(std::min(slots, cuts.back() + b.tile));
+      tile_begin.insert(tile_begin.end(), cuts.begin(), cuts.end());
+    }
+    b.q_order = order;
+    b.tile_begin = tile_begin;
+    b.order_slots = slots;
+  }
+};
+TEST(Attend, OwnQueryOrdersAndMeansOverMemberships) {
+  for (ListScope scope : {ListScope::kQueryHead, ListScope::kKvHead, ListScope::kAllHeads}) {
+    for (bool twice : {false, true}) {
+      AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 90, 4, 2, 16, 24, 31);
+      auto t = RandomPlan({Encoding::kTokens, scope, 16, 1, 0, 0.3}, a, 5);
+      Ordered own;
+      own.Apply(t->branches[0], 90, twice, 7);
+      if (twice) t->plan.merge = Merge::kMean;
+      t->plan.branches = t->branches;
+      ASSERT_TRUE(CheckPlanBounds(t->plan).ok()) << CheckPlanBounds(t->plan);
+      const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
+      ExpectNear(RunPlan(t->plan, a, {}, 1), want, 2e-5, "one worker");
+      EXPECT_EQ(RunPlan(t->plan, a, {}, 1).o, RunPlan(t->plan, a, {}, 4).o);
+    }
+  }
+}
+TEST(Attend, BranchesOfDifferentTilesAndScopes) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 90, 4, 2, 16, 24, 41);
+  auto x = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 32, 16, 0, 0.3}, a, 1);
+  auto y = RandomPlan({Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2}, a, 2);
+  auto z = RandomPlan({Encoding::kRuns, ListScope::kAllHeads, 64, 1, 0, 0.2}, a, 3);
+  std::vector<AttentionBranch> branches = {x->branches[0], y->branches[0], z->branches[0]};
+  std::vector<float> weights(3 * 90 * 4);
+  for (size_t i = 0; i < weights.size(); ++i)
+    weights[i] = 0.05f * static_cast<float>(i % 17) - 0.2f;
+  AttentionPlan p = x->plan;
+  p.branches = branches;
+  ExpectNear(RunPlan(p, a, {}, 2), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5, "lse");
+  p.merge = Merge::kWeightedSum;
+  p.branch_weight = weights;
+  ExpectNear(RunPlan(p, a, {}, 2), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5, "sum");
+  branches[2].init_from = 1;
+  p.branches = branches;
+  ExpectNear(RunPlan(p, a, {}, 2), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5,
+             "init");
+}
+TEST(Attend, PermutationsOfHeads) {
+  for (ListScope perm : {ListScope::kQueryHead, ListScope::kKvHead}) {
+    AttentionData a = MakeAttentionData(DataKind::kGaussian, 160, 64, 4, 2, 16, 16, 51);
+    auto t = RandomPlan(
+        {Encoding::kBlocks, ListScope::kKvHead, 32, 16, 0, 0.5, false, false, false, true}, a, 5);
+    std::vector<uint32_t> all;
+    std::mt19937 g(3);
+    for (int64_t l = 0; l < NumLists(perm, 4, 2); ++l) {
+      std::shuffle(t->kperm.begin(), t->kperm.end(), g);
+      all.insert(all.end(), t->kperm.begin(), t->kperm.end());
+    }
+    t->plan.key_perm = all;
+    t->plan.perm_scope = perm;
+    ASSERT_TRUE(ValidateAttentionPlan(t->plan).ok()) << ValidateAttentionPlan(t->plan);
+    ExpectNear(RunPlan(t->plan, a, {}, 2), AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale()),
+               2e-5, "permuted");
+  }
+}
+TEST(Attend, StopByScoreLeavesTheRestOut) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 16, 2, 2, 16, 16, 61);
+  auto t = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 16, 16, 0, 1.0}, a, 3);
+  AttentionBranch& b = t->branches[0];
+  for (size_t i = 0; i < t->entries.size(); ++i)
+    t->entry_bias.push_back(1.0f / static_cast<float>(1 + i));
+  b.entry_bias = t->entry_bias;
+  b.order = EntryOrder::kPriority;
+  b.stop = StopRule::kScore;
+  b.stop_tau = 0;
+  t->plan.branches = t->branches;
+  const Result all = RunPlan(t->plan, a, {});
+  ExpectNear(all, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale()), 2e-5,
+             "scores are no bias");
+  t->branches[0].stop_tau = 0.2f;
+  t->plan.branches = t->branches;
+  const Result cut = RunPlan(t->plan, a, {});
+  ASSERT_TRUE(cut.status.ok());
+  EXPECT_LT(cut.counters.exact_pairs, all.counters.exact_pairs);
+  EXPECT_GT(cut.counters.stopped_panels, 0);
+}
+TEST(Attend, FeedbackIsTheSumOfProbabilities) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 90, 4, 2, 16, 24, 71);
+  auto x = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 32, 16, 0, 0.3}, a, 1);
+  auto y = RandomPlan({Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2}, a, 2);
+  for (bool phased : {false, true}) {
+    std::vector<AttentionBranch> branches = {x->branches[0]};
+    if (phased) branches.push_back(y->branches[0]);
+    AttentionPlan p = x->plan;
+    p.branches = branches;
+    const auto want = AttendReference(p, a.Q(), a.K(), a.V(), a.scale());
+    std::vector<float> first;
+    for (int threads : {1, 3}) {
+      AttendShape s = {.max_queries = 90,
+                       .max_kv = 300,
+                       .heads = 4,
+                       .kv_heads = 2,
+                       .head_dim = 16,
+                       .value_dim = 24,
+                       .max_branches = 2,
+                       .workers = threads};
+      const Attend attend = *Attend::Create(s, {.feedback = true});
+      OwnedWorkspace ws(attend.workspace_bytes());
+      std::unique_ptr<Executor> ex = MakeTbbExecutor(threads);
+      std::vector<float> o(90 * 4 * 24), mass(4 * 300), norm(4), row_max(90 * 4);
+      AttendOutputs out;
+      out.o = {o.data(), 90, 4, 24, 96, 24};
+      out.feedback = {mass.data(), norm.data(), row_max.data()};
+      const absl::Status status =
+          attend.Run(p, {.q = a.Q(), .k = a.K(), .v = a.V(), .scale = a.scale()},
+                     {.workspace = ws.workspace(), .executor = ex.get()}, out);
+      ASSERT_TRUE(status.ok()) << status;
+      for (size_t i = 0; i < mass.size(); ++i) EXPECT_NEAR(mass[i], want.key_mass[i], 1e-4);
+      for (size_t i = 0; i < row_max.size(); ++i) EXPECT_NEAR(row_max[i], want.row_max[i], 1e-4);
+      double norms[4] = {};
+      for (int64_t i = 0; i < 90 * 4 * 24; ++i) norms[i / 24 % 4] += std::abs(want.o[i]);
+      for (int h = 0; h < 4; ++h) EXPECT_NEAR(norm[h], norms[h], 1e-2);
+      if (first.empty()) first = mass;
+      EXPECT_EQ(first, mass) << threads;
+    }
+  }
+}
+
+// Which outputs are NaN when one input is: those that see it, and no others.
+TEST(Attend, NanGoesWhereItIsSeen) {
+  for (DType type : {DType::kF32, DType::kBF16}) {
+    for (bool infinite : {false, true}) {
+      const float bad = infinite ? INFINITY : NAN;
+      for (int where = 0; where < 3; ++where) {  // q, k, v
+        AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 200, 2, 2, 16, 16, 81);
+        if (type != DType::kF32) a.Convert(type);
+        auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 64, 1, 0, 1.0}, a, 3);
+        for (uint32_t& c : t->count) c = 1;
+        t->entries.assign(t->begin.size(),
+                          PlanEntry{0, 200, EntryState::kExact, MaskClass::kCausal, 0, 0});
+        for (size_t r = 0; r < t->begin.size(); ++r) t->begin[r] = static_cast<int64_t>(r);
+        t->branches[0].rows = {t->begin, t->count};
+        t->branches[0].entries = t->entries;
+        t->plan.branches = t->branches;
+        const int64_t key = 100, element = (key * 2 + 1) * 16 + 5;
+        std::vector<float>& x = where == 0 ? a.q : where == 1 ? a.k : a.v;
+        x[element] = bad;
+        if (type != DType::kF32 && where > 0) {
+          std::vector<uint32_t>& raw = where == 1 ? a.kraw : a.vraw;
+          reinterpret_cast<uint16_t*>(raw.data())[element] = F32ToBF16(bad);
+        }
+        const Result r = RunPlan(t->plan, a, {});
+        ASSERT_TRUE(r.status.ok());
+        for (int64_t i = 0; i < 200; ++i) {
+          for (int64_t h = 0; h < 2; ++h) {
+            const bool sees = h == 1 && (where == 0 ? i == key : i >= key);
+            bool finite = true;
+            for (int64_t d = 0; d < 16; ++d)
+              finite = finite && std::isfinite(r.o[(i * 2 + h) * 16 + d]);
+            // An infinite key may also lose every row: its logit is -inf where the query is
+            // negative.
+            if (sees && !(infinite && where == 1)) {
+              EXPECT_FALSE(finite) << DTypeName(type) << " where " << where << " query " << i;
+            }
+            if (!sees) {
+              EXPECT_TRUE(finite) << DTypeName(type) << " where " << where << " query " << i;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+TEST(Attend, NanScaleAndKeysThatWeighNothing) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 100, 20, 4, 2, 16, 16, 91);
+  auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 64, 1, 0, 1.0}, a, 3);
+  for (int64_t i = 0; i < a.kv_heads * a.kv_len; ++i) t->key_bias.push_back(-INFINITY);
+  t->plan.key_bias = t->key_bias;
+  const Result none = RunPlan(t->plan, a, {});
+  ASSERT_TRUE(none.status.ok());
+  for (float x : none.o) EXPECT_EQ(x, 0);
+  for (float x : none.lse) EXPECT_EQ(x, -INFINITY);
+  t->key_bias[7] = 0;  // one key of the first KV head weighs something: the output is its value
+  t->plan.key_bias = t->key_bias;
+  const Result one = RunPlan(t->plan, a, {});
+  for (int64_t d = 0; d < 16; ++d) EXPECT_NEAR(one.o[d], a.v[7 * 32 + d], 1e-6);
+  t->key_bias[7] = NAN;
+  t->plan.key_bias = t->key_bias;
+  EXPECT_TRUE(std::isnan(RunPlan(t->plan, a, {}).o[0]));
+}
+TEST(Attend, IdsAndSizesOutOfRangeAreRefused) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 8, 2, 2, 16, 16, 5);
+  auto t = RandomPlan({Encoding::kTokens, ListScope::kAllHeads, 1, 1, 0, 0.5}, a, 3);
+  for (uint32_t bad : {64u, 200000u, 0xFFFFFFFFu}) {
+    auto u = RandomPlan({Encoding::kTokens, ListScope::kAllHeads, 1, 1, 0, 0.5}, a, 3);
+    u->tokens[3] = bad;
+    u->branches[0].tokens = u->tokens;
+    u->plan.branches = u->branches;
+    const absl::Status s = RunPlan(u->plan, a, {}).status;
+    EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(s.message()), testing::HasSubstr(absl::StrCat("names key ", bad)));
+  }
+  auto blocks = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 8, 16, 0, 1.0}, a, 3);
+  for (PlanEntry bad : {PlanEntry{4, 1}, PlanEntry{0, 5}, PlanEntry{0xFFFFFFFF, 0xFFFFFFFF}}) {
+    blocks->entries[0] = bad;
+    blocks->branches[0].entries = blocks->entries;
+    blocks->plan.branches = blocks->branches;
+    EXPECT_FALSE(RunPlan(blocks->plan, a, {}).status.ok());
+  }
+  constexpr int64_t kHuge = int64_t{1} << 62;
+  const AttendShape good = {
+      .max_queries = 1, .max_kv = 1, .heads = 1, .kv_heads = 1, .head_dim = 64, .value_dim = 64};
+  for (int64_t AttendShape::*field : {&AttendShape::max_queries, &AttendShape::max_kv,
+                                      &AttendShape::max_tile, &AttendShape::max_slots}) {
+    AttendShape huge = good;
+    huge.*field = kHuge;
+    EXPECT_FALSE(Attend::Create(huge).ok());
+    huge.*field = -1;
+    EXPECT_FALSE(Attend::Create(huge).ok());
+  }
+  for (float cap : {NAN, -1.0f, INFINITY})
+    EXPECT_FALSE(Attend::Create(good, {.softcap = cap}).ok());
 }
 TEST(Attend, ErrorsSayWhatWasGiven) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 64, 4, 2, 32, 32, 1);

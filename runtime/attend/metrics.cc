@@ -67,7 +67,7 @@ PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>&
       int64_t n = 0;
       double mass = 0;
       for (const AttentionBranch& b : plan.branches) {
-        ForEachPair(plan, b, {}, i, h, [&](int64_t s, int table, double) {
+        ForEachPair(plan, b, i, h, [&](int64_t s, int table, double) {
           if (table > 0) return;
           selected[s] = true;
           mass += p[s];

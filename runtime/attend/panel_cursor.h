@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "sluice/api/attention_plan.h"
+#include "sluice/api/pattern.h"
 #include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -23,21 +24,53 @@ struct Panel {
   uint32_t gather[kernels::kPanelKeys];
 };
 
+// Where the queries of a tile stand.
+struct TilePositions {
+  const AttentionPlan* plan = nullptr;
+  const AttentionBranch* branch = nullptr;
+  int64_t list = 0;
+  int64_t slot0 = 0;  // first slot of the tile
+  int64_t count = 0;
+  int64_t first = 0;  // the least position
+  int64_t last = 0;   // the largest
+
+  TilePositions(const AttentionPlan& p, const AttentionBranch& b, int64_t l, int64_t slot,
+                int64_t n)
+      : plan(&p), branch(&b), list(l), slot0(slot), count(n) {
+    if (b.q_order.empty()) {
+      first = p.position(slot);
+      last = p.position(slot + n - 1);
+      return;
+    }
+    first = p.kv_len;
+    for (int64_t i = 0; i < n; ++i) {
+      first = std::min(first, at(i));
+      last = std::max(last, at(i));
+    }
+  }
+  int64_t at(int64_t i) const { return plan->position(branch->Query(list, slot0 + i)); }
+};
+
 class PanelCursor {
  public:
   PanelCursor(const AttentionPlan& plan, const AttentionBranch& branch,
-              absl::Span<const SummaryTable> tables, int64_t row, int64_t kv, int64_t q0,
-              int64_t queries)
+              const TilePositions& queries, int64_t tile, int64_t kv, int64_t head)
       : plan_(plan),
         b_(branch),
-        tables_(tables),
+        q_(queries),
+        perm_(plan.Perm(head)),
         kv_(kv),
-        q0_(q0),
-        first_(plan.position(q0)),
-        last_(plan.position(q0 + queries - 1)) {
+        tile_(tile),
+        pattern_(branch.encoding == Encoding::kPattern) {
+    if (pattern_) {
+      const int64_t end = b_.token_mask == MaskClass::kNone ? plan.kv_len : q_.last + 1;
+      runs_ = pattern::PatternRuns(b_, q_.list, {q_.first, q_.last + 1}, std::min(end, plan.kv_len),
+                          plan.kv_len);
+      return;
+    }
+    const int64_t row = b_.row_of(q_.list, tile);
     at_ = b_.rows.begin[row];
     end_ = at_ + b_.rows.count[row];
-    tile_ = row % plan.num_tiles();
   }
 
   // The next panel, or false. A panel stays valid until the next call.
@@ -70,7 +103,7 @@ class PanelCursor {
       }
       if (!same) return Flush(p, n);
       if (n == 0) {
-        p.has_bias = HasBias();
+        p.has_bias = HasBias(run_);
         pending_mask_ = run_.mask;
         pending_table_ = run_.table;
       }
@@ -86,8 +119,10 @@ class PanelCursor {
   // Every row of the tile sees every key of the panel.
   bool AllVisible(const Panel& p) const {
     if (!b_.row_mask.empty()) return false;
+    if (pattern_ && (p.ids != nullptr || !runs_.Covers(p.start, p.start + p.n))) return false;
     if (p.table > 0 || p.mask == MaskClass::kNone) return true;
-    int64_t lo = p.start, hi = p.start + p.n - 1;
+    int64_t lo = p.start;
+    int64_t hi = p.start + p.n - 1;
     if (p.ids != nullptr) {
       lo = hi = p.ids[0];
       for (int64_t j = 1; j < p.n; ++j) {
@@ -95,15 +130,15 @@ class PanelCursor {
         hi = std::max<int64_t>(hi, p.ids[j]);
       }
     }
-    return hi <= first_ && (p.mask != MaskClass::kLowerBound || lo > last_ - plan_.window);
+    return hi <= q_.first && (p.mask != MaskClass::kLowerBound || lo > q_.last - b_.window);
   }
   // Keys that query i of the tile may see, as bits.
   uint64_t Visible(const Panel& p, int64_t i) const {
     const uint64_t all = p.n == kPanel ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
     uint64_t m = all;
     if (p.table == 0 && p.mask != MaskClass::kNone) {
-      const int64_t query = plan_.position(q0_ + i),
-                    floor = p.mask == MaskClass::kLowerBound ? query - plan_.window : -1;
+      const int64_t query = q_.at(i);
+      const int64_t floor = p.mask == MaskClass::kLowerBound ? query - b_.window : -1;
       if (p.ids == nullptr) {
         m &= Below(query - p.start + 1) & ~Below(floor - p.start + 1);
       } else {
@@ -113,6 +148,10 @@ class PanelCursor {
         }
       }
     }
+    for (int64_t j = 0; pattern_ && j < p.n; ++j) {
+      const int64_t key = p.ids != nullptr ? p.ids[j] : p.start + j;
+      if (!runs_.Sees(q_.at(i), key)) m &= ~(uint64_t{1} << j);
+    }
     if (!b_.row_mask.empty()) {
       for (int64_t j = 0; j < p.n; ++j) {
         if (((p.rows[j] >> i) & 1) == 0) m &= ~(uint64_t{1} << j);
@@ -120,9 +159,11 @@ class PanelCursor {
     }
     return m;
   }
+  // Entries that a stop rule by score left out.
+  int64_t stopped_entries() const { return stopped_ ? end_ - at_ : 0; }
   uint64_t HeadSees(const Panel& p, int64_t head) const {
     if (b_.encoding != Encoding::kRankedPrefix) return ~uint64_t{0};
-    const uint32_t prefix = b_.prefix[head * plan_.num_tiles() + tile_];
+    const uint32_t prefix = b_.prefix[head * b_.num_tiles + tile_];
     uint64_t m = 0;
     for (int64_t j = 0; j < p.n; ++j) m |= static_cast<uint64_t>(p.rank[j] < prefix) << j;
     return m;
@@ -147,19 +188,20 @@ class PanelCursor {
     return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
   }
 
-  bool HasBias() const {
-    return !b_.entry_bias.empty() || !plan_.key_bias.empty() || run_.table > 0;
-  }
+  // Scores of a stop rule are no part of the logits.
+  bool EntryBias() const { return !b_.entry_bias.empty() && b_.stop != StopRule::kScore; }
+  bool HasBias(const Run& r) const { return EntryBias() || !plan_.key_bias.empty() || r.table > 0; }
   uint32_t Original(const Run& r, int64_t key) const {
-    return r.table > 0 || plan_.kperm.empty() ? static_cast<uint32_t>(key) : plan_.kperm[key];
+    return r.table > 0 || perm_ == nullptr ? static_cast<uint32_t>(key) : perm_[key];
   }
   void Fill(Panel& p, int64_t j, const Run& r, int64_t key) const {
     if (!b_.row_mask.empty()) p.rows[j] = r.rows;
     if (b_.encoding == Encoding::kRankedPrefix) p.rank[j] = r.rank;
-    if (!HasBias() && r.table == 0) return;
-    float bias = r.bias;
+    if (!HasBias(r)) return;
+    float bias = EntryBias() ? r.bias : 0;
     if (r.table > 0) {
-      bias += tables_[r.table - 1].log_count[key];
+      const SummaryTable& t = plan_.tables[r.table - 1];
+      bias += t.log_count[t.at(kv_, key)];
     } else if (!plan_.key_bias.empty()) {
       bias += plan_.key_bias[kv_ * plan_.kv_len + Original(r, key)];
     }
@@ -171,8 +213,8 @@ class PanelCursor {
     p.n = hi - lo;
     p.table = r.table;
     p.mask = r.mask;
-    p.ids = r.table > 0 || plan_.kperm.empty() ? nullptr : plan_.kperm.data() + lo;
-    p.has_bias = !b_.entry_bias.empty() || !plan_.key_bias.empty() || r.table > 0;
+    p.ids = r.table > 0 || perm_ == nullptr ? nullptr : perm_ + lo;
+    p.has_bias = HasBias(r);
     if (p.has_bias || !b_.row_mask.empty() || b_.encoding == Encoding::kRankedPrefix) {
       for (int64_t j = 0; j < p.n; ++j) Fill(p, j, r, lo + j);
     }
@@ -201,14 +243,14 @@ class PanelCursor {
       r.lo = b_.tokens[i];
       r.hi = r.lo + 1;
     } else if (b_.encoding == Encoding::kRankedPrefix) {
-      r.lo = static_cast<int64_t>(b_.tokens[i]) * b_.unit;
-      r.hi = std::min(r.lo + b_.unit, plan_.kv_len);
+      r.lo = static_cast<int64_t>(b_.tokens[i]) * b_.block;
+      r.hi = std::min(r.lo + b_.block, plan_.kv_len);
       r.rank = static_cast<uint32_t>(at - first_entry_);
     } else {
       const PlanEntry& e = b_.entries[i];
       EntryKeys(b_, e, plan_.kv_len, &r.lo, &r.hi);
       mask = e.mask;
-      if (e.state == EntryState::kApprox) {
+      if (e.state == EntryState::kSummary) {
         r.table = e.level;
         r.mask = MaskClass::kNone;
         return true;
@@ -217,27 +259,41 @@ class PanelCursor {
     r.mask = mask == MaskClass::kNone         ? MaskClass::kNone
              : mask == MaskClass::kLowerBound ? MaskClass::kLowerBound
                                               : MaskClass::kCausal;
-    if (plan_.kperm.empty() && r.mask != MaskClass::kNone) {
-      r.hi = std::min(r.hi, last_ + 1);
+    if (perm_ == nullptr && r.mask != MaskClass::kNone) {
+      r.hi = std::min(r.hi, q_.last + 1);
       if (r.mask == MaskClass::kLowerBound) {
-        r.lo = std::max(r.lo, first_ - plan_.window + 1);
-        if (r.lo > last_ - plan_.window) r.mask = MaskClass::kCausal;  // the bound binds no row
+        r.lo = std::max(r.lo, q_.first - b_.window + 1);
+        if (r.lo > q_.last - b_.window) r.mask = MaskClass::kCausal;  // the bound binds no row
       }
       if (r.lo >= r.hi) r.lo = r.hi = -1;  // clipped away; touches no neighbour
     }
     return true;
   }
+  // The next run of the list or pattern; false at the end.
+  bool ReadNext(Run& r) {
+    if (!pattern_) {
+      if (at_ >= end_ || stopped_) return false;
+      if (b_.stop == StopRule::kScore && b_.entry_bias[at_] < b_.stop_tau) {
+        stopped_ = true;
+        return false;
+      }
+      return Read(at_++, r);
+    }
+    pattern::KeyRange range;
+    if (!runs_.Next(range)) return false;
+    r = Run{};
+    r.lo = range.lo;
+    r.hi = range.hi;
+    r.mask = b_.token_mask == MaskClass::kNone ? MaskClass::kNone : MaskClass::kCausal;
+    return true;
+  }
   // Loads the next run, extended by the entries that continue it. False at the end of the list.
   bool Fetch() {
     if (first_entry_ < 0) first_entry_ = at_;
-    if (!have_next_) {
-      if (at_ >= end_) return false;
-      Read(at_++, next_);
-    }
+    if (!have_next_ && !ReadNext(next_)) return false;
     run_ = next_;
     have_next_ = false;
-    while (at_ < end_) {
-      Read(at_++, next_);
+    while (ReadNext(next_)) {
       if (!run_.Extends(next_)) {
         have_next_ = true;
         break;
@@ -249,8 +305,16 @@ class PanelCursor {
 
   const AttentionPlan& plan_;
   const AttentionBranch& b_;
-  absl::Span<const SummaryTable> tables_;
-  int64_t kv_, q0_, first_, last_, tile_ = 0, at_ = 0, end_ = 0, first_entry_ = -1;
+  TilePositions q_;
+  const uint32_t* perm_;
+  int64_t kv_;
+  int64_t tile_;
+  bool pattern_;
+  pattern::PatternRuns runs_;
+  int64_t at_ = 0;
+  int64_t end_ = 0;
+  int64_t first_entry_ = -1;
+  bool stopped_ = false;
   Run run_, next_, held_run_;
   bool have_next_ = false, held_ = false;
   int64_t hold_lo_ = 0, hold_hi_ = 0;

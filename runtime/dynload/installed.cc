@@ -4,6 +4,7 @@
 #include "sluice/api/check.h"
 #include "sluice/pruners/builtin.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
 const Installed& InstalledMethods() {
@@ -12,6 +13,7 @@ const Installed& InstalledMethods() {
     absl::Status status = AddBuiltinRouters(all->registry);
     status.Update(AddBuiltinPruners(all->registry));
     SLUICE_DCHECK(status.ok());
+    all->registry.OpenWeightsWith(OpenWeights);
     all->plugins = LoadPlugins(PluginFolders(), all->registry, all->refused);
     return all;
   }();

@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
+#include "sluice/api/plan_check.h"
 #include "sluice/api/plugin.h"
 #include "sluice/runtime/dynload/child_check.h"
 
@@ -61,11 +62,15 @@ sluice_weights Lend(const WeightSource& w) {
   };
   return c;
 }
+std::vector<sluice_kv> Pairs(absl::Span<const KeyValue> kvs) {
+  std::vector<sluice_kv> kv;
+  for (const auto& [k, v] : kvs) kv.push_back({k.data(), k.size(), v.data(), v.size()});
+  return kv;
+}
 template <class Table>
 absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs,
                                  const WeightSource* weights) {
-  std::vector<sluice_kv> kv;
-  for (const auto& [k, v] : kvs) kv.push_back({k.data(), k.size(), v.data(), v.size()});
+  const std::vector<sluice_kv> kv = Pairs(kvs);
   sluice_weights lent{};
   if (weights != nullptr) lent = Lend(*weights);
   void* self = nullptr;
@@ -123,18 +128,55 @@ class RemoteRouter final : public Router {
   void* self_;
 };
 
+// The traits that a table describes. Its texts live as long as the library, which is never unloaded.
+AttentionTraits TraitsOf(const sluice_attention_router_v2& t) {
+  const sluice_attention_traits& from = *t.traits;
+  const auto text = [](const char* s) { return s != nullptr ? s : ""; };
+  const auto has = [&](uint64_t flag) { return (from.flags & flag) != 0; };
+  return {.name = text(from.name),
+          .title = text(from.title),
+          .arxiv = text(from.arxiv),
+          .exact_at_full_budget = has(SLUICE_EXACT_AT_FULL_BUDGET),
+          .token_causal = has(SLUICE_TOKEN_CAUSAL),
+          .chunk_invariant = has(SLUICE_CHUNK_INVARIANT),
+          .bidirectional = has(SLUICE_BIDIRECTIONAL),
+          .scattered_queries = has(SLUICE_SCATTERED_QUERIES),
+          .reads_pre_rope = has(SLUICE_READS_PRE_ROPE),
+          .reads_index = has(SLUICE_READS_INDEX),
+          .reads_values = has(SLUICE_READS_VALUES),
+          .reads_hidden = has(SLUICE_READS_HIDDEN),
+          .feedback = from.feedback,
+          .stages = from.stages,
+          .full_budget = text(from.full_budget),
+          .small_budget = text(from.small_budget)};
+}
+sluice_attention_shape ShapeOf(const AttentionShape& s) {
+  return {.struct_size = sizeof(sluice_attention_shape),
+          .max_queries = s.max_queries,
+          .max_kv = s.max_kv,
+          .width = s.width,
+          .heads = s.heads,
+          .kv_heads = s.kv_heads,
+          .head_dim = s.head_dim,
+          .value_dim = s.value_dim,
+          .index_heads = s.index_heads,
+          .index_dim = s.index_dim,
+          .workers = s.workers,
+          .layers = s.layers};
+}
+
 class RemoteAttentionRouter final : public AttentionRouter {
  public:
-  RemoteAttentionRouter(const sluice_attention_router_v1* t, void* self) : t_(t), self_(self) {}
+  RemoteAttentionRouter(const sluice_attention_router_v2* t, void* self)
+      : t_(t), self_(self), traits_(TraitsOf(*t)) {}
   ~RemoteAttentionRouter() override { t_->destroy(self_); }
-  absl::string_view name() const override { return t_->name; }
-  bool token_causal() const override { return (t_->flags & SLUICE_TOKEN_CAUSAL) != 0; }
-  bool needs_pre_rope() const override { return (t_->flags & SLUICE_NEEDS_PRE_ROPE) != 0; }
+  const AttentionTraits& traits() const override { return traits_; }
+
   absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const AttentionShape& s) const override {
-    const sluice_attention_shape shape{
-        sizeof shape, s.max_queries, s.max_kv,    s.heads,   s.kv_heads, s.head_dim,
-        s.value_dim,  s.index_heads, s.index_dim, s.workers, 0};
-    sluice_attention_info i{sizeof i, 0, 0, 0, 0, 0, 0};
+    SLUICE_RETURN_IF_ERROR(CheckAttentionShape(s));
+    const sluice_attention_shape shape = ShapeOf(s);
+    sluice_attention_info i{};
+    i.struct_size = sizeof i;
     void* p = nullptr;
     ErrorText e;
     const sluice_code code = t_->make_plan(self_, &shape, &p, &i, &e.c);
@@ -144,34 +186,107 @@ class RemoteAttentionRouter final : public AttentionRouter {
     info.shape = s;
     info.workspace_bytes = i.workspace_bytes;
     info.state_bytes = i.state_bytes;
-    info.max_rows = i.max_rows;
-    info.entry_slots = i.entry_slots;
-    info.token_slots = i.token_slots;
-    info.prefix_slots = i.prefix_slots;
-    if (i.max_rows < 0 || i.entry_slots < 0 || i.token_slots < 0 || i.prefix_slots < 0)
-      return absl::InternalError("the plug-in asks for a negative size");
+    info.sequence_bytes = i.sequence_bytes;
+    info.layout.weight_slots = i.weight_slots;
+    info.layout.perm_slots = i.perm_slots;
+    info.layout.bias_slots = i.bias_slots;
+    info.layout.max_tile = i.max_tile;
+    info.layout.num_branches = i.num_branches;
+    std::memcpy(info.layout.branches.data(), i.branches, sizeof i.branches);
+    if (i.num_branches < 1 || i.num_branches > PlanLayout::kMaxBranches || i.max_tile < 1) {
+      return absl::InternalError(absl::StrCat("the plug-in asks for ", i.num_branches,
+                                              " branches and tiles of ", i.max_tile));
+    }
     return plan;
   }
-  absl::Status Run(const Plan& plan, const AttentionInputs& in, std::byte* state,
-                   const RunContext& ctx, PlanWriter& out) const override {
-    SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(plan.info().shape, in));
-    if ((t_->flags & SLUICE_SCATTERED_QUERIES) == 0 && !in.q_positions.empty())
-      return CheckContiguousQueries(t_->name, in);
+
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
+                   const RunContext& ctx, PlanBuilder& out) const override {
+    SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(traits_, plan.info().shape, in));
     const LentContext context(ctx);
     sluice_attention_plan& record = *out.record();
-    record.tile = 0;  // one who sets nothing is found out
+    record.num_branches = 0;  // one who sets nothing is found out
+    record.num_tables = 0;
     ErrorText e;
-    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan,
-                                     reinterpret_cast<const sluice_attention_inputs*>(&in), state,
-                                     &context.c, &record, &e.c);
+    const sluice_code code =
+        t_->run(self_, static_cast<const PlanOf&>(plan).plan,
+                reinterpret_cast<const sluice_attention_inputs*>(&in),
+                reinterpret_cast<sluice_attention_state*>(&state), &context.c, &record, &e.c);
     if (code != 0) return e.Status(code);
-    return out.Adopt(in.q_positions);
+    SLUICE_RETURN_IF_ERROR(out.Adopt(in.q_positions));
+    if (record.q_count != in.q.rows || record.kv_len > in.kv_len() ||
+        record.heads != in.q.heads || record.kv_heads != in.k.heads) {
+      return absl::InternalError(absl::StrCat("the plan is for ", record.q_count, " queries, ",
+                                              record.kv_len, " keys and heads ", record.heads, "/",
+                                              record.kv_heads));
+    }
+    const AttentionPlan& view = out.plan();
+    SLUICE_RETURN_IF_ERROR(CheckPlanBounds(view));
+    SLUICE_RETURN_IF_ERROR(CheckPlanLists(view));
+    state.keys = in.kv_len();
+    return absl::OkStatus();
+  }
+
+  absl::Status Observe(const Plan& plan, const AttentionFeedback& f,
+                       RouterState& state) const override {
+    if (t_->observe == nullptr) return absl::OkStatus();
+    ErrorText e;
+    return e.Status(t_->observe(self_, static_cast<const PlanOf&>(plan).plan,
+                                reinterpret_cast<const sluice_attention_feedback*>(&f),
+                                reinterpret_cast<sluice_attention_state*>(&state), &e.c));
+  }
+
+  void Truncate(const Plan& plan, RouterState& state, int64_t keys) const override {
+    if (t_->truncate != nullptr) {
+      t_->truncate(self_, static_cast<const PlanOf&>(plan).plan,
+                   reinterpret_cast<sluice_attention_state*>(&state), keys);
+    }
+    state.keys = std::min(state.keys, keys);
   }
 
  private:
-  using PlanOf = RemotePlan<AttentionRouter::Plan, AttentionPlanInfo, sluice_attention_router_v1>;
-  const sluice_attention_router_v1* t_;
+  using PlanOf = RemotePlan<AttentionRouter::Plan, AttentionPlanInfo, sluice_attention_router_v2>;
+  const sluice_attention_router_v2* t_;
   void* self_;
+  AttentionTraits traits_;
+};
+
+class RemoteAttentionFactory final : public Factory<AttentionRouter> {
+ public:
+  explicit RemoteAttentionFactory(const sluice_attention_router_v2* t)
+      : t_(t), traits_(TraitsOf(*t)) {}
+  const AttentionTraits& traits() const override { return traits_; }
+  bool learned() const override { return (t_->traits->flags & SLUICE_NEEDS_WEIGHTS) != 0; }
+  std::string Describe() const override {
+    return t_->config_help != nullptr ? t_->config_help : "";
+  }
+  absl::StatusOr<std::vector<WeightKey>> Weights(absl::Span<const KeyValue> kvs,
+                                                 const AttentionShape& s) const override {
+    const std::vector<sluice_kv> kv = Pairs(kvs);
+    const sluice_attention_shape shape = ShapeOf(s);
+    std::vector<WeightKey> keys;
+    const auto add = [](void* to, const char* name, const uint64_t* dims, size_t rank,
+                        int64_t number) {
+      WeightKey key;
+      key.name = name;
+      key.shape.assign(dims, dims + rank);
+      key.number = number;
+      static_cast<std::vector<WeightKey>*>(to)->push_back(std::move(key));
+    };
+    ErrorText e;
+    const sluice_code code = t_->weights(kv.data(), kv.size(), &shape, add, &keys, &e.c);
+    if (code != 0) return e.Status(code);
+    return keys;
+  }
+  absl::StatusOr<std::unique_ptr<const AttentionRouter>> Create(
+      absl::Span<const KeyValue> kvs, const WeightSource* weights) const override {
+    SLUICE_ASSIGN_OR_RETURN(void* self, CreateSelf(t_, kvs, weights));
+    return std::make_unique<const RemoteAttentionRouter>(t_, self);
+  }
+
+ private:
+  const sluice_attention_router_v2* t_;
+  AttentionTraits traits_;
 };
 
 // A router behind void functions cannot say that it failed: an outcome that the plug-in fails on
@@ -312,12 +427,12 @@ class RemoteFactory final : public Factory<Base> {
   std::string Describe() const override {
     return t_->config_help != nullptr ? t_->config_help : "";
   }
-  std::string FullBudget() const override {
-    if constexpr (std::is_same_v<Table, sluice_attention_router_v1>) {
-      if (t_->full_budget != nullptr) return t_->full_budget;
-    }
-    return "";
+  bool learned() const override {
+    if constexpr (std::is_same_v<Table, sluice_router_v1>) return t_->needs_weights != 0;
+    if constexpr (std::is_same_v<Table, sluice_agent_router_v1>)
+      return (t_->flags & SLUICE_NEEDS_WEIGHTS) != 0;
   }
+  std::string FullBudget() const override { return ""; }
   absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue> kvs,
                                                      const WeightSource* weights) const override {
     SLUICE_ASSIGN_OR_RETURN(void* self, CreateSelf(t_, kvs, weights));
@@ -357,24 +472,29 @@ absl::Status CheckTables(const sluice_plugin_v1* p) {
       p->num_attention > 4096 || agents.size() > 4096)
     return absl::InternalError("its tables are missing or too many");
   const auto complete = [](const auto* t, size_t bytes) -> bool {
-    return t != nullptr && t->struct_size >= bytes && t->name != nullptr && *t->name != 0 &&
-           t->create != nullptr && t->destroy != nullptr && t->make_plan != nullptr &&
+    return t != nullptr && t->struct_size >= bytes && t->create != nullptr && t->destroy != nullptr && t->make_plan != nullptr &&
            t->destroy_plan != nullptr && t->run != nullptr;
   };
+  const auto named = [](const char* name) { return name != nullptr && *name != 0; };
   for (size_t i = 0; i < p->num_routers; ++i) {
-    if (!complete(p->routers[i], offsetof(sluice_router_v1, run) + sizeof(void*)))
+    if (!complete(p->routers[i], offsetof(sluice_router_v1, run) + sizeof(void*)) ||
+        !named(p->routers[i]->name))
       return absl::InternalError(absl::StrCat("its router ", i, " is incomplete"));
     if (p->routers[i]->domain < 1 || p->routers[i]->domain > 7)
       return absl::InternalError(
           absl::StrCat("its router ", i, " has domain ", p->routers[i]->domain));
   }
   for (size_t i = 0; i < p->num_attention; ++i) {
-    if (!complete(p->attention[i], offsetof(sluice_attention_router_v1, run) + sizeof(void*)))
+    const sluice_attention_router_v2* a = p->attention[i];
+    const size_t least = offsetof(sluice_attention_router_v2, truncate) + sizeof(void*);
+    if (!complete(a, least) || a->weights == nullptr || a->traits == nullptr ||
+        a->traits->struct_size < sizeof(sluice_attention_traits) || !named(a->traits->name) ||
+        a->traits->stages < 1 || a->traits->stages > 8)
       return absl::InternalError(absl::StrCat("its attention router ", i, " is incomplete"));
   }
   for (size_t i = 0; i < agents.size(); ++i) {
     const sluice_agent_router_v1* a = agents[i];
-    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) ||
+    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) || !named(a->name) ||
         a->initial_state == nullptr || a->observe == nullptr || a->fold == nullptr)
       return absl::InternalError(absl::StrCat("its agent router ", i, " is incomplete"));
   }
@@ -405,7 +525,7 @@ std::vector<std::string> Methods(const sluice_plugin_v1* p) {
   for (size_t i = 0; i < p->num_routers; ++i)
     names.push_back(absl::StrCat(DomainName(p->routers[i]->domain), "/", p->routers[i]->name));
   for (size_t i = 0; i < p->num_attention; ++i)
-    names.push_back(absl::StrCat("attention/", p->attention[i]->name));
+    names.push_back(absl::StrCat("attention/", p->attention[i]->traits->name));
   for (const sluice_agent_router_v1* a : Agents(p))
     names.push_back(absl::StrCat("agent/", a->name));
   return names;
@@ -518,8 +638,7 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
         p->routers[i]));
   for (size_t i = 0; i < p->num_attention; ++i)
     attention.push_back(
-        std::make_unique<const RemoteFactory<AttentionRouter, RemoteAttentionRouter,
-                                             sluice_attention_router_v1>>(p->attention[i]));
+        std::make_unique<const RemoteAttentionFactory>(p->attention[i]));
   std::vector<std::unique_ptr<const Factory<AgentRouter>>> agents;
   for (const sluice_agent_router_v1* a : Agents(p))
     agents.push_back(

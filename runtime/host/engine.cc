@@ -8,7 +8,6 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "sluice/policies/compose/attention.h"
 #include "sluice/pruners/token/ftp/ftp.h"
 #include "sluice/routers/attention/sink_window/sink_window.h"
 #include "sluice/routers/layer/flux_attention/flux_attention.h"
@@ -22,6 +21,7 @@
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
 #include "sluice/runtime/kernels/rope/rope.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
+#include "sluice/runtime/session/attention_session.h"
 
 extern "C" void openblas_set_num_threads(int);
 
@@ -38,23 +38,15 @@ struct Engine::Impl {
   struct Cache {
     std::vector<std::byte> k, v;
     std::vector<float> k_pre;
-    OwnedWorkspace state;
     std::vector<float> hidden;  // 0, or -inf for a key that later tokens must not see
     int64_t rows = 0;           // keys held
     int64_t missing = 0;        // keys evicted between the sinks and the window
   };
-  struct Routing {  // a router planned for prompt chunks and for single tokens
-    std::unique_ptr<const AttentionRouter> router;
-    std::unique_ptr<const AttentionRouter::Plan> plan;
-    AttentionPlanBuffer buffer;
-    size_t state_bytes = 0;
-  };
   std::unique_ptr<Executor> executor;
-  Routing dense, routed, sparse, sparse_decode;
+  // Attention of dense and of routed layers, of sparse layers' prompts and of their steps.
+  std::unique_ptr<AttentionSession> dense, routed, sparse, sparse_decode;
   std::vector<FluxAttention> flux;  // one a layer
   int64_t sink = 0, window = 0;     // what a sparse layer's decode sees
-  std::unique_ptr<Attend> attend;
-  OwnedWorkspace plan_ws, attend_ws;
   std::vector<Cache> cache;
   bool keep_pre = false;
   int64_t capacity = 0;
@@ -111,50 +103,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   s.executor = MakeTbbExecutor(options.threads);
   openblas_set_num_threads(s.executor->num_workers());
   s.capacity = options.max_tokens > 0 ? options.max_tokens : m.context;
-  AttentionShape shape;
-  shape.max_queries = std::min(options.chunk, s.capacity);
-  shape.max_kv = s.capacity;
-  shape.heads = static_cast<int>(m.heads);
-  shape.kv_heads = static_cast<int>(m.kv_heads);
-  shape.head_dim = shape.value_dim = static_cast<int>(m.head_dim);
-  shape.workers = s.executor->num_workers();
-  size_t workspace = 0;
-  struct Wanted {
-    Impl::Routing* routing;
-    std::string spec;
-  };
-  std::vector<Wanted> wanted = {{&s.dense, "dense"}, {&s.routed, options.router}};
   const LayerRouting& lr = options.layers;
-  if (lr.on()) {
-    wanted.push_back({&s.sparse, lr.sparse});
-    wanted.push_back({&s.sparse_decode, lr.sparse_decode});
-    SLUICE_RETURN_IF_ERROR(e->PrepareLayerRouting());
-  }
-  for (const auto& [routing, spec] : wanted) {
-    auto made = MakeAttentionPolicy(spec, InstalledMethods().registry.attention);
-    if (!made.ok()) return WithRefused(made.status());
-    routing->router = *std::move(made);
-    SLUICE_ASSIGN_OR_RETURN(routing->plan, routing->router->MakePlan(shape));
-    const AttentionPlanInfo& info = routing->plan->info();
-    routing->buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
-    routing->state_bytes = info.state_bytes;
-    workspace = std::max(workspace, info.workspace_bytes);
-  }
-  s.keep_pre = s.routed.router->needs_pre_rope() || (lr.on() && s.sparse.router->needs_pre_rope());
+  SLUICE_RETURN_IF_ERROR(e->MakeSessions());
+  if (lr.on()) SLUICE_RETURN_IF_ERROR(e->PrepareLayerRouting());
+  s.keep_pre = s.routed->router().traits().reads_pre_rope ||
+               (lr.on() && s.sparse->router().traits().reads_pre_rope);
   if (lr.evict && s.keep_pre)
     return absl::InvalidArgumentError(
         "evicting keys needs routers that do not summarise keys before RoPE");
-  SLUICE_ASSIGN_OR_RETURN(
-      Attend attend, Attend::Create({shape.max_queries, shape.max_kv, shape.heads, shape.kv_heads,
-                                     shape.head_dim, shape.value_dim, 64, 1, shape.workers}));
-  s.attend = std::make_unique<Attend>(attend);
-  s.plan_ws.Resize(workspace);
-  s.attend_ws.Resize(s.attend->workspace_bytes());
   const size_t kv = static_cast<size_t>(s.capacity * m.kv_heads * m.head_dim);
   s.cache.resize(m.layers);
   for (Impl::Cache& c : s.cache) {
     if (s.keep_pre) c.k_pre.resize(kv);
-    c.state.Resize(std::max(s.routed.state_bytes, s.sparse.state_bytes));
   }
   e->token_counters_.resize(static_cast<size_t>(m.layers) * 2);
   if (options.tokens.gate != TokenRouting::Gate::kOff)
@@ -164,7 +124,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   e->modes_.assign(m.layers, LayerMode::kUndecided);
   e->layer_logits_.assign(static_cast<size_t>(m.layers) * 2, 0);
   e->layer_counters_.resize(m.layers);
-  const size_t n = static_cast<size_t>(shape.max_queries),
+  const size_t n = static_cast<size_t>(std::min(options.chunk, s.capacity)),
                qw = static_cast<size_t>(m.heads * m.head_dim),
                kw = static_cast<size_t>(m.kv_heads * m.head_dim);
   s.h.resize(n * static_cast<size_t>(m.width));
@@ -183,6 +143,45 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   return e;
 }
 
+absl::Status Engine::MakeSessions() {
+  const ModelShape& m = model_.shape;
+  Impl& s = *impl_;
+  const auto make = [&](const std::string& policy, std::unique_ptr<AttentionSession>& session) {
+    SessionOptions o;
+    o.layers = static_cast<int>(m.layers);
+    o.heads = static_cast<int>(m.heads);
+    o.kv_heads = static_cast<int>(m.kv_heads);
+    o.head_dim = static_cast<int>(m.head_dim);
+    o.width = m.width;
+    o.max_queries = std::min(options_.chunk, s.capacity);
+    o.max_kv = s.capacity;
+    o.policy = policy;
+    o.methods = &InstalledMethods().registry;
+    o.executor = s.executor.get();
+    auto made = AttentionSession::Create(o);
+    if (!made.ok()) return WithRefused(made.status());
+    session = *std::move(made);
+    session->OnPlan([this](int layer, const AttentionPlan& plan, const AttentionInputs& in,
+                           double seconds) { See(layer, plan, in, seconds); });
+    return absl::OkStatus();
+  };
+  SLUICE_RETURN_IF_ERROR(make("dense", s.dense));
+  SLUICE_RETURN_IF_ERROR(make(options_.router, s.routed));
+  if (!options_.layers.on()) return absl::OkStatus();
+  SLUICE_RETURN_IF_ERROR(make(options_.layers.sparse, s.sparse));
+  return make(options_.layers.sparse_decode, s.sparse_decode);
+}
+
+// What observers and quality measuring take is not in the timing.
+void Engine::See(int64_t layer, const AttentionPlan& plan, const AttentionInputs& in,
+                 double seconds) {
+  const auto mark = Clock::now();
+  if (options_.on_plan) options_.on_plan(layer, plan, seconds);
+  if (options_.quality_stride > 0 && in.q.rows > 1)
+    quality_.Add(MeasurePlan(plan, in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
+  timing_.total_s -= Seconds(mark);
+}
+
 void Engine::Reset() {
   length_ = 0;
   timing_ = {};
@@ -193,10 +192,13 @@ void Engine::Reset() {
   std::fill(block_counters_.begin(), block_counters_.end(), TokenCounters{});
   std::fill(modes_.begin(), modes_.end(), LayerMode::kUndecided);
   std::fill(layer_counters_.begin(), layer_counters_.end(), AttentionCounters{});
+  for (const auto* session :
+       {&impl_->dense, &impl_->routed, &impl_->sparse, &impl_->sparse_decode}) {
+    if (*session != nullptr) (*session)->Clear();
+  }
   for (Impl::Cache& c : impl_->cache) {
     c.rows = c.missing = 0;
     c.hidden.clear();
-    std::memset(c.state.data(), 0, c.state.bytes());
   }
 }
 
@@ -273,8 +275,8 @@ absl::Status Engine::PrepareLayerRouting() {
     s.flux.push_back(std::move(r));
   }
   SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(lr.sparse_decode));
-  SinkWindow::Config decode;
-  if (spec.name != SinkWindow::kName)
+  attention::SinkWindow::Config decode;
+  if (spec.name != attention::SinkWindow::kTraits.name)
     return absl::InvalidArgumentError(
         absl::StrCat("sparse layers decode with sink_window, not '", spec.name, "'"));
   SLUICE_RETURN_IF_ERROR(ReadConfig(spec.options, decode));
@@ -398,16 +400,15 @@ absl::Status Engine::Attention(int64_t li, const float* q, int64_t q_stride, int
   const int64_t d = m.head_dim, qw = m.heads * d, kw = m.kv_heads * d;
   Impl::Cache& cache = s.cache[li];
   const bool sparse = modes_[li] == LayerMode::kSparse;
-  Impl::Routing& routing = sparse ? (length_ == 0 ? s.sparse : s.sparse_decode)
-                           : li < options_.dense_layers ? s.dense
-                                                        : s.routed;
+  AttentionSession& session = sparse ? (length_ == 0 ? *s.sparse : *s.sparse_decode)
+                              : li < options_.dense_layers ? *s.dense
+                                                           : *s.routed;
   AttentionInputs in;
   in.q = {q, queries, m.heads, d, q_stride, d};
   in.k = {cache.k.data(), options_.cache, cache.rows, m.kv_heads, d, kw, d};
   in.v = {cache.v.data(), options_.cache, cache.rows, m.kv_heads, d, kw, d};
   in.q_begin = begin - cache.missing;
   in.q_positions = positions;
-  in.layer = static_cast<int32_t>(li);
   in.prompt_end = end - cache.missing;
   in.scale = 1.0f / std::sqrt(static_cast<float>(d));
   in.rope_base = m.rope_base;
@@ -415,44 +416,25 @@ absl::Status Engine::Attention(int64_t li, const float* q, int64_t q_stride, int
     in.q_pre = {s.q_pre.data(), n, m.heads, d, qw, d};
     in.k_pre = {cache.k_pre.data(), DType::kF32, cache.rows, m.kv_heads, d, kw, d};
   }
-  auto mark = Clock::now();
-  SLUICE_RETURN_IF_ERROR(routing.router->Run(
-      *routing.plan, in, cache.state.data(),
-      {{s.plan_ws.data(), s.plan_ws.bytes()}, s.executor.get()}, routing.buffer));
-  timing_.plan_s += Seconds(mark);
-  AttentionPlan plan = routing.buffer.plan();
+  if (positions.empty()) in.hidden = {s.h.data(), n, m.width, m.width};
+  SessionOutputs out;
+  out.o = {s.o.data(), queries, m.heads, d, qw, d};
   if (options_.tokens.mask_approximated) {
     s.key_bias.clear();
     for (int64_t h = 0; h < m.kv_heads; ++h)
       s.key_bias.insert(s.key_bias.end(), cache.hidden.begin(), cache.hidden.begin() + cache.rows);
-    plan.key_bias = s.key_bias;
+    out.key_bias = s.key_bias;
   }
-  AttendInputs ai;
-  ai.q = in.q;
-  ai.k = in.k;
-  ai.v = in.v;
-  ai.scale = in.scale;
-  AttendOutputs ao;
-  ao.o = {s.o.data(), queries, m.heads, d, qw, d};
-  AttentionCounters counted;
-  ao.counters = &counted;
-  mark = Clock::now();
-  SLUICE_RETURN_IF_ERROR(
-      s.attend->Run(plan, ai, {{s.attend_ws.data(), s.attend_ws.bytes()}, s.executor.get()}, ao));
-  const double attend_s = Seconds(mark);
-  timing_.attend_s += attend_s;
+  const int layer = static_cast<int>(li);
+  const double planned = session.plan_seconds(layer);
+  const double attended = session.attend_seconds(layer);
+  const AttentionCounters before = session.counters(layer);
+  SLUICE_RETURN_IF_ERROR(session.Run(layer, in, out));
+  timing_.plan_s += session.plan_seconds(layer) - planned;
+  timing_.attend_s += session.attend_seconds(layer) - attended;
+  const AttentionCounters counted = session.counters(layer).Since(before);
   counters_.Add(counted);
   layer_counters_[li].Add(counted);
-  if (options_.on_plan) {
-    mark = Clock::now();
-    options_.on_plan(li, plan, attend_s);
-    timing_.total_s -= Seconds(mark);
-  }
-  if (options_.quality_stride > 0 && n > 1) {
-    mark = Clock::now();
-    quality_.Add(MeasurePlan(plan, in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
-    timing_.total_s -= Seconds(mark);
-  }
   return absl::OkStatus();
 }
 

@@ -131,6 +131,8 @@ class Engine {
  private:
   struct Impl;
   Engine(const Model& model, const EngineOptions& options);
+  absl::Status MakeSessions();
+  void See(int64_t layer, const AttentionPlan& plan, const AttentionInputs& in, double seconds);
   absl::Status PrepareLayerRouting();
   absl::Status Decide(int64_t layer, int64_t prompt);
   absl::Status PrepareTokenRouting();

@@ -89,7 +89,11 @@ struct Encoder::Scratch {
         gemm(kernels::GemmScratchFloats(Size(std::max(m.width, m.ffn)))),
         pooled(Size(m.width)),
         gate(Size(m.heads)) {
-    buffer.Reserve((m.context + kTile - 1) / kTile, 1, 0, 0);
+    PlanLayout layout;
+    layout.AddBranch({.rows = (m.context + kTile - 1) / kTile, .entry_slots = 1});
+    auto storage = PlanStorage::Create(layout);
+    SLUICE_DCHECK(storage.ok());
+    plan = *std::move(storage);
     // All heads at once, or one.
     for (int64_t heads : {m.heads, int64_t{1}}) {
       AttendShape s;
@@ -110,16 +114,13 @@ struct Encoder::Scratch {
   }
   // Every token sees every token. qkv [n, heads, 3, d] -> o [n, heads * d].
   void Attention(int64_t n, int64_t heads, int64_t d) {
-    PlanHeader header;
-    header.q_count = header.kv_len = n;
-    header.heads = header.kv_heads = static_cast<int32_t>(heads);
-    header.scope = ListScope::kAllHeads;
-    header.tile = kTile;
-    absl::Status status = buffer.Begin(header, Encoding::kRuns, 1);
-    for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
-      buffer.entries(tile)[0] = {
-          0, static_cast<uint32_t>(n), EntryState::kExact, MaskClass::kNone, 0, 0};
-      buffer.set_count(tile, 1);
+    const int count = static_cast<int>(heads);
+    plan->Begin(0, n, n, count, count);
+    auto branch = plan->AddBranch({.scope = ListScope::kAllHeads, .tile = kTile});
+    SLUICE_DCHECK(branch.ok());
+    for (int64_t tile = 0; tile < branch->num_tiles(); ++tile) {
+      branch->entries(tile)[0] = {.len = static_cast<uint32_t>(n), .mask = MaskClass::kNone};
+      branch->set_count(tile, 1);
     }
     const int64_t row = 3 * heads * d;
     AttendInputs in;
@@ -132,7 +133,8 @@ struct Encoder::Scratch {
     AttendOutputs out;
     out.o = {o.data(), n, heads, d, heads * d, d};
     out.counters = &counted;
-    if (status.ok()) status = a.Run(buffer.plan(), in, {memory.workspace(), &inline_executor}, out);
+    const absl::Status status =
+        a.Run(plan->plan(), in, {memory.workspace(), &inline_executor}, out);
     SLUICE_DCHECK(status.ok());
     macs += counted.macs;
   }
@@ -147,7 +149,7 @@ struct Encoder::Scratch {
     Attention(n, heads, d);
   }
   std::vector<float> x, y, qkv, o, hidden, gemm, pooled, gate;
-  AttentionPlanBuffer buffer;
+  std::unique_ptr<PlanStorage> plan;
   std::vector<Attend> attend;
   OwnedWorkspace memory;
   InlineExecutor inline_executor;

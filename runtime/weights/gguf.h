@@ -57,5 +57,11 @@ class Gguf final : public WeightSource {
   std::map<std::string, GgufValue> values_;
   std::map<std::string, GgufTensor> tensors_;
 };
+// A GGUF file as a source of weights: what Registry::OpenWeightsWith takes.
+inline absl::StatusOr<std::unique_ptr<const WeightSource>> OpenWeights(const std::string& path) {
+  auto file = Gguf::Open(path);
+  if (!file.ok()) return file.status();
+  return std::unique_ptr<const WeightSource>(std::make_unique<Gguf>(*std::move(file)));
+}
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_WEIGHTS_GGUF_H_

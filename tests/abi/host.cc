@@ -25,12 +25,12 @@ int main(int argc, char** argv) {
   AttentionInputs in;
   in.q = {x.data(), 1000, 4, 8, 32, 8};
   in.k = in.v = AsKv({x.data(), 1000, 2, 8, 16, 8});
-  AttentionPlanBuffer out;
-  out.Reserve((*plan)->info().max_rows, (*plan)->info().entry_slots, 0, 0);
+  const auto out = *PlanStorage::Create((*plan)->info().layout);
+  RouterState state;
   InlineExecutor one;
-  if (const absl::Status run = (*router)->Run(**plan, in, nullptr, {{}, &one}, out); !run.ok())
+  if (const absl::Status run = (*router)->Run(**plan, in, state, {{}, &one}, *out); !run.ok())
     return std::fprintf(stderr, "%s\n", run.ToString().c_str()), 1;
-  const AttentionBranch& branch = out.plan().branches[0];
+  const AttentionBranch& branch = out->plan().branches[0];
   for (size_t row = 0; row < branch.rows.count.size(); ++row) {
     std::printf("%zu:", row);
     for (uint32_t i = 0; i < branch.rows.count[row]; ++i)

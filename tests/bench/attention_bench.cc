@@ -42,27 +42,33 @@ Executor& Threads() {
 struct Routed {
   Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}) {
     router = *BuiltinRouters().attention.Create(spec);
-    AttentionShape s{kChunk,
-                     tokens,
-                     static_cast<int>(kHeads),
-                     static_cast<int>(kKvHeads),
-                     static_cast<int>(kDim),
-                     static_cast<int>(kDim),
-                     0,
-                     0,
-                     Threads().num_workers()};
+    const AttentionShape s = {.max_queries = kChunk,
+                              .max_kv = tokens,
+                              .heads = static_cast<int>(kHeads),
+                              .kv_heads = static_cast<int>(kKvHeads),
+                              .head_dim = static_cast<int>(kDim),
+                              .value_dim = static_cast<int>(kDim),
+                              .workers = Threads().num_workers()};
     plan = *router->MakePlan(s);
     const AttentionPlanInfo& info = plan->info();
-    attend = std::make_unique<Attend>(*Attend::Create(
-        {kChunk, tokens, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers}, options));
+    AttendShape shape = {.max_queries = kChunk,
+                         .max_kv = tokens,
+                         .heads = s.heads,
+                         .kv_heads = s.kv_heads,
+                         .head_dim = s.head_dim,
+                         .value_dim = s.value_dim,
+                         .workers = s.workers};
+    shape.Cover(info.layout);
+    attend = std::make_unique<Attend>(*Attend::Create(shape, options));
     plan_ws.Resize(info.workspace_bytes);
     attend_ws.Resize(attend->workspace_bytes());
-    state.Resize(info.state_bytes);
-    buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
+    memory.Resize(info.state_bytes);
+    storage = *PlanStorage::Create(info.layout);
     o.resize(tokens * kHeads * kDim);
   }
   void Prefill(const AttentionData& a, bool plan_it, bool run_it) {
-    state.Clear();
+    memory.Clear();
+    state = {memory.data(), nullptr, 0};
     const AttentionInputs whole = a.Inputs();
     for (int64_t at = 0; at < a.q_count; at += kChunk) {
       AttentionInputs in = whole;
@@ -70,8 +76,7 @@ struct Routed {
       in.q.rows = kChunk;
       in.q_begin = at;
       in.k.rows = in.v.rows = at + kChunk;
-      if (plan_it)
-        (void)router->Run(*plan, in, state.data(), {plan_ws.workspace(), &Threads()}, buffer);
+      if (plan_it) (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
       if (!run_it) continue;
       AttendInputs ai;
       ai.q = in.q;
@@ -81,14 +86,15 @@ struct Routed {
       AttendOutputs out;
       out.o = {o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
       out.counters = &counters;
-      (void)attend->Run(buffer.plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+      (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
     }
   }
   std::unique_ptr<const AttentionRouter> router;
   std::unique_ptr<const AttentionRouter::Plan> plan;
   std::unique_ptr<Attend> attend;
-  OwnedWorkspace plan_ws, attend_ws, state;
-  AttentionPlanBuffer buffer;
+  OwnedWorkspace plan_ws, attend_ws, memory;
+  RouterState state;
+  std::unique_ptr<PlanStorage> storage;
   std::vector<float> o;
   AttentionCounters counters;
 };
@@ -99,7 +105,7 @@ void Report(benchmark::State& state, const Routed& r) {
 }
 void Dense(benchmark::State& state, DType type, bool amx) {
   AttendOptions options;
-  options.amx = amx;
+  options.matrix_tiles = amx;
   if (amx && kernels::GetAmxAttention() == nullptr) {
     state.SkipWithError("no AMX on this CPU");
     return;
@@ -121,15 +127,15 @@ void Sparse(benchmark::State& state, DType type, const std::string& spec, bool p
     }
     // Plans stream by chunk: build outside the clock, attend inside.
     double seconds = 0;
-    r.state.Clear();
+    r.memory.Clear();
+    r.state = {r.memory.data(), nullptr, 0};
     for (int64_t at = 0; at < a.q_count; at += kChunk) {
       AttentionInputs in = whole;
       in.q.data = whole.q.at(at, 0);
       in.q.rows = kChunk;
       in.q_begin = at;
       in.k.rows = in.v.rows = at + kChunk;
-      (void)r.router->Run(*r.plan, in, r.state.data(), {r.plan_ws.workspace(), &Threads()},
-                          r.buffer);
+      (void)r.router->Run(*r.plan, in, r.state, {r.plan_ws.workspace(), &Threads()}, *r.storage);
       AttendInputs ai;
       ai.q = in.q;
       ai.k = in.k;
@@ -139,7 +145,7 @@ void Sparse(benchmark::State& state, DType type, const std::string& spec, bool p
       out.o = {r.o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
       out.counters = &r.counters;
       const auto begin = std::chrono::steady_clock::now();
-      (void)r.attend->Run(r.buffer.plan(), ai, {r.attend_ws.workspace(), &Threads()}, out);
+      (void)r.attend->Run(r.storage->plan(), ai, {r.attend_ws.workspace(), &Threads()}, out);
       seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
     state.SetIterationTime(seconds);

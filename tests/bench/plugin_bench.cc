@@ -20,13 +20,12 @@ void Decode(benchmark::State& state, const FactoryMap<AttentionRouter>& routers)
   s.kv_heads = 2;
   s.head_dim = s.value_dim = 64;
   const auto plan = *router->MakePlan(s);
-  AttentionPlanBuffer buffer;
-  buffer.Reserve(plan->info().max_rows, plan->info().entry_slots, plan->info().token_slots,
-                 plan->info().prefix_slots);
+  const auto storage = *PlanStorage::Create(plan->info().layout);
+  RouterState memory;
   InlineExecutor one;
   const AttentionInputs in = a.Inputs();
   for (auto _ : state)
-    benchmark::DoNotOptimize(router->Run(*plan, in, nullptr, {{}, &one}, buffer).ok());
+    benchmark::DoNotOptimize(router->Run(*plan, in, memory, {{}, &one}, *storage).ok());
 }
 void Assign(benchmark::State& state, const FactoryMap<Router>& routers) {
   constexpr int64_t kItems = 4, kWidth = 4;

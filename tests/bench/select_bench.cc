@@ -106,35 +106,37 @@ void Indexer(benchmark::State& state, const std::string& spec, const std::string
   in.index.weight = {planted->w.data(), Planted::kQueries, Planted::kHeads, Planted::kHeads};
   in.index.k = {planted->k.data(), DType::kF32,    n, 1, Planted::kWidth,
                 Planted::kWidth,   Planted::kWidth};
-  const AttentionShape s{Planted::kQueries,
-                         n,
-                         1,
-                         1,
-                         16,
-                         16,
-                         static_cast<int>(Planted::kHeads),
-                         static_cast<int>(Planted::kWidth),
-                         1};
+  const AttentionShape s = {.max_queries = Planted::kQueries,
+                            .max_kv = n,
+                            .heads = 1,
+                            .kv_heads = 1,
+                            .head_dim = 16,
+                            .value_dim = 16,
+                            .index_heads = static_cast<int>(Planted::kHeads),
+                            .index_dim = static_cast<int>(Planted::kWidth)};
   InlineExecutor ex;
   struct One {
     std::unique_ptr<const AttentionRouter> router;
     std::unique_ptr<const AttentionRouter::Plan> plan;
-    OwnedWorkspace ws, state;
-    AttentionPlanBuffer buffer;
+    OwnedWorkspace ws, memory;
+    RouterState state;
+    std::unique_ptr<PlanStorage> storage;
   } one, other;
   for (auto [o, name] : {std::pair<One*, std::string>{&one, spec}, {&other, against}}) {
     o->router = *BuiltinRouters().attention.Create(name);
     o->plan = *o->router->MakePlan(s);
     o->ws.Resize(o->plan->info().workspace_bytes);
-    o->state.Resize(o->plan->info().state_bytes);
-    o->buffer.Reserve(o->plan->info().max_rows, 0, o->plan->info().token_slots, 0);
-    (void)o->router->Run(*o->plan, in, o->state.data(), {o->ws.workspace(), &ex},
-                         o->buffer);  // summaries of the prefix exist
+    o->memory.Resize(o->plan->info().state_bytes);
+    o->state.layer = o->memory.data();
+    o->storage = *PlanStorage::Create(o->plan->info().layout);
+    // Summaries of the prefix exist afterwards.
+    (void)o->router->Run(*o->plan, in, o->state, {o->ws.workspace(), &ex}, *o->storage);
   }
   for (auto _ : state)
-    (void)one.router->Run(*one.plan, in, one.state.data(), {one.ws.workspace(), &ex}, one.buffer);
+    (void)one.router->Run(*one.plan, in, one.state, {one.ws.workspace(), &ex}, *one.storage);
   double iou = 0;
-  const AttentionBranch &x = one.buffer.plan().branches[0], &y = other.buffer.plan().branches[0];
+  const AttentionBranch &x = one.storage->plan().branches[0],
+                        &y = other.storage->plan().branches[0];
   for (size_t i = 0; i < Planted::kQueries; ++i)
     iou += IoU(x.tokens.subspan(x.rows.begin[i], x.rows.count[i]),
                y.tokens.subspan(y.rows.begin[i], y.rows.count[i]));

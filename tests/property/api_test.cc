@@ -4,9 +4,9 @@
 #include <cmath>
 
 #include "sluice/api/assignment.h"
-#include "sluice/api/attention_plan.h"
 #include "sluice/api/config.h"
 #include "sluice/api/dtype.h"
+#include "sluice/api/plan_check.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -73,13 +73,16 @@ TEST(Assignment, ValidatorFindsEveryFault) {
   EXPECT_THAT(check(), HasSubstr("range"));
 }
 TEST(AttentionPlan, ValidatorFindsDuplicatesOrderRangeAndCausality) {
-  std::vector<uint32_t> begin = {0}, count = {2}, tokens = {3, 5};
+  std::vector<int64_t> begin = {0};
+  std::vector<uint32_t> count = {2}, tokens = {3, 5};
   std::vector<PlanEntry> entries = {{0, 2, EntryState::kExact, MaskClass::kFull, 0, 0},
                                     {2, 1, EntryState::kExact, MaskClass::kCausal, 0, 0}};
   AttentionBranch b;
   const auto check = [&](Encoding e) {
     b.encoding = e;
-    b.unit = e == Encoding::kBlocks ? 4 : 1;
+    b.block = e == Encoding::kBlocks ? 4 : 1;
+    b.tile = 4;
+    b.num_tiles = 1;
     b.rows = {begin, count};
     b.entries = entries;
     b.tokens = tokens;
@@ -88,16 +91,18 @@ TEST(AttentionPlan, ValidatorFindsDuplicatesOrderRangeAndCausality) {
     p.q_count = 4;
     p.kv_len = 12;
     p.heads = p.kv_heads = 1;
-    p.tile = 4;
     p.branches = absl::MakeConstSpan(&b, 1);
     return std::string(ValidateAttentionPlan(p).message());
   };
   EXPECT_EQ(check(Encoding::kBlocks), "");
   EXPECT_EQ(check(Encoding::kTokens), "");
   tokens = {5, 3};
-  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("not sorted"));
+  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("not ascending and unique"));
   tokens = {5, 5};
-  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("twice"));
+  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("not ascending and unique"));
+  b.order = EntryOrder::kPriority;
+  EXPECT_THAT(check(Encoding::kTokens), HasSubstr("covers key 5 twice"));
+  b.order = EntryOrder::kAscending;
   tokens = {5, 12};
   EXPECT_THAT(check(Encoding::kTokens), HasSubstr("names key 12 of 12"));
   entries[1].start = 1;
@@ -105,7 +110,7 @@ TEST(AttentionPlan, ValidatorFindsDuplicatesOrderRangeAndCausality) {
   entries[1] = {2, 1, EntryState::kExact, MaskClass::kFull, 0, 0};
   EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("shows key 11 to query 8"));
   entries[1] = {3, 1, EntryState::kExact, MaskClass::kCausal, 0, 0};
-  EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("starts at key 12 of 12"));
+  EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("reaches block 3 of 3"));
   b.init_from = 0;
   EXPECT_THAT(check(Encoding::kBlocks), HasSubstr("init_from"));
 }

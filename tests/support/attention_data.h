@@ -22,6 +22,8 @@ struct AttentionData {
   std::vector<float> q, k, v;
   std::vector<uint32_t> kraw, vraw;  // other element types
   DType dtype = DType::kF32;
+  int64_t width = 0;          // of hidden states
+  std::vector<float> hidden;  // [q_count, width]
 
   HeadsView<const float> Q() const { return {q.data(), q_count, heads, d, heads * d, d}; }
   KvView K() const {
@@ -53,6 +55,9 @@ struct AttentionData {
     in.scale = scale();
     in.q_pre = Q();
     in.k_pre = K();
+    in.prompt_end = kv_len;
+    in.rope_base = 10000;
+    if (width > 0) in.hidden = {hidden.data(), q_count, width, width};
     return in;
   }
   // Rounds k and v to another element type (and keeps the rounded floats).
@@ -90,6 +95,9 @@ inline AttentionData MakeAttentionData(DataKind kind, int64_t kv_len, int64_t q_
   for (size_t i = 0; i < a.q.size(); ++i) a.q[i] = normal(1, static_cast<int64_t>(i));
   for (size_t i = 0; i < a.k.size(); ++i) a.k[i] = normal(2, static_cast<int64_t>(i));
   for (size_t i = 0; i < a.v.size(); ++i) a.v[i] = normal(3, static_cast<int64_t>(i));
+  a.width = 24;
+  a.hidden.resize(q_count * a.width);
+  for (int64_t i = 0; i < std::ssize(a.hidden); ++i) a.hidden[i] = normal(5, i);
   const int64_t g = heads / kv_heads;
   const auto key = [&](int64_t s, int64_t kv) { return &a.k[(s * kv_heads + kv) * d]; };
   const auto query = [&](int64_t i, int64_t h) { return &a.q[(i * heads + h) * d]; };

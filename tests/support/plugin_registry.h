@@ -23,5 +23,13 @@ inline const Registry& PluginRouters() {
   }();
   return *registry;
 }
+// The same, into a registry of one's own.
+inline absl::Status AddPluginRouters(Registry& r) {
+#ifdef SLUICE_BUILTIN_PLUGIN
+  return LoadPlugin(SLUICE_BUILTIN_PLUGIN, r, /*isolated=*/false).status();
+#else
+  return absl::UnimplementedError("this build has no plug-ins");
+#endif
+}
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_TESTS_SUPPORT_PLUGIN_REGISTRY_H_

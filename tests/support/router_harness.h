@@ -1,113 +1,160 @@
 #ifndef SLUICE_TESTS_SUPPORT_ROUTER_HARNESS_H_
 #define SLUICE_TESTS_SUPPORT_ROUTER_HARNESS_H_
-// Runs an attention router and the executor over data the way a host does: chunk by chunk, state
-// kept between chunks.
+// Runs an attention policy over data the way a host does: through a session, chunk by chunk.
 #include <gtest/gtest.h>
 
 #include <functional>
 
-#include "sluice/api/registry.h"
-#include "sluice/runtime/attend/attend.h"
+#include "sluice/api/plan_check.h"
+#include "sluice/routers/builtin.h"
 #include "sluice/runtime/attend/attend_reference.h"
 #include "sluice/runtime/attend/metrics.h"
-#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/session/attention_session.h"
 #include "sluice/tests/support/attention_data.h"
+#include "sluice/tests/support/synthetic_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
 struct RoutedRun {
   std::vector<float> o;                      // [q_count, heads, dv]
   std::vector<std::vector<uint32_t>> lists;  // [q_count * heads]: keys attended, ascending
-  std::vector<std::vector<std::pair<uint32_t, uint32_t>>>
-      entries;  // per chunk and list row: what the plan listed
   AttentionCounters counters;
   PlanQuality quality;
   absl::Status status;
 };
 struct HarnessOptions {
-  int64_t chunk = 0;  // queries per call; 0: all at once
+  int64_t chunk = 0;        // queries per call; 0: all at once
+  int64_t first_chunk = 0;  // queries of the first call; 0: as the others
   int threads = 1;
+  int layer = 0;
   bool quality = false;
+  bool validate = true;  // check every plan in full
   AttendOptions attend;
-  std::function<void(AttentionShape&, AttentionInputs&)> adjust;  // index inputs and the like
+  const Registry* methods = nullptr;  // null: built in
+  uint64_t weights_seed = 1;
+  std::function<void(SessionOptions&, AttentionInputs&)> adjust;  // index inputs and the like
+  std::function<void(const AttentionPlan&)> see;
 };
-inline RoutedRun RunRouter(const AttentionRouter& router, const AttentionData& a,
-                           const HarnessOptions& options = {}) {
-  RoutedRun r;
-  const int64_t chunk = options.chunk > 0 ? options.chunk : a.q_count;
-  AttentionShape s;
-  s.max_queries = chunk;
-  s.max_kv = a.kv_len;
+
+// The methods of a registry, their learned ones with synthetic weights ("nsa:weights=synthetic").
+inline absl::Status WithSyntheticWeights(const std::string& policy, const AttentionShape& shape,
+                                         uint64_t seed, Registry& methods) {
+  if (policy.find('(') != std::string::npos) return absl::OkStatus();
+  SLUICE_ASSIGN_OR_RETURN(Spec spec, ParseSpec(policy));
+  SLUICE_ASSIGN_OR_RETURN(const auto* factory, methods.attention.Find(spec.name));
+  if (!factory->learned()) return absl::OkStatus();
+  std::erase_if(spec.options, [](const KeyValue& kv) { return kv.first == "weights"; });
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<WeightKey> keys, factory->Weights(spec.options, shape));
+  methods.OpenWeightsWith(
+      [keys, seed](const std::string&) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
+        return std::unique_ptr<const WeightSource>(std::make_unique<SyntheticWeights>(keys, seed));
+      });
+  return absl::OkStatus();
+}
+
+inline SessionOptions HarnessSession(const std::string& policy, const AttentionData& a,
+                                     const HarnessOptions& options) {
+  SessionOptions s;
+  s.layers = std::max(4, options.layer + 1);
   s.heads = static_cast<int>(a.heads);
   s.kv_heads = static_cast<int>(a.kv_heads);
   s.head_dim = static_cast<int>(a.d);
   s.value_dim = static_cast<int>(a.dv);
-  s.workers = options.threads;
+  s.width = a.width;
+  s.max_queries = std::max(options.chunk > 0 ? options.chunk : a.q_count, options.first_chunk);
+  s.max_kv = a.kv_len;
+  s.policy = policy;
+  s.threads = options.threads;
+  s.attend = options.attend;
+  return s;
+}
+
+// The inputs of queries [at, at + n) of the data.
+inline AttentionInputs ChunkOf(const AttentionInputs& whole, int64_t at, int64_t n) {
+  AttentionInputs in = whole;
+  const auto rows = [&](HeadsView<const float>& v) {
+    if (v.empty()) return;
+    v.data = v.at(at, 0);
+    v.rows = n;
+  };
+  const auto matrix = [&](MatrixView<const float>& v) {
+    if (v.empty()) return;
+    v.data = v.row(at);
+    v.rows = n;
+  };
+  rows(in.q);
+  rows(in.q_pre);
+  rows(in.index.q);
+  matrix(in.index.weight);
+  matrix(in.hidden);
+  in.q_begin = whole.q_begin + at;
+  in.k.rows = in.v.rows = in.q_begin + n;
+  if (!in.k_pre.empty()) in.k_pre.rows = in.k.rows;
+  if (!in.index.k.empty()) in.index.k.rows = in.k.rows;
+  return in;
+}
+
+inline RoutedRun RunRouter(const std::string& policy, const AttentionData& a,
+                           const HarnessOptions& options = {}) {
+  RoutedRun r;
   AttentionInputs whole = a.Inputs();
+  SessionOptions s = HarnessSession(policy, a, options);
   if (options.adjust) options.adjust(s, whole);
-  auto plan = router.MakePlan(s);
-  if (!plan.ok()) {
-    r.status = plan.status();
+  Registry methods;
+  if (options.methods == nullptr) {
+    r.status = AddBuiltinRouters(methods);
+    const AttentionShape shape = {.max_queries = s.max_queries,
+                                  .max_kv = s.max_kv,
+                                  .heads = s.heads,
+                                  .kv_heads = s.kv_heads,
+                                  .head_dim = s.head_dim,
+                                  .value_dim = s.value_dim,
+                                  .layers = s.layers,
+                                  .width = s.width};
+    r.status.Update(WithSyntheticWeights(policy, shape, options.weights_seed, methods));
+    if (!r.status.ok()) return r;
+  }
+  s.methods = options.methods != nullptr ? options.methods : &methods;
+  auto session = AttentionSession::Create(s);
+  if (!session.ok()) {
+    r.status = session.status();
     return r;
   }
-  const AttentionPlanInfo& info = (*plan)->info();
-  auto attend = Attend::Create(
-      {chunk, a.kv_len, s.heads, s.kv_heads, s.head_dim, s.value_dim, 64, 1, s.workers},
-      options.attend);
-  EXPECT_TRUE(attend.ok());
-  OwnedWorkspace plan_ws(info.workspace_bytes), attend_ws(attend->workspace_bytes()),
-      state(info.state_bytes);
-  AttentionPlanBuffer buffer;
-  buffer.Reserve(info.max_rows, info.entry_slots, info.token_slots, info.prefix_slots);
-  std::unique_ptr<Executor> ex = MakeTbbExecutor(options.threads);
   r.o.assign(a.q_count * a.heads * a.dv, NAN);
   r.lists.resize(a.q_count * a.heads);
-  for (int64_t at = 0; at < a.q_count; at += chunk) {
-    const int64_t n = std::min(chunk, a.q_count - at);
-    AttentionInputs in = whole;
-    in.q.data = whole.q.at(at, 0);
-    in.q.rows = n;
-    if (!whole.q_pre.empty()) {
-      in.q_pre.data = whole.q_pre.at(at, 0);
-      in.q_pre.rows = n;
-    }
-    in.q_begin = a.q_begin() + at;
-    in.k.rows = in.v.rows = in.q_begin + n;
-    if (!whole.k_pre.empty()) in.k_pre.rows = in.k.rows;
-    if (!whole.index.q.empty()) {
-      in.index.q.data = whole.index.q.at(at, 0);
-      in.index.q.rows = n;
-      in.index.weight.data = whole.index.weight.row(at);
-      in.index.weight.rows = n;
-      in.index.k.rows = in.k.rows;
-    }
-    r.status = router.Run(**plan, in, state.data(), {plan_ws.workspace(), ex.get()}, buffer);
-    if (!r.status.ok()) return r;
-    r.status = ValidateAttentionPlan(buffer.plan());
-    if (!r.status.ok()) return r;
-    AttendInputs ai;
-    ai.q = in.q;
-    ai.k = in.k;
-    ai.v = in.v;
-    ai.scale = in.scale;
-    AttendOutputs out;
-    out.o = {r.o.data() + at * a.heads * a.dv, n, a.heads, a.dv, a.heads * a.dv, a.dv};
-    out.counters = &r.counters;
-    r.status = attend->Run(buffer.plan(), ai, {attend_ws.workspace(), ex.get()}, out);
-    if (!r.status.ok()) return r;
-    for (int64_t i = 0; i < n; ++i) {
+  absl::Status invalid;
+  int64_t at = 0;
+  (*session)->OnPlan([&](int, const AttentionPlan& plan, const AttentionInputs& in, double) {
+    if (options.validate) invalid.Update(ValidateAttentionPlan(plan));
+    for (int64_t i = 0; i < plan.q_count; ++i) {
       for (int64_t h = 0; h < a.heads; ++h) {
         std::vector<uint32_t>& list = r.lists[(at + i) * a.heads + h];
-        for (const AttentionBranch& b : buffer.plan().branches)
-          ForEachPair(buffer.plan(), b, {}, i, h, [&](int64_t key, int, double) {
-            list.push_back(static_cast<uint32_t>(key));
+        for (const AttentionBranch& b : plan.branches) {
+          ForEachPair(plan, b, i, h, [&](int64_t key, int table, double) {
+            if (table == 0) list.push_back(static_cast<uint32_t>(key));
           });
+        }
         std::sort(list.begin(), list.end());
       }
     }
-    if (options.quality)
-      r.quality.Add(MeasurePlan(buffer.plan(), in.q, in.k, in.v, in.scale,
-                                {out.o.data, n, a.heads, a.dv, a.heads * a.dv, a.dv}));
+    if (options.see) options.see(plan);
+    if (options.quality) {
+      float* o = r.o.data() + at * a.heads * a.dv;
+      r.quality.Add(MeasurePlan(plan, in.q, in.k, in.v, in.scale,
+                                {o, plan.q_count, a.heads, a.dv, a.heads * a.dv, a.dv}));
+    }
+  });
+  const int64_t chunk = options.chunk > 0 ? options.chunk : a.q_count;
+  for (int64_t n = options.first_chunk > 0 ? options.first_chunk : chunk; at < a.q_count;
+       at += n, n = chunk) {
+    n = std::min(n, a.q_count - at);
+    const AttentionInputs in = ChunkOf(whole, at, n);
+    float* o = r.o.data() + at * a.heads * a.dv;
+    r.status =
+        (*session)->Run(options.layer, in, {.o = {o, n, a.heads, a.dv, a.heads * a.dv, a.dv}});
+    r.status.Update(invalid);
+    if (!r.status.ok()) return r;
   }
+  r.counters = (*session)->counters(options.layer);
   return r;
 }
 SLUICE_END_NAMESPACE

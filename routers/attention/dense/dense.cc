@@ -1,5 +1,5 @@
 #include "sluice/routers/attention/dense/dense.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AttentionRouterOf<Dense>;
+template class AttentionRouterOf<attention::Dense>;
 SLUICE_END_NAMESPACE

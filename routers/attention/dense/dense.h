@@ -1,47 +1,43 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_DENSE_DENSE_H_
 #define SLUICE_ROUTERS_ATTENTION_DENSE_DENSE_H_
 // Every causal key: the baseline, and what every full budget must equal.
-#include "sluice/api/attention_router.h"
-#include "sluice/routers/attention/common/planning.h"
+#include "sluice/routers/attention/common/plan.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace attention {
 class Dense {
  public:
-  static constexpr absl::string_view kName = "dense";
-  static constexpr bool kExactAtFullBudget = true, kTokenCausal = true, kScatteredQueries = true;
+  static constexpr AttentionTraits kTraits = {
+      .name = "dense", .token_causal = true, .scattered_queries = true};
+
   struct Config {
-    int64_t tile = 64;
+    int64_t tile = kTile;
     template <class V>
     void VisitFields(V&& v) {
       v("tile", tile, Range<int64_t>{1, 64}, "queries that share a pass over the keys");
     }
   };
-  struct Plan : AttentionPlanInfo {};
-  static Config FullBudget() { return {}; }
+  using Plan = RouterPlan;
+
   static absl::StatusOr<Dense> Create(const Config& c) { return Dense(c); }
+
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
-    Plan p;
-    p.shape = s;
-    p.max_rows = s.kv_heads * attention_common::MaxTiles(s, config_.tile);
-    p.entry_slots = 1;
-    return p;
+    Plan plan(s);
+    plan.layout.max_tile = config_.tile;
+    plan.layout.AddBranch({.rows = s.kv_heads * MaxTiles(s, config_.tile), .entry_slots = 1});
+    return plan;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext&,
-                   PlanWriter& out) const {
-    const PlanHeader header =
-        attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, config_.tile);
-    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
-    for (int64_t list = 0; list < p.shape.kv_heads; ++list) {
-      for (int64_t tile = 0; tile < header.num_tiles(); ++tile) {
-        const int64_t row = out.row_of(list, tile);
-        out.entries(row)[0] = {
-            0,
-            static_cast<uint32_t>(attention_common::QueriesOf(header, tile).last + 1),
-            EntryState::kExact,
-            MaskClass::kCausal,
-            0,
-            0};
-        out.set_count(row, 1);
+
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState&, const RunContext&,
+                   PlanBuilder& out) const {
+    Begin(plan.shape, in, out);
+    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.tile = config_.tile}));
+
+    for (int64_t list = 0; list < branch.num_lists(); ++list) {
+      for (int64_t tile = 0; tile < branch.num_tiles(); ++tile) {
+        const int64_t row = branch.row_of(list, tile);
+        branch.entries(row)[0] = ExactEntry(0, branch.Queries(tile).last + 1);
+        branch.set_count(row, 1);
       }
     }
     return absl::OkStatus();
@@ -51,5 +47,6 @@ class Dense {
   explicit Dense(const Config& c) : config_(c) {}
   Config config_;
 };
+}  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_DENSE_DENSE_H_

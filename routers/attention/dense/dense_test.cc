@@ -7,14 +7,9 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
-  auto r = BuiltinRouters().attention.Create(spec);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return std::move(*r);
-}
 TEST(Dense, TileHeightDoesNotChangeBits) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 200, 4, 2, 32, 32, 1);
-  EXPECT_EQ(RunRouter(*Make("dense:tile=64"), a).o, RunRouter(*Make("dense:tile=7"), a).o);
+  EXPECT_EQ(RunRouter("dense:tile=64", a).o, RunRouter("dense:tile=7", a).o);
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -9,15 +9,10 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
-  auto r = BuiltinRouters().attention.Create(spec);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return std::move(*r);
-}
 // A random indexer over the data: queries, signed weights and keys of its own.
 struct IndexData {
   std::vector<float> q, w, k;
-  void Attach(AttentionShape& s, AttentionInputs& in, int64_t heads, int64_t dim) {
+  void Attach(SessionOptions& s, AttentionInputs& in, int64_t heads, int64_t dim) {
     const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t unit) {
       for (int64_t i = 0; i < n; ++i)
         x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
@@ -38,8 +33,8 @@ TEST(Dsa, ListIsTheSortedTopKOfTheReference) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 40, 4, 2, 32, 32, 1);
   IndexData index;
   HarnessOptions o;
-  o.adjust = [&](AttentionShape& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
-  const RoutedRun r = RunRouter(*Make("dsa:k=50"), a, o);
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
+  const RoutedRun r = RunRouter("dsa:k=50", a, o);
   ASSERT_TRUE(r.status.ok()) << r.status;
   for (int64_t i = 0; i < 40; ++i) {
     std::vector<float> score;
@@ -55,15 +50,15 @@ TEST(Dsa, ScalingTheWeightsOfATokenChangesNothing) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 40, 4, 2, 32, 32, 1);
   IndexData index;
   HarnessOptions o;
-  o.adjust = [&](AttentionShape& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
-  const RoutedRun before = RunRouter(*Make("dsa:k=50"), a, o);
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
+  const RoutedRun before = RunRouter("dsa:k=50", a, o);
   for (float& w : index.w) w *= 4;
-  EXPECT_EQ(RunRouter(*Make("dsa:k=50"), a, o).lists, before.lists);
-  o.adjust = [&](AttentionShape& s, AttentionInputs& in) {
+  EXPECT_EQ(RunRouter("dsa:k=50", a, o).lists, before.lists);
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
     index.Attach(s, in, 8, 16);
     in.index.k.dim = 15;
   };
-  EXPECT_FALSE(RunRouter(*Make("dsa:k=50"), a, o).status.ok());
+  EXPECT_FALSE(RunRouter("dsa:k=50", a, o).status.ok());
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -1,5 +1,5 @@
 #include "sluice/routers/attention/hip/hip.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AttentionRouterOf<Hip>;
+template class AttentionRouterOf<attention::Hip>;
 SLUICE_END_NAMESPACE

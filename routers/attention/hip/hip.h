@@ -1,176 +1,200 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_HIP_HIP_H_
 #define SLUICE_ROUTERS_ATTENTION_HIP_HIP_H_
-// HiP (arXiv 2406.09827): per query block, a binary search over the history. The range between sink
-// and window is cut into mask_k / block_k groups; each round halves every group, scores a half by
-// the largest product of its centre key with the block's (strided) queries, and keeps the best half
-// of the halves. Training-free; a representative may miss a spike. Sink and window lie outside the
-// budget. O(log(keys / mask_k) * mask_k / block_k) key reads per query block.
-#include "sluice/api/attention_router.h"
-#include "sluice/routers/attention/common/planning.h"
-#include "sluice/runtime/kernels/convert/convert.h"
-#include "sluice/runtime/kernels/gemm/gemm.h"
+// HiP: per query block, a binary search over the history. Training-free; a representative may miss
+// a spike. Sink and window lie outside the budget.
+//
+//   REFINE  the range between sink and window, cut into mask_k / block_k groups; each round halves
+//           every group, until they are single blocks of block_k keys
+//   SUM     a group's centre block stands for it
+//   SCORE   the largest product of the centre block's keys with the block's (strided) queries
+//   SELECT  the best half of the halves
+//
+// O(log(keys / mask_k) * mask_k) key reads per query block and head.
+#include "sluice/routers/attention/common/prep.h"
+#include "sluice/routers/attention/common/score.h"
+#include "sluice/runtime/kernels/top_k/top_k.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace attention {
 class Hip {
  public:
-  static constexpr absl::string_view kName = "hip";
-  static constexpr bool kExactAtFullBudget = true, kTokenCausal = false;
+  static constexpr AttentionTraits kTraits = {
+      .name = "hip",
+      .title =
+          "A Training-free Sub-quadratic Cost Transformer Model Serving Framework With "
+          "Hierarchically Pruned Attention",
+      .arxiv = "2406.09827",
+      .full_budget = "mask_k=2147483648",
+      .small_budget = "mask_k=16,block_q=16,sink=4,window=16"};
+
   struct Config {
-    int64_t mask_k = 512, block_q = 64, stride_q = 2, block_k = 2, sink = 16, window = 256;
+    int64_t mask_k = 512;
+    int64_t block_q = 64;
+    int64_t stride_q = 2;
+    int64_t block_k = 2;
+    int64_t sink = 16;
+    int64_t window = 256;
     template <class V>
     void VisitFields(V&& v) {
-      v("mask_k", mask_k, Range<int64_t>{2, int64_t{1} << 31},
+      v("mask_k", mask_k, Range<int64_t>{2, kEverything},
         "keys kept per query block, besides sink and window");
       v("block_q", block_q, Range<int64_t>{1, 64}, "queries that share a list");
       v("stride_q", stride_q, Range<int64_t>{1, 64}, "every how many queries of a block score");
       v("block_k", block_k, Range<int64_t>{1, 64}, "keys per selected run");
       v("sink", sink, Range<int64_t>{0, 1 << 20}, "first keys always kept");
-      v("window", window, Range<int64_t>{1, int64_t{1} << 31},
+      v("window", window, Range<int64_t>{1, kEverything},
         "keys before the first query of a block always kept, itself included");
     }
   };
-  struct Plan : AttentionPlanInfo {
-    attention_common::WorkerScratch scratch;
-    size_t query = 0, keys = 0, score = 0, best = 0, groups = 0, children = 0, picked = 0, gemm = 0,
-           top = 0;
-    int64_t groups_max = 0;
+  struct Group {
+    int64_t start = 0;  // in blocks of block_k after the sink
+    int64_t len = 0;
   };
-  static Config FullBudget() {
-    Config c;
-    c.mask_k = int64_t{1} << 31;
-    return c;
-  }
+  struct Plan : RouterPlan {
+    using RouterPlan::RouterPlan;
+    Scratch<float> queries, keys, scores, best, gemm;
+    Scratch<Group> groups, halves;
+    Scratch<uint32_t> picked;
+    Scratch<std::byte> top;
+  };
+
   static absl::StatusOr<Hip> Create(const Config& c) {
     if (c.mask_k % c.block_k != 0)
       return absl::InvalidArgumentError(
           absl::StrCat("mask_k=", c.mask_k, " is not a multiple of block_k=", c.block_k));
     return Hip(c);
   }
+
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
-    Plan p;
-    p.shape = s;
-    p.max_rows = s.heads * attention_common::MaxTiles(s, config_.block_q);
-    p.groups_max = std::min(config_.mask_k, s.max_kv) / config_.block_k + 1;
-    p.entry_slots = p.groups_max + 3;
-    const int64_t rows = (config_.block_q + config_.stride_q - 1) / config_.stride_q,
-                  n = 2 * p.groups_max;
-    WorkspaceLayout one, all;
-    p.query = one.Add<float>(rows * s.head_dim);
-    p.keys = one.Add<float>(n * s.head_dim);
-    p.score = one.Add<float>(rows * n);
-    p.best = one.Add<float>(n);
-    p.groups = one.Add<Group>(n);
-    p.children = one.Add<Group>(n);
-    p.picked = one.Add<uint32_t>(n);
-    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(s.head_dim)));
-    p.top = one.Add<std::byte>(static_cast<int64_t>(kernels::TopKScratchBytes(n)));
-    p.scratch.Add(all, one, s.workers);
-    p.workspace_bytes = all.bytes();
-    return p;
+    Plan plan(s);
+    const int64_t groups = std::min(config_.mask_k, s.max_kv) / config_.block_k + 1;
+    const int64_t rows = CeilDiv(config_.block_q, config_.stride_q);
+    plan.queries = plan.AddScratch<float>(rows * s.head_dim);
+    plan.keys = plan.AddScratch<float>(kBatch * config_.block_k * s.head_dim);
+    plan.scores = plan.AddScratch<float>(rows * kBatch * config_.block_k);
+    plan.best = plan.AddScratch<float>(2 * groups);
+    plan.groups = plan.AddScratch<Group>(2 * groups);
+    plan.halves = plan.AddScratch<Group>(2 * groups);
+    plan.picked = plan.AddScratch<uint32_t>(2 * groups);
+    plan.gemm = AddGemmScratch(plan, s.head_dim);
+    plan.top = plan.AddScratch<std::byte>(kernels::TopKScratchBytes(2 * groups));
+    plan.layout.max_tile = config_.block_q;
+    plan.layout.AddBranch(
+        {.rows = s.heads * MaxTiles(s, config_.block_q), .entry_slots = groups + 3});
+    return plan;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
-                   PlanWriter& out) const {
-    const PlanHeader header =
-        attention_common::HeaderOf(p.shape, in, ListScope::kQueryHead, config_.block_q);
-    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kRuns, 1));
-    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t head, int64_t tile, int w) {
-      const int64_t row = out.row_of(head, tile);
-      out.set_count(row, Row(p, in, ctx, header, head, tile, w, out.entries(row)));
+
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState&, const RunContext& ctx,
+                   PlanBuilder& out) const {
+    Begin(plan.shape, in, out);
+    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.scope = ListScope::kQueryHead,
+                                                                .tile = config_.block_q}));
+    ForEachRow(branch, plan, ctx, [&](int64_t head, int64_t tile, WorkerScratch scratch) {
+      const TileQueries q = branch.Queries(tile);
+      const int64_t sink = std::min(config_.sink, q.last + 1);
+      const int64_t before_window = std::max(sink, q.first - config_.window + 1);
+      const int64_t units = (before_window - sink) / config_.block_k;
+      const int64_t local = sink + units * config_.block_k;
+
+      const int64_t row = branch.row_of(head, tile);
+      PlanEntry* entries = branch.entries(row);
+      int64_t n = 0;
+      if (sink > 0) entries[n++] = ExactEntry(0, sink, MaskClass::kCausal, true);
+      if (units > 0)
+        n += Search({plan, in, RowsOf(branch, tile), head, sink, scratch}, units, entries + n);
+      if (local <= q.last)
+        entries[n++] = ExactEntry(local, q.last + 1 - local, MaskClass::kCausal, true);
+      branch.set_count(row, n);
     });
     return absl::OkStatus();
   }
 
  private:
-  struct Group {
-    int64_t start, len;  // in units of block_k after the sink
+  static constexpr int64_t kBatch = 64;  // groups whose keys are scored together
+  struct Call {
+    const Plan& plan;
+    const AttentionInputs& in;
+    TileRows rows;
+    int64_t head;
+    int64_t sink;
+    WorkerScratch scratch;
   };
   explicit Hip(const Config& c) : config_(c) {}
 
-  int64_t Row(const Plan& p, const AttentionInputs& in, const RunContext& ctx,
-              const PlanHeader& plan, int64_t head, int64_t tile, int w, PlanEntry* out) const {
-    const auto q = attention_common::QueriesOf(plan, tile);
-    const int64_t kv = head / (p.shape.heads / p.shape.kv_heads), bk = config_.block_k;
-    const auto entry = [](int64_t start, int64_t len, bool forced) {
-      return PlanEntry{static_cast<uint32_t>(start),
-                       static_cast<uint32_t>(len),
-                       EntryState::kExact,
-                       MaskClass::kCausal,
-                       0,
-                       static_cast<uint8_t>(forced)};
-    };
-    const int64_t sink = std::min(config_.sink, q.last + 1);
-    int64_t n = 0;
-    if (sink > 0) out[n++] = entry(0, sink, true);
-    const int64_t units = (std::max(sink, q.first - config_.window + 1) - sink) / bk,
-                  local = sink + units * bk;
-    if (units * bk <= config_.mask_k) {
-      if (units > 0) out[n++] = entry(sink, units * bk, false);
-    } else {
-      n = Search(p, in, ctx, q, head, kv, units, sink, w, out, n);
-    }
-    if (local <= q.last) out[n++] = entry(local, q.last + 1 - local, true);
-    return n;
-  }
-  int64_t Search(const Plan& p, const AttentionInputs& in, const RunContext& ctx,
-                 attention_common::TileQueries q, int64_t head, int64_t kv, int64_t units,
-                 int64_t sink, int w, PlanEntry* out, int64_t n) const {
-    const int64_t d = p.shape.head_dim, bk = config_.block_k, G = config_.mask_k / bk;
-    const auto at = [&]<class T>(size_t offset, T*) {
-      return p.scratch.At<T>(ctx.workspace, w, offset);
-    };
-    float* query = at(p.query, static_cast<float*>(nullptr));
-    float* keys = at(p.keys, static_cast<float*>(nullptr));
-    float* score = at(p.score, static_cast<float*>(nullptr));
-    float* best = at(p.best, static_cast<float*>(nullptr));
-    Group* groups = at(p.groups, static_cast<Group*>(nullptr));
-    Group* children = at(p.children, static_cast<Group*>(nullptr));
-    uint32_t* picked = at(p.picked, static_cast<uint32_t*>(nullptr));
-    int64_t rows = 0, longest = 0;
-    for (int64_t t = q.first; t <= q.last; t += config_.stride_q)
-      std::memcpy(query + rows++ * d, in.q.at(t - in.q_begin, head),
-                  static_cast<size_t>(d) * sizeof(float));
-    for (int64_t i = 0; i < G; ++i) {
-      groups[i] = {i * units / G, (i + 1) * units / G - i * units / G};
+  // Finds the kept blocks among `units`, ascending; returns how many entries were written.
+  int64_t Search(const Call& c, int64_t units, PlanEntry* out) const {
+    const int64_t budget = std::min(config_.mask_k / config_.block_k, units);
+    Group* groups = c.scratch[c.plan.groups];
+    Group* halves = c.scratch[c.plan.halves];
+    ScaledQueries(c.in.q, c.rows, c.head, 1, c.scratch[c.plan.queries], config_.stride_q);
+
+    int64_t live = budget;
+    int64_t longest = 0;
+    for (int64_t i = 0; i < budget; ++i) {
+      const int64_t start = i * units / budget;
+      groups[i] = {start, (i + 1) * units / budget - start};
       longest = std::max(longest, groups[i].len);
     }
-    int64_t live = G;
     while (longest > 1) {
-      int64_t c = 0;
-      for (int64_t i = 0; i < live; ++i) {
-        const Group g = groups[i];
-        const int64_t half = (g.len + 1) / 2;
-        children[c++] = {g.start, half};
-        if (g.len > 1) children[c++] = {g.start + half, g.len - half};
-      }
-      for (int64_t i = 0; i < c; ++i) {
-        const int64_t centre = sink + (children[i].start + children[i].len / 2) * bk + bk / 2;
-        kernels::ConvertToF32(in.k.at(centre, kv), in.k.dtype, d, keys + i * d);
-      }
-      kernels::GemmNT(query, d, keys, d, rows, c, d, score, c,
-                      at(p.gemm, static_cast<float*>(nullptr)));
-      std::memcpy(best, score, static_cast<size_t>(c) * sizeof(float));
-      for (int64_t r = 1; r < rows; ++r) {
-        for (int64_t i = 0; i < c; ++i) best[i] = std::max(best[i], score[r * c + i]);
-      }
-      live = kernels::TopK(best, c, G, picked, at(p.top, static_cast<std::byte*>(nullptr))).count;
+      const int64_t n = Halve(groups, live, halves);
+      ScoreCentres(c, halves, n);
+      uint32_t* picked = c.scratch[c.plan.picked];
+      live = kernels::TopK(c.scratch[c.plan.best], n, std::min(budget, n), picked,
+                           c.scratch[c.plan.top])
+                 .count;
       longest = 0;
       for (int64_t i = 0; i < live; ++i) {
-        groups[i] = children[picked[i]];
+        groups[i] = halves[picked[i]];
         longest = std::max(longest, groups[i].len);
       }
     }
-    for (int64_t i = 0; i < live; ++i) {
-      if (groups[i].len == 0) continue;
-      out[n++] = {static_cast<uint32_t>(sink + groups[i].start * bk),
-                  static_cast<uint32_t>(bk),
-                  EntryState::kExact,
-                  MaskClass::kCausal,
-                  0,
-                  0};
-    }
-    return n;
+
+    for (int64_t i = 0; i < live; ++i)
+      out[i] = ExactEntry(c.sink + groups[i].start * config_.block_k, config_.block_k);
+    return live;
   }
+
+  static int64_t Halve(const Group* groups, int64_t n, Group* out) {
+    int64_t c = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const Group g = groups[i];
+      const int64_t half = (g.len + 1) / 2;
+      out[c++] = {g.start, half};
+      if (g.len > 1) out[c++] = {g.start + half, g.len - half};
+    }
+    return c;
+  }
+
+  // plan.best [n] = the largest product of any query with any key of a group's centre block.
+  void ScoreCentres(const Call& c, const Group* groups, int64_t n) const {
+    const int64_t d = c.in.q.dim;
+    const int64_t rows = CeilDiv(c.rows.count, config_.stride_q);
+    const int64_t kv = c.head / GroupSize(c.plan.shape);
+    float* keys = c.scratch[c.plan.keys];
+    float* scores = c.scratch[c.plan.scores];
+    float* best = c.scratch[c.plan.best];
+    for (int64_t at = 0; at < n; at += kBatch) {
+      const int64_t some = std::min(kBatch, n - at);
+      const int64_t columns = some * config_.block_k;
+      for (int64_t i = 0; i < some; ++i) {
+        const Group g = groups[at + i];
+        const int64_t centre = c.sink + (g.start + g.len / 2) * config_.block_k;
+        KeysAsFloat(c.in.k, kv, centre, config_.block_k, keys + i * config_.block_k * d);
+      }
+      ScoreDot(c.scratch[c.plan.queries], rows, keys, columns, d, scores, c.scratch[c.plan.gemm]);
+      for (int64_t i = 0; i < some; ++i) {
+        float most = -HUGE_VALF;
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t j = 0; j < config_.block_k; ++j)
+            most = std::max(most, scores[r * columns + i * config_.block_k + j]);
+        }
+        best[at + i] = most;
+      }
+    }
+  }
+
   Config config_;
 };
+}  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_HIP_HIP_H_

@@ -7,11 +7,6 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
-  auto r = BuiltinRouters().attention.Create(spec);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return std::move(*r);
-}
 TEST(Hip, FindsASpikeAtAGroupCentre) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 1040, 16, 1, 1, 32, 32, 1);
   for (float& x : a.k) x *= 0.01f;
@@ -28,14 +23,14 @@ TEST(Hip, FindsASpikeAtAGroupCentre) {
   for (int64_t centre : centres)
     for (int64_t x = 0; x < 32; ++x) a.k[centre * 32 + x] = a.q[x] * 2;
   const RoutedRun r =
-      RunRouter(*Make("hip:mask_k=16,block_q=16,stride_q=1,block_k=1,sink=16,window=16"), a);
+      RunRouter("hip:mask_k=16,block_q=16,stride_q=1,block_k=1,sink=16,window=16", a);
   ASSERT_TRUE(r.status.ok()) << r.status;
   EXPECT_TRUE(std::binary_search(r.lists[0].begin(), r.lists[0].end(),
                                  static_cast<uint32_t>(centres.back())));
 }
 TEST(Hip, BudgetIsKept) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 2000, 64, 4, 2, 32, 32, 2);
-  const RoutedRun r = RunRouter(*Make("hip:mask_k=64,sink=16,window=32"), a);
+  const RoutedRun r = RunRouter("hip:mask_k=64,sink=16,window=32", a);
   for (size_t i = 0; i < r.lists.size(); ++i) EXPECT_LE(r.lists[i].size(), 64u + 16 + 32 + 64 + 2);
 }
 }  // namespace

@@ -1,5 +1,5 @@
 #include "sluice/routers/attention/hisa/hisa.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AttentionRouterOf<Hisa>;
+template class AttentionRouterOf<attention::Hisa>;
 SLUICE_END_NAMESPACE

@@ -7,15 +7,10 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
-  auto r = BuiltinRouters().attention.Create(spec);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return std::move(*r);
-}
 // A random indexer over the data: queries, signed weights and keys of its own.
 struct IndexData {
   std::vector<float> q, w, k;
-  void Attach(AttentionShape& s, AttentionInputs& in, int64_t heads, int64_t dim) {
+  void Attach(SessionOptions& s, AttentionInputs& in, int64_t heads, int64_t dim) {
     const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t unit) {
       for (int64_t i = 0; i < n; ++i)
         x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
@@ -43,12 +38,12 @@ TEST(Hisa, EqualsDsaWhenEveryBlockIsKeptAndImprovesWithM) {
     IndexData index;
     HarnessOptions o;
     if (trained)
-      o.adjust = [&](AttentionShape& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
-    const RoutedRun dsa = RunRouter(*Make("dsa:k=16"), a, o);
-    EXPECT_EQ(RunRouter(*Make("hisa:k=16,m=16,block=16"), a, o).lists, dsa.lists);
+      o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
+    const RoutedRun dsa = RunRouter("dsa:k=16", a, o);
+    EXPECT_EQ(RunRouter("hisa:k=16,m=16,block=16", a, o).lists, dsa.lists);
     double last = 0;
     for (const char* m : {"2", "4", "8", "12"}) {
-      const RoutedRun h = RunRouter(*Make(absl::StrCat("hisa:k=16,block=16,m=", m)), a, o);
+      const RoutedRun h = RunRouter(absl::StrCat("hisa:k=16,block=16,m=", m), a, o);
       ASSERT_TRUE(h.status.ok());
       const double iou = MeanIoU(h, dsa);
       EXPECT_GE(iou, last - 0.02);
@@ -59,8 +54,8 @@ TEST(Hisa, EqualsDsaWhenEveryBlockIsKeptAndImprovesWithM) {
 }
 TEST(Hisa, PlantedStructureIsFound) {
   const AttentionData a = MakeAttentionData(DataKind::kClustered, 2048, 64, 4, 2, 32, 32, 2);
-  const RoutedRun dsa = RunRouter(*Make("dsa:k=128"), a),
-                  hisa = RunRouter(*Make("hisa:k=128,m=8,block=128"), a);
+  const RoutedRun dsa = RunRouter("dsa:k=128", a),
+                  hisa = RunRouter("hisa:k=128,m=8,block=128", a);
   EXPECT_GT(MeanIoU(hisa, dsa), 0.9);
 }
 TEST(Hisa, RejectsABudgetTheBlocksCannotHold) {

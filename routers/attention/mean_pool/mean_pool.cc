@@ -1,5 +1,5 @@
 #include "sluice/routers/attention/mean_pool/mean_pool.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AttentionRouterOf<MeanPool>;
+template class AttentionRouterOf<attention::MeanPool>;
 SLUICE_END_NAMESPACE

@@ -1,124 +1,111 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_
 #define SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_
-// Block selection by mean-pooled keys: each query scores q . mean(k of block) * scale, a softmax
-// over the visible blocks makes rows comparable, and a block's score is its largest probability
-// over the tile's queries and the group's heads. Training-free; the baseline that learned block
-// routers must beat. Key summaries are appended as keys arrive. O(queries * blocks * width) per
-// head, 1/block of QK^T.
-#include "sluice/api/attention_router.h"
-#include "sluice/routers/attention/common/planning.h"
-#include "sluice/runtime/kernels/gemm/gemm.h"
-#include "sluice/runtime/kernels/softmax/softmax.h"
+// Block selection by mean-pooled keys. Training-free; the baseline that learned block routers must
+// beat.
+//
+//   SUM     mean of each block of keys, appended as keys arrive
+//   SCORE   q . mean * scale, softmax over the visible blocks, then the largest over the tile's
+//           queries and the group's heads
+//   SELECT  the best k blocks, or the fewest that hold the share p; first and last are forced
+//   ATTEND  the selected blocks, causal
+//
+// Cost of planning: queries * blocks * width per head, 1/block of QK^T. State: one mean a block and
+// KV head.
+#include "sluice/routers/attention/common/prep.h"
+#include "sluice/routers/attention/common/score.h"
+#include "sluice/routers/attention/common/select.h"
+#include "sluice/routers/attention/common/sum.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace attention {
 class MeanPool {
  public:
-  static constexpr absl::string_view kName = "mean_pool";
-  static constexpr bool kExactAtFullBudget = true, kTokenCausal = false;
-  static constexpr int64_t kEverything = int64_t{1} << 31;
+  static constexpr AttentionTraits kTraits = {
+      .name = "mean_pool", .full_budget = "k=2147483648", .small_budget = "block=16,k=4"};
+
   struct Config {
-    int64_t block = 64, k = 32, sink = 1, local = 2;
-    double p = 0;
-    bool force_counts_in_budget = true;
+    int64_t block = 64;
+    BlockBudget budget;
     bool pool_queries = false;
     template <class V>
     void VisitFields(V&& v) {
       v("block", block, Range<int64_t>{16, 1024}, "keys per block");
-      v("k", k, Range<int64_t>{0, kEverything}, "blocks kept per list row; 0: use p");
-      v("p", p, Range<double>{0, 1}, "share of the block probability kept when k = 0");
-      v("sink", sink, Range<int64_t>{0, 1 << 20}, "first blocks always kept");
-      v("local", local, Range<int64_t>{1, 1 << 20}, "last blocks always kept, own block included");
-      v("force_counts_in_budget", force_counts_in_budget, Range<bool>{false, true},
-        "whether forced blocks use up k or p");
+      budget.VisitFields(v);
       v("pool_queries", pool_queries, Range<bool>{false, true},
         "score the mean query of a tile instead of every query");
     }
   };
-  struct Plan : AttentionPlanInfo {
-    attention_common::WorkerScratch scratch;
-    size_t score = 0, block_score = 0, gemm = 0, select = 0, pooled = 0;
-    int64_t blocks = 0;
+  struct Plan : RouterPlan {
+    using RouterPlan::RouterPlan;
+    BlockMeans::Layout means;
+    Scratch<float> queries, scores, best, gemm;
+    Scratch<std::byte> select;
   };
-  static Config FullBudget() {
-    Config c;
-    c.k = kEverything;
-    return c;
-  }
+
   static absl::StatusOr<MeanPool> Create(const Config& c) {
-    if (c.k == 0 && c.p == 0)
-      return absl::InvalidArgumentError("k and p are both 0; one must be positive");
+    SLUICE_RETURN_IF_ERROR(c.budget.Check());
     return MeanPool(c);
   }
+
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
-    Plan p;
-    p.shape = s;
-    p.blocks = (s.max_kv + config_.block - 1) / config_.block;
-    p.state_bytes =
-        attention_common::BlockMeans::Bytes(s.kv_heads, s.max_kv, config_.block, s.head_dim);
-    p.max_rows = s.kv_heads * attention_common::MaxTiles(s, kTile);
-    p.entry_slots = p.blocks;
-    WorkspaceLayout one, all;
-    p.score = one.Add<float>(kTile * p.blocks);
-    p.block_score = one.Add<float>(p.blocks);
-    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(s.head_dim)));
-    p.select =
-        one.Add<std::byte>(static_cast<int64_t>(attention_common::BlockScratchBytes(p.blocks)));
-    p.pooled = one.Add<float>(kTile * s.head_dim);
-    p.scratch.Add(all, one, s.workers);
-    p.workspace_bytes = all.bytes();
-    return p;
+    Plan plan(s);
+    plan.means = BlockMeans::AddTo(plan, s.kv_heads, config_.block, s.head_dim);
+    const int64_t blocks = plan.means.blocks;
+    plan.queries = plan.AddScratch<float>(kTile * s.head_dim);
+    plan.scores = plan.AddScratch<float>(kTile * blocks);
+    plan.best = plan.AddScratch<float>(blocks);
+    plan.gemm = AddGemmScratch(plan, s.head_dim);
+    plan.select = AddSelectScratch(plan, blocks);
+    plan.layout.max_tile = kTile;
+    plan.layout.AddBranch({.rows = s.kv_heads * MaxTiles(s, kTile), .entry_slots = blocks});
+    return plan;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte* state,
-                   const RunContext& ctx, PlanWriter& out) const {
-    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile);
-    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
-    attention_common::BlockMeans means(state, p.shape.kv_heads, p.shape.max_kv, config_.block,
-                                       p.shape.head_dim);
+
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
+                   const RunContext& ctx, PlanBuilder& out) const {
+    BlockMeans means(state, plan.means);
     means.Append(in.k, *ctx.executor);
-    const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
-    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
-      const auto q = attention_common::QueriesOf(header, tile);
-      const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block;
-      float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
-      float* best = p.scratch.At<float>(ctx.workspace, w, p.block_score);
-      float* pooled = p.scratch.At<float>(ctx.workspace, w, p.pooled);
+
+    Begin(plan.shape, in, out);
+    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch,
+                            out.AddBranch({.encoding = Encoding::kBlocks, .block = config_.block}));
+    ForEachRow(branch, plan, ctx, [&](int64_t kv, int64_t tile, WorkerScratch scratch) {
+      const TileQueries q = branch.Queries(tile);
+      const int64_t visible = q.last / config_.block + 1;
+      float* best = scratch[plan.best];
       std::fill(best, best + visible, 0.0f);
-      const int64_t rows = config_.pool_queries ? 1 : q.count();
-      for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
-        // Scaled copies of the queries, or their mean.
-        if (config_.pool_queries) {
-          kernels::Pool(kernels::PoolKind::kMean, in.q.at(q.first - in.q_begin, h), DType::kF32,
-                        in.q.row_stride, q.count(), d, pooled);
-          for (int64_t x = 0; x < d; ++x) pooled[x] *= in.scale;
-        } else {
-          for (int64_t i = 0; i < rows; ++i) {
-            const float* from = in.q.at(q.first - in.q_begin + i, h);
-            for (int64_t x = 0; x < d; ++x) pooled[i * d + x] = from[x] * in.scale;
-          }
-        }
-        kernels::GemmNT(pooled, d, means.At(kv, 0), d, rows, visible, d, score, visible,
-                        p.scratch.At<float>(ctx.workspace, w, p.gemm));
-        for (int64_t i = 0; i < rows; ++i) {
-          float* s = score + i * visible;
-          kernels::Softmax(s, visible);
-          for (int64_t b = 0; b < visible; ++b) best[b] = std::max(best[b], s[b]);
-        }
+
+      const int64_t group = GroupSize(plan.shape);
+      for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
+        const int64_t rows = Queries(in, RowsOf(branch, tile), head, scratch[plan.queries]);
+        float* scores = scratch[plan.scores];
+        ScoreSoftmax(scratch[plan.queries], rows, means.At(kv, 0), visible, in.q.dim, scores,
+                     scratch[plan.gemm]);
+        MaxOverRows(scores, rows, visible, best);
       }
-      const int64_t row = out.row_of(kv, tile);
-      out.set_count(row,
-                    attention_common::SelectBlocks(
-                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink,
-                                                    config_.local, config_.force_counts_in_budget},
-                        best, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select),
-                        out.entries(row)));
+
+      const int64_t row = branch.row_of(kv, tile);
+      branch.set_count(row, SelectBlocks(config_.budget, best, visible, q.first / config_.block,
+                                         scratch[plan.select], branch.entries(row)));
     });
     return absl::OkStatus();
   }
 
  private:
-  static constexpr int64_t kTile = 64;
   explicit MeanPool(const Config& c) : config_(c) {}
+
+  // The scaled queries of a head, or their mean; returns how many rows that is.
+  int64_t Queries(const AttentionInputs& in, TileRows rows, int64_t head, float* out) const {
+    if (config_.pool_queries) {
+      MeanQuery(in.q, rows, head, in.scale, out);
+      return 1;
+    }
+    ScaledQueries(in.q, rows, head, in.scale, out);
+    return rows.count;
+  }
+
   Config config_;
 };
+}  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_MEAN_POOL_MEAN_POOL_H_

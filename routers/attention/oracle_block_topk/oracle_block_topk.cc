@@ -1,5 +1,5 @@
 #include "sluice/routers/attention/oracle_block_topk/oracle_block_topk.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AttentionRouterOf<OracleBlockTopK>;
+template class AttentionRouterOf<attention::OracleBlockTopK>;
 SLUICE_END_NAMESPACE

@@ -3,117 +3,111 @@
 // The blocks that truly carry the most attention mass, found by computing dense attention: the
 // upper anchor of every density curve. For measuring only; planning costs as much as it could ever
 // save.
-#include "sluice/api/attention_router.h"
-#include "sluice/routers/attention/common/planning.h"
-#include "sluice/runtime/kernels/convert/convert.h"
-#include "sluice/runtime/kernels/gemm/gemm.h"
-#include "sluice/runtime/kernels/softmax/softmax.h"
+//
+//   SCORE   softmax of q . k * scale over the visible keys, summed over a block's keys, the tile's
+//           queries and the group's heads
+//   SELECT  as mean_pool
+#include "sluice/routers/attention/common/prep.h"
+#include "sluice/routers/attention/common/score.h"
+#include "sluice/routers/attention/common/select.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace attention {
 class OracleBlockTopK {
  public:
-  static constexpr absl::string_view kName = "oracle_block_topk";
-  static constexpr bool kExactAtFullBudget = true, kTokenCausal = false;
-  static constexpr int64_t kEverything = int64_t{1} << 31;
+  static constexpr AttentionTraits kTraits = {
+      .name = "oracle_block_topk", .full_budget = "k=2147483648", .small_budget = "block=16,k=4"};
+
   struct Config {
-    int64_t block = 64, k = 32, sink = 1, local = 2;
-    double p = 0;
-    bool force_counts_in_budget = true;
+    int64_t block = 64;
+    BlockBudget budget;
     template <class V>
     void VisitFields(V&& v) {
       v("block", block, Range<int64_t>{16, 1024}, "keys per block");
-      v("k", k, Range<int64_t>{0, kEverything}, "blocks kept per list row; 0: use p");
-      v("p", p, Range<double>{0, 1}, "share of the block probability kept when k = 0");
-      v("sink", sink, Range<int64_t>{0, 1 << 20}, "first blocks always kept");
-      v("local", local, Range<int64_t>{1, 1 << 20}, "last blocks always kept, own block included");
-      v("force_counts_in_budget", force_counts_in_budget, Range<bool>{false, true},
-        "whether forced blocks use up k or p");
+      budget.VisitFields(v);
     }
   };
-  struct Plan : AttentionPlanInfo {
-    attention_common::WorkerScratch scratch;
-    size_t score = 0, block_score = 0, gemm = 0, select = 0, query = 0, keys = 0;
+  struct Plan : RouterPlan {
+    using RouterPlan::RouterPlan;
     int64_t blocks = 0;
+    Scratch<float> queries, keys, scores, mass, gemm;
+    Scratch<std::byte> select;
   };
-  static Config FullBudget() {
-    Config c;
-    c.k = kEverything;
-    return c;
-  }
+
   static absl::StatusOr<OracleBlockTopK> Create(const Config& c) {
-    if (c.k == 0 && c.p == 0)
-      return absl::InvalidArgumentError("k and p are both 0; one must be positive");
+    SLUICE_RETURN_IF_ERROR(c.budget.Check());
     return OracleBlockTopK(c);
   }
+
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
-    Plan p;
-    p.shape = s;
-    p.blocks = (s.max_kv + config_.block - 1) / config_.block;
-    p.max_rows = s.kv_heads * attention_common::MaxTiles(s, kTile);
-    p.entry_slots = p.blocks;
-    WorkspaceLayout one, all;
-    p.score = one.Add<float>(kRows * s.max_kv);
-    p.block_score = one.Add<float>(p.blocks);
-    p.gemm = one.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(s.head_dim)));
-    p.select =
-        one.Add<std::byte>(static_cast<int64_t>(attention_common::BlockScratchBytes(p.blocks)));
-    p.query = one.Add<float>(kRows * s.head_dim);
-    p.keys = one.Add<float>(kKeys * s.head_dim);
-    p.scratch.Add(all, one, s.workers);
-    p.workspace_bytes = all.bytes();
-    return p;
+    Plan plan(s);
+    plan.blocks = CeilDiv(s.max_kv, config_.block);
+    plan.queries = plan.AddScratch<float>(kRows * s.head_dim);
+    plan.keys = plan.AddScratch<float>(kKeys * s.head_dim);
+    plan.scores = plan.AddScratch<float>(kRows * s.max_kv);
+    plan.mass = plan.AddScratch<float>(plan.blocks);
+    plan.gemm = AddGemmScratch(plan, s.head_dim);
+    plan.select = AddSelectScratch(plan, plan.blocks);
+    plan.layout.max_tile = kTile;
+    plan.layout.AddBranch({.rows = s.kv_heads * MaxTiles(s, kTile), .entry_slots = plan.blocks});
+    return plan;
   }
-  absl::Status Run(const Plan& p, const AttentionInputs& in, std::byte*, const RunContext& ctx,
-                   PlanWriter& out) const {
-    const PlanHeader header = attention_common::HeaderOf(p.shape, in, ListScope::kKvHead, kTile);
-    SLUICE_RETURN_IF_ERROR(out.Begin(header, Encoding::kBlocks, config_.block));
-    const int64_t g = p.shape.heads / p.shape.kv_heads, d = p.shape.head_dim;
-    attention_common::ForEachRow(header, *ctx.executor, [&](int64_t kv, int64_t tile, int w) {
-      const auto q = attention_common::QueriesOf(header, tile);
-      const int64_t visible = q.last / config_.block + 1, own = q.first / config_.block,
-                    keys = q.last + 1;
-      float* score = p.scratch.At<float>(ctx.workspace, w, p.score);
-      float* mass = p.scratch.At<float>(ctx.workspace, w, p.block_score);
-      float* query = p.scratch.At<float>(ctx.workspace, w, p.query);
-      float* packed = p.scratch.At<float>(ctx.workspace, w, p.keys);
+
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState&, const RunContext& ctx,
+                   PlanBuilder& out) const {
+    Begin(plan.shape, in, out);
+    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch,
+                            out.AddBranch({.encoding = Encoding::kBlocks, .block = config_.block}));
+    ForEachRow(branch, plan, ctx, [&](int64_t kv, int64_t tile, WorkerScratch scratch) {
+      const TileQueries q = branch.Queries(tile);
+      const TileRows rows = RowsOf(branch, tile);
+      const int64_t visible = q.last / config_.block + 1;
+      float* mass = scratch[plan.mass];
       std::fill(mass, mass + visible, 0.0f);
-      for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
-        for (int64_t i0 = 0; i0 < q.count(); i0 += kRows) {
-          const int64_t rows = std::min(kRows, q.count() - i0);
-          for (int64_t i = 0; i < rows; ++i) {
-            const float* from = in.q.at(q.first - in.q_begin + i0 + i, h);
-            for (int64_t x = 0; x < d; ++x) query[i * d + x] = from[x] * in.scale;
-          }
-          for (int64_t at = 0; at < keys; at += kKeys) {
-            const int64_t n = std::min(kKeys, keys - at);
-            for (int64_t j = 0; j < n; ++j)
-              kernels::ConvertToF32(in.k.at(at + j, kv), in.k.dtype, d, packed + j * d);
-            kernels::GemmNT(query, d, packed, d, rows, n, d, score + at, keys,
-                            p.scratch.At<float>(ctx.workspace, w, p.gemm));
-          }
-          for (int64_t i = 0; i < rows; ++i) {
-            float* s = score + i * keys;
-            const int64_t seen = q.first + i0 + i + 1;
-            kernels::Softmax(s, seen);
-            for (int64_t j = 0; j < seen; ++j) mass[j / config_.block] += s[j];
-          }
+
+      const int64_t group = GroupSize(plan.shape);
+      for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
+        for (int64_t at = 0; at < rows.count; at += kRows) {
+          const TileRows some = {rows.begin + at, std::min(kRows, rows.count - at)};
+          AddMass(plan, in, kv, head, some, q.first + at, scratch);
         }
       }
-      const int64_t row = out.row_of(kv, tile);
-      out.set_count(row,
-                    attention_common::SelectBlocks(
-                        attention_common::BlockRule{config_.k, config_.p, -1, config_.sink,
-                                                    config_.local, config_.force_counts_in_budget},
-                        mass, visible, own, p.scratch.At<std::byte>(ctx.workspace, w, p.select),
-                        out.entries(row)));
+
+      const int64_t row = branch.row_of(kv, tile);
+      branch.set_count(row, SelectBlocks(config_.budget, mass, visible, q.first / config_.block,
+                                         scratch[plan.select], branch.entries(row)));
     });
     return absl::OkStatus();
   }
 
  private:
-  static constexpr int64_t kTile = 64, kRows = 16, kKeys = 64;
+  static constexpr int64_t kRows = 16;
+  static constexpr int64_t kKeys = 64;
   explicit OracleBlockTopK(const Config& c) : config_(c) {}
+
+  // Adds the probabilities of some queries, the first of which stands at `position`.
+  void AddMass(const Plan& plan, const AttentionInputs& in, int64_t kv, int64_t head, TileRows rows,
+               int64_t position, WorkerScratch scratch) const {
+    const int64_t keys = position + rows.count;
+    float* score = scratch[plan.scores];
+    float* packed = scratch[plan.keys];
+    ScaledQueries(in.q, rows, head, in.scale, scratch[plan.queries]);
+    for (int64_t at = 0; at < keys; at += kKeys) {
+      const int64_t n = std::min(kKeys, keys - at);
+      KeysAsFloat(in.k, kv, at, n, packed);
+      kernels::GemmNT(scratch[plan.queries], in.q.dim, packed, in.q.dim, rows.count, n, in.q.dim,
+                      score + at, keys, scratch[plan.gemm]);
+    }
+    float* mass = scratch[plan.mass];
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t seen = position + i + 1;
+      kernels::Softmax(score + i * keys, seen);
+      for (int64_t j = 0; j < seen; ++j) mass[j / config_.block] += score[i * keys + j];
+    }
+  }
+
   Config config_;
 };
+}  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_ORACLE_BLOCK_TOPK_ORACLE_BLOCK_TOPK_H_

@@ -7,19 +7,14 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
-  auto r = BuiltinRouters().attention.Create(spec);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return std::move(*r);
-}
 TEST(OracleBlockTopK, PicksTheBlocksOfMostMass) {
   const AttentionData a = MakeAttentionData(DataKind::kClustered, 600, 64, 2, 1, 32, 32, 1);
   HarnessOptions o;
   o.quality = true;
   o.chunk = 1;  // one query a list: no other choice of as many blocks can carry more, so regret is
                 // the two heads' sharing
-  const RoutedRun r = RunRouter(*Make("oracle_block_topk:block=64,k=3,sink=0,local=1"), a, o);
-  const RoutedRun pool = RunRouter(*Make("mean_pool:block=64,k=3,sink=0,local=1"), a, o);
+  const RoutedRun r = RunRouter("oracle_block_topk:block=64,k=3,sink=0,local=1", a, o);
+  const RoutedRun pool = RunRouter("mean_pool:block=64,k=3,sink=0,local=1", a, o);
   EXPECT_LE(r.quality.regret.mean(), pool.quality.regret.mean() + 1e-9);
 }
 }  // namespace

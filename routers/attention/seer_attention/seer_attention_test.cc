@@ -7,11 +7,6 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::unique_ptr<const AttentionRouter> Make(const std::string& spec) {
-  auto r = BuiltinRouters().attention.Create(spec);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return std::move(*r);
-}
 TEST(SeerAttention, DensityRuleMeetsItsTarget) {
   // From 2x - x^2 = r over a causal triangle; at 512 blocks within half a percent of r.
   const int64_t blocks = 512;
@@ -24,20 +19,20 @@ TEST(SeerAttention, DensityRuleMeetsItsTarget) {
 }
 TEST(SeerAttention, NestedInTauAndDenseTail) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 512, 512, 4, 2, 32, 32, 1);
-  const RoutedRun x = RunRouter(*Make("seer_attention:block=16,tau=0.04"), a),
-                  y = RunRouter(*Make("seer_attention:block=16,tau=0.02"), a);
+  const RoutedRun x = RunRouter("seer_attention:block=16,tau=0.04", a),
+                  y = RunRouter("seer_attention:block=16,tau=0.02", a);
   for (size_t i = 0; i < x.lists.size(); ++i)
     EXPECT_TRUE(
         std::includes(y.lists[i].begin(), y.lists[i].end(), x.lists[i].begin(), x.lists[i].end()));
   EXPECT_LT(x.counters.exact_pairs, y.counters.exact_pairs);
-  EXPECT_EQ(RunRouter(*Make("seer_attention:block=16,tau=0.9,dense_tail=2"), a).lists.back().size(),
+  EXPECT_EQ(RunRouter("seer_attention:block=16,tau=0.9,dense_tail=2", a).lists.back().size(),
             512u);
 }
 TEST(SeerAttention, NeedsPreRopeInputs) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 64, 4, 2, 32, 32, 1);
   HarnessOptions o;
-  o.adjust = [](AttentionShape&, AttentionInputs& in) { in.k_pre = {}; };
-  EXPECT_EQ(RunRouter(*Make("seer_attention"), a, o).status.code(),
+  o.adjust = [](SessionOptions&, AttentionInputs& in) { in.k_pre = {}; };
+  EXPECT_EQ(RunRouter("seer_attention", a, o).status.code(),
             absl::StatusCode::kFailedPrecondition);
 }
 }  // namespace

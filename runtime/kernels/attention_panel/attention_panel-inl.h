@@ -54,7 +54,8 @@ HWY_INLINE float SoftmaxStep(const AttentionPanel& p, int64_t r, float* HWY_REST
     }
     p.m[r] = m;
   }
-  const VF vm = hn::Set(d, m);
+  // Where all that was seen weighs nothing, -inf minus -inf would be no number.
+  const VF vm = hn::Set(d, m == -HUGE_VALF ? 0.0f : m);
   VF sum = hn::Zero(d);
   for (int64_t j = 0; j < kPanelKeys; j += N) {
     const VF e = Exp2(hn::Sub(hn::LoadU(d, s + j), vm));
@@ -63,12 +64,54 @@ HWY_INLINE float SoftmaxStep(const AttentionPanel& p, int64_t r, float* HWY_REST
   }
   const float gain = hn::GetLane(hn::SumOfLanes(d, sum));
   p.l[r] += gain;
-  return gain / p.l[r];
+  return p.l[r] != 0 ? gain / p.l[r] : 0.0f;
+}
+
+// Bit j: value row j of the panel holds a NaN or an infinity. x - x is 0 for every other number.
+HWY_INLINE uint64_t NonFiniteRows(const float* HWY_RESTRICT v, int64_t stride, int64_t n,
+                                  int64_t dv) {
+  const DF d;
+  const int64_t N = hn::Lanes(d);
+  uint64_t bad = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    VF sum = hn::Zero(d);
+    for (int64_t x = 0; x < dv; x += N) {
+      const VF y = hn::LoadU(d, v + j * stride + x);
+      sum = hn::Add(sum, hn::Sub(y, y));
+    }
+    const float total = hn::GetLane(hn::SumOfLanes(d, sum));
+    bad |= static_cast<uint64_t>(!(total == 0)) << j;
+  }
+  return bad;
+}
+
+// o += prob . v where value rows `bad` must not reach the rows that do not see them: 0 * inf is no
+// 0.
+HWY_INLINE void AccumulateAround(const AttentionPanel& p, int64_t r0, int64_t rows, uint64_t bad) {
+  for (int64_t j = 0; j < p.n;) {
+    if ((bad >> j) & 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        if (((p.mask[r0 + r] >> j) & 1) == 0) continue;
+        const float weight = p.scratch[r * kPanelKeys + j];
+        for (int64_t x = 0; x < p.dv; ++x)
+          p.o[(r0 + r) * p.dv + x] += weight * p.v[j * p.v_stride + x];
+      }
+      ++j;
+      continue;
+    }
+    int64_t end = j;
+    while (end < p.n && ((bad >> end) & 1) == 0) ++end;
+    PanelGemm<true>(rows, p.scratch + j, kPanelKeys, p.v + j * p.v_stride, p.v_stride, end - j,
+                    p.dv, p.o + r0 * p.dv, p.dv);
+    j = end;
+  }
 }
 
 HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) {
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
   const bool extra = p.bias != nullptr || p.softcap > 0;
+  // Only a hidden key's value can leak.
+  const uint64_t bad = p.mask != nullptr ? NonFiniteRows(p.v, p.v_stride, p.n, p.dv) : 0;
   float gain = 0;
   for (int64_t r0 = 0; r0 < p.rows; r0 += sluice::kernels::kAttentionRowGroup) {
     const int64_t rows = HWY_MIN(p.rows - r0, sluice::kernels::kAttentionRowGroup);
@@ -90,7 +133,12 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) 
       const float row_gain = SoftmaxStep(p, r0 + r, s);
       if (row_gain > gain) gain = row_gain;
     }
-    PanelGemm<true>(rows, p.scratch, kPanelKeys, p.v, p.v_stride, p.n, p.dv, p.o + r0 * p.dv, p.dv);
+    if (bad != 0) {
+      AccumulateAround(p, r0, rows, bad);
+    } else {
+      PanelGemm<true>(rows, p.scratch, kPanelKeys, p.v, p.v_stride, p.n, p.dv, p.o + r0 * p.dv,
+                      p.dv);
+    }
   }
   return gain;
 }
@@ -115,6 +163,27 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void PanelProbabilities(const AttentionPane
     }
     for (int64_t j = 0; j < p.n; ++j) prob[r * stride + j] = s[j];
   }
+}
+
+HWY_MAYBE_UNUSED static HWY_NOINLINE bool AllFinite(const PanelSource& s, int64_t n, int64_t dim) {
+  const DF d;
+  const int64_t N = hn::Lanes(d);
+  HWY_ALIGN float row[kPanelKeys];
+  VF sum = hn::Zero(d);
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t at = 0; at < dim; at += kPanelKeys) {
+      const int64_t some = HWY_MIN(dim - at, kPanelKeys);
+      const auto* from =
+          static_cast<const uint8_t*>(SourceRow(s, j)) + at * sluice::DTypeBytes(s.dtype);
+      ToF32(s.dtype, from, some, row);
+      for (int64_t x = some; x < kPanelKeys; ++x) row[x] = 0;
+      for (int64_t x = 0; x < kPanelKeys; x += N) {
+        const VF y = hn::LoadU(d, row + x);
+        sum = hn::Add(sum, hn::Sub(y, y));
+      }
+    }
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum)) == 0;
 }
 
 HWY_MAYBE_UNUSED static HWY_NOINLINE void PackKeyPanel(const PanelSource& s, int64_t n, int64_t d,

@@ -9,6 +9,7 @@
 #if HWY_ONCE
 namespace sluice_kernels {
 HWY_EXPORT(AttendPanel);
+HWY_EXPORT(AllFinite);
 HWY_EXPORT(PanelProbabilities);
 HWY_EXPORT(PackKeyPanel);
 HWY_EXPORT(PackValuePanel);
@@ -20,6 +21,9 @@ void PackKeyPanel(const PanelSource& s, int64_t n, int64_t d, float* kt) {
 }
 void PackValuePanel(const PanelSource& s, int64_t n, int64_t dv, int64_t dv_pad, float* v) {
   HWY_DYNAMIC_DISPATCH(PackValuePanel)(s, n, dv, dv_pad, v);
+}
+bool AllFinite(const PanelSource& values, int64_t n, int64_t dim) {
+  return HWY_DYNAMIC_DISPATCH(AllFinite)(values, n, dim);
 }
 float AttendPanel(const AttentionPanel& p) { return HWY_DYNAMIC_DISPATCH(AttendPanel)(p); }
 void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride) {

@@ -42,9 +42,11 @@ inline constexpr int64_t AttentionScratchFloats(int64_t rows) {
 void PackKeyPanel(const PanelSource& keys, int64_t n, int64_t d, float* kt);
 // v [n, dv_pad]: converts n value rows, zero columns beyond dv.
 void PackValuePanel(const PanelSource& values, int64_t n, int64_t dv, int64_t dv_pad, float* v);
+// Whether n value rows hold neither NaN nor infinity.
+bool AllFinite(const PanelSource& values, int64_t n, int64_t dim);
 // Returns the largest share of its new normaliser that any row gained (0 when no row saw a key). A
-// row whose mask is empty is left bit for bit as it was. Listed keys and values must be finite.
-// O(rows * n * (d + dv)).
+// row whose mask is empty is left bit for bit as it was. A NaN or infinity in q, a visible key or
+// its value shows in the rows that see it, and in no other. O(rows * n * (d + dv)).
 float AttendPanel(const AttentionPanel& p);
 // Second pass: probabilities of the panel given final m and l; prob [rows, prob_stride]. Masked
 // keys give 0.

@@ -227,7 +227,7 @@ HWY_INLINE void ToF32(DType type, const void* in, int64_t n, float* out) {
   }
 }
 
-// 2^x for x <= 0 to about 1 ulp; exactly 0 below -126 (so for -inf), exactly 1 at 0.
+// 2^x for x <= 0 to about 1 ulp; exactly 0 below -126 (so for -inf), exactly 1 at 0; NaN stays NaN.
 HWY_INLINE VF Exp2(VF x) {
   const DF d;
   const hn::RebindToSigned<DF> di;
@@ -244,7 +244,8 @@ HWY_INLINE VF Exp2(VF x) {
   p = hn::MulAdd(p, f, hn::Set(d, 6.9314720e-1f));
   p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
   const auto e = hn::ShiftLeft<23>(hn::ConvertTo(di, n));
-  return hn::IfThenZeroElse(tiny, hn::BitCast(d, hn::Add(hn::BitCast(di, p), e)));
+  const VF y = hn::IfThenZeroElse(tiny, hn::BitCast(d, hn::Add(hn::BitCast(di, p), e)));
+  return hn::IfThenElse(hn::Eq(x, x), y, x);
 }
 
 // Mask of vector lanes [at, at + Lanes) from a 64-bit word.

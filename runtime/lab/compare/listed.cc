@@ -3,19 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sluice/api/pattern.h"
+
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
 constexpr size_t kBins = kMapBins;
 
-// Queries [first, last) of a tile.
-std::pair<int64_t, int64_t> TileOf(const AttentionPlan& p, int64_t tile) {
-  const int64_t first = tile * p.tile;
-  return {first, std::min(p.q_count, first + p.tile)};
-}
-int64_t KeysEnd(const AttentionPlan& p, int64_t tile) {
-  return p.position(TileOf(p, tile).second - 1) + 1;
-}
+constexpr int64_t kCausalTile = 64;
 }  // namespace
 
 ListedPairs::ListedPairs(int64_t kv_heads, int64_t context)
@@ -44,58 +39,71 @@ double ListedPairs::AddKeys(size_t row, double queries, int64_t lo, int64_t hi) 
   return keys;
 }
 
-// Keys that one list gives the tile, over all branches.
-double ListedPairs::AddList(const AttentionPlan& p, int64_t list, int64_t tile) {
-  const auto [first, last] = TileOf(p, tile);
-  const double queries = static_cast<double>(last - first);
-  const size_t row = BinOf(p.position((first + last) / 2));
-  const int64_t end = KeysEnd(p, tile);
-  const auto r = static_cast<size_t>(list * p.num_tiles() + tile);
+// Keys that a row of a branch lists for its tile.
+double ListedPairs::AddRow(const AttentionPlan& p, const AttentionBranch& b, int64_t list,
+                           int64_t tile) {
+  const int64_t begin = b.TileBegin(list, tile);
+  const int64_t end = b.TileEnd(list, tile, p.q_count);
+  if (begin == end) return 0;
+  int64_t last = 0;
+  int64_t first = p.kv_len;
+  for (int64_t slot = begin; slot < end; ++slot) {
+    last = std::max(last, p.position(b.Query(list, slot)));
+    first = std::min(first, p.position(b.Query(list, slot)));
+  }
+  const double queries = static_cast<double>(end - begin);
+  const size_t row = BinOf((first + last) / 2);
   double keys = 0;
-  for (const auto& b : p.branches) {
-    for (uint32_t i = 0; i < b.rows.count[r]; ++i) {
-      const size_t at = b.rows.begin[r] + i;
-      int64_t lo = 0;
-      int64_t hi = 0;
-      if (b.encoding == Encoding::kTokens) {
-        lo = b.tokens[at];
-        hi = lo + 1;
-      } else if (b.encoding == Encoding::kRankedPrefix) {
-        lo = b.tokens[at] * b.unit;
-        hi = lo + b.unit;
-      } else if (b.entries[at].state == EntryState::kExact) {
-        EntryKeys(b, b.entries[at], p.kv_len, &lo, &hi);
-      }
-      keys += AddKeys(row, queries, lo, std::min(hi, end));
+  if (b.encoding == Encoding::kPattern) {
+    pattern::PatternRuns runs(b, list, {first, last + 1}, last + 1, p.kv_len);
+    for (pattern::KeyRange run; runs.Next(run);) keys += AddKeys(row, queries, run.lo, run.hi);
+    return keys;
+  }
+  const int64_t r = b.row_of(list, tile);
+  for (int64_t at = b.rows.begin[r]; at < b.rows.begin[r] + b.rows.count[r]; ++at) {
+    int64_t lo = 0;
+    int64_t hi = 0;
+    if (b.ByToken()) {
+      const int64_t unit = b.encoding == Encoding::kTokens ? 1 : b.block;
+      lo = b.tokens[at] * unit;
+      hi = lo + unit;
+    } else if (b.entries[at].state == EntryState::kExact) {
+      EntryKeys(b, b.entries[at], p.kv_len, &lo, &hi);
     }
+    keys += AddKeys(row, queries, lo, std::min(hi, last + 1));
   }
   return keys;
 }
 
-void ListedPairs::AddCausal(const AttentionPlan& p, int64_t tile) {
-  const auto [first, last] = TileOf(p, tile);
-  const double queries = static_cast<double>(last - first);
-  const size_t row = BinOf(p.position((first + last) / 2));
-  const double end = static_cast<double>(KeysEnd(p, tile));
-  for (size_t c = 0; c < kBins; ++c) {
-    const double seen = std::clamp(end - static_cast<double>(c) * bin_, 0.0, bin_);
-    map_all_[row * kBins + c] += queries * seen * static_cast<double>(p.num_lists());
+void ListedPairs::AddCausal(const AttentionPlan& p) {
+  const int64_t lists = p.branches[0].num_lists;
+  for (int64_t first = 0; first < p.q_count; first += kCausalTile) {
+    const int64_t last = std::min(p.q_count, first + kCausalTile);
+    const double queries = static_cast<double>(last - first);
+    const size_t row = BinOf(p.position((first + last) / 2));
+    const double end = static_cast<double>(p.position(last - 1) + 1);
+    for (size_t c = 0; c < kBins; ++c) {
+      const double seen = std::clamp(end - static_cast<double>(c) * bin_, 0.0, bin_);
+      map_all_[row * kBins + c] += queries * seen * static_cast<double>(lists);
+    }
+    causal_ += queries * end;
   }
-  causal_ += queries * end;
 }
 
 void ListedPairs::Add(const AttentionPlan& p) {
-  const int64_t lists = p.num_lists();
+  AddCausal(p);
   const int64_t heads = p.kv_heads;
-  for (int64_t tile = 0; tile < p.num_tiles(); ++tile) {
-    AddCausal(p, tile);
-    const auto [first, last] = TileOf(p, tile);
-    for (int64_t list = 0; list < lists; ++list) {
-      const double pairs = static_cast<double>(last - first) * AddList(p, list, tile);
+  for (const AttentionBranch& b : p.branches) {
+    for (int64_t list = 0; list < b.num_lists; ++list) {
+      double pairs = 0;
+      for (int64_t tile = 0; tile < b.num_tiles; ++tile) {
+        const int64_t queries = b.TileEnd(list, tile, p.q_count) - b.TileBegin(list, tile);
+        pairs += static_cast<double>(queries) * AddRow(p, b, list, tile);
+      }
       // A list is for one or several KV heads, or several lists share a head.
-      const int64_t begin = list * heads / lists;
-      const int64_t end = std::max((list + 1) * heads / lists, begin + 1);
-      const double share = static_cast<double>(std::max<int64_t>(1, lists / heads));
+      const int64_t begin = list * heads / b.num_lists;
+      const int64_t end = std::max((list + 1) * heads / b.num_lists, begin + 1);
+      const double share = static_cast<double>(std::max<int64_t>(1, b.num_lists / heads));
       for (int64_t h = begin; h < end; ++h) head_[h] += pairs / share;
     }
   }

@@ -23,8 +23,8 @@ class ListedPairs {
   size_t BinOf(int64_t position) const;
   // `queries` queries of the map's row `row` see keys [lo, hi): counts and returns the keys.
   double AddKeys(size_t row, double queries, int64_t lo, int64_t hi);
-  double AddList(const AttentionPlan& plan, int64_t list, int64_t tile);
-  void AddCausal(const AttentionPlan& plan, int64_t tile);
+  double AddRow(const AttentionPlan& plan, const AttentionBranch& b, int64_t list, int64_t tile);
+  void AddCausal(const AttentionPlan& plan);
 
   double bin_ = 1;  // positions a bin
   std::vector<double> head_, map_, map_all_;

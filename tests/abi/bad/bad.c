@@ -12,14 +12,14 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   return NULL;
 }
 #elif BAD == 1               /* future_major */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=3.0\nmin_host_minor=0\n")
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   abort();
 }
 #elif BAD == 2               /* future_minor */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.9\nmin_host_minor=9\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.9\nmin_host_minor=9\n")
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
@@ -33,17 +33,17 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   abort();
 }
 #elif BAD == 4               /* no_entry */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 int other(void) { return 1; }
 #elif BAD == 5               /* null_entry */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   return NULL;
 }
 #elif BAD == 6               /* short_record */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 static const size_t record = 16;
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
@@ -51,57 +51,104 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   return (const sluice_plugin_v1*)&record;
 }
 #elif BAD == 7               /* wrong_magic */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 static const sluice_plugin_v1 p = {
-    sizeof(sluice_plugin_v1), 7, 1, 0, 0, "x", "1", 0, NULL, 0, NULL, 0, NULL};
+    sizeof(sluice_plugin_v1), 7, SLUICE_ABI_MAJOR, 0, 0, "x", "1", 0, NULL, 0, NULL, 0, NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   return &p;
 }
 #elif BAD == 8               /* null_table */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
-static const sluice_plugin_v1 p = {
-    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 1, NULL, 0, NULL, 0, NULL};
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
+static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1),
+                                   SLUICE_PLUGIN_MAGIC,
+                                   SLUICE_ABI_MAJOR,
+                                   0,
+                                   0,
+                                   "x",
+                                   "1",
+                                   1,
+                                   NULL,
+                                   0,
+                                   NULL,
+                                   0,
+                                   NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   return &p;
 }
 #elif BAD == 9               /* null_function */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
-static const sluice_attention_router_v1 r = {sizeof r, "hole", 0,    "",   "",
-                                             NULL,     NULL,   NULL, NULL, NULL};
-static const sluice_attention_router_v1* const t[] = {&r};
-static const sluice_plugin_v1 p = {
-    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 0, NULL, 1, t, 0, NULL};
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
+static const sluice_attention_traits named = {
+    .struct_size = sizeof named, .name = "hole", .stages = 1};
+static const sluice_attention_router_v2 r = {.struct_size = sizeof r, .traits = &named};
+static const sluice_attention_router_v2* const t[] = {&r};
+static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1),
+                                   SLUICE_PLUGIN_MAGIC,
+                                   SLUICE_ABI_MAJOR,
+                                   0,
+                                   0,
+                                   "x",
+                                   "1",
+                                   0,
+                                   NULL,
+                                   1,
+                                   t,
+                                   0,
+                                   NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   return &p;
 }
 #elif BAD == 10              /* short_table */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
-static const sluice_attention_router_v1 r = {24, "short", 0, "", "", NULL, NULL, NULL, NULL, NULL};
-static const sluice_attention_router_v1* const t[] = {&r};
-static const sluice_plugin_v1 p = {
-    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 0, 0, "x", "1", 0, NULL, 1, t, 0, NULL};
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
+static const sluice_attention_traits named = {
+    .struct_size = sizeof named, .name = "short", .stages = 1};
+static const sluice_attention_router_v2 r = {.struct_size = 24, .traits = &named};
+static const sluice_attention_router_v2* const t[] = {&r};
+static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1),
+                                   SLUICE_PLUGIN_MAGIC,
+                                   SLUICE_ABI_MAJOR,
+                                   0,
+                                   0,
+                                   "x",
+                                   "1",
+                                   0,
+                                   NULL,
+                                   1,
+                                   t,
+                                   0,
+                                   NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   return &p;
 }
 #elif BAD == 11              /* null_agents */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.1\nmin_host_minor=0\n")
-static const sluice_plugin_v1 p = {
-    sizeof(sluice_plugin_v1), SLUICE_PLUGIN_MAGIC, 1, 1, 0, "x", "1", 0, NULL, 0, NULL, 2, NULL};
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
+static const sluice_plugin_v1 p = {sizeof(sluice_plugin_v1),
+                                   SLUICE_PLUGIN_MAGIC,
+                                   SLUICE_ABI_MAJOR,
+                                   0,
+                                   0,
+                                   "x",
+                                   "1",
+                                   0,
+                                   NULL,
+                                   0,
+                                   NULL,
+                                   2,
+                                   NULL};
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   return &p;
 }
 #elif BAD == 12              /* crashes */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 __attribute__((constructor)) static void crash(void) { abort(); }
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
@@ -109,7 +156,7 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   return NULL;
 }
 #elif BAD == 13              /* exits */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 __attribute__((constructor)) static void leave(void) { _Exit(3); }
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
@@ -117,7 +164,7 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   return NULL;
 }
 #elif BAD == 14              /* sleeps */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 __attribute__((constructor)) static void sleep_for_ever(void) {
   while (1) pause();
 }
@@ -127,14 +174,14 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   return NULL;
 }
 #elif BAD == 15              /* sleeps_in_entry */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
   (void)a;
   (void)b;
   while (1) pause();
 }
 #elif BAD == 16              /* forks: a process that keeps open whatever it inherited */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 __attribute__((constructor)) static void leave_one_behind(void) {
   if (fork() == 0) {
     while (1) pause();
@@ -147,7 +194,7 @@ const sluice_plugin_v1* sluice_plugin_entry_v1(uint32_t a, uint32_t b) {
 }
 #elif BAD == 17 || BAD == 18 /* forges, forges_in_entry: says on every descriptor that it passed \
                               */
-MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=1.0\nmin_host_minor=0\n")
+MANIFEST("sluice-plugin 1\nname=x\nversion=1\nabi=2.0\nmin_host_minor=0\n")
 static void forge(void) {
   for (int fd = 0; fd < 1024; ++fd) {
     if (fd != STDERR_FILENO && write(fd, "+attention/forged\n", 18) < 0) continue;

@@ -1,0 +1,64 @@
+#ifndef SLUICE_ROUTERS_ATTENTION_COMMON_PREP_H_
+#define SLUICE_ROUTERS_ATTENTION_COMMON_PREP_H_
+// PREP: views of queries and keys to score with.
+#include <cmath>
+#include <cstring>
+
+#include "sluice/routers/attention/common/plan.h"
+#include "sluice/runtime/kernels/convert/convert.h"
+#include "sluice/runtime/kernels/pool/pool.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace attention {
+// Copies rows of a query head, each multiplied by `scale`, into out [count, d].
+inline void ScaledQueries(const HeadsView<const float>& q, TileRows rows, int64_t head, float scale,
+                          float* out, int64_t every = 1) {
+  for (int64_t i = 0; i < rows.count; i += every) {
+    const float* from = q.at(rows.begin + i, head);
+    for (int64_t x = 0; x < q.dim; ++x) out[x] = from[x] * scale;
+    out += q.dim;
+  }
+}
+
+// The mean query of a tile, times scale.
+inline void MeanQuery(const HeadsView<const float>& q, TileRows rows, int64_t head, float scale,
+                      float* out) {
+  kernels::Pool(kernels::PoolKind::kMean, q.at(rows.begin, head), DType::kF32, q.row_stride,
+                rows.count, q.dim, out);
+  for (int64_t x = 0; x < q.dim; ++x) out[x] *= scale;
+}
+
+// Keys [begin, begin + n) of a KV head as floats [n, d].
+inline void KeysAsFloat(const KvView& k, int64_t kv, int64_t begin, int64_t n, float* out) {
+  for (int64_t j = 0; j < n; ++j)
+    kernels::ConvertToF32(k.at(begin + j, kv), k.dtype, k.dim, out + j * k.dim);
+}
+
+// Turns a vector of interleaved pairs, as GGUF Llama files store them, to a position.
+inline void RotateTo(float* x, int64_t d, int64_t position, float base) {
+  if (base <= 0) return;
+  for (int64_t i = 0; i < d / 2; ++i) {
+    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(d);
+    const double angle =
+        static_cast<double>(position) * std::pow(static_cast<double>(base), exponent);
+    const float c = static_cast<float>(std::cos(angle));
+    const float s = static_cast<float>(std::sin(angle));
+    const float a = x[2 * i];
+    const float b = x[2 * i + 1];
+    x[2 * i] = a * c - b * s;
+    x[2 * i + 1] = a * s + b * c;
+  }
+}
+
+// Signed 4-bit values, -7..7, of one vector; returns the scale (0 for a zero vector).
+inline float QuantiseInt4(const float* x, int64_t d, int8_t* out) {
+  float most = 0;
+  for (int64_t i = 0; i < d; ++i) most = std::max(most, std::fabs(x[i]));
+  const float scale = most / 7;
+  for (int64_t i = 0; i < d; ++i)
+    out[i] = scale > 0 ? static_cast<int8_t>(std::lrint(x[i] / scale)) : int8_t{0};
+  return scale;
+}
+}  // namespace attention
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_ATTENTION_COMMON_PREP_H_

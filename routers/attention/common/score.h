@@ -1,0 +1,118 @@
+#ifndef SLUICE_ROUTERS_ATTENTION_COMMON_SCORE_H_
+#define SLUICE_ROUTERS_ATTENTION_COMMON_SCORE_H_
+// SCORE: what queries say of units.
+#include "sluice/routers/attention/common/plan.h"
+#include "sluice/routers/attention/common/sum.h"
+#include "sluice/runtime/kernels/gemm/gemm.h"
+#include "sluice/runtime/kernels/index_score/index_score.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace attention {
+inline Scratch<float> AddGemmScratch(RouterPlan& plan, int64_t width) {
+  return plan.AddScratch<float>(kernels::GemmScratchFloats(width));
+}
+
+// score [rows, units] = q [rows, d] . table [units, d].
+inline void ScoreDot(const float* q, int64_t rows, const float* table, int64_t units, int64_t d,
+                     float* score, float* gemm) {
+  kernels::GemmNT(q, d, table, d, rows, units, d, score, units, gemm);
+}
+
+// The same, each row then a softmax over the units.
+inline void ScoreSoftmax(const float* q, int64_t rows, const float* table, int64_t units, int64_t d,
+                         float* score, float* gemm) {
+  ScoreDot(q, rows, table, units, d, score, gemm);
+  for (int64_t i = 0; i < rows; ++i) kernels::Softmax(score + i * units, units);
+}
+
+// best [units] = the largest of best and every row.
+inline void MaxOverRows(const float* score, int64_t rows, int64_t units, float* best) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t u = 0; u < units; ++u) best[u] = std::max(best[u], score[i * units + u]);
+  }
+}
+
+// Token scores I(t, s) = sum_j w(t, j) ReLU(q(t, j) . k(s)) for DSA and HISA. Where the host has no
+// trained indexer the attention's own queries and keys stand in: every query head is an index head
+// of weight 1 against its KV head's keys. That substitute costs as much as QK^T, and must be named
+// wherever it is measured.
+class Indexer {
+ public:
+  static int64_t Streams(const AttentionShape& s) { return s.index_heads > 0 ? 1 : s.kv_heads; }
+  static int64_t Heads(const AttentionShape& s) {
+    return s.index_heads > 0 ? s.index_heads : GroupSize(s);
+  }
+  static int64_t Width(const AttentionShape& s) {
+    return s.index_heads > 0 ? s.index_dim : s.head_dim;
+  }
+  // Floats of scratch for scoring up to n keys.
+  static int64_t ScratchFloats(const AttentionShape& s, int64_t n) {
+    return kernels::IndexScratchFloats(Heads(s), Width(s)) + Heads(s) * (Width(s) + 1) + n + 64;
+  }
+  static absl::Status Check(const AttentionShape& s, const AttentionInputs& in) {
+    if (s.index_heads == 0) return absl::OkStatus();
+    const IndexInputs& x = in.index;
+    if (x.q.rows == in.q.rows && x.q.heads == s.index_heads && x.q.dim == s.index_dim &&
+        x.weight.rows == in.q.rows && x.weight.cols == s.index_heads && x.k.rows == in.kv_len() &&
+        x.k.heads == 1 && x.k.dim == s.index_dim && x.k.dtype == DType::kF32)
+      return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("index inputs: q [", x.q.rows, ", ", x.q.heads, ", ", x.q.dim, "], weight [",
+                     x.weight.rows, ", ", x.weight.cols, "], k [", x.k.rows, ", ", x.k.heads, ", ",
+                     x.k.dim, "] of ", DTypeName(x.k.dtype), "; planned for ", s.index_heads,
+                     " heads of width ", s.index_dim, " over ", in.kv_len(), " keys"));
+  }
+  Indexer(const AttentionShape& s, const AttentionInputs& in) : s_(s), in_(in) {}
+
+  // The keys that are scored: [kv_len, streams, width].
+  const KvView& Keys() const { return s_.index_heads > 0 ? in_.index.k : in_.k; }
+
+  // score [n] of query row i against keys ids[0, n), or the first n.
+  void ScoreKeys(int64_t i, const uint32_t* ids, int64_t n, float* score, float* scratch) const {
+    const KvView& keys = Keys();
+    EachStream(i, n, score, scratch,
+               [&](int64_t stream, const float* q, const float* w, float* to, float* kernel) {
+                 kernels::IndexScore(q, w, Heads(s_), Width(s_), keys.at(0, stream), keys.dtype,
+                                     keys.row_bytes(), ids, n, to, kernel);
+               });
+  }
+  // score [n] against the first n block means.
+  void ScoreMeans(int64_t i, const BlockMeans& means, int64_t n, float* score,
+                  float* scratch) const {
+    const int64_t row_bytes = Width(s_) * int64_t{sizeof(float)};
+    EachStream(i, n, score, scratch,
+               [&](int64_t stream, const float* q, const float* w, float* to, float* kernel) {
+                 kernels::IndexScore(q, w, Heads(s_), Width(s_), means.At(stream, 0), DType::kF32,
+                                     row_bytes, nullptr, n, to, kernel);
+               });
+  }
+
+ private:
+  // Sums score(stream, queries, weights, to) over the streams.
+  template <class ScoreOne>
+  void EachStream(int64_t i, int64_t n, float* score, float* scratch, ScoreOne&& one) const {
+    const int64_t heads = Heads(s_);
+    const int64_t width = Width(s_);
+    const bool own = s_.index_heads == 0;
+    float* kernel = scratch;
+    float* q = scratch + kernels::IndexScratchFloats(heads, width);
+    float* weight = q + heads * width;
+    float* part = weight + heads;
+    for (int64_t stream = 0; stream < Streams(s_); ++stream) {
+      for (int64_t h = 0; h < heads; ++h) {
+        const float* from = own ? in_.q.at(i, stream * heads + h) : in_.index.q.at(i, h);
+        std::memcpy(q + h * width, from, width * sizeof(float));
+        weight[h] = own ? 1.0f : in_.index.weight.row(i)[h];
+      }
+      one(stream, q, weight, stream == 0 ? score : part, kernel);
+      for (int64_t j = 0; j < n && stream > 0; ++j) score[j] += part[j];
+    }
+  }
+
+  const AttentionShape& s_;
+  const AttentionInputs& in_;
+};
+}  // namespace attention
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_ATTENTION_COMMON_SCORE_H_

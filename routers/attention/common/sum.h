@@ -1,0 +1,61 @@
+#ifndef SLUICE_ROUTERS_ATTENTION_COMMON_SUM_H_
+#define SLUICE_ROUTERS_ATTENTION_COMMON_SUM_H_
+// SUM: summaries of blocks of keys that grow with the keys.
+#include "sluice/routers/attention/common/plan.h"
+#include "sluice/runtime/kernels/pool/pool.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace attention {
+// Means of fixed blocks of keys, in a router's state: [heads, blocks, width].
+class BlockMeans {
+ public:
+  struct Layout {
+    State<float> at;
+    int64_t heads = 0;
+    int64_t blocks = 0;  // at most
+    int64_t block = 0;
+    int64_t width = 0;
+  };
+  static Layout AddTo(RouterPlan& plan, int64_t heads, int64_t block, int64_t width) {
+    const int64_t blocks = CeilDiv(plan.shape.max_kv, block);
+    return {plan.AddState<float>(heads * blocks * width), heads, blocks, block, width};
+  }
+
+  BlockMeans(const RouterState& state, const Layout& layout)
+      : l_(layout), mean_(RouterPlan::Get(state.layer, layout.at)), known_(state.keys) {}
+
+  // Brings the means up to `keys`: whole blocks once, the open block anew at every call.
+  // `finish`(mean, block) may post-process a block.
+  template <class Finish>
+  void Append(const KvView& keys, Executor& executor, Finish&& finish) {
+    const int64_t total = CeilDiv(keys.rows, l_.block);
+    const int64_t first = std::min(known_, keys.rows) / l_.block;
+    const int64_t todo = total - first;
+    executor.ParallelFor(l_.heads * todo, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t head = i / todo;
+        const int64_t b = first + i % todo;
+        const int64_t n = std::min(l_.block, keys.rows - b * l_.block);
+        float* mean = At(head, b);
+        kernels::Pool(kernels::PoolKind::kMean, keys.at(b * l_.block, head), keys.dtype,
+                      keys.row_stride, n, l_.width, mean);
+        finish(mean, b);
+      }
+    });
+  }
+  void Append(const KvView& keys, Executor& executor) {
+    Append(keys, executor, [](float*, int64_t) {});
+  }
+
+  float* At(int64_t head, int64_t block) const {
+    return mean_ + (head * l_.blocks + block) * l_.width;
+  }
+
+ private:
+  Layout l_;
+  float* mean_;
+  int64_t known_;
+};
+}  // namespace attention
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_ATTENTION_COMMON_SUM_H_
