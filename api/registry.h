@@ -11,6 +11,7 @@
 #include "sluice/api/config.h"
 #include "sluice/api/router.h"
 #include "sluice/api/version.h"
+#include "sluice/api/weight_pruner.h"
 #include "sluice/api/weight_source.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -27,6 +28,83 @@ class Factory {
                                                              const WeightSource* weights) const = 0;
 };
 
+// Routers of items say what they are before they are made.
+class RouterFactory : public Factory<Router> {
+ public:
+  virtual const RouteTraits& traits() const = 0;
+  // What Create would read of a file made for this shape; empty for methods that are not learned.
+  virtual absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue>,
+                                             const RouteShape&) const = 0;
+  absl::string_view name() const final { return traits().name; }
+  std::string FullBudget() const final { return std::string(traits().full_budget); }
+};
+// Pruners of weights too.
+class WeightPrunerFactory : public Factory<WeightPruner> {
+ public:
+  virtual const PrunerTraits& traits() const = 0;
+  absl::string_view name() const final { return traits().name; }
+  std::string FullBudget() const final { return ""; }  // the target is the budget
+};
+template <class Base>
+struct FactoryType {
+  using type = Factory<Base>;
+};
+template <>
+struct FactoryType<Router> {
+  using type = RouterFactory;
+};
+
+template <>
+struct FactoryType<WeightPruner> {
+  using type = WeightPrunerFactory;
+};
+
+namespace registry_internal {
+// A method made from its config and, where it is learned, its weights.
+template <class R>
+absl::StatusOr<R> Make(absl::Span<const KeyValue> kvs, const WeightSource* weights) {
+  typename R::Config config;
+  SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
+  if constexpr (LearnedModel<R>) {
+    if (weights == nullptr)
+      return absl::FailedPreconditionError("needs trained weights and got none");
+    return R::Create(config, *weights);
+  } else {
+    return R::Create(config);
+  }
+}
+}  // namespace registry_internal
+
+template <class R>
+class RouterFactoryOf final : public RouterFactory {
+ public:
+  const RouteTraits& traits() const override { return R::kTraits; }
+  std::string Describe() const override { return DescribeConfig<typename R::Config>(); }
+  absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue> kvs,
+                                     const RouteShape& s) const override {
+    typename R::Config config;
+    SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
+    return router_internal::Weights<R>(config, s);
+  }
+  absl::StatusOr<std::unique_ptr<const Router>> Create(absl::Span<const KeyValue> kvs,
+                                                       const WeightSource* weights) const override {
+    SLUICE_ASSIGN_OR_RETURN(R r, registry_internal::Make<R>(kvs, weights));
+    return std::make_unique<const RouterOf<R>>(std::move(r));
+  }
+};
+
+template <class P>
+class WeightPrunerFactoryOf final : public WeightPrunerFactory {
+ public:
+  const PrunerTraits& traits() const override { return P::kTraits; }
+  std::string Describe() const override { return DescribeConfig<typename P::Config>(); }
+  absl::StatusOr<std::unique_ptr<const WeightPruner>> Create(absl::Span<const KeyValue> kvs,
+                                                             const WeightSource*) const override {
+    SLUICE_ASSIGN_OR_RETURN(P p, registry_internal::Make<P>(kvs, nullptr));
+    return std::make_unique<const WeightPrunerOf<P>>(std::move(p));
+  }
+};
+
 template <class Base, template <class> class Bridge, class R>
 class FactoryOf final : public Factory<Base> {
  public:
@@ -38,41 +116,50 @@ class FactoryOf final : public Factory<Base> {
   }
   absl::StatusOr<std::unique_ptr<const Base>> Create(absl::Span<const KeyValue> kvs,
                                                      const WeightSource* weights) const override {
-    typename R::Config config;
-    SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
-    if constexpr (LearnedModel<R>) {
-      if (weights == nullptr)
-        return absl::FailedPreconditionError("needs trained weights and got none");
-      SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, *weights));
-      return std::make_unique<const Bridge<R>>(std::move(r));
-    } else {
-      SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
-      return std::make_unique<const Bridge<R>>(std::move(r));
-    }
+    SLUICE_ASSIGN_OR_RETURN(R r, registry_internal::Make<R>(kvs, weights));
+    return std::make_unique<const Bridge<R>>(std::move(r));
   }
 };
 
+// Methods by name. A name that is "domain/method" may be given without its domain where only one
+// domain has that method.
 template <class Base>
 class FactoryMap {
  public:
-  absl::Status Add(std::unique_ptr<const Factory<Base>> f) {
+  using FactoryT = typename FactoryType<Base>::type;
+
+  absl::Status Add(std::unique_ptr<const FactoryT> f) {
     std::string key(f->name());
     if (!map_.emplace(key, std::move(f)).second)
       return absl::AlreadyExistsError(absl::StrCat("'", key, "' is registered twice"));
     return absl::OkStatus();
   }
+
+  absl::StatusOr<const FactoryT*> Find(absl::string_view name) const {
+    if (auto it = map_.find(std::string(name)); it != map_.end()) return it->second.get();
+    std::string known;
+    std::string meant;
+    const FactoryT* found = nullptr;
+    for (const auto& [key, factory] : map_) {
+      absl::StrAppend(&known, known.empty() ? "" : ", ", key);
+      const size_t slash = key.find('/');
+      if (slash == std::string::npos || key.substr(slash + 1) != name) continue;
+      absl::StrAppend(&meant, meant.empty() ? "" : ", ", key);
+      if (found != nullptr)
+        return absl::InvalidArgumentError(absl::StrCat("'", name, "' may be any of ", meant));
+      found = factory.get();
+    }
+    if (found == nullptr)
+      return absl::NotFoundError(absl::StrCat("no method '", name, "'; known: ", known));
+    return found;
+  }
+
   // From "name:key=value,...". `weights`: for learned methods, read during the call only.
   absl::StatusOr<std::unique_ptr<const Base>> Create(absl::string_view spec_text,
                                                      const WeightSource* weights = nullptr) const {
     SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(spec_text));
-    auto it = map_.find(std::string(spec.name));
-    if (it == map_.end()) {
-      std::string known;
-      for (const auto& [name, factory] : map_)
-        absl::StrAppend(&known, known.empty() ? "" : ", ", name);
-      return absl::NotFoundError(absl::StrCat("no method '", spec.name, "'; known: ", known));
-    }
-    absl::StatusOr<std::unique_ptr<const Base>> made = it->second->Create(spec.options, weights);
+    SLUICE_ASSIGN_OR_RETURN(const FactoryT* factory, Find(spec.name));
+    absl::StatusOr<std::unique_ptr<const Base>> made = factory->Create(spec.options, weights);
     if (!made.ok())
       return absl::Status(made.status().code(),
                           absl::StrCat(spec.name, ": ", made.status().message()));
@@ -83,13 +170,14 @@ class FactoryMap {
   size_t size() const { return map_.size(); }
 
  private:
-  std::map<std::string, std::unique_ptr<const Factory<Base>>> map_;
+  std::map<std::string, std::unique_ptr<const FactoryT>> map_;
 };
 
 struct Registry {
   FactoryMap<Router> routers;
   FactoryMap<AttentionRouter> attention;
   FactoryMap<AgentRouter> agents;
+  FactoryMap<WeightPruner> pruners;  // of weights
 
   template <class R>
   absl::Status Add() {
@@ -98,10 +186,13 @@ struct Registry {
           std::make_unique<const FactoryOf<AttentionRouter, AttentionRouterOf, R>>());
     } else if constexpr (AgentRouterModel<R>) {
       return agents.Add(std::make_unique<const FactoryOf<AgentRouter, AgentRouterOf, R>>());
+    } else if constexpr (WeightPrunerModel<R>) {
+      return pruners.Add(std::make_unique<const WeightPrunerFactoryOf<R>>());
     } else {
       static_assert(RouterModel<R>,
-                    "R satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
-      return routers.Add(std::make_unique<const FactoryOf<Router, RouterOf, R>>());
+                    "R satisfies none of RouterModel, AttentionRouterModel, AgentRouterModel and "
+                    "WeightPrunerModel");
+      return routers.Add(std::make_unique<const RouterFactoryOf<R>>());
     }
   }
 };

@@ -65,14 +65,15 @@ struct Engine::Impl {
   std::unique_ptr<sluice::Dispatch> dispatch;
   sluice::OwnedWorkspace route_ws, dispatch_ws;
   sluice::Assignment assignment;
-  std::vector<int32_t> row_ptr, unit, positions;
+  std::vector<int64_t> row_ptr;
+  std::vector<int32_t> unit, positions;
   std::vector<float> weight, mixed, key_bias;
   // Pruning: a pruner a block, the score of every token, and the tokens that the running block
   // computes.
   std::vector<std::unique_ptr<const sluice::Router>> pruners;
   std::vector<std::unique_ptr<const sluice::Router::Plan>> prune_plans;
   sluice::ftp::ReceivedAttention received;
-  std::vector<float> score, block_score, factors, tail_q, compact;
+  std::vector<float> score, block_score, tail_q, compact;
   std::vector<int32_t> order, kept;
 };
 
@@ -469,12 +470,12 @@ absl::Status Engine::RunTokens(int64_t layer, int64_t unit, float* x, int64_t n,
       s.assignment, sluice::Combine::kWeightedSum, {s.h.data(), n, width, width},
       {s.mixed.data(), n, width, width},
       {{s.dispatch_ws.data(), s.dispatch_ws.bytes()}, s.executor.get()},
-      [&](int64_t u, sluice::MatrixView<const float> in, const int32_t* items,
-          sluice::MatrixView<float> out) {
-        if (u == sluice::InformedRouting::kExecute)
-          return absl::Status(execute(in, items, out.data));
-        r.forecaster().Apply(in.data, in.rows, out.data, s.route.data());
-        linear_.macs += in.rows * r.forecast_macs();
+      [](int64_t) { return sluice::UnitInfo(); },
+      [&](const sluice::UnitRows& rows, const sluice::RunContext&) {
+        if (rows.unit == sluice::InformedRouting::kExecute)
+          return absl::Status(execute(rows.in, rows.items.data(), rows.out.data));
+        r.forecaster().Apply(rows.in.data, rows.in.rows, rows.out.data, s.route.data());
+        linear_.macs += rows.in.rows * r.forecast_macs();
         linear_.weight_bytes += r.forecast_macs() * static_cast<int64_t>(sizeof(float));
         return absl::OkStatus();
       }));
@@ -576,10 +577,15 @@ absl::Status Engine::PrepareTokenRouting() {
     }
   }
   SLUICE_ASSIGN_OR_RETURN(sluice::Dispatch dispatch,
-                          sluice::Dispatch::Create({n, model_.shape.width, model_.shape.width, n}));
+                          sluice::Dispatch::Create({.max_items = n,
+                                                    .in_width = model_.shape.width,
+                                                    .out_width = model_.shape.width,
+                                                    .max_entries = n,
+                                                    .max_units = 2}));
   s.dispatch = std::make_unique<sluice::Dispatch>(dispatch);
   // One file, one shape: the plan of one router serves all.
-  SLUICE_ASSIGN_OR_RETURN(s.informed_plan, s.informed[0].MakePlan({n, 2, model_.shape.width, 1}));
+  SLUICE_ASSIGN_OR_RETURN(s.informed_plan,
+                          s.informed[0].MakePlan({.items = n, .hidden = model_.shape.width}));
   s.route_ws.Resize(s.informed_plan.workspace_bytes);
   s.dispatch_ws.Resize(s.dispatch->workspace_bytes());
   s.route.resize(std::max(s.route.size(), s.informed[0].forecaster().scratch_floats(n)));
@@ -605,7 +611,8 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
   s.assignment.weight = absl::MakeSpan(s.weight);
   if (t.gate == Gate::kLearned) {
     sluice::RouteInputs in;
-    in.features = {s.h.data(), n, model_.shape.width, model_.shape.width};
+    in.items = n;
+    in.hidden = {s.h.data(), n, model_.shape.width, model_.shape.width};
     SLUICE_RETURN_IF_ERROR(s.informed[at].Run(
         s.informed_plan, in, {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()},
         s.assignment));
@@ -621,13 +628,13 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
                                   static_cast<uint64_t>(unit), static_cast<uint64_t>(begin + i)};
       u = t.gate == Gate::kApproximate ||
           (t.gate == Gate::kRandom && sluice::RandomUniform(key) < rate);
-      s.row_ptr[i] = static_cast<int32_t>(i);
+      s.row_ptr[i] = i;
       s.weight[i] = 1;
     }
     if (t.pin_first && begin + i == 0) u = sluice::InformedRouting::kExecute;
     approximated += u;
   }
-  s.row_ptr[n] = static_cast<int32_t>(n);
+  s.row_ptr[n] = n;
   s.assignment.row_ptr = s.assignment.row_ptr.first(static_cast<size_t>(n) + 1);
   if (t.mask_approximated && unit == 0) {
     std::vector<float>& hidden = s.cache[layer].hidden;
@@ -660,13 +667,14 @@ absl::Status Engine::PreparePruning() {
   for (double x : p.sparsity) {
     std::unique_ptr<const sluice::Router> made;
     if (p.by == By::kLearned) {
-      SLUICE_ASSIGN_OR_RETURN(sluice::Ftp r, sluice::Ftp::Create({x, p.topk ? 1 : 0}, *p.weights));
+      SLUICE_ASSIGN_OR_RETURN(
+          sluice::Ftp r, sluice::Ftp::Create({x, p.topk ? 1 : 0, p.causal ? 1 : 0}, *p.weights));
       made = std::make_unique<const sluice::RouterOf<sluice::Ftp>>(std::move(r));
     } else {
       SLUICE_ASSIGN_OR_RETURN(sluice::FtpStatic r, sluice::FtpStatic::Create({x}));
       made = std::make_unique<const sluice::RouterOf<sluice::FtpStatic>>(std::move(r));
     }
-    SLUICE_ASSIGN_OR_RETURN(auto plan, made->MakePlan({s.capacity, 2, sluice::ftp::kFactors, 1}));
+    SLUICE_ASSIGN_OR_RETURN(auto plan, made->MakePlan({.items = s.capacity}));
     workspace = std::max(workspace, plan->info().workspace_bytes);
     s.pruners.push_back(std::move(made));
     s.prune_plans.push_back(std::move(plan));
@@ -678,7 +686,6 @@ absl::Status Engine::PreparePruning() {
   s.unit.resize(n);
   s.weight.resize(n);
   s.row_ptr.resize(n + 1);
-  s.factors.resize(n * static_cast<size_t>(sluice::ftp::kFactors));
   return absl::OkStatus();
 }
 
@@ -699,14 +706,12 @@ absl::Status Engine::ChooseTokens(int64_t layer, int64_t n) {
     return absl::OkStatus();
   }
   const auto mark = Clock::now();
-  if (p.by == By::kLearned)
-    sluice::ftp::Factors({s.score.data(), static_cast<size_t>(all)}, p.sparsity[at], p.causal,
-                         absl::MakeSpan(s.order), s.factors.data());
   s.assignment.row_ptr = absl::MakeSpan(s.row_ptr);
   s.assignment.unit = absl::MakeSpan(s.unit);
   s.assignment.weight = absl::MakeSpan(s.weight);
   sluice::RouteInputs in;
-  in.features = {s.factors.data(), all, sluice::ftp::kFactors, sluice::ftp::kFactors};
+  in.items = all;
+  in.feedback = {s.score.data(), static_cast<size_t>(all)};
   const sluice::RunContext ctx = {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()};
   if (p.by == By::kRandom) {
     sluice::ftp::AssignTop(all, sluice::ftp::Kept(p.sparsity[at], all), absl::MakeSpan(s.order),

@@ -231,7 +231,7 @@ TEST(TokenPruning, ReproducesTheTrainer) {
       auto r = sluice::Ftp::Create({}, *w);
       ASSERT_TRUE(r.ok()) << r.status();
       const int64_t n = static_cast<int64_t>(rows);
-      auto plan = r->MakePlan({n, 2, 4, 1});
+      auto plan = r->MakePlan({.items = n});
       sluice::OwnedWorkspace memory(plan->workspace_bytes);
       std::vector<float> got(2 * rows);
       r->Logits(*plan, {factors.data(), n, 4, 4}, {{memory.data(), plan->workspace_bytes}, nullptr},

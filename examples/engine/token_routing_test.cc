@@ -175,7 +175,7 @@ TEST(TokenRouting, ReproducesTheTrainer) {
       for (int64_t u = 0; u < 12; ++u) {
         auto r = sluice::InformedRouting::Create({u / 2, u % 2, 0}, *w);
         ASSERT_TRUE(r.ok()) << r.status();
-        auto plan = r->MakePlan({4, 2, 384, 1});
+        auto plan = r->MakePlan({.items = 4, .hidden = 384});
         sluice::OwnedWorkspace memory(plan->workspace_bytes);
         float got[8];
         std::vector<float> y(4 * 384), scratch(r->forecaster().scratch_floats(4));
