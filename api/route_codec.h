@@ -180,8 +180,9 @@ inline sluice_route_traits ToC(const RouteTraits& t) {
   c.domain = static_cast<uint32_t>(t.domain);
   c.combine = static_cast<uint32_t>(t.combine);
   c.decides = static_cast<uint32_t>(t.decides);
-  c.flags = (t.learned ? SLUICE_ROUTE_LEARNED : 0u) | (t.causal ? SLUICE_ROUTE_CAUSAL : 0u) |
-            (t.items_alone ? SLUICE_ROUTE_ITEMS_ALONE : 0u);
+  const auto flag = [](bool set, int bit) { return set ? static_cast<uint32_t>(bit) : 0u; };
+  c.flags = flag(t.learned, SLUICE_ROUTE_LEARNED) | flag(t.causal, SLUICE_ROUTE_CAUSAL) |
+            flag(t.items_alone, SLUICE_ROUTE_ITEMS_ALONE);
   c.reads = t.reads;
   c.may_read = t.may_read;
   return c;
