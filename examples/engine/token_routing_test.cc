@@ -34,8 +34,8 @@ EngineOptions Options(Gate gate, int64_t rank = 16) {
 }
 
 // A gate that executes everything is taken for no gate at all. So one that approximates a few late
-// tokens: what comes before them goes through gather, execute and combine, and must be dense but for
-// the last bits (the matrix products have other numbers of rows); what comes after must not.
+// tokens: what comes before them goes through gather, execute and combine, and must be dense but
+// for the last bits (the matrix products have other numbers of rows); what comes after must not.
 TEST(TokenRouting, ExecutedTokensAreDense) {
   const std::vector<int32_t> tokens = Tokens(600);
   EngineOptions o = Options(Gate::kRandom);
