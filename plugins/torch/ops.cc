@@ -208,6 +208,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> RouteOp(const at::Ten
       absl::string_view(router.data(), router.size()), file.get()));
   const int64_t items = x.size(0);
   const uint32_t reads = made->traits().reads;
+  TORCH_CHECK_VALUE(scores || (reads & sluice::kReadsScores) == 0,
+                    "sluice::route: ", std::string(made->name()),
+                    " reads scores: give them as x [items, units] with scores=True");
   sluice::RouteShape shape;
   shape.items = items;
   shape.units = units;

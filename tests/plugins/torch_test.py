@@ -134,7 +134,7 @@ class Route(unittest.TestCase):
             (lambda: route(x.double(), "ftp_static"), "x is Double, wanted float32"),
             (lambda: route(x, "ftp_static", 0), "0 units"),
             (lambda: route(x, "ftp_static", 3), "wanted 2 units"),
-            (lambda: route(x, "expert/top_k:k=2", 4), "reads scores and was given none"),
+            (lambda: route(x, "expert/top_k:k=2", 4), "expert/top_k reads scores: give them"),
             (lambda: route(x, "flux_attention"), "needs trained weights"),
             (lambda: route(x, "flux_attention", 2, False, "/nowhere.gguf"), "/nowhere.gguf"),
         ):
