@@ -1,45 +1,48 @@
 #ifndef SLUICE_API_ONE_UNIT_H_
 #define SLUICE_API_ONE_UNIT_H_
-// What routers share that give every item exactly one unit, from features of a fixed width.
+// What routers share that give every item exactly one unit.
+#include <cmath>
+#include <limits>
+
 #include "sluice/api/router.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace one_unit {
-inline absl::Status CheckShape(const RouteShape& s, int64_t width, int64_t units = 2) {
-  if (s.items < 0 || s.units != units || s.width != width)
-    return absl::InvalidArgumentError(absl::StrCat("shape: ", s.items, " items, ", s.units,
-                                                   " units, width ", s.width, "; wanted ", units,
-                                                   " units and width ", width));
-  return absl::OkStatus();
+// The plan's shape with the units filled in; an error where the caller asked for another number of
+// units, or where `what` has another width than the router was made for.
+inline absl::StatusOr<RouteShape> Shape(RouteShape s, int64_t units, absl::string_view what,
+                                        int64_t given, int64_t width) {
+  if ((s.units != 0 && s.units != units) || given != width)
+    return absl::InvalidArgumentError(absl::StrCat("shape: ", s.units, " units, ", what, " ", given,
+                                                   "; wanted ", units, " units (or 0) and ", what,
+                                                   " ", width));
+  s.units = units;
+  return s;
 }
-inline absl::Status CheckRun(const RoutePlanInfo& p, const RouteInputs& in, const RunContext& ctx,
-                             const Assignment& out) {
-  const int64_t items = in.features.rows;
-  if (items > p.shape.items || in.features.cols != p.shape.width)
-    return absl::InvalidArgumentError(absl::StrCat("features [", items, ", ", in.features.cols,
-                                                   "], planned for at most [", p.shape.items, ", ",
-                                                   p.shape.width, "]"));
-  if (ctx.workspace.bytes < p.workspace_bytes)
-    return absl::InvalidArgumentError(
-        absl::StrCat("workspace of ", ctx.workspace.bytes, " bytes, planned ", p.workspace_bytes));
-  const size_t n = static_cast<size_t>(items);
-  if (out.row_ptr.size() < n + 1 || out.unit.size() < n || out.weight.size() < n)
-    return absl::InvalidArgumentError(
-        absl::StrCat("the assignment has no room for ", items, " items"));
-  return absl::OkStatus();
-}
-// Item i goes to unit_of(i), weight 1.
-template <class UnitOf>
-void Assign(int64_t items, Assignment& out, const UnitOf& unit_of) {
+
+// The unit of an item and the score it won by; a score that is no number is counted and written
+// as -inf.
+struct Choice {
+  int32_t unit = 0;
+  float score = 0;
+};
+// Item i goes to choose(i), with weight 1. O(items).
+template <class Choose>
+void Assign(int64_t items, int64_t units, Assignment& out, const Choose& choose) {
   out.items = items;
-  out.units = 2;
+  out.units = units;
   out.num_dropped = 0;
+  out.nan_scores = 0;
   out.row_ptr[0] = 0;
   for (int64_t i = 0; i < items; ++i) {
     const size_t at = static_cast<size_t>(i);
-    out.unit[at] = unit_of(i);
+    const Choice c = choose(i);
+    const bool odd = std::isnan(c.score);
+    out.unit[at] = c.unit;
     out.weight[at] = 1;
-    out.row_ptr[at + 1] = static_cast<int32_t>(i) + 1;
+    if (!out.score.empty()) out.score[at] = odd ? -std::numeric_limits<float>::infinity() : c.score;
+    out.nan_scores += odd;
+    out.row_ptr[at + 1] = i + 1;
   }
 }
 }  // namespace one_unit

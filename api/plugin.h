@@ -19,6 +19,8 @@
 #include "sluice/api/agent_router.h"
 #include "sluice/api/attention_router.h"
 #include "sluice/api/config.h"
+#include "sluice/api/pruner_codec.h"
+#include "sluice/api/route_codec.h"
 #include "sluice/api/router.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -99,27 +101,25 @@ class LentWeights final : public WeightSource {
   const sluice_weights& w_;
 };
 
-inline std::vector<KeyValue> KeyValues(const sluice_kv* kv, size_t n) {
-  std::vector<KeyValue> kvs;
-  for (size_t i = 0; i < n; ++i) {
-    kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len),
-                     absl::string_view(kv[i].value, kv[i].value_len));
-  }
-  return kvs;
-}
-
-// What every table has alike: making and deleting models and plans.
+// Making a model from its config and weights: alike for every kind.
 template <class R>
-struct ModelC {
+struct Maker {
+  static std::vector<KeyValue> Options(const sluice_kv* kv, size_t n) {
+    std::vector<KeyValue> kvs;
+    for (size_t i = 0; i < n; ++i)
+      kvs.emplace_back(absl::string_view(kv[i].key, kv[i].key_len),
+                       absl::string_view(kv[i].value, kv[i].value_len));
+    return kvs;
+  }
   static sluice_code Create(const sluice_kv* kv, size_t n, const sluice_weights* weights,
                             void** out, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      const std::vector<KeyValue> kvs = KeyValues(kv, n);
       typename R::Config config;
-      SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
+      SLUICE_RETURN_IF_ERROR(ReadConfig(Options(kv, n), config));
       if constexpr (LearnedModel<R>) {
         if (weights == nullptr)
-          return absl::FailedPreconditionError("needs trained weights and got none");
+          return absl::FailedPreconditionError(
+              "needs trained weights and got none: give weights=FILE");
         SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, LentWeights(*weights)));
         *out = new R(std::move(r));
       } else {
@@ -129,6 +129,10 @@ struct ModelC {
       return absl::OkStatus();
     });
   }
+};
+// What every table of routers has alike.
+template <class R>
+struct ModelC : Maker<R> {
   static void Destroy(void* r) noexcept { delete static_cast<R*>(r); }
   static void DestroyPlan(void* p) noexcept { delete static_cast<typename R::Plan*>(p); }
 };
@@ -138,14 +142,26 @@ inline RunContext Context(const sluice_run_context& c, Executor& executor) {
 
 template <RouterModel R>
 struct RouterC : ModelC<R> {
+  using Plan = typename R::Plan;
+  static sluice_code Weights(const sluice_kv* kv, size_t n, const sluice_route_shape* s,
+                             const sluice_weight_sink* sink, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      typename R::Config config;
+      SLUICE_RETURN_IF_ERROR(ReadConfig(ModelC<R>::Options(kv, n), config));
+      const WeightKeys keys = router_internal::Weights<R>(config, route_codec::FromC(*s));
+      for (const WeightKeys::Int& k : keys.ints) sink->add_int(sink->self, k.key.c_str(), k.value);
+      for (const WeightKeys::Tensor& t : keys.tensors)
+        sink->add_tensor(sink->self, t.name.c_str(), t.shape.data(), t.shape.size());
+      return absl::OkStatus();
+    });
+  }
   static sluice_code MakePlan(const void* r, const sluice_route_shape* s, void** out,
                               sluice_route_info* info, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
-      SLUICE_ASSIGN_OR_RETURN(auto plan, static_cast<const R*>(r)->MakePlan(
-                                             {s->items, s->units, s->width, s->workers}));
-      info->workspace_bytes = plan.workspace_bytes;
-      info->max_entries = plan.max_entries;
-      *out = new typename R::Plan(std::move(plan));
+      SLUICE_ASSIGN_OR_RETURN(
+          Plan plan, router_internal::MakePlan(*static_cast<const R*>(r), route_codec::FromC(*s)));
+      route_codec::ToC(plan, info);
+      *out = new Plan(std::move(plan));
       return absl::OkStatus();
     });
   }
@@ -154,23 +170,79 @@ struct RouterC : ModelC<R> {
                          sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       LentExecutor executor(*c->executor);
-      return static_cast<const R*>(r)->Run(
-          *static_cast<const typename R::Plan*>(p), *reinterpret_cast<const RouteInputs*>(in),
-          Context(*c, executor), *reinterpret_cast<Assignment*>(a));
+      Assignment out = route_codec::FromC(*a);
+      SLUICE_RETURN_IF_ERROR(
+          router_internal::Run(*static_cast<const R*>(r), *static_cast<const Plan*>(p),
+                               route_codec::FromC(*in), Context(*c, executor), out));
+      route_codec::Take(out, a);
+      return absl::OkStatus();
+    });
+  }
+  static sluice_code DescribeUnit(const void* r, const void* p, int64_t unit, sluice_unit* out,
+                                  sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      route_codec::ToC(router_internal::DescribeUnit(*static_cast<const R*>(r),
+                                                     *static_cast<const Plan*>(p), unit),
+                       out);
+      return absl::OkStatus();
+    });
+  }
+  static sluice_code RunUnit(const void* r, const void* p, const sluice_unit_rows* rows,
+                             const sluice_run_context* c, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      LentExecutor executor(*c->executor);
+      return router_internal::RunUnit(*static_cast<const R*>(r), *static_cast<const Plan*>(p),
+                                      route_codec::FromC(*rows), Context(*c, executor));
     });
   }
   static const sluice_router_v1* Table() {
-    static const std::string name(R::kName), help = DescribeConfig<typename R::Config>();
-    static const sluice_router_v1 t = {sizeof(sluice_router_v1),
-                                       name.c_str(),
-                                       static_cast<uint32_t>(R::kDomain),
-                                       LearnedModel<R>,
-                                       help.c_str(),
-                                       ModelC<R>::Create,
-                                       ModelC<R>::Destroy,
-                                       MakePlan,
-                                       ModelC<R>::DestroyPlan,
-                                       Run};
+    static const sluice_route_traits traits = route_codec::ToC(R::kTraits);
+    static const std::string help = DescribeConfig<typename R::Config>();
+    static const sluice_router_v1 t = {
+        .struct_size = sizeof(sluice_router_v1),
+        .traits = &traits,
+        .config_help = help.c_str(),
+        .create = ModelC<R>::Create,
+        .destroy = ModelC<R>::Destroy,
+        .weights = LearnedModel<R> ? Weights : nullptr,
+        .make_plan = MakePlan,
+        .destroy_plan = ModelC<R>::DestroyPlan,
+        .run = Run,
+        .describe_unit = NamesUnits<R> ? DescribeUnit : nullptr,
+        .run_unit = RunsUnits<R> ? RunUnit : nullptr,
+    };
+    return &t;
+  }
+};
+
+template <WeightPrunerModel P>
+struct WeightPrunerC {
+  static void Destroy(void* p) noexcept { delete static_cast<P*>(p); }
+  static sluice_code Prune(const void* p, const sluice_prune_inputs* in,
+                           const sluice_run_context* c, uint64_t* mask, sluice_error* e) noexcept {
+    return Guard(e, [&]() -> absl::Status {
+      Mask start;
+      SLUICE_ASSIGN_OR_RETURN(const PruneInputs inputs, pruner_codec::FromC(*in, start));
+      SLUICE_RETURN_IF_ERROR(CheckPrune(P::kTraits, inputs));
+      LentExecutor executor(*c->executor);
+      Mask out(inputs.weights.rows, inputs.weights.cols, false);
+      SLUICE_RETURN_IF_ERROR(
+          static_cast<const P*>(p)->Prune(inputs, {{nullptr, 0}, &executor}, out));
+      std::copy(out.words().begin(), out.words().end(), mask);
+      return absl::OkStatus();
+    });
+  }
+  static const sluice_pruner_v1* Table() {
+    static const sluice_pruner_traits traits = pruner_codec::ToC(P::kTraits);
+    static const std::string help = DescribeConfig<typename P::Config>();
+    static const sluice_pruner_v1 t = {
+        .struct_size = sizeof(sluice_pruner_v1),
+        .traits = &traits,
+        .config_help = help.c_str(),
+        .create = Maker<P>::Create,
+        .destroy = Destroy,
+        .prune = Prune,
+    };
     return &t;
   }
 };
@@ -208,7 +280,7 @@ struct AttentionRouterC : ModelC<R> {
     return Guard(e, [&]() -> absl::Status {
       if constexpr (LearnedModel<R>) {
         typename R::Config config;
-        SLUICE_RETURN_IF_ERROR(ReadConfig(KeyValues(kv, n), config));
+        SLUICE_RETURN_IF_ERROR(ReadConfig(ModelC<R>::Options(kv, n), config));
         for (const WeightKey& k : R::Weights(config, ShapeOf(*s)))
           visit(to, k.name.c_str(), k.shape.data(), k.shape.size(), k.number);
       }
@@ -435,13 +507,15 @@ inline bool SpansArePointerAndSize() {
 
 template <class... R>
 const sluice_plugin_v1* Plugin(const char* name, const char* version,
-                               uint32_t host_minor) noexcept {
+                               uint32_t host_major) noexcept {
+  if (host_major != SLUICE_ABI_MAJOR) return nullptr;
   try {
     static const auto* tables = [] {
       struct Tables {
         std::vector<const sluice_router_v1*> routers;
         std::vector<const sluice_attention_router_v2*> attention;
         std::vector<const sluice_agent_router_v1*> agents;
+        std::vector<const sluice_pruner_v1*> pruners;
       };
       auto* t = new Tables;
       const auto add = [&]<class M>(M*) {
@@ -449,10 +523,12 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version,
           t->attention.push_back(AttentionRouterC<M>::Table());
         } else if constexpr (AgentRouterModel<M>) {
           t->agents.push_back(AgentRouterC<M>::Table());
+        } else if constexpr (WeightPrunerModel<M>) {
+          t->pruners.push_back(WeightPrunerC<M>::Table());
         } else {
-          static_assert(
-              RouterModel<M>,
-              "M satisfies none of RouterModel, AttentionRouterModel and AgentRouterModel");
+          static_assert(RouterModel<M>,
+                        "M satisfies none of RouterModel, AttentionRouterModel, AgentRouterModel "
+                        "and WeightPrunerModel");
           t->routers.push_back(RouterC<M>::Table());
         }
       };
@@ -472,8 +548,9 @@ const sluice_plugin_v1* Plugin(const char* name, const char* version,
                                        tables->attention.size(),
                                        tables->attention.data(),
                                        tables->agents.size(),
-                                       tables->agents.data()};
-    (void)host_minor;  // all hosts of this major number know all that is here
+                                       tables->agents.data(),
+                                       tables->pruners.size(),
+                                       tables->pruners.data()};
     return &p;
   } catch (...) {
     return nullptr;
@@ -491,7 +568,7 @@ SLUICE_END_NAMESPACE
       "sluice-plugin 1\nname=" name "\nversion=" version "\nabi=" SLUICE_PLUGIN_TEXT(        \
           SLUICE_ABI_MAJOR) "." SLUICE_PLUGIN_TEXT(SLUICE_ABI_MINOR) "\nmin_host_minor=0\n"; \
   extern "C" __attribute__((visibility("default"))) const sluice_plugin_v1*                  \
-  sluice_plugin_entry_v1(uint32_t, uint32_t host_minor) {                                    \
-    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version, host_minor);        \
+  sluice_plugin_entry_v1(uint32_t host_major, uint32_t) {                                    \
+    return ::sluice::plugin_internal::Plugin<__VA_ARGS__>(name, version, host_major);        \
   }
 #endif  // SLUICE_API_PLUGIN_H_

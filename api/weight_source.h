@@ -27,6 +27,27 @@ class WeightSource {
 using WeightOpener =
     std::function<absl::StatusOr<std::unique_ptr<const WeightSource>>(const std::string& path)>;
 
+// What a learned method reads in Create, with the shapes it would have for a given problem: tests
+// and converters make a file from it, and what is not declared is not there.
+struct WeightKeys {
+  struct Int {
+    std::string key;
+    int64_t value = 0;
+  };
+  struct Tensor {
+    std::string name;
+    std::vector<int64_t> shape;  // fastest dimension first
+  };
+  std::vector<Int> ints;
+  std::vector<Tensor> tensors;
+
+  // `name`.weight [in, out] and `name`.bias [out].
+  void AddLinear(const std::string& name, int64_t in, int64_t out) {
+    tensors.push_back({name + ".weight", {in, out}});
+    tensors.push_back({name + ".bias", {out}});
+  }
+};
+
 // Methods are made from their config alone, learned ones from config and weights.
 template <class R>
 concept LearnedModel = requires(const typename R::Config& c, const WeightSource& w) {

@@ -70,47 +70,107 @@ typedef struct sluice_weights {
                           float* out, size_t count, sluice_error*);
 } sluice_weights;
 
-/* ---- Assignment routers: items -> units ---- */
+/* ---- Assignment routers: items -> units. What the fields and functions mean is in api/router.h
+ * and api/assignment.h; enumerations have its numbers. ---- */
+typedef struct sluice_route_traits {
+  size_t struct_size;
+  const char *name, *title, *arxiv;       /* name: "domain/method" */
+  const char *full_budget, *small_budget; /* config texts; "": none */
+  uint32_t
+      domain; /* 1 layer, 2 token, 3 head, 4 attention, 5 expert, 6 adapter, 7 agent, 8 weight */
+  uint32_t combine, decides;
+  uint32_t flags; /* SLUICE_ROUTE_* */
+  uint32_t reads, may_read;
+} sluice_route_traits;
+enum { SLUICE_ROUTE_LEARNED = 1, SLUICE_ROUTE_CAUSAL = 2, SLUICE_ROUTE_ITEMS_ALONE = 4 };
 typedef struct sluice_route_shape {
-  int64_t items, units, width;
+  size_t struct_size;
+  int64_t items, units, width, hidden, rows, heads, head_dim, conditions;
   int32_t workers, reserved;
 } sluice_route_shape;
 typedef struct sluice_route_info {
   size_t struct_size;
-  size_t workspace_bytes;
-  int64_t max_entries;
+  size_t workspace_bytes, unit_workspace_bytes;
+  int64_t units, max_entries, max_dropped, head_rows, tail_rows;
 } sluice_route_info;
 typedef struct sluice_route_inputs {
   size_t struct_size;
-  sluice_matrix scores, features;
+  int64_t items;
+  sluice_matrix scores, features, hidden;
+  sluice_view queries;   /* f32, before RoPE */
+  const float* feedback; /* [num_feedback]; arrays that are absent are NULL and 0 */
+  size_t num_feedback;
+  const int64_t* positions;
+  size_t num_positions;
+  const int64_t* item_rows;
+  size_t num_item_rows;
+  const int64_t* lengths;
+  size_t num_lengths;
+  const float* conditions;
+  size_t num_conditions;
+  const float* unit_bias;
+  size_t num_unit_bias;
+  int64_t layer, step;
+  uint64_t task;
 } sluice_route_inputs;
+typedef struct sluice_dropped_pair {
+  int32_t item, unit;
+} sluice_dropped_pair;
 typedef struct sluice_assignment {
   size_t struct_size;
-  int64_t items, units; /* set by the router */
-  int32_t* row_ptr;
+  int64_t* row_ptr;
   int64_t row_ptr_size;
   int32_t* unit;
-  int64_t unit_size;
   float* weight;
-  int64_t weight_size;
-  int32_t* dropped;
-  int64_t dropped_size;
-  int64_t num_dropped; /* set by the router */
+  float* score;        /* NULL: not wanted */
+  int64_t entry_slots; /* of unit, weight and score */
+  sluice_dropped_pair* dropped;
+  int64_t dropped_slots;
+  /* set by the router */
+  int64_t items, units, num_dropped, nan_scores;
 } sluice_assignment;
+typedef struct sluice_unit {
+  size_t struct_size;
+  uint32_t kind;        /* 0 the host's, 1 skip, 2 the router's own */
+  uint32_t concurrency; /* 0 alone, 1 beside other units, 2 rows in any pieces */
+  double cost;
+  int64_t max_rows; /* of one run_unit; 0: any number */
+} sluice_unit;
+typedef struct sluice_unit_rows {
+  size_t struct_size;
+  int64_t unit;
+  sluice_matrix in;     /* packed */
+  const int32_t* items; /* [in.rows], or NULL */
+  float* out;           /* [in.rows, out_cols], packed */
+  int64_t out_cols;
+} sluice_unit_rows;
+/* What a learned method reads: called once a number and once a tensor. */
+typedef struct sluice_weight_sink {
+  void* self;
+  void (*add_int)(void* self, const char* key, int64_t value);
+  void (*add_tensor)(void* self, const char* name, const int64_t* shape, size_t rank);
+} sluice_weight_sink;
 typedef struct sluice_router_v1 {
   size_t struct_size;
-  const char* name;
-  uint32_t domain; /* 1 layer, 2 token, 3 head, 4 attention, 5 expert, 6 adapter, 7 agent */
-  uint32_t needs_weights;
+  const sluice_route_traits* traits;
   const char* config_help;
   sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router,
                         sluice_error*);
   void (*destroy)(void* router);
+  /* NULL where the router is not learned. */
+  sluice_code (*weights)(const sluice_kv*, size_t num_kv, const sluice_route_shape*,
+                         const sluice_weight_sink*, sluice_error*);
   sluice_code (*make_plan)(const void* router, const sluice_route_shape*, void** plan,
                            sluice_route_info*, sluice_error*);
   void (*destroy_plan)(void* plan);
   sluice_code (*run)(const void* router, const void* plan, const sluice_route_inputs*,
                      const sluice_run_context*, sluice_assignment*, sluice_error*);
+  /* NULL: every unit is the host's, of cost 1, alone. */
+  sluice_code (*describe_unit)(const void* router, const void* plan, int64_t unit, sluice_unit*,
+                               sluice_error*);
+  /* NULL: the router has no unit of its own. */
+  sluice_code (*run_unit)(const void* router, const void* plan, const sluice_unit_rows*,
+                          const sluice_run_context*, sluice_error*);
 } sluice_router_v1;
 
 /* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape.
@@ -353,6 +413,38 @@ typedef struct sluice_agent_router_v1 {
                       sluice_error*);
 } sluice_agent_router_v1;
 
+/* ---- Pruners of weights. What the fields and functions mean is in api/weight_pruner.h. ---- */
+typedef struct sluice_pruner_traits {
+  size_t struct_size;
+  const char *name, *title, *arxiv; /* name: "weight/method" */
+  uint32_t reads, kinds, scopes, repairs;
+} sluice_pruner_traits;
+typedef struct sluice_prune_inputs {
+  size_t struct_size;
+  sluice_matrix weights; /* [rows, cols] */
+  int64_t tokens;
+  const float *mean, *sum_squares; /* [cols], or NULL */
+  sluice_matrix gram;              /* data NULL: absent */
+  uint32_t kind, scope;
+  double ratio;
+  int64_t n, m, count;
+  double cost;
+  const float* column_cost; /* [cols], or NULL: 1 each */
+  int64_t block_rows, block_cols;
+  const uint64_t* start; /* a mask, or NULL */
+} sluice_prune_inputs;
+typedef struct sluice_pruner_v1 {
+  size_t struct_size;
+  const sluice_pruner_traits* traits;
+  const char* config_help;
+  sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** pruner,
+                        sluice_error*);
+  void (*destroy)(void* pruner);
+  /* mask [rows, (cols + 63) / 64] words, 1: kept; all 0 when called. */
+  sluice_code (*prune)(const void* pruner, const sluice_prune_inputs*, const sluice_run_context*,
+                       uint64_t* mask, sluice_error*);
+} sluice_pruner_v1;
+
 typedef struct sluice_plugin_v1 {
   size_t struct_size;
   uint32_t magic, abi_major, abi_minor, min_host_minor;
@@ -364,6 +456,8 @@ typedef struct sluice_plugin_v1 {
   /* since 1.1 */
   size_t num_agents;
   const sluice_agent_router_v1* const* agents;
+  size_t num_pruners;
+  const sluice_pruner_v1* const* pruners;
 } sluice_plugin_v1;
 /* NULL: the plug-in does not want this host. */
 typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major,
@@ -384,8 +478,9 @@ SLUICE_ABI_ASSERT(sizeof(sluice_plan_entry) == 12);
 SLUICE_ABI_ASSERT(sizeof(sluice_view) == 56);
 SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, magic) == 8 &&
                   offsetof(sluice_plugin_v1, attention) == 64);
-SLUICE_ABI_ASSERT(offsetof(sluice_router_v1, create) == 32 &&
-                  offsetof(sluice_router_v1, run) == 64);
+SLUICE_ABI_ASSERT(offsetof(sluice_router_v1, create) == 24 &&
+                  offsetof(sluice_router_v1, run) == 64 &&
+                  offsetof(sluice_router_v1, run_unit) == 80);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_router_v2, create) == 24 &&
                   offsetof(sluice_attention_router_v2, run) == 64);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_inputs, q_begin) == 176 &&
@@ -396,7 +491,10 @@ SLUICE_ABI_ASSERT(offsetof(sluice_plan_branch, block) == 144 &&
                   offsetof(sluice_plan_branch, scope) == 184);
 SLUICE_ABI_ASSERT(offsetof(sluice_attention_plan, q_begin) == 72 &&
                   offsetof(sluice_attention_plan, tables) == 120);
-SLUICE_ABI_ASSERT(offsetof(sluice_assignment, num_dropped) == 88);
+SLUICE_ABI_ASSERT(sizeof(sluice_dropped_pair) == 8 &&
+                  offsetof(sluice_assignment, num_dropped) == 88);
+SLUICE_ABI_ASSERT(offsetof(sluice_route_inputs, feedback) == 168 &&
+                  offsetof(sluice_route_inputs, task) == 280);
 /* Frozen by release 1.1. */
 SLUICE_ABI_ASSERT(sizeof(sluice_agent_candidate) == 24 && sizeof(sluice_sum_delta) == 16);
 SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, agents) == 80 &&

@@ -182,7 +182,7 @@ int main(int argc, char** argv) {
       "turn."};
   Options o;
   std::string backend = SLUICE_BACKEND, attention = "dense", decode, counters;
-  int repeats = 7, reuse = 1, decode_min = -1;
+  int repeats = 7, decode_min = -1;
   bool child = false, spaces = false;
   o.model = sluice::host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
   o.tokens = sluice::host::ModelsFolder() + "/sluice-mini-eval.u16";
@@ -196,7 +196,6 @@ int main(int argc, char** argv) {
                  "router of prefill (and of decode, unless --decode-attention)")
       ->capture_default_str();
   app.add_option("--decode-attention", decode, "router of decode");
-  app.add_option("--reuse-layers", reuse, "layers that share a plan")->capture_default_str();
   app.add_option("--decode-min-keys", decode_min,
                  "steps over fewer keys stay with llama.cpp; -1: where it does not pay")
       ->capture_default_str();
@@ -234,7 +233,6 @@ int main(int argc, char** argv) {
     std::ofstream f(config);
     f << "attention = " << attention << "\n";
     if (!decode.empty()) f << "decode = " << decode << "\n";
-    f << "reuse_layers = " << reuse << "\n";
     f << "decode_min_keys = " << decode_min << "\n";
     if (!counters.empty()) f << "counters = " << counters << "\n";
   }

@@ -247,7 +247,7 @@ TEST(RoutedAttention, KnowsStaleKeysByTheirPlaceAndLook) {
 }
 
 TEST(RoutedAttention, LayersMayShareAPlan) {
-  const auto r = Make("attention = mean_pool:k=5\nreuse_layers = 2");
+  const auto r = Make("attention = cross_layer(FS | mean_pool:k=5)");
   Case a(64, 1500, true, 1), b(64, 1500, true, 2);
   a.Causal();
   b.Causal();

@@ -168,10 +168,11 @@ std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k
   return {o, counters.density()};
 }
 
-// Items to units by an assignment router or a pruner. x [items, width] float32: what the router
-// scores, or with `scores` the scores [items, units] themselves. `weights`: a GGUF file, for
-// learned routers. Returns CSR: row_ptr [items + 1], unit and weight [entries], and the items that
-// asked for a unit and got none.
+// Items to units by an assignment router or a pruner. x [items, width] float32 is what the router
+// reads: hidden states or features, its attention feedback where width is 1, or with `scores` the
+// scores [items, units]. `weights`: a GGUF file, for learned routers. Returns CSR: row_ptr
+// [items + 1] int64, unit [entries] int32 and weight [entries], and the pairs [dropped, 2] (item,
+// unit) that found their unit full.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> RouteOp(const at::Tensor& x,
                                                                    c10::string_view router,
                                                                    int64_t units, bool scores,
@@ -187,25 +188,47 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> RouteOp(const at::Ten
   const auto made = Take(sluice::InstalledMethods().registry.routers.Create(
       absl::string_view(router.data(), router.size()), file.get()));
   const int64_t items = x.size(0);
-  const auto plan =
-      Take(made->MakePlan({items, units, scores ? 0 : x.size(1), at::get_num_threads()}));
-  const auto ints = x.options().dtype(at::kInt);
-  at::Tensor row_ptr = at::zeros({items + 1}, ints),
-             unit = at::empty({plan->info().max_entries}, ints),
-             weight = at::empty({plan->info().max_entries}, x.options()),
-             dropped = at::empty({items}, ints);
-  const auto span = [](auto* data, const at::Tensor& t) { return absl::MakeSpan(data, t.numel()); };
-  sluice::Assignment a;
-  a.row_ptr = span(row_ptr.data_ptr<int32_t>(), row_ptr);
-  a.unit = span(unit.data_ptr<int32_t>(), unit);
-  a.weight = span(weight.data_ptr<float>(), weight);
-  a.dropped = span(dropped.data_ptr<int32_t>(), dropped);
+  const uint32_t reads = made->traits().reads;
+  TORCH_CHECK_VALUE(scores || (reads & sluice::kReadsScores) == 0,
+                    "sluice::route: ", std::string(made->name()),
+                    " reads scores: give them as x [items, units] with scores=True");
+  sluice::RouteShape shape;
+  shape.items = items;
+  shape.units = units;
+  shape.width = (reads & sluice::kReadsFeatures) != 0 ? x.size(1) : 0;
+  shape.hidden = (reads & sluice::kReadsHidden) != 0 ? x.size(1) : 0;
+  shape.workers = at::get_num_threads();
+  const auto plan = Take(made->MakePlan(shape));
+
+  const at::Tensor packed = x.contiguous();
   sluice::RouteInputs in;
-  (scores ? in.scores : in.features) = {x.data_ptr<float>(), items, x.size(1), x.stride(0)};
+  in.items = items;
+  const sluice::MatrixView<const float> view = {packed.data_ptr<float>(), items, x.size(1),
+                                                x.size(1)};
+  if (scores) in.scores = view;
+  if (shape.width > 0) in.features = view;
+  if (shape.hidden > 0) in.hidden = view;
+  if ((reads & sluice::kReadsFeedback) != 0) {
+    TORCH_CHECK_VALUE(x.size(1) == 1, "sluice::route: x has shape ", x.sizes(), ", and ",
+                      std::string(made->name()), " reads attention feedback: wanted [items, 1]");
+    in.feedback = {packed.data_ptr<float>(), static_cast<size_t>(items)};
+  }
+
+  const auto ints = x.options().dtype(at::kInt);
+  at::Tensor row_ptr = at::zeros({items + 1}, x.options().dtype(at::kLong));
+  at::Tensor unit = at::empty({plan->info().max_entries}, ints);
+  at::Tensor weight = at::empty({plan->info().max_entries}, x.options());
+  at::Tensor dropped = at::empty({plan->info().max_dropped, 2}, ints);
+  sluice::Assignment a;
+  a.row_ptr = {row_ptr.data_ptr<int64_t>(), static_cast<size_t>(items) + 1};
+  a.unit = {unit.data_ptr<int32_t>(), static_cast<size_t>(unit.numel())};
+  a.weight = {weight.data_ptr<float>(), static_cast<size_t>(weight.numel())};
+  a.dropped = {reinterpret_cast<sluice::DroppedPair*>(dropped.data_ptr<int32_t>()),
+               static_cast<size_t>(plan->info().max_dropped)};
   const sluice::OwnedWorkspace workspace(plan->info().workspace_bytes);
   const auto executor = sluice::MakeTbbExecutor(at::get_num_threads());
   Check(made->Run(*plan, in, {workspace.workspace(), executor.get()}, a));
-  const int64_t entries = a.row_ptr[a.items];
+  const int64_t entries = a.entries();
   return {row_ptr.slice(0, 0, a.items + 1), unit.slice(0, 0, entries), weight.slice(0, 0, entries),
           dropped.slice(0, 0, a.num_dropped)};
 }

@@ -1,8 +1,9 @@
 #ifndef SLUICE_RUNTIME_DISPATCH_DISPATCH_H_
 #define SLUICE_RUNTIME_DISPATCH_DISPATCH_H_
-// The executor of Assignment: gather the items of a unit, run the unit once on all of them, combine
-// the results. Units run in rising order, so an item's contributions are added in rising unit order
-// whatever the machine.
+// The executor of Assignment: gather the items of a unit, run the unit on them, combine the
+// results. Seen from the units through one transpose; units that say so run beside each other, or
+// in pieces of their rows. An item's contributions are added in rising unit order, and pieces are
+// cut alike for any number of workers: the bits never depend on the machine.
 #include <cstdint>
 
 #include "absl/functional/function_ref.h"
@@ -14,38 +15,57 @@
 #include "sluice/api/workspace.h"
 
 SLUICE_BEGIN_NAMESPACE
-enum class Combine : uint8_t {
-  kWeightedSum,  // out = sum_u weight * unit_u(in); items without entries give 0
-  kResidual,     // out = in + sum_u weight * unit_u(in)
-  kReplace,      // out = unit_u(in) of the one entry (weight ignored); items without entries pass
-                 // through
-};
 struct DispatchShape {
   int64_t max_items = 0, in_width = 0, out_width = 0, max_entries = 0;
+  int64_t max_units = 0;
+  int64_t piece_rows = 64;          // rows of one call of a kRows unit
+  size_t unit_workspace_bytes = 0;  // lent to every call, one block a worker
+  int workers = 1;
 };
+
+// Measured: what ran, not what was planned.
 struct DispatchCounters {
-  int64_t executed_rows = 0, skipped_items = 0, units_run = 0;
+  int64_t executed_rows = 0;  // of host and own units
+  int64_t own_rows = 0;       // of them, the router's own
+  int64_t skipped_items = 0;  // that no unit computed
+  int64_t dropped_pairs = 0;
+  int64_t units_run = 0;
+  double cost = 0;  // sum of the executed rows' unit costs
 };
 
 class Dispatch {
  public:
-  // Rows handed to a unit: `in` [n, in_width] -> `out` [n, out_width]; `items` [n] say which they
-  // are. A unit is not called when it has no rows.
-  using RunUnit = absl::FunctionRef<absl::Status(int64_t unit, MatrixView<const float> in,
-                                                 const int32_t* items, MatrixView<float> out)>;
+  // Computes rows.in [n, in_width] -> rows.out [n, out_width], packed. Called for units with rows
+  // only, never for kSkip, from several threads at once where the unit's concurrency allows it.
+  using RunUnit = absl::FunctionRef<absl::Status(const UnitRows& rows, const RunContext& ctx)>;
+  using DescribeUnit = absl::FunctionRef<UnitInfo(int64_t unit)>;
 
   static absl::StatusOr<Dispatch> Create(const DispatchShape& shape);
   size_t workspace_bytes() const { return layout_.bytes(); }
-  // Allocation-free when it succeeds (the unit's own behaviour aside). O(entries * width) besides
-  // the units. On an error of a unit `out` is unspecified.
+
+  // in [items, in_width] -> out [items, out_width]; they may not overlap. Errors: an assignment
+  // that is not valid or larger than the shape; other widths; kReplace with two units that compute
+  // for one item; what a unit returns (of several, that of the lowest unit and row); `out` is
+  // unspecified then. Allocation-free when it succeeds (the unit's own behaviour aside).
+  // O(entries width + units) besides the units.
   absl::Status Run(const Assignment& a, Combine combine, MatrixView<const float> in,
-                   MatrixView<float> out, const RunContext& ctx, RunUnit unit,
+                   MatrixView<float> out, const RunContext& ctx, DescribeUnit describe, RunUnit run,
                    DispatchCounters* counters = nullptr) const;
 
+  // The same with a router's own account: its combine, its units; what is its own it computes
+  // itself, `host` computes the rest, with `host_concurrency`: the router cannot know what the host
+  // does in parallel already.
+  absl::Status Run(const Router& router, const Router::Plan& plan, const Assignment& a,
+                   MatrixView<const float> in, MatrixView<float> out, const RunContext& ctx,
+                   RunUnit host, DispatchCounters* counters = nullptr,
+                   Concurrency host_concurrency = Concurrency::kAlone) const;
+
  private:
+  friend class DispatchRun;
   DispatchShape shape_;
   WorkspaceLayout layout_;
-  size_t items_ = 0, weights_ = 0, rows_in_ = 0, rows_out_ = 0;
+  size_t units_ = 0, begin_ = 0, item_ = 0, slot_ = 0, tasks_ = 0;
+  size_t rows_in_ = 0, rows_out_ = 0, unit_workspace_ = 0;
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_DISPATCH_DISPATCH_H_

@@ -3,22 +3,27 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/dispatch/unit_major.h"
 #include "sluice/tests/support/attention_data.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
 // Unit u multiplies by u + 1 and adds u.
-absl::Status Affine(int64_t u, MatrixView<const float> in, const int32_t*, MatrixView<float> out) {
-  for (int64_t r = 0; r < in.rows; ++r) {
-    for (int64_t c = 0; c < in.cols; ++c)
-      out.row(r)[c] = in.row(r)[c] * static_cast<float>(u + 1) + static_cast<float>(u);
+absl::Status Affine(const UnitRows& rows, const RunContext&) {
+  const auto u = static_cast<float>(rows.unit);
+  for (int64_t r = 0; r < rows.in.rows; ++r) {
+    for (int64_t c = 0; c < rows.in.cols; ++c) rows.out.row(r)[c] = rows.in.row(r)[c] * (u + 1) + u;
   }
   return absl::OkStatus();
 }
 struct Problem {
   int64_t items = 37, units = 5, width = 20;
-  std::vector<int32_t> row = {0}, unit;
+  std::vector<int64_t> row = {0};
+  std::vector<int32_t> unit;
   std::vector<float> weight, in;
   explicit Problem(int64_t per_item) {
     for (int64_t i = 0; i < items; ++i) {
@@ -31,7 +36,7 @@ struct Problem {
           ++n;
         }
       }
-      row.push_back(static_cast<int32_t>(unit.size()));
+      row.push_back(static_cast<int64_t>(unit.size()));
       for (int64_t c = 0; c < width; ++c)
         in.push_back(static_cast<float>(
             RandomNormal({3, 0, 0, static_cast<uint64_t>(c), static_cast<uint64_t>(i)})));
@@ -47,53 +52,150 @@ struct Problem {
     return a;
   }
 };
+constexpr Combine kCombines[] = {Combine::kWeightedSum, Combine::kResidual, Combine::kReplace,
+                                 Combine::kBlend};
+// Units by turns: alone, beside others, in pieces of rows.
+UnitInfo Mixed(int64_t u) {
+  return {.kind = UnitKind::kHost,
+          .cost = 1.0 + static_cast<double>(u),
+          .concurrency = static_cast<Concurrency>(u % 3),
+          .max_rows = u == 4 ? 3 : 0};
+}
+absl::StatusOr<Dispatch> Make(const Problem& p, int workers = 1) {
+  return Dispatch::Create({.max_items = p.items,
+                           .in_width = p.width,
+                           .out_width = p.width,
+                           .max_entries = std::ssize(p.unit),
+                           .max_units = p.units,
+                           .piece_rows = 4,
+                           .workers = workers});
+}
+struct Ran {
+  absl::Status status;
+  std::vector<float> out;
+  DispatchCounters counters;
+};
+Ran RunOn(Problem& p, Combine combine, Dispatch::DescribeUnit describe, int threads,
+          Dispatch::RunUnit run = Affine) {
+  auto d = Make(p, threads);
+  EXPECT_TRUE(d.ok()) << d.status();
+  OwnedWorkspace ws(d->workspace_bytes());
+  const auto executor = MakeTbbExecutor(threads);
+  Ran r;
+  r.out.assign(p.in.size(), NAN);
+  r.status = d->Run(p.View(), combine, {p.in.data(), p.items, p.width, p.width},
+                    {r.out.data(), p.items, p.width, p.width}, {ws.workspace(), executor.get()},
+                    describe, run, &r.counters);
+  return r;
+}
+
 TEST(Dispatch, EveryCombineAgreesWithTheReference) {
-  for (Combine combine : {Combine::kWeightedSum, Combine::kResidual, Combine::kReplace}) {
+  for (Combine combine : kCombines) {
     Problem p(combine == Combine::kReplace ? 1 : 3);
-    auto d = Dispatch::Create({p.items, p.width, p.width, static_cast<int64_t>(p.unit.size())});
-    ASSERT_TRUE(d.ok());
-    OwnedWorkspace ws(d->workspace_bytes());
-    std::vector<float> out(p.in.size(), NAN);
-    DispatchCounters counters;
-    const absl::Status s = d->Run(p.View(), combine, {p.in.data(), p.items, p.width, p.width},
-                                  {out.data(), p.items, p.width, p.width},
-                                  {ws.workspace(), nullptr}, Affine, &counters);
-    ASSERT_TRUE(s.ok()) << s;
-    EXPECT_EQ(counters.executed_rows, static_cast<int64_t>(p.unit.size()));
+    const Ran r = RunOn(p, combine, Mixed, 1);
+    ASSERT_TRUE(r.status.ok()) << r.status;
+    EXPECT_EQ(r.counters.executed_rows, std::ssize(p.unit));
+    double cost = 0;
+    for (int32_t u : p.unit) cost += 1 + u;
+    EXPECT_DOUBLE_EQ(r.counters.cost, cost);
     for (int64_t i = 0; i < p.items; ++i) {
       for (int64_t c = 0; c < p.width; ++c) {
         const double x = p.in[i * p.width + c];
         double want = combine == Combine::kWeightedSum ? 0 : x;
-        for (int32_t e = p.row[i]; e < p.row[static_cast<size_t>(i) + 1]; ++e) {
+        for (int64_t e = p.row[i]; e < p.row[static_cast<size_t>(i) + 1]; ++e) {
           const double y = x * (p.unit[e] + 1) + p.unit[e];
-          want = combine == Combine::kReplace ? y : want + p.weight[e] * y;
+          const double term = combine == Combine::kBlend ? y - x : y;
+          want = combine == Combine::kReplace ? y : want + p.weight[e] * term;
         }
-        EXPECT_NEAR(out[i * p.width + c], want, 1e-4);
+        EXPECT_NEAR(r.out[i * p.width + c], want, 1e-4);
       }
     }
   }
 }
+TEST(Dispatch, TheSameBitsForAnyNumberOfThreads) {
+  for (Combine combine : kCombines) {
+    Problem p(combine == Combine::kReplace ? 1 : 3);
+    const Ran one = RunOn(p, combine, Mixed, 1);
+    for (int threads : {2, 3, 8}) {
+      const Ran many = RunOn(p, combine, Mixed, threads);
+      EXPECT_EQ(many.out, one.out) << threads;
+      EXPECT_EQ(many.counters.executed_rows, one.counters.executed_rows);
+    }
+  }
+}
+TEST(Dispatch, TheTransposeIsExact) {
+  Problem p(3);
+  const Assignment a = p.View();
+  std::vector<int64_t> begin(p.units + 1), slot(p.unit.size());
+  std::vector<int32_t> item(p.unit.size());
+  UnitMajor t = {absl::MakeSpan(begin), absl::MakeSpan(item), absl::MakeSpan(slot)};
+  Transpose(a, t);
+  std::vector<std::vector<int32_t>> want(p.units);
+  for (int64_t i = 0; i < p.items; ++i) {
+    for (int64_t e = p.row[i]; e < p.row[i + 1]; ++e) {
+      want[p.unit[e]].push_back(static_cast<int32_t>(i));
+      EXPECT_EQ(item[slot[e]], i);
+    }
+  }
+  for (int64_t u = 0; u < p.units; ++u)
+    EXPECT_EQ((std::vector<int32_t>(item.begin() + begin[u], item.begin() + begin[u + 1])),
+              want[u]);
+}
+TEST(Dispatch, SkippedUnitsComputeNothingAndAreCounted) {
+  Problem p(2);
+  std::atomic<int64_t> rows = 0;
+  const auto describe = [](int64_t u) -> UnitInfo {
+    return {u == 1 ? UnitKind::kSkip : UnitKind::kHost, u == 1 ? 0.0 : 1.0, Concurrency::kRows};
+  };
+  const auto run = [&](const UnitRows& r, const RunContext& ctx) {
+    EXPECT_NE(r.unit, 1);
+    rows += r.in.rows;
+    return Affine(r, ctx);
+  };
+  const Ran r = RunOn(p, Combine::kResidual, describe, 2, run);
+  ASSERT_TRUE(r.status.ok()) << r.status;
+  int64_t computed = 0, idle = 0;
+  for (int64_t i = 0; i < p.items; ++i) {
+    int64_t live = 0;
+    for (int64_t e = p.row[i]; e < p.row[i + 1]; ++e) live += p.unit[e] != 1;
+    computed += live;
+    idle += live == 0;
+    if (live > 0) continue;
+    for (int64_t c = 0; c < p.width; ++c)
+      EXPECT_EQ(r.out[i * p.width + c], p.in[i * p.width + c]);  // rides through
+  }
+  EXPECT_EQ(rows, computed);
+  EXPECT_EQ(r.counters.executed_rows, computed);
+  EXPECT_EQ(r.counters.skipped_items, idle);
+  EXPECT_GT(idle, 0);
+}
 TEST(Dispatch, ErrorsReachTheCaller) {
   Problem p(2);
-  auto d = Dispatch::Create({p.items, p.width, p.width, static_cast<int64_t>(p.unit.size())});
-  OwnedWorkspace ws(d->workspace_bytes());
-  std::vector<float> out(p.in.size());
-  const MatrixView<const float> in{p.in.data(), p.items, p.width, p.width};
-  const MatrixView<float> o{out.data(), p.items, p.width, p.width};
-  EXPECT_THAT(
-      std::string(
-          d->Run(p.View(), Combine::kReplace, in, o, {ws.workspace(), nullptr}, Affine).message()),
-      testing::HasSubstr("at most one"));
-  EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr},
-                   [](int64_t, MatrixView<const float>, const int32_t*, MatrixView<float>) {
-                     return absl::CancelledError("no");
-                   })
-                .code(),
-            absl::StatusCode::kCancelled);
+  EXPECT_THAT(RunOn(p, Combine::kReplace, Mixed, 1).status.message(),
+              testing::HasSubstr("at most one"));
+  const auto parallel = [](int64_t) -> UnitInfo {
+    return {UnitKind::kHost, 1.0, Concurrency::kUnits};
+  };
+  for (int threads : {1, 4}) {  // of several errors the lowest unit's
+    const Ran r = RunOn(p, Combine::kResidual, parallel, threads,
+                        [](const UnitRows& rows, const RunContext&) -> absl::Status {
+                          if (rows.unit == 0) return absl::OkStatus();
+                          return absl::CancelledError(absl::StrCat("unit ", rows.unit));
+                        });
+    EXPECT_EQ(r.status.code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(r.status.message(), "unit 1");
+  }
   p.unit[0] = 99;
-  EXPECT_EQ(d->Run(p.View(), Combine::kResidual, in, o, {ws.workspace(), nullptr}, Affine).code(),
-            absl::StatusCode::kOutOfRange);
-  EXPECT_FALSE(Dispatch::Create({0, 1, 1, 1}).ok());
+  EXPECT_EQ(RunOn(p, Combine::kResidual, Mixed, 1).status.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_FALSE(Dispatch::Create({}).ok());
+  EXPECT_THAT(Dispatch::Create({.max_items = 1,
+                                .in_width = int64_t{1} << 30,
+                                .out_width = 1,
+                                .max_entries = int64_t{1} << 30,
+                                .max_units = 1})
+                  .status()
+                  .message(),
+              testing::HasSubstr("2^40"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

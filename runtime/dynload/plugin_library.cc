@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -33,9 +34,11 @@ void ParallelFor(void* self, int64_t n, int64_t grain, sluice_body body, void* a
 // What a run may use, for as long as it lasts.
 struct LentContext {
   explicit LentContext(const RunContext& ctx)
-      : executor{ctx.executor, ctx.executor->num_workers(), 0, ParallelFor},
+      : executor{ctx.executor != nullptr ? ctx.executor : &alone,
+                 ctx.executor != nullptr ? ctx.executor->num_workers() : 1, 0, ParallelFor},
         c{sizeof c, ctx.workspace.data, ctx.workspace.bytes, &executor} {}
   LentContext(const LentContext&) = delete;  // c points into it
+  InlineExecutor alone;                      // where the caller lends none
   const sluice_executor executor;
   const sluice_run_context c;
 };
@@ -62,7 +65,7 @@ sluice_weights Lend(const WeightSource& w) {
   };
   return c;
 }
-std::vector<sluice_kv> Pairs(absl::Span<const KeyValue> kvs) {
+std::vector<sluice_kv> ToC(absl::Span<const KeyValue> kvs) {
   std::vector<sluice_kv> kv;
   for (const auto& [k, v] : kvs) kv.push_back({k.data(), k.size(), v.data(), v.size()});
   return kv;
@@ -70,7 +73,7 @@ std::vector<sluice_kv> Pairs(absl::Span<const KeyValue> kvs) {
 template <class Table>
 absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs,
                                  const WeightSource* weights) {
-  const std::vector<sluice_kv> kv = Pairs(kvs);
+  const std::vector<sluice_kv> kv = ToC(kvs);
   sluice_weights lent{};
   if (weights != nullptr) lent = Lend(*weights);
   void* self = nullptr;
@@ -94,41 +97,74 @@ struct RemotePlan final : Base {
 
 class RemoteRouter final : public Router {
  public:
-  RemoteRouter(const sluice_router_v1* t, void* self) : t_(t), self_(self) {}
+  RemoteRouter(const sluice_router_v1* t, void* self)
+      : t_(t), self_(self), traits_(route_codec::FromC(*t->traits)) {}
   ~RemoteRouter() override { t_->destroy(self_); }
-  absl::string_view name() const override { return t_->name; }
-  Domain domain() const override { return static_cast<Domain>(t_->domain); }
+  const RouteTraits& traits() const override { return traits_; }
   absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const RouteShape& s) const override {
-    const sluice_route_shape shape{s.items, s.units, s.width, s.workers, 0};
-    sluice_route_info info{sizeof info, 0, 0};
+    SLUICE_RETURN_IF_ERROR(CheckRouteShape(traits_, s));
+    const sluice_route_shape shape = route_codec::ToC(s);
+    sluice_route_info info = {};
+    info.struct_size = sizeof info;
     void* p = nullptr;
     ErrorText e;
     const sluice_code code = t_->make_plan(self_, &shape, &p, &info, &e.c);
     if (code != 0) return e.Status(code);
     auto plan = std::make_unique<PlanOf>(t_, p);
-    plan->info_.shape = s;
-    plan->info_.workspace_bytes = info.workspace_bytes;
-    plan->info_.max_entries = info.max_entries;
+    plan->info_ = route_codec::FromC(s, info);
+    if (info.units <= 0 || info.max_entries < 0 || info.max_dropped < 0)
+      return absl::InternalError(
+          absl::StrCat(traits_.name, ": the plug-in plans ", info.units, " units, ",
+                       info.max_entries, " entries, ", info.max_dropped,
+                       " dropped pairs; wanted at least one unit and no negative size"));
     return plan;
   }
   absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx,
                    Assignment& out) const override {
+    SLUICE_RETURN_IF_ERROR(CheckRouteRun(traits_, plan.info(), in, ctx, out));
     const LentContext context(ctx);
-    out.num_dropped = 0;
+    const sluice_route_inputs inputs = route_codec::ToC(in);
+    sluice_assignment record = route_codec::ToC(out);
+    record.items = in.items;
+    record.units = plan.info().shape.units;
+    out.row_ptr[0] = 0;
     ErrorText e;
-    const sluice_code code = t_->run(self_, static_cast<const PlanOf&>(plan).plan,
-                                     reinterpret_cast<const sluice_route_inputs*>(&in), &context.c,
-                                     reinterpret_cast<sluice_assignment*>(&out), &e.c);
-    return e.Status(code);
+    const sluice_code code = t_->run(self_, Of(plan), &inputs, &context.c, &record, &e.c);
+    if (code != 0) return e.Status(code);
+    route_codec::Take(record, &out);
+    if (out.items != in.items || out.units != plan.info().shape.units)
+      return absl::InternalError(absl::StrCat(traits_.name, ": the plug-in assigned ", out.items,
+                                              " items to ", out.units, " units, asked were ",
+                                              in.items, " and ", plan.info().shape.units));
+    return ValidateAssignment(out);
+  }
+  UnitInfo DescribeUnit(const Plan& plan, int64_t unit) const override {
+    if (t_->describe_unit == nullptr) return {};
+    sluice_unit c = {sizeof c, 0, 0, 1.0, 0};
+    ErrorText e;
+    if (t_->describe_unit(self_, Of(plan), unit, &c, &e.c) != 0) return {};
+    return route_codec::FromC(c);
+  }
+  absl::Status RunUnit(const Plan& plan, const UnitRows& rows,
+                       const RunContext& ctx) const override {
+    if (t_->run_unit == nullptr)
+      return absl::UnimplementedError(absl::StrCat(traits_.name, " computes no unit itself"));
+    const LentContext context(ctx);
+    const sluice_unit_rows c = route_codec::ToC(rows);
+    ErrorText e;
+    return e.Status(t_->run_unit(self_, Of(plan), &c, &context.c, &e.c));
   }
 
  private:
   using PlanOf = RemotePlan<Router::Plan, RoutePlanInfo, sluice_router_v1>;
+  static const void* Of(const Plan& p) { return static_cast<const PlanOf&>(p).plan; }
   const sluice_router_v1* t_;
   void* self_;
+  RouteTraits traits_;
 };
 
-// The traits that a table describes. Its texts live as long as the library, which is never unloaded.
+// The traits that a table describes. Its texts live as long as the library, which is never
+// unloaded.
 AttentionTraits TraitsOf(const sluice_attention_router_v2& t) {
   const sluice_attention_traits& from = *t.traits;
   const auto text = [](const char* s) { return s != nullptr ? s : ""; };
@@ -214,8 +250,8 @@ class RemoteAttentionRouter final : public AttentionRouter {
                 reinterpret_cast<sluice_attention_state*>(&state), &context.c, &record, &e.c);
     if (code != 0) return e.Status(code);
     SLUICE_RETURN_IF_ERROR(out.Adopt(in.q_positions));
-    if (record.q_count != in.q.rows || record.kv_len > in.kv_len() ||
-        record.heads != in.q.heads || record.kv_heads != in.k.heads) {
+    if (record.q_count != in.q.rows || record.kv_len > in.kv_len() || record.heads != in.q.heads ||
+        record.kv_heads != in.k.heads) {
       return absl::InternalError(absl::StrCat("the plan is for ", record.q_count, " queries, ",
                                               record.kv_len, " keys and heads ", record.heads, "/",
                                               record.kv_heads));
@@ -262,7 +298,7 @@ class RemoteAttentionFactory final : public Factory<AttentionRouter> {
   }
   absl::StatusOr<std::vector<WeightKey>> Weights(absl::Span<const KeyValue> kvs,
                                                  const AttentionShape& s) const override {
-    const std::vector<sluice_kv> kv = Pairs(kvs);
+    const std::vector<sluice_kv> kv = ToC(kvs);
     const sluice_attention_shape shape = ShapeOf(s);
     std::vector<WeightKey> keys;
     const auto add = [](void* to, const char* name, const uint64_t* dims, size_t rank,
@@ -443,11 +479,142 @@ class RemoteFactory final : public Factory<Base> {
   const Table* t_;
 };
 
+class RemoteRouterFactory final : public RouterFactory {
+ public:
+  explicit RemoteRouterFactory(const sluice_router_v1* t)
+      : t_(t), traits_(route_codec::FromC(*t->traits)) {}
+  const RouteTraits& traits() const override { return traits_; }
+  std::string Describe() const override {
+    return t_->config_help != nullptr ? t_->config_help : "";
+  }
+  absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue> kvs,
+                                     const RouteShape& s) const override {
+    WeightKeys keys;
+    if (t_->weights == nullptr) return keys;
+    sluice_weight_sink sink = {};
+    sink.self = &keys;
+    sink.add_int = [](void* self, const char* key, int64_t value) {
+      static_cast<WeightKeys*>(self)->ints.push_back({key, value});
+    };
+    sink.add_tensor = [](void* self, const char* name, const int64_t* shape, size_t rank) {
+      static_cast<WeightKeys*>(self)->tensors.push_back({name, {shape, shape + rank}});
+    };
+    const std::vector<sluice_kv> kv = ToC(kvs);
+    const sluice_route_shape shape = route_codec::ToC(s);
+    ErrorText e;
+    const sluice_code code = t_->weights(kv.data(), kv.size(), &shape, &sink, &e.c);
+    if (code != 0) return e.Status(code);
+    return keys;
+  }
+  absl::StatusOr<std::unique_ptr<const Router>> Create(absl::Span<const KeyValue> kvs,
+                                                       const WeightSource* weights) const override {
+    SLUICE_ASSIGN_OR_RETURN(void* self, CreateSelf(t_, kvs, weights));
+    return std::make_unique<const RemoteRouter>(t_, self);
+  }
+
+ private:
+  const sluice_router_v1* t_;
+  RouteTraits traits_;
+};
+
+class RemotePruner final : public WeightPruner {
+ public:
+  RemotePruner(const sluice_pruner_v1* t, void* self)
+      : t_(t), self_(self), traits_(pruner_codec::FromC(*t->traits)) {}
+  ~RemotePruner() override { t_->destroy(self_); }
+  const PrunerTraits& traits() const override { return traits_; }
+  absl::StatusOr<Mask> Prune(const PruneInputs& in, const RunContext& ctx) const override {
+    SLUICE_RETURN_IF_ERROR(CheckPrune(traits_, in));
+    const LentContext context(ctx);
+    const sluice_prune_inputs c = pruner_codec::ToC(in);
+    Mask out(in.weights.rows, in.weights.cols, false);
+    ErrorText e;
+    const sluice_code code = t_->prune(self_, &c, &context.c, out.words().data(), &e.c);
+    if (code != 0) return e.Status(code);
+    const int64_t tail = out.cols() % 64;
+    for (int64_t r = 0; tail != 0 && r < out.rows(); ++r) {
+      const uint64_t last = out.words()[(r + 1) * out.words_per_row() - 1];
+      if (last >> tail != 0)
+        return absl::InternalError(absl::StrCat(traits_.name,
+                                                ": the plug-in's mask has bits beyond "
+                                                "column ",
+                                                out.cols(), " in row ", r));
+    }
+    return out;
+  }
+
+ private:
+  const sluice_pruner_v1* t_;
+  void* self_;
+  PrunerTraits traits_;
+};
+class RemotePrunerFactory final : public WeightPrunerFactory {
+ public:
+  explicit RemotePrunerFactory(const sluice_pruner_v1* t)
+      : t_(t), traits_(pruner_codec::FromC(*t->traits)) {}
+  const PrunerTraits& traits() const override { return traits_; }
+  std::string Describe() const override {
+    return t_->config_help != nullptr ? t_->config_help : "";
+  }
+  absl::StatusOr<std::unique_ptr<const WeightPruner>> Create(
+      absl::Span<const KeyValue> kvs, const WeightSource* weights) const override {
+    SLUICE_ASSIGN_OR_RETURN(void* self, CreateSelf(t_, kvs, weights));
+    return std::make_unique<const RemotePruner>(t_, self);
+  }
+
+ private:
+  const sluice_pruner_v1* t_;
+  PrunerTraits traits_;
+};
+
+// Plug-ins whose record ends before them have none.
+absl::Span<const sluice_pruner_v1* const> Pruners(const sluice_plugin_v1* p) {
+  if (p->struct_size < offsetof(sluice_plugin_v1, pruners) + sizeof p->pruners) return {};
+  return {p->pruners, p->num_pruners};
+}
+absl::Status CheckPruners(const sluice_plugin_v1* p) {
+  const auto pruners = Pruners(p);
+  if ((!pruners.empty() && pruners.data() == nullptr) || pruners.size() > 4096)
+    return absl::InternalError("its tables are missing or too many");
+  for (size_t i = 0; i < pruners.size(); ++i) {
+    const sluice_pruner_v1* t = pruners[i];
+    if (t == nullptr || t->struct_size < sizeof *t || t->traits == nullptr ||
+        t->traits->struct_size < sizeof *t->traits || t->traits->name == nullptr ||
+        !absl::StartsWith(t->traits->name, "weight/") || t->create == nullptr ||
+        t->destroy == nullptr || t->prune == nullptr)
+      return absl::InternalError(absl::StrCat("its pruner ", i, " is incomplete"));
+  }
+  return absl::OkStatus();
+}
+
 // Since 1.1.
 absl::Span<const sluice_agent_router_v1* const> Agents(const sluice_plugin_v1* p) {
   if (p->struct_size < offsetof(sluice_plugin_v1, agents) + sizeof p->agents) return {};
   return {p->agents, p->num_agents};
 }
+const char* DomainName(uint32_t d) {
+  constexpr const char* kNames[] = {"?",      "layer",   "token", "head",  "attention",
+                                    "expert", "adapter", "agent", "weight"};
+  return kNames[d < 9 ? d : 0];
+}
+template <class Table>
+bool HasName(const Table* t) {
+  return t->name != nullptr && *t->name != 0;
+}
+// "domain/method", of a domain that routers may have.
+bool HasName(const sluice_router_v1* t) {
+  const sluice_route_traits* traits = t->traits;
+  return traits != nullptr &&
+         traits->struct_size >= offsetof(sluice_route_traits, may_read) + sizeof(uint32_t) &&
+         traits->name != nullptr &&
+         absl::StartsWith(traits->name, absl::StrCat(DomainName(traits->domain), "/"));
+}
+bool HasName(const sluice_attention_router_v2* t) {
+  const sluice_attention_traits* traits = t->traits;
+  return traits != nullptr && traits->struct_size >= sizeof(sluice_attention_traits) &&
+         traits->name != nullptr && *traits->name != 0;
+}
+
 // Everything that must hold of what the entry point returned, before a field beyond struct_size is
 // read.
 absl::Status CheckTables(const sluice_plugin_v1* p) {
@@ -472,33 +639,36 @@ absl::Status CheckTables(const sluice_plugin_v1* p) {
       p->num_attention > 4096 || agents.size() > 4096)
     return absl::InternalError("its tables are missing or too many");
   const auto complete = [](const auto* t, size_t bytes) -> bool {
-    return t != nullptr && t->struct_size >= bytes && t->create != nullptr && t->destroy != nullptr && t->make_plan != nullptr &&
-           t->destroy_plan != nullptr && t->run != nullptr;
+    return t != nullptr && t->struct_size >= bytes && HasName(t) && t->create != nullptr &&
+           t->destroy != nullptr && t->make_plan != nullptr && t->destroy_plan != nullptr &&
+           t->run != nullptr;
   };
-  const auto named = [](const char* name) { return name != nullptr && *name != 0; };
   for (size_t i = 0; i < p->num_routers; ++i) {
-    if (!complete(p->routers[i], offsetof(sluice_router_v1, run) + sizeof(void*)) ||
-        !named(p->routers[i]->name))
+    const sluice_router_v1* r = p->routers[i];
+    if (!complete(r, offsetof(sluice_router_v1, run_unit) + sizeof(void*)))
       return absl::InternalError(absl::StrCat("its router ", i, " is incomplete"));
-    if (p->routers[i]->domain < 1 || p->routers[i]->domain > 7)
+    if ((r->traits->flags & SLUICE_ROUTE_LEARNED) != 0 && r->weights == nullptr)
       return absl::InternalError(
-          absl::StrCat("its router ", i, " has domain ", p->routers[i]->domain));
+          absl::StrCat("its router ", r->traits->name, " is learned and declares no weights"));
+    if (r->traits->combine > 3 || r->traits->decides > 2)
+      return absl::InternalError(absl::StrCat("its router ", r->traits->name, " has combine ",
+                                              r->traits->combine, " and decides ",
+                                              r->traits->decides, ", allowed 0 to 3 and 0 to 2"));
   }
   for (size_t i = 0; i < p->num_attention; ++i) {
     const sluice_attention_router_v2* a = p->attention[i];
     const size_t least = offsetof(sluice_attention_router_v2, truncate) + sizeof(void*);
-    if (!complete(a, least) || a->weights == nullptr || a->traits == nullptr ||
-        a->traits->struct_size < sizeof(sluice_attention_traits) || !named(a->traits->name) ||
-        a->traits->stages < 1 || a->traits->stages > 8)
+    if (!complete(a, least) || a->weights == nullptr || a->traits->stages < 1 ||
+        a->traits->stages > 8)
       return absl::InternalError(absl::StrCat("its attention router ", i, " is incomplete"));
   }
   for (size_t i = 0; i < agents.size(); ++i) {
     const sluice_agent_router_v1* a = agents[i];
-    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) || !named(a->name) ||
+    if (!complete(a, offsetof(sluice_agent_router_v1, fold) + sizeof(void*)) ||
         a->initial_state == nullptr || a->observe == nullptr || a->fold == nullptr)
       return absl::InternalError(absl::StrCat("its agent router ", i, " is incomplete"));
   }
-  return absl::OkStatus();
+  return CheckPruners(p);
 }
 absl::StatusOr<const sluice_plugin_v1*> Open(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -515,19 +685,14 @@ absl::StatusOr<const sluice_plugin_v1*> Open(const std::string& path) {
 absl::Status Named(const std::string& path, const absl::Status& s) {
   return absl::Status(s.code(), absl::StrCat(path, ": ", s.message()));
 }
-const char* DomainName(uint32_t d) {
-  constexpr const char* kNames[] = {"?",         "layer",  "token",   "head",
-                                    "attention", "expert", "adapter", "agent"};
-  return kNames[d < 8 ? d : 0];
-}
 std::vector<std::string> Methods(const sluice_plugin_v1* p) {
   std::vector<std::string> names;
-  for (size_t i = 0; i < p->num_routers; ++i)
-    names.push_back(absl::StrCat(DomainName(p->routers[i]->domain), "/", p->routers[i]->name));
+  for (size_t i = 0; i < p->num_routers; ++i) names.push_back(p->routers[i]->traits->name);
   for (size_t i = 0; i < p->num_attention; ++i)
     names.push_back(absl::StrCat("attention/", p->attention[i]->traits->name));
   for (const sluice_agent_router_v1* a : Agents(p))
     names.push_back(absl::StrCat("agent/", a->name));
+  for (const sluice_pruner_v1* t : Pruners(p)) names.push_back(t->traits->name);
   return names;
 }
 
@@ -631,19 +796,20 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
   const sluice_plugin_v1* p = *opened;
   info.methods = Methods(p);
   // All or none.
-  std::vector<std::unique_ptr<const Factory<Router>>> routers;
+  std::vector<std::unique_ptr<const RouterFactory>> routers;
   std::vector<std::unique_ptr<const Factory<AttentionRouter>>> attention;
   for (size_t i = 0; i < p->num_routers; ++i)
-    routers.push_back(std::make_unique<const RemoteFactory<Router, RemoteRouter, sluice_router_v1>>(
-        p->routers[i]));
+    routers.push_back(std::make_unique<const RemoteRouterFactory>(p->routers[i]));
   for (size_t i = 0; i < p->num_attention; ++i)
-    attention.push_back(
-        std::make_unique<const RemoteAttentionFactory>(p->attention[i]));
+    attention.push_back(std::make_unique<const RemoteAttentionFactory>(p->attention[i]));
   std::vector<std::unique_ptr<const Factory<AgentRouter>>> agents;
   for (const sluice_agent_router_v1* a : Agents(p))
     agents.push_back(
         std::make_unique<
             const RemoteFactory<AgentRouter, RemoteAgentRouter, sluice_agent_router_v1>>(a));
+  std::vector<std::unique_ptr<const WeightPrunerFactory>> pruners;
+  for (const sluice_pruner_v1* t : Pruners(p))
+    pruners.push_back(std::make_unique<const RemotePrunerFactory>(t));
   absl::Status status;
   const auto free = [&](const auto& made, const auto& map) {
     for (const auto& factory : made) {
@@ -657,10 +823,12 @@ absl::StatusOr<PluginInfo> LoadPlugin(const std::string& path, Registry& registr
   free(routers, registry.routers);
   free(attention, registry.attention);
   free(agents, registry.agents);
+  free(pruners, registry.pruners);
   if (!status.ok()) return Named(path, status);
   for (auto& f : routers) status.Update(registry.routers.Add(std::move(f)));
   for (auto& f : attention) status.Update(registry.attention.Add(std::move(f)));
   for (auto& f : agents) status.Update(registry.agents.Add(std::move(f)));
+  for (auto& f : pruners) status.Update(registry.pruners.Add(std::move(f)));
   if (!status.ok()) return Named(path, status);
   return info;
 }

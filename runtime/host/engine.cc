@@ -57,14 +57,15 @@ struct Engine::Impl {
   std::unique_ptr<Dispatch> dispatch;
   OwnedWorkspace route_ws, dispatch_ws;
   Assignment assignment;
-  std::vector<int32_t> row_ptr, unit, positions;
+  std::vector<int64_t> row_ptr;
+  std::vector<int32_t> unit, positions;
   std::vector<float> weight, mixed, key_bias;
   // Pruning: a pruner a block, the score of every token, and the tokens that the running block
   // computes.
   std::vector<std::unique_ptr<const Router>> pruners;
   std::vector<std::unique_ptr<const Router::Plan>> prune_plans;
   ftp::ReceivedAttention received;
-  std::vector<float> score, block_score, factors, tail_q, compact;
+  std::vector<float> score, block_score, tail_q, compact;
   std::vector<int32_t> order, kept;
 };
 
@@ -449,10 +450,12 @@ absl::Status Engine::RunTokens(int64_t layer, int64_t unit, float* x, int64_t n,
       s.assignment, Combine::kWeightedSum, {s.h.data(), n, width, width},
       {s.mixed.data(), n, width, width},
       {{s.dispatch_ws.data(), s.dispatch_ws.bytes()}, s.executor.get()},
-      [&](int64_t u, MatrixView<const float> in, const int32_t* items, MatrixView<float> out) {
-        if (u == InformedRouting::kExecute) return absl::Status(execute(in, items, out.data));
-        r.forecaster().Apply(in.data, in.rows, out.data, s.route.data());
-        linear_.macs += in.rows * r.forecast_macs();
+      [](int64_t) { return UnitInfo(); },
+      [&](const UnitRows& rows, const RunContext&) {
+        if (rows.unit == InformedRouting::kExecute)
+          return absl::Status(execute(rows.in, rows.items.data(), rows.out.data));
+        r.forecaster().Apply(rows.in.data, rows.in.rows, rows.out.data, s.route.data());
+        linear_.macs += rows.in.rows * r.forecast_macs();
         linear_.weight_bytes += r.forecast_macs() * static_cast<int64_t>(sizeof(float));
         return absl::OkStatus();
       }));
@@ -552,11 +555,15 @@ absl::Status Engine::PrepareTokenRouting() {
       s.informed.push_back(std::move(r));
     }
   }
-  SLUICE_ASSIGN_OR_RETURN(Dispatch dispatch,
-                          Dispatch::Create({n, model_.shape.width, model_.shape.width, n}));
+  SLUICE_ASSIGN_OR_RETURN(Dispatch dispatch, Dispatch::Create({.max_items = n,
+                                                               .in_width = model_.shape.width,
+                                                               .out_width = model_.shape.width,
+                                                               .max_entries = n,
+                                                               .max_units = 2}));
   s.dispatch = std::make_unique<Dispatch>(dispatch);
   // One file, one shape: the plan of one router serves all.
-  SLUICE_ASSIGN_OR_RETURN(s.informed_plan, s.informed[0].MakePlan({n, 2, model_.shape.width, 1}));
+  SLUICE_ASSIGN_OR_RETURN(s.informed_plan,
+                          s.informed[0].MakePlan({.items = n, .hidden = model_.shape.width}));
   s.route_ws.Resize(s.informed_plan.workspace_bytes);
   s.dispatch_ws.Resize(s.dispatch->workspace_bytes());
   s.route.resize(std::max(s.route.size(), s.informed[0].forecaster().scratch_floats(n)));
@@ -582,7 +589,8 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
   s.assignment.weight = absl::MakeSpan(s.weight);
   if (t.gate == Gate::kLearned) {
     RouteInputs in;
-    in.features = {s.h.data(), n, model_.shape.width, model_.shape.width};
+    in.items = n;
+    in.hidden = {s.h.data(), n, model_.shape.width, model_.shape.width};
     SLUICE_RETURN_IF_ERROR(s.informed[at].Run(
         s.informed_plan, in, {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()},
         s.assignment));
@@ -597,13 +605,13 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
       const RngKey key = {t.seed, 0, static_cast<uint64_t>(layer), static_cast<uint64_t>(unit),
                           static_cast<uint64_t>(begin + i)};
       u = t.gate == Gate::kApproximate || (t.gate == Gate::kRandom && RandomUniform(key) < rate);
-      s.row_ptr[i] = static_cast<int32_t>(i);
+      s.row_ptr[i] = i;
       s.weight[i] = 1;
     }
     if (t.pin_first && begin + i == 0) u = InformedRouting::kExecute;
     approximated += u;
   }
-  s.row_ptr[n] = static_cast<int32_t>(n);
+  s.row_ptr[n] = n;
   s.assignment.row_ptr = s.assignment.row_ptr.first(static_cast<size_t>(n) + 1);
   if (t.mask_approximated && unit == 0) {
     std::vector<float>& hidden = s.cache[layer].hidden;
@@ -636,13 +644,14 @@ absl::Status Engine::PreparePruning() {
   for (double x : p.sparsity) {
     std::unique_ptr<const Router> made;
     if (p.by == By::kLearned) {
-      SLUICE_ASSIGN_OR_RETURN(Ftp r, Ftp::Create({x, p.topk ? 1 : 0}, *p.weights));
+      SLUICE_ASSIGN_OR_RETURN(Ftp r,
+                              Ftp::Create({x, p.topk ? 1 : 0, p.causal ? 1 : 0}, *p.weights));
       made = std::make_unique<const RouterOf<Ftp>>(std::move(r));
     } else {
       SLUICE_ASSIGN_OR_RETURN(FtpStatic r, FtpStatic::Create({x}));
       made = std::make_unique<const RouterOf<FtpStatic>>(std::move(r));
     }
-    SLUICE_ASSIGN_OR_RETURN(auto plan, made->MakePlan({s.capacity, 2, ftp::kFactors, 1}));
+    SLUICE_ASSIGN_OR_RETURN(auto plan, made->MakePlan({.items = s.capacity}));
     workspace = std::max(workspace, plan->info().workspace_bytes);
     s.pruners.push_back(std::move(made));
     s.prune_plans.push_back(std::move(plan));
@@ -654,7 +663,6 @@ absl::Status Engine::PreparePruning() {
   s.unit.resize(n);
   s.weight.resize(n);
   s.row_ptr.resize(n + 1);
-  s.factors.resize(n * static_cast<size_t>(ftp::kFactors));
   return absl::OkStatus();
 }
 
@@ -675,14 +683,12 @@ absl::Status Engine::ChooseTokens(int64_t layer, int64_t n) {
     return absl::OkStatus();
   }
   const auto mark = Clock::now();
-  if (p.by == By::kLearned)
-    ftp::Factors({s.score.data(), static_cast<size_t>(all)}, p.sparsity[at], p.causal,
-                 absl::MakeSpan(s.order), s.factors.data());
   s.assignment.row_ptr = absl::MakeSpan(s.row_ptr);
   s.assignment.unit = absl::MakeSpan(s.unit);
   s.assignment.weight = absl::MakeSpan(s.weight);
   RouteInputs in;
-  in.features = {s.factors.data(), all, ftp::kFactors, ftp::kFactors};
+  in.items = all;
+  in.feedback = {s.score.data(), static_cast<size_t>(all)};
   const RunContext ctx = {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()};
   if (p.by == By::kRandom) {
     ftp::AssignTop(all, ftp::Kept(p.sparsity[at], all), absl::MakeSpan(s.order), s.assignment,

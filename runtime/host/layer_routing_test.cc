@@ -9,6 +9,7 @@
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/host_fixture.h"
+#include "sluice/tests/support/model_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
@@ -50,12 +51,37 @@ TEST(LayerRouting, ForcedFullIsBitIdenticalToDense) {
   const std::vector<int32_t> tokens = Golden(Weights(), 0);
   EXPECT_EQ(Logits(*Make(Options({6, kF})), tokens, 0), Logits(*Make(dense), tokens, 0));
 }
-TEST(LayerRouting, ForcedSparseIsTheStreamingRouterAndAWideWindowIsDense) {
+// Against a model in double precision whose sparse layers see the first keys and the last ones: the
+// pattern as its definition has it, not as a router wrote it.
+TEST(LayerRouting, ForcedSparseAgreesWithAMaskedModel) {
+  constexpr size_t kTokens = 40, kSink = 3, kWindow = 8;
+  const std::vector<int32_t> tokens = Tokens(kTokens);
+  const std::vector<LayerMode> modes = {kS, kF, kS, kS, kF, kS};
+  EngineOptions o = Options(modes);
+  o.layers.sparse = o.layers.sparse_decode = "sink_window:sink=3,window=8";
+  const auto e = Make(o);
+  const std::vector<float> got = Logits(*e, tokens, 0);
+
+  reference::Rows x = reference::Embed(Mini(), tokens);
+  const std::vector<bool> all(kTokens, true);
+  int64_t pairs = 0;
+  for (size_t layer = 0; layer < 6; ++layer) {
+    const bool full = modes[layer] == kF;
+    const auto sees = [&](size_t t, size_t j) { return full || j < kSink || j + kWindow > t; };
+    for (size_t t = 0; t < kTokens; ++t)
+      for (size_t j = 0; j <= t; ++j) pairs += sees(t, j);
+    reference::MaskedBlock(Mini().shape, Mini().layers[layer], all, sees, x);
+  }
+  const size_t vocab = static_cast<size_t>(Mini().shape.vocab);
+  for (size_t t = 0; t < kTokens; ++t) {
+    const std::vector<double> want = reference::LogitsOf(Mini(), x[t], 97);
+    for (size_t v = 0; v < want.size(); ++v)
+      ASSERT_NEAR(got[t * vocab + 97 * v], want[v], 2e-3) << t;
+  }
+  EXPECT_EQ(e->counters().exact_pairs, pairs * Mini().shape.heads);
+}
+TEST(LayerRouting, AWideWindowIsDense) {
   const std::vector<int32_t> tokens = Golden(Weights(), 1);
-  EngineOptions streaming;
-  streaming.max_tokens = 2048;
-  streaming.router = "sink_window:sink=64,window=256";
-  EXPECT_EQ(Logits(*Make(Options({6, kS})), tokens, 0), Logits(*Make(streaming), tokens, 0));
   EngineOptions wide = Options({6, kS}), dense;
   dense.max_tokens = 2048;
   wide.layers.sparse = wide.layers.sparse_decode = "sink_window:sink=0,window=4096";

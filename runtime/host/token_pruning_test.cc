@@ -11,6 +11,7 @@
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/host_fixture.h"
+#include "sluice/tests/support/model_reference.h"
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -36,77 +37,6 @@ EngineOptions Options(By by, std::vector<double> sparsity) {
   return o;
 }
 
-using Rows = std::vector<std::vector<double>>;
-std::vector<double> Norm(const std::vector<double>& x, const std::vector<float>& w) {
-  double square = 0;
-  for (double v : x) square += v * v / static_cast<double>(x.size());
-  std::vector<double> y(x.size());
-  for (size_t i = 0; i < x.size(); ++i)
-    y[i] = x[i] / std::sqrt(square + static_cast<double>(Mini().shape.eps)) *
-           static_cast<double>(w[i]);
-  return y;
-}
-std::vector<double> Times(const std::vector<float>& w, const std::vector<double>& x) {
-  std::vector<double> y(w.size() / x.size());
-  for (size_t o = 0; o < y.size(); ++o)
-    for (size_t i = 0; i < x.size(); ++i) y[o] += static_cast<double>(w[o * x.size() + i]) * x[i];
-  return y;
-}
-void Rope(double* x, int64_t heads, int64_t position) {
-  const ModelShape& m = Mini().shape;
-  for (int64_t h = 0; h < heads; ++h) {
-    for (int64_t i = 0; i < m.head_dim / 2; ++i, x += 2) {
-      const double angle =
-          static_cast<double>(position) *
-          std::pow(static_cast<double>(m.rope_base),
-                   -2.0 * static_cast<double>(i) / static_cast<double>(m.head_dim));
-      const double a = x[0], b = x[1];
-      x[0] = a * std::cos(angle) - b * std::sin(angle);
-      x[1] = a * std::sin(angle) + b * std::cos(angle);
-    }
-  }
-}
-// A block in which `computed` tokens attend, at their own positions, to computed ones up to
-// themselves: a dense model with a mask, in double precision.
-void MaskedBlock(const Layer& l, const std::vector<bool>& computed, Rows& x) {
-  const ModelShape& m = Mini().shape;
-  const size_t d = static_cast<size_t>(m.head_dim), qw = static_cast<size_t>(m.heads) * d,
-               kw = static_cast<size_t>(m.kv_heads) * d;
-  Rows qkv(x.size());
-  for (size_t t = 0; t < x.size(); ++t) {
-    qkv[t] = Times(l.qkv, Norm(x[t], l.attn_norm));
-    Rope(qkv[t].data(), m.heads, static_cast<int64_t>(t));
-    Rope(qkv[t].data() + qw, m.kv_heads, static_cast<int64_t>(t));
-  }
-  Rows y = x;
-  for (size_t t = 0; t < x.size(); ++t) {
-    if (!computed[t]) continue;
-    std::vector<double> mix(qw);
-    for (size_t h = 0; h < static_cast<size_t>(m.heads); ++h) {
-      const size_t kv = h / static_cast<size_t>(m.heads / m.kv_heads);
-      double sum = 0;
-      for (size_t j = 0; j <= t; ++j) {
-        if (!computed[j]) continue;
-        double dot = 0;
-        for (size_t i = 0; i < d; ++i) dot += qkv[t][h * d + i] * qkv[j][qw + kv * d + i];
-        const double p = std::exp(dot / std::sqrt(static_cast<double>(d)));
-        sum += p;
-        for (size_t i = 0; i < d; ++i) mix[h * d + i] += p * qkv[j][qw + kw + kv * d + i];
-      }
-      for (size_t i = 0; i < d; ++i) mix[h * d + i] /= sum;
-    }
-    const std::vector<double> a = Times(l.attn_out, mix);
-    for (size_t i = 0; i < a.size(); ++i) y[t][i] += a[i];
-    std::vector<double> gate = Times(l.gate_up, Norm(y[t], l.ffn_norm));
-    const size_t ffn = gate.size() / 2;
-    for (size_t i = 0; i < ffn; ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * gate[ffn + i];
-    gate.resize(ffn);
-    const std::vector<double> f = Times(l.down, gate);
-    for (size_t i = 0; i < f.size(); ++i) y[t][i] += f[i];
-  }
-  x = y;
-}
-
 TEST(TokenPruning, NoSparsityIsBitIdenticalToDense) {
   const std::vector<int32_t> tokens = Tokens(600);
   EngineOptions dense;
@@ -129,27 +59,20 @@ TEST(TokenPruning, FullSparsityComputesTheFirstTokenOnly) {
 TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
   const std::vector<int32_t> tokens = Tokens(24);
   const std::vector<float> got = Logits(*Make(Options(By::kStatic, kMixed)), tokens, 0);
-  Rows x;
-  for (int32_t t : tokens) {
-    const float* e = &Mini().embed[t * Mini().shape.width];
-    x.emplace_back(e, e + Mini().shape.width);
-  }
+  reference::Rows x = reference::Embed(Mini(), tokens);
   for (size_t layer = 0; layer < 6; ++layer) {
     const size_t k = static_cast<size_t>(ftp::Kept(kMixed[layer], 24));
     std::vector<bool> computed(24);
     for (size_t t = 0; t < 24; ++t)
       computed[t] = t == 0 || t > 24 - k;  // the first, then the most recent
-    MaskedBlock(Mini().layers[layer], computed, x);
+    reference::MaskedBlock(
+        Mini().shape, Mini().layers[layer], computed, [](size_t, size_t) { return true; }, x);
   }
-  const size_t vocab = static_cast<size_t>(Mini().shape.vocab), width = x[0].size();
+  const size_t vocab = static_cast<size_t>(Mini().shape.vocab);
   for (size_t t = 0; t < 24; ++t) {
-    const std::vector<double> last = Norm(x[t], Mini().norm);
-    for (size_t v = 0; v < vocab; v += 97) {
-      double want = 0;
-      for (size_t i = 0; i < width; ++i)
-        want += last[i] * static_cast<double>(Mini().head()[v * width + i]);
-      ASSERT_NEAR(got[t * vocab + v], want, 2e-3) << t;
-    }
+    const std::vector<double> want = reference::LogitsOf(Mini(), x[t], 97);
+    for (size_t v = 0; v < want.size(); ++v)
+      ASSERT_NEAR(got[t * vocab + 97 * v], want[v], 2e-3) << t;
   }
 }
 TEST(TokenPruning, ChunksAndThreadsDoNotMatter) {
@@ -230,7 +153,7 @@ TEST(TokenPruning, ReproducesTheTrainer) {
       auto r = Ftp::Create({}, *w);
       ASSERT_TRUE(r.ok()) << r.status();
       const int64_t n = static_cast<int64_t>(rows);
-      auto plan = r->MakePlan({n, 2, 4, 1});
+      auto plan = r->MakePlan({.items = n});
       OwnedWorkspace memory(plan->workspace_bytes);
       std::vector<float> got(2 * rows);
       r->Logits(*plan, {factors.data(), n, 4, 4}, {{memory.data(), plan->workspace_bytes}, nullptr},

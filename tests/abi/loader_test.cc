@@ -32,8 +32,9 @@ TEST(Plugins, SayWhatIsInThemBeforeTheyRun) {
   EXPECT_EQ(m->abi_major, 2u);
   const auto all = CheckPlugin(kFolder + "/sluice-builtin.so");
   ASSERT_TRUE(all.ok()) << all.status();
-  for (const char* method : {"attention/mean_pool", "attention/hip", "layer/flux_attention",
-                             "token/ftp", "head/shrp", "agent/amro_s"})
+  for (const char* method :
+       {"attention/mean_pool", "attention/hip", "layer/flux_attention", "token/ftp", "head/shrp",
+        "agent/amro_s", "expert/top_k", "weight/magnitude"})
     EXPECT_THAT(all->methods, Contains(method));
 }
 
@@ -94,14 +95,13 @@ TEST(Plugins, ExceptionsStayInside) {
               HasSubstr("thrown by create"));
   const auto planner = r.routers.Create("throwing:when=1");
   ASSERT_TRUE(planner.ok());
-  EXPECT_EQ((*planner)->MakePlan({1, 1, 1, 1}).status().code(),
+  EXPECT_EQ((*planner)->MakePlan({.items = 1}).status().code(),
             absl::StatusCode::kResourceExhausted);
   const auto runner = r.routers.Create("throwing:when=2");
-  const auto plan = (*runner)->MakePlan({1, 1, 1, 1});
+  const auto plan = (*runner)->MakePlan({.items = 1});
   ASSERT_TRUE(plan.ok());
-  InlineExecutor one;
-  Assignment a;
-  EXPECT_THAT((*runner)->Run(**plan, {}, {{}, &one}, a).message(), HasSubstr("no std::exception"));
+  AssignmentBuffer out;
+  EXPECT_THAT((*runner)->Run(**plan, {}, {}, out.view()).message(), HasSubstr("no std::exception"));
 }
 
 // What a plug-in writes is checked before a kernel sees it.

@@ -6,8 +6,7 @@
 namespace {
 using namespace sluice;
 struct Throwing {
-  static constexpr absl::string_view kName = "throwing";
-  static constexpr Domain kDomain = Domain::kToken;
+  static constexpr RouteTraits kTraits = {.name = "token/throwing", .domain = Domain::kToken};
   struct Config {
     int64_t when = 0;
     template <class V>
@@ -24,6 +23,7 @@ struct Throwing {
     if (when == 1) throw std::bad_alloc();
     Plan p;
     p.shape = s;
+    p.shape.units = 2;
     return p;
   }
   absl::Status Run(const Plan&, const RouteInputs&, const RunContext&, Assignment&) const {

@@ -28,22 +28,17 @@ void Decode(benchmark::State& state, const FactoryMap<AttentionRouter>& routers)
     benchmark::DoNotOptimize(router->Run(*plan, in, memory, {{}, &one}, *storage).ok());
 }
 void Assign(benchmark::State& state, const FactoryMap<Router>& routers) {
-  constexpr int64_t kItems = 4, kWidth = 4;
+  constexpr int64_t kItems = 4;
   const auto router = *routers.Create("ftp_static");
-  const auto plan = *router->MakePlan({kItems, 2, kWidth, 1});
-  const std::vector<float> x(kItems * kWidth, 0.5f);
-  int32_t rows[kItems + 1], units[kItems];
-  float weights[kItems];
+  const auto plan = *router->MakePlan({.items = kItems});
   OwnedWorkspace memory(plan->info().workspace_bytes);
-  Assignment a;
-  a.row_ptr = absl::MakeSpan(rows);
-  a.unit = absl::MakeSpan(units);
-  a.weight = absl::MakeSpan(weights);
+  AssignmentBuffer out;
+  out.Reserve(kItems, plan->info().max_entries);
   RouteInputs in;
-  in.features = {x.data(), kItems, kWidth, kWidth};
+  in.items = kItems;
   InlineExecutor one;
   for (auto _ : state) {
-    if (!router->Run(*plan, in, {{memory.data(), plan->info().workspace_bytes}, &one}, a).ok())
+    if (!router->Run(*plan, in, {memory.workspace(), &one}, out.view()).ok())
       return state.SkipWithError("the router fails");
   }
 }

@@ -1,116 +1,326 @@
-// What every built-in router of items to units must do, whatever its method.
+// What every registered router of items to units must do, whatever its method: it obeys its traits.
+// Learned ones run on weights made from what they declare. All of it once more out of a plug-in.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
+#include "absl/strings/str_split.h"
+#include "sluice/pruners/builtin.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/dispatch/dispatch.h"
 #include "sluice/tests/support/counting_allocator.h"
 #include "sluice/tests/support/plugin_registry.h"
-#include "sluice/tests/support/random_weights.h"
+#include "sluice/tests/support/route_problem.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-constexpr int64_t kItems = 70, kUnits = 2, kWidth = 32;
-const RandomWeights& Weights() {
-  static const auto* w = new RandomWeights(
-      {{"dim", kWidth}, {"layers", 2}, {"pool", 10}, {"hidden", 12}, {"rank", 8}, {"silu", 1}});
-  return *w;
-}
-struct Out {
-  std::vector<int32_t> row_ptr = std::vector<int32_t>(kItems + 1),
-                       unit = std::vector<int32_t>(kItems);
-  std::vector<float> weight = std::vector<float>(kItems);
-  Assignment a;
-  Out() {
-    a.row_ptr = absl::MakeSpan(row_ptr);
-    a.unit = absl::MakeSpan(unit);
-    a.weight = absl::MakeSpan(weight);
+constexpr int64_t kItems = 70;
+using testing::HasSubstr;
+
+std::map<std::string, const RouterFactory*> BuiltIn() {
+  std::map<std::string, const RouterFactory*> all;
+  for (const Registry* r : {&BuiltinRouters(), &BuiltinPruners()}) {
+    for (const auto& [name, factory] : r->routers) all[name] = factory.get();
   }
-};
+  return all;
+}
+
 class AssignmentRouters : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override {
-    auto made = Create("");
-    ASSERT_TRUE(made.ok()) << made.status();
-    router_ = std::move(*made);
-    auto plan = router_->MakePlan({kItems, kUnits, kWidth, 1});
-    ASSERT_TRUE(plan.ok()) << plan.status();
-    plan_ = std::move(*plan);
-    memory_ = std::make_unique<OwnedWorkspace>(plan_->info().workspace_bytes);
-    ctx_.workspace = {memory_->data(), plan_->info().workspace_bytes};
-    ctx_.executor = &inline_;
+  AssignmentRouters()
+      : plugin_(GetParam().rfind("plugin ", 0) == 0),
+        name_(plugin_ ? GetParam().substr(7) : GetParam()),
+        factory_(plugin_ ? **PluginRouters().routers.Find(name_) : *BuiltIn().at(name_)),
+        traits_(factory_.traits()),
+        problem_(traits_, kItems) {}
+
+  MadeRouter Make(const std::string& options = "", int workers = 1) {
+    auto made = MadeRouter::Make(factory_, options, problem_, workers);
+    EXPECT_TRUE(made.ok()) << made.status();
+    return *std::move(made);
   }
-  // The same methods again, out of a plug-in: "plugin_flux_attention".
-  absl::StatusOr<std::unique_ptr<const Router>> Create(const std::string& options) const {
-    const bool plugin = GetParam().rfind("plugin_", 0) == 0;
-    return plugin ? PluginRouters().routers.Create(GetParam().substr(7) + options, &Weights())
-                  : BuiltinRouters().routers.Create(GetParam() + options, &Weights());
+  Decided Decide(const MadeRouter& m, const RouteInputs& in, Executor* executor = nullptr) {
+    AssignmentBuffer out = m.Room();
+    const absl::Status s = m.Run(in, out, executor);
+    EXPECT_TRUE(s.ok()) << s;
+    EXPECT_TRUE(ValidateAssignment(out.view()).ok()) << ValidateAssignment(out.view());
+    return Decided::Of(out.view());
   }
-  absl::Status Run(const std::vector<float>& x, Out& out) {
-    RouteInputs in;
-    in.features = {x.data(), static_cast<int64_t>(x.size()) / kWidth, kWidth, kWidth};
-    return router_->Run(*plan_, in, ctx_, out.a);
+  // Runs an assignment's units on made-up rows; what it cost, measured.
+  DispatchCounters Execute(const MadeRouter& m, const RouteInputs& in) {
+    AssignmentBuffer a = m.Room();
+    EXPECT_TRUE(m.Run(in, a).ok());
+    const RoutePlanInfo& info = m.plan->info();
+    const int64_t width = RouteProblem::kHidden;
+    auto d = Dispatch::Create({.max_items = kItems,
+                               .in_width = width,
+                               .out_width = width,
+                               .max_entries = info.max_entries,
+                               .max_units = info.shape.units,
+                               .unit_workspace_bytes = info.unit_workspace_bytes});
+    EXPECT_TRUE(d.ok()) << d.status();
+    OwnedWorkspace memory(d->workspace_bytes());
+    const std::vector<float> x = RandomFeatures(kItems, width, 3);
+    std::vector<float> y(x.size());
+    DispatchCounters counters;
+    const auto host = [](const UnitRows& rows, const RunContext&) {
+      std::copy_n(rows.in.data, rows.in.rows * rows.in.cols, rows.out.data);
+      return absl::OkStatus();
+    };
+    const absl::Status s =
+        d->Run(*m.router, *m.plan, a.view(), {x.data(), kItems, width, width},
+               {y.data(), kItems, width, width}, {memory.workspace(), nullptr}, host, &counters);
+    EXPECT_TRUE(s.ok()) << s;
+    return counters;
   }
-  std::unique_ptr<const Router> router_;
-  std::unique_ptr<const Router::Plan> plan_;
-  std::unique_ptr<OwnedWorkspace> memory_;
-  InlineExecutor inline_;
-  RunContext ctx_;
+
+  bool plugin_;
+  std::string name_;
+  const RouterFactory& factory_;
+  RouteTraits traits_;
+  RouteProblem problem_;
 };
-std::vector<std::string> Names() {
+
+// What only makes sense out of a plug-in.
+class AssignmentPlugins : public AssignmentRouters {};
+
+std::vector<std::string> PluginNames() {
   std::vector<std::string> names;
-  for (const auto& [name, factory] : BuiltinRouters().routers) {
-    names.push_back(name);
-    if (PluginRouters().routers.size() > 0) names.push_back("plugin_" + name);
-  }
+  for (const auto& [name, factory] : PluginRouters().routers) names.push_back("plugin " + name);
   return names;
 }
-INSTANTIATE_TEST_SUITE_P(All, AssignmentRouters, testing::ValuesIn(Names()));
-
-TEST_P(AssignmentRouters, GivesAValidAssignmentWithoutAllocating) {
-  const std::vector<float> x = RandomFeatures(kItems, kWidth, 1);
-  Out out;
-  const int64_t before = AllocationCount();
-  const absl::Status status = Run(x, out);
-  EXPECT_EQ(AllocationCount(), before);
-  ASSERT_TRUE(status.ok()) << status;
-  EXPECT_EQ(out.a.items, kItems);
-  EXPECT_TRUE(ValidateAssignment(out.a).ok()) << ValidateAssignment(out.a);
-  EXPECT_LE(out.a.row_ptr[kItems], plan_->info().max_entries);
+std::vector<std::string> Names() {
+  std::vector<std::string> names = PluginNames();
+  for (const auto& [name, factory] : BuiltIn()) names.push_back(name);
+  return names;
 }
-TEST_P(AssignmentRouters, ItemsDoNotDependOnTheirNeighbours) {
-  const std::vector<float> x = RandomFeatures(kItems, kWidth, 2);
-  Out all;
-  ASSERT_TRUE(Run(x, all).ok());
-  for (int64_t i = 0; i < kItems; ++i) {
-    Out one;
-    ASSERT_TRUE(Run({x.begin() + i * kWidth, x.begin() + (i + 1) * kWidth}, one).ok());
-    EXPECT_EQ(one.unit[0], all.unit[i]) << i;
+std::string TestName(const testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c == '/' || c == ' '; }, '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(All, AssignmentRouters, testing::ValuesIn(Names()), TestName);
+INSTANTIATE_TEST_SUITE_P(All, AssignmentPlugins, testing::ValuesIn(PluginNames()), TestName);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AssignmentPlugins);
+
+TEST_P(AssignmentRouters, TraitsAreComplete) {
+  constexpr const char* kDomains[] = {"?",      "layer",   "token", "head",  "attention",
+                                      "expert", "adapter", "agent", "weight"};
+  EXPECT_EQ(traits_.name, name_);
+  EXPECT_EQ(name_.substr(0, name_.find('/')), kDomains[static_cast<int>(traits_.domain)]);
+  EXPECT_FALSE(traits_.small_budget.empty()) << "name a budget at which it skips";
+  EXPECT_EQ(traits_.reads & traits_.may_read, 0u) << "needed and optional at once";
+  if (!traits_.arxiv.empty()) {
+    EXPECT_EQ(traits_.arxiv.find('.'), 4u) << traits_.arxiv;
+    EXPECT_FALSE(traits_.title.empty());
+  }
+  const auto none = factory_.Create({}, nullptr);
+  EXPECT_EQ(none.ok(), !traits_.learned);
+  if (traits_.learned) {
+    EXPECT_THAT(none.status().message(), HasSubstr("needs trained weights"));
   }
 }
-TEST_P(AssignmentRouters, TakesNothingAndNaN) {
-  Out out;
-  ASSERT_TRUE(Run({}, out).ok());
-  EXPECT_EQ(out.a.items, 0);
-  std::vector<float> x = RandomFeatures(3, kWidth, 3);
-  x[kWidth + 5] = NAN;
-  Out odd;
-  ASSERT_TRUE(Run(x, odd).ok());
-  odd.a.row_ptr = odd.a.row_ptr.first(4);
-  EXPECT_TRUE(ValidateAssignment(odd.a).ok()) << ValidateAssignment(odd.a);
+
+TEST_P(AssignmentRouters, ReadsWhatItSaysAndNothingElse) {
+  const MadeRouter m = Make();
+  const Decided want = Decide(m, problem_.Inputs());
+  const auto without = [&](uint32_t bit, auto RouteInputs::*field) {
+    RouteInputs in = problem_.Inputs();
+    in.*field = {};
+    AssignmentBuffer out = m.Room();
+    const absl::Status s = m.Run(in, out);
+    const bool needed = (traits_.reads & bit) != 0;
+    EXPECT_EQ(s.ok(), !needed) << s;
+    if (needed) {
+      EXPECT_THAT(s.message(), HasSubstr("was given none"));
+    }
+  };
+  without(kReadsScores, &RouteInputs::scores);
+  without(kReadsFeatures, &RouteInputs::features);
+  without(kReadsHidden, &RouteInputs::hidden);
+  without(kReadsQueries, &RouteInputs::queries);
+  without(kReadsFeedback, &RouteInputs::feedback);
+  without(kReadsConditions, &RouteInputs::conditions);
+  without(kReadsUnitBias, &RouteInputs::unit_bias);
+
+  // What it does not name it does not look at.
+  const std::vector<float> odd(problem_.rows() * 64, NAN);
+  RouteInputs in = problem_.Inputs();
+  if (!problem_.Reads(kReadsScores)) in.scores = {odd.data(), kItems, 3, 3};
+  if (!problem_.Reads(kReadsFeatures)) in.features = {odd.data(), kItems, 3, 3};
+  if (!problem_.Reads(kReadsHidden)) in.hidden = {odd.data(), kItems, 3, 3};
+  if (!problem_.Reads(kReadsQueries)) in.queries = {odd.data(), kItems, 1, 3, 3, 3};
+  if (!problem_.Reads(kReadsFeedback)) in.feedback = odd;
+  if (!problem_.Reads(kReadsConditions)) in.conditions = odd;
+  if (!problem_.Reads(kReadsUnitBias)) in.unit_bias = odd;
+  if (!problem_.Reads(kReadsTask)) in.task = 77;
+  if (!problem_.Reads(kReadsLayer)) in.layer = 77;
+  if (!problem_.Reads(kReadsStep)) in.step = 77;
+  EXPECT_EQ(Decide(m, in), want);
 }
+
+TEST_P(AssignmentRouters, RunsWithoutAllocating) {
+  const MadeRouter m = Make();
+  const RouteInputs in = problem_.Inputs();
+  AssignmentBuffer out = m.Room();
+  const int64_t before = AllocationCount();
+  const absl::Status s = m.Run(in, out);
+  EXPECT_EQ(AllocationCount(), before);
+  ASSERT_TRUE(s.ok()) << s;
+  EXPECT_TRUE(ValidateAssignment(out.view()).ok()) << ValidateAssignment(out.view());
+  EXPECT_EQ(out.view().items, kItems);
+  EXPECT_EQ(out.view().units, m.plan->info().shape.units);
+}
+
+TEST_P(AssignmentRouters, ScoresAreOptional) {
+  const MadeRouter m = Make();
+  const Decided want = Decide(m, problem_.Inputs());
+  AssignmentBuffer out = m.Room();
+  out.view().score = {};
+  ASSERT_TRUE(m.Run(problem_.Inputs(), out).ok());
+  const Decided got = Decided::Of(out.view());
+  EXPECT_EQ(got.unit, want.unit);
+  EXPECT_EQ(got.weight, want.weight);
+}
+
+TEST_P(AssignmentRouters, ItemsDependOnOthersAsItsTraitsSay) {
+  const MadeRouter m = Make();
+  const Decided all = Decide(m, problem_.Inputs());
+  if (traits_.items_alone) {
+    for (int64_t i = 0; i < kItems; ++i)
+      EXPECT_EQ(Decide(m, problem_.Inputs(i, i + 1)).Units(0), all.Units(i)) << i;
+  }
+  if (traits_.causal) {
+    for (int64_t end : {int64_t{1}, int64_t{9}, kItems - 1}) {
+      const Decided prefix = Decide(m, problem_.Inputs(0, end));
+      for (int64_t i = 0; i < end; ++i) EXPECT_EQ(prefix.Units(i), all.Units(i)) << i;
+    }
+  }
+}
+
+// At the full budget every item costs what the dense model spends on it, by what Dispatch ran.
+TEST_P(AssignmentRouters, TheFullBudgetIsDense) {
+  if (traits_.full_budget.empty()) GTEST_SKIP() << "it has none";
+  const MadeRouter m = Make(std::string(traits_.full_budget));
+  EXPECT_NEAR(Execute(m, problem_.Inputs()).cost, kItems, 1e-6 * kItems);
+}
+TEST_P(AssignmentRouters, TheSmallBudgetSkips) {
+  const MadeRouter m = Make(std::string(traits_.small_budget));
+  const DispatchCounters c = Execute(m, problem_.Inputs());
+  EXPECT_LT(c.cost, 0.9 * kItems);
+}
+
+TEST_P(AssignmentRouters, ThreadsDoNotMatter) {
+  const Decided want = Decide(Make(), problem_.Inputs());
+  for (int threads : {2, 8}) {
+    const MadeRouter m = Make("", threads);
+    const auto executor = MakeTbbExecutor(threads);
+    EXPECT_EQ(Decide(m, problem_.Inputs(), executor.get()), want) << threads;
+  }
+}
+
+// Its own units: with any pieces, the same bits, in the workspace that was planned.
+TEST_P(AssignmentRouters, OwnUnitsRunInPieces) {
+  const MadeRouter m = Make();
+  const RoutePlanInfo& info = m.plan->info();
+  OwnedWorkspace memory(info.unit_workspace_bytes);
+  const int64_t width = RouteProblem::kHidden;
+  const std::vector<float> x = RandomFeatures(20, width, 9);
+  for (int64_t u = 0; u < info.shape.units; ++u) {
+    const UnitInfo unit = m.router->DescribeUnit(*m.plan, u);
+    EXPECT_GE(unit.cost, 0);
+    EXPECT_LE(unit.cost, 1);
+    if (unit.kind == UnitKind::kSkip) {
+      EXPECT_EQ(unit.cost, 0);
+    }
+    const auto run = [&](int64_t piece) {
+      std::vector<float> y(x.size(), NAN);
+      for (int64_t at = 0; at < 20; at += piece) {
+        const int64_t n = std::min<int64_t>(piece, 20 - at);
+        const UnitRows rows = {.unit = u,
+                               .in = {&x[at * width], n, width, width},
+                               .out = {&y[at * width], n, width, width}};
+        const absl::Status s = m.router->RunUnit(*m.plan, rows, {memory.workspace(), nullptr});
+        EXPECT_EQ(s.ok(), unit.kind == UnitKind::kOwn) << s;
+        if (!s.ok()) return y;
+      }
+      return y;
+    };
+    if (unit.kind != UnitKind::kOwn) {
+      run(20);
+      continue;
+    }
+    const std::vector<float> whole = run(20);
+    for (float v : whole) EXPECT_TRUE(std::isfinite(v));
+    if (unit.concurrency == Concurrency::kRows) {
+      EXPECT_EQ(run(1), whole);
+      EXPECT_EQ(run(7), whole);
+    }
+  }
+}
+
+TEST_P(AssignmentPlugins, DecideTheSameBits) {
+  for (const std::string& options : {std::string(), std::string(traits_.small_budget)}) {
+    const auto built_in = MadeRouter::Make(*BuiltIn().at(name_), options, problem_);
+    ASSERT_TRUE(built_in.ok()) << built_in.status();
+    const MadeRouter remote = Make(options);
+    EXPECT_EQ(Decide(remote, problem_.Inputs()), Decide(*built_in, problem_.Inputs()));
+    const DispatchCounters a = Execute(remote, problem_.Inputs());
+    const DispatchCounters b = Execute(*built_in, problem_.Inputs());
+    EXPECT_EQ(a.cost, b.cost);
+    EXPECT_EQ(a.own_rows, b.own_rows);
+  }
+  const RouteTraits& own = BuiltIn().at(name_)->traits();
+  EXPECT_EQ(traits_.title, own.title);
+  EXPECT_EQ(traits_.arxiv, own.arxiv);
+  EXPECT_EQ(traits_.reads, own.reads);
+  EXPECT_EQ(traits_.may_read, own.may_read);
+  EXPECT_EQ(traits_.combine, own.combine);
+  EXPECT_EQ(traits_.decides, own.decides);
+  EXPECT_EQ(traits_.full_budget, own.full_budget);
+  EXPECT_EQ(traits_.small_budget, own.small_budget);
+}
+
+// The defaults as the help prints them, read back, are the defaults.
+TEST_P(AssignmentRouters, ItsHelpReadsBack) {
+  std::vector<std::string> options;
+  for (absl::string_view line : absl::StrSplit(factory_.Describe(), '\n', absl::SkipEmpty())) {
+    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    options.emplace_back(words[0]);
+  }
+  const MadeRouter m = Make(absl::StrJoin(options, ","));
+  EXPECT_EQ(Decide(m, problem_.Inputs()), Decide(Make(), problem_.Inputs()));
+}
+
+TEST_P(AssignmentRouters, TakesNothingAndNaN) {
+  const MadeRouter m = Make();
+  EXPECT_TRUE(Decide(m, problem_.Inputs(0, 0)).unit.empty());
+  for (std::vector<float>* x : {&problem_.scores, &problem_.features, &problem_.hidden,
+                                &problem_.queries, &problem_.feedback})
+    (*x)[x->size() / 2] = NAN;
+  const Decided odd = Decide(m, problem_.Inputs());
+  EXPECT_LT(odd.nan_scores, kItems * m.plan->info().shape.units);
+}
+
 TEST_P(AssignmentRouters, ErrorsSayWhatWasGiven) {
-  Out out;
-  EXPECT_THAT(std::string(Run(RandomFeatures(kItems + 1, kWidth, 1), out).message()),
-              testing::HasSubstr("planned for at most"));
-  EXPECT_THAT(std::string(router_->MakePlan({kItems, kUnits, kWidth + 1, 1}).status().message()),
-              testing::HasSubstr("wanted"));
-  EXPECT_THAT(std::string(Create(":no_such_key=1").status().message()),
-              testing::HasSubstr("unknown key 'no_such_key'"));
-  ctx_.workspace.bytes = 0;
-  EXPECT_THAT(std::string(Run(RandomFeatures(2, kWidth, 1), out).message()),
-              testing::HasSubstr("workspace of 0 bytes"));
+  MadeRouter m = Make();
+  AssignmentBuffer out = m.Room();
+  RouteProblem large(traits_, kItems + 1);
+  EXPECT_THAT(m.Run(large.Inputs(), out).message(), HasSubstr("planned for at most"));
+  RouteShape negative = problem_.Shape();
+  negative.items = -1;
+  EXPECT_THAT(m.router->MakePlan(negative).status().message(), HasSubstr("-1 items"));
+  const std::vector<KeyValue> unknown = {{"no_such_key", "1"}};
+  EXPECT_THAT(factory_.Create(unknown, nullptr).status().message(),
+              HasSubstr("unknown key 'no_such_key'"));
+  AssignmentBuffer small;
+  EXPECT_THAT(m.Run(problem_.Inputs(), small).message(), HasSubstr("the assignment has room for"));
+  if (m.plan->info().workspace_bytes == 0) return;
+  m.memory.Resize(0);
+  EXPECT_THAT(m.Run(problem_.Inputs(), out).message(), HasSubstr("workspace of 0 bytes"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

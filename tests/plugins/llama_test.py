@@ -31,7 +31,7 @@ assert [c["layer"] for c in layers] == list(range(6)) and all(c["density"] == 1 
 assert all(c["calls"] == 3 for c in layers), layers  # three passes of 512; dense steps stay with llama.cpp
 ppl, facts, layers, _ = run("dense", "--decode-min-keys", "0")
 assert abs(ppl) < 0.3 and all(c["calls"] == 3 + 4 for c in layers), (ppl, layers)
-ppl, facts, layers, _ = run("per_layer(3*mean_pool:k=6 | dense)", "--reuse-layers", "1")
+ppl, facts, layers, _ = run("per_layer(3*mean_pool:k=6 | dense)")
 assert abs(ppl) < 5, ppl
 assert all(c["density"] < 0.8 for c in layers[:3]) and all(c["density"] == 1 for c in layers[3:]), layers
 ppl, facts, layers, _ = run("dense", "--auto-flash")

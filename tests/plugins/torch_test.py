@@ -112,10 +112,19 @@ class Route(unittest.TestCase):
         self.assertEqual(row_ptr.tolist(), [0, 1, 2, 3, 4, 5, 6])
         self.assertEqual(len(unit), 6)
         self.assertEqual(len(weight), 6)
-        self.assertEqual(len(dropped), 0)
+        self.assertEqual(dropped.shape, (0, 2))
         x[:, 0] = torch.arange(6) / 6
         skipped = route(x, "ftp_static:sparsity=0.5")[1]
         self.assertEqual(sorted(set(skipped.tolist())), [0, 1])
+
+    def test_experts_by_their_scores(self):
+        scores = torch.tensor([[0.0, 2, 1, -1], [3, 0, 0, 3]])
+        row_ptr, unit, weight, dropped = route(scores, "expert/top_k:k=2", 4, True)
+        self.assertEqual(row_ptr.tolist(), [0, 2, 4])
+        self.assertEqual(unit.tolist(), [1, 2, 0, 3])
+        torch.testing.assert_close(weight[:2], torch.softmax(torch.tensor([2.0, 1]), 0))
+        dropped = route(scores, "expert/top_k:k=1,capacity=0.1,min_capacity=0", 4, True)[3]
+        self.assertEqual(dropped.tolist(), [])
 
     def test_says_what_is_wrong(self):
         x = torch.zeros(6, 4)
@@ -125,6 +134,7 @@ class Route(unittest.TestCase):
             (lambda: route(x.double(), "ftp_static"), "x is Double, wanted float32"),
             (lambda: route(x, "ftp_static", 0), "0 units"),
             (lambda: route(x, "ftp_static", 3), "wanted 2 units"),
+            (lambda: route(x, "expert/top_k:k=2", 4), "expert/top_k reads scores: give them"),
             (lambda: route(x, "flux_attention"), "needs trained weights"),
             (lambda: route(x, "flux_attention", 2, False, "/nowhere.gguf"), "/nowhere.gguf"),
         ):

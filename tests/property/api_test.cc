@@ -48,7 +48,11 @@ TEST(Config, ErrorsNameWhatWasGivenAndAllowed) {
   EXPECT_THAT(Error(":k=1"), HasSubstr("names no method"));
 }
 TEST(Assignment, ValidatorFindsEveryFault) {
-  std::vector<int32_t> row = {0, 2, 2}, unit = {0, 2}, dropped = {};
+  std::vector<int64_t> row = {0, 2, 2};
+  std::vector<int32_t> unit = {0, 2};
+  std::vector<DroppedPair> dropped;
+  int64_t num_dropped = 0;
+  std::vector<float> score;
   std::vector<float> weight = {1, 0.5f};
   const auto check = [&] {
     Assignment a;
@@ -57,7 +61,9 @@ TEST(Assignment, ValidatorFindsEveryFault) {
     a.row_ptr = absl::MakeSpan(row);
     a.unit = absl::MakeSpan(unit);
     a.weight = absl::MakeSpan(weight);
+    a.score = absl::MakeSpan(score);
     a.dropped = absl::MakeSpan(dropped);
+    a.num_dropped = num_dropped;
     return std::string(ValidateAssignment(a).message());
   };
   EXPECT_EQ(check(), "");
@@ -69,6 +75,21 @@ TEST(Assignment, ValidatorFindsEveryFault) {
   weight[1] = NAN;
   EXPECT_THAT(check(), HasSubstr("not finite"));
   weight[1] = 1;
+  score = {1};
+  EXPECT_THAT(check(), HasSubstr("give none or all"));
+  score = {1, NAN};
+  EXPECT_THAT(check(), HasSubstr("score that is not a number"));
+  score = {1, 2};
+  EXPECT_EQ(check(), "");
+  num_dropped = 1;
+  EXPECT_THAT(check(), HasSubstr("num_dropped is 1 but the list holds 0"));
+  dropped = {{1, 3}};
+  EXPECT_THAT(check(), HasSubstr("dropped pair (1, 3) of 2 items and 3 units"));
+  dropped = {{1, 2}, {1, 0}};
+  num_dropped = 2;
+  EXPECT_THAT(check(), HasSubstr("dropped pair 1 is not after"));
+  dropped = {{1, 0}, {1, 2}};
+  EXPECT_EQ(check(), "");
   row = {0, 3, 2};
   EXPECT_THAT(check(), HasSubstr("range"));
 }

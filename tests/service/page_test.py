@@ -15,7 +15,7 @@ os.makedirs(out, exist_ok=True)
 with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-server = subprocess.Popen([sluice, "demo", "--log", log, "--queries", "3000", "--port", str(port), "--stay"], stdout=subprocess.PIPE, text=True)
+server = subprocess.Popen([sluice, "demo", "--sidecar", "--log", log, "--queries", "3000", "--port", str(port), "--stay"], stdout=subprocess.PIPE, text=True)
 browser = None
 try:
     decision = None

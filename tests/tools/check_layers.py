@@ -8,7 +8,7 @@ import sys
 ROOT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
 # Lower numbers may not include higher ones; equal numbers only inside the same folder (or the parent's common/).
 LAYERS = [("api", 0), ("runtime/base", 1), ("runtime/kernels", 1), ("routers", 2), ("pruners", 2), ("policies", 2),
-          ("runtime/attend", 3), ("runtime/dispatch", 3), ("runtime/dynload", 3), ("runtime/store", 3), ("runtime/weights", 3),
+          ("runtime/attend", 3), ("runtime/dispatch", 3), ("runtime/dynload", 3), ("runtime/store", 3), ("runtime/weights", 2),
           ("runtime/report", 4), ("runtime/session", 4), ("runtime/text", 4), ("runtime/host", 5), ("runtime/lab", 6),
           ("runtime/service", 6), ("runtime/cli", 7)]
 ONLY_IN = {"tbb/": ["runtime/base"], "hwy/": ["runtime/kernels"], "cblas.h": ["runtime/host"], "google/protobuf": ["runtime/service", "runtime/cli", "examples/clients"],

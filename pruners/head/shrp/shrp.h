@@ -31,7 +31,7 @@ class Usage {
  public:
   explicit Usage(int64_t experts) : count_(experts) {}
   void Add(const Assignment& a) {
-    for (int64_t i = 0; i < a.row_ptr[a.items]; ++i) ++count_[a.unit[i]];
+    for (int64_t i = 0; i < a.entries(); ++i) ++count_[a.unit[i]];
   }
   void Add(int32_t expert) { ++count_[expert]; }
   // Sums to 1; all 0 when nothing was counted.
@@ -72,14 +72,25 @@ inline Cost PrunedLayer(double width, double head, double expand, double n) {
 }
 }  // namespace shrp
 
-// The router of one converted layer. Items: sequences (shrp::PoolSequence of the layer's input) or
-// tokens; features [items, width]; units: the heads; exactly one a item, weight 1. Ties go to the
-// lowest head; a logit that is not a number is never picked, and an item with no number at all goes
-// to head 0.
+// The router of one converted layer. Items: sequences, whose rows of `hidden` it pools, or tokens
+// (one row an item); units: the heads; exactly one an item, weight 1. Ties go to the lowest head; a
+// logit that is not a number is never picked, and an item with no number at all goes to head 0.
+// O(rows width + items width heads).
 class Shrp {
  public:
-  static constexpr absl::string_view kName = "shrp";
-  static constexpr Domain kDomain = Domain::kHead;
+  static constexpr RouteTraits kTraits = {
+      .name = "head/shrp",
+      .title = "SHRP: Specialized Head Routing and Pruning",
+      .arxiv = "2512.20635",
+      .domain = Domain::kHead,
+      .combine = Combine::kReplace,
+      .decides = Decides::kPrompt,
+      .learned = true,
+      .causal = false,  // of an encoder: a sequence's end decides for its beginning
+      .reads = kReadsHidden,
+      .full_budget = "",  // one head is all that an item ever gets
+      .small_budget = "layer=0",
+  };
   struct Config {
     int64_t layer = 0;
     template <class V>
@@ -88,8 +99,9 @@ class Shrp {
     }
   };
   struct Plan : RoutePlanInfo {
-    size_t logits = 0, gemm = 0;
+    size_t pooled = 0, logits = 0, gemm = 0;
   };
+
   // Reads blk.<layer>.shrp.router of the keys sluice.shrp.width and sluice.shrp.heads.
   static absl::StatusOr<Shrp> Create(const Config& c, const WeightSource& w) {
     SLUICE_ASSIGN_OR_RETURN(const int64_t width, w.Int("sluice.shrp.width"));
@@ -103,6 +115,13 @@ class Shrp {
         r.router_, Linear::Read(w, absl::StrCat("blk.", c.layer, ".shrp.router"), width, heads));
     return r;
   }
+  static WeightKeys Weights(const Config& c, const RouteShape& s) {
+    const int64_t heads = s.units > 0 ? s.units : 12;
+    WeightKeys w;
+    w.ints = {{"sluice.shrp.width", s.hidden}, {"sluice.shrp.heads", heads}};
+    w.AddLinear(absl::StrCat("blk.", c.layer, ".shrp.router"), s.hidden, heads);
+    return w;
+  }
   int64_t width() const { return router_.in; }
   int64_t heads() const { return router_.out; }
   static int32_t Decide(const float* logits, int64_t heads) {
@@ -114,29 +133,46 @@ class Shrp {
     router_.Apply(feature, logits);
     return Decide(logits, router_.out);
   }
+  UnitInfo DescribeUnit(const Plan&, int64_t) const {
+    return {UnitKind::kHost, 1.0 / static_cast<double>(router_.out), Concurrency::kAlone};
+  }
+
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckShape(s, router_.in, router_.out));
     Plan p;
-    p.shape = s;
+    SLUICE_ASSIGN_OR_RETURN(p.shape,
+                            one_unit::Shape(s, router_.out, "hidden", s.hidden, router_.in));
     WorkspaceLayout w;
+    p.pooled = w.Add<float>(s.items * router_.in);
     p.logits = w.Add<float>(s.items * router_.out);
-    p.gemm = w.Add<float>(static_cast<int64_t>(kernels::GemmScratchFloats(router_.in)));
+    p.gemm = w.Add<float>(kernels::GemmScratchFloats(router_.in));
     p.workspace_bytes = w.bytes();
     p.max_entries = s.items;
     return p;
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
                    Assignment& out) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
-    if (in.features.row_stride != router_.in)
-      return absl::InvalidArgumentError(absl::StrCat("features of row stride ",
-                                                     in.features.row_stride,
+    if (in.rows() > 0 && in.hidden.row_stride != router_.in)
+      return absl::InvalidArgumentError(absl::StrCat("hidden of row stride ", in.hidden.row_stride,
                                                      ", wanted packed rows of ", router_.in));
+    const float* pooled = in.hidden.data;
+    if (!in.item_rows.empty()) {
+      float* to = ctx.workspace.At<float>(p.pooled);
+      for (int64_t i = 0; i < in.items; ++i)
+        shrp::PoolSequence(in.hidden.row(in.row_begin(i)), in.row_end(i) - in.row_begin(i),
+                           router_.in, to + i * router_.in);
+      pooled = to;
+    }
+
     float* logits = ctx.workspace.At<float>(p.logits);
-    router_.ApplyRows(in.features.data, in.features.rows, logits, ctx.workspace.At<float>(p.gemm));
-    one_unit::Assign(in.features.rows, out,
-                     [&](int64_t i) { return Decide(logits + i * router_.out, router_.out); });
-    out.units = router_.out;
+    router_.ApplyRows(pooled, in.items, logits, ctx.workspace.At<float>(p.gemm));
+    const int64_t heads = router_.out;
+    one_unit::Assign(in.items, heads, out, [&](int64_t i) -> one_unit::Choice {
+      const int32_t head = Decide(logits + i * heads, heads);
+      return {head, logits[i * heads + head]};
+    });
+    for (int64_t i = 0; i < in.items * heads; ++i) out.nan_scores += std::isnan(logits[i]);
+    for (int64_t i = 0; i < in.items; ++i)  // Assign has counted those it had to pick
+      out.nan_scores -= std::isnan(logits[i * heads + out.unit[static_cast<size_t>(i)]]);
     return absl::OkStatus();
   }
 

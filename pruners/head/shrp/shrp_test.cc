@@ -14,37 +14,46 @@ const RandomWeights& Weights() {
   static const auto* w = new RandomWeights({{"width", kWidth}, {"heads", kHeads}});
   return *w;
 }
-struct Routed {
-  std::vector<int32_t> ptr, unit;
-  std::vector<float> weight;
-  Assignment a;
-};
-void Route(const std::vector<float>& x, Routed& r) {
-  auto router = BuiltinPruners().routers.Create("shrp:layer=3", &Weights());
+// Items are the rows of x, or the sequences that item_rows cuts them into.
+void Route(const std::vector<float>& x, AssignmentBuffer& out,
+           const std::vector<int64_t>& item_rows = {}) {
+  auto router = BuiltinPruners().routers.Create("head/shrp:layer=3", &Weights());
   ASSERT_TRUE(router.ok()) << router.status();
-  const int64_t n = static_cast<int64_t>(x.size()) / kWidth;
-  auto plan = (*router)->MakePlan({n, kHeads, kWidth, 1});
+  const int64_t rows = std::ssize(x) / kWidth;
+  const int64_t n = item_rows.empty() ? rows : std::ssize(item_rows) - 1;
+  auto plan = (*router)->MakePlan({.items = n, .hidden = kWidth, .rows = rows});
   ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ((*plan)->info().shape.units, kHeads);
   OwnedWorkspace memory((*plan)->info().workspace_bytes);
-  r.ptr.resize(static_cast<size_t>(n) + 1);
-  r.unit.resize(n);
-  r.weight.resize(r.unit.size());
-  r.a.row_ptr = absl::MakeSpan(r.ptr);
-  r.a.unit = absl::MakeSpan(r.unit);
-  r.a.weight = absl::MakeSpan(r.weight);
+  out.Reserve(n, (*plan)->info().max_entries);
   RouteInputs in;
-  in.features = {x.data(), n, kWidth, kWidth};
-  const absl::Status s =
-      (*router)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, r.a);
+  in.items = n;
+  in.hidden = {x.data(), rows, kWidth, kWidth};
+  in.item_rows = item_rows;
+  const absl::Status s = (*router)->Run(**plan, in, {memory.workspace(), nullptr}, out.view());
   ASSERT_TRUE(s.ok()) << s;
-  EXPECT_TRUE(ValidateAssignment(r.a).ok()) << ValidateAssignment(r.a);
+  EXPECT_TRUE(ValidateAssignment(out.view()).ok()) << ValidateAssignment(out.view());
+}
+TEST(Shrp, PoolsTheRowsOfItsSequences) {
+  const std::vector<int64_t> item_rows = {0, 3, 3, 10, 40};
+  const std::vector<float> x = RandomFeatures(40, kWidth, 6);
+  AssignmentBuffer out;
+  Route(x, out, item_rows);
+  for (size_t i = 0; i + 1 < item_rows.size(); ++i) {
+    reference::Rows rows;
+    for (int64_t r = item_rows[i]; r < item_rows[i + 1]; ++r)
+      rows.push_back({x.begin() + r * kWidth, x.begin() + (r + 1) * kWidth});
+    if (rows.empty()) continue;
+    const std::vector<double> want = reference::ShrpLogits(Weights(), 3, rows, kHeads);
+    EXPECT_EQ(out.view().unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
+  }
 }
 TEST(Shrp, PicksTheTopHeadOfTheReference) {
   const std::vector<float> x = RandomFeatures(40, kWidth, 1);
-  Routed r;
+  AssignmentBuffer r;
   Route(x, r);
   shrp::Usage usage(kHeads);
-  usage.Add(r.a);
+  usage.Add(r.view());
   double sum = 0;
   for (double s : usage.shares()) sum += s;
   EXPECT_NEAR(sum, 1, 1e-12);
@@ -52,7 +61,7 @@ TEST(Shrp, PicksTheTopHeadOfTheReference) {
     const reference::Rows row = {{x.begin() + static_cast<int64_t>(i) * kWidth,
                                   x.begin() + static_cast<int64_t>(i + 1) * kWidth}};
     const std::vector<double> want = reference::ShrpLogits(Weights(), 3, row, kHeads);
-    EXPECT_EQ(r.unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
+    EXPECT_EQ(r.view().unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
   }
 }
 TEST(Shrp, PoolsTheMeanOfTheTokens) {
@@ -85,9 +94,10 @@ TEST(Shrp, NaNIsNeverPicked) {
   EXPECT_EQ(Shrp::Decide(none, 2), 0);
   std::vector<float> x = RandomFeatures(2, kWidth, 4);
   x[3] = NAN;
-  Routed r;
+  AssignmentBuffer r;
   Route(x, r);
-  EXPECT_EQ(r.unit[0], 0);
+  EXPECT_EQ(r.view().unit[0], 0);
+  EXPECT_EQ(r.view().nan_scores, kHeads);  // a NaN input makes every logit of its item one
 }
 TEST(Shrp, AccountsForTheSizesOfBertBase) {
   // A pruned layer of 64 wide heads and an expander of 96 in BERT-base; both layer norms counted:
@@ -110,7 +120,8 @@ TEST(Shrp, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(message(BuiltinPruners().routers.Create("shrp", &odd)),
               testing::HasSubstr("allowed 1 to"));
   auto r = BuiltinPruners().routers.Create("shrp", &Weights());
-  EXPECT_THAT(message((*r)->MakePlan({4, 2, kWidth, 1})), testing::HasSubstr("wanted 12 units"));
+  EXPECT_THAT(message((*r)->MakePlan({.items = 4, .units = 2, .hidden = kWidth})),
+              testing::HasSubstr("wanted 12 units"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -32,10 +32,12 @@ inline int64_t Kept(double sparsity, int64_t n) {
 
 // The four factors of every token [n, 4]: position t / (n - 1), log(1 + score), rank / n (0:
 // highest score, ties and NaN by index, NaN last), sparsity of the block. `causal`: a token is
-// ranked among those up to itself. `order`: scratch [n]. O(n log n); causal: O(n^2) moves in the
-// worst case.
+// ranked among those up to itself. `order`: scratch [n]. `positions` [n], ascending: t, and the
+// last one n - 1, where the tokens are not all there; empty: the tokens' own order. O(n log n);
+// causal: O(n^2) moves in the worst case.
 inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
-                    absl::Span<int32_t> order, float* out) {
+                    absl::Span<int32_t> order, float* out,
+                    absl::Span<const int64_t> positions = {}) {
   const int64_t n = static_cast<int64_t>(score.size());
   if (!causal) std::iota(order.begin(), order.begin() + n, 0);
   const auto value = [&](int32_t t) {
@@ -49,7 +51,10 @@ inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
   const auto put = [&](int64_t t, int64_t rank, int64_t of) {
     const float s = score[t];
     float* f = out + t * kFactors;
-    f[0] = n > 1 ? static_cast<float>(static_cast<double>(t) / static_cast<double>(n - 1)) : 0.0f;
+    const int64_t place = positions.empty() ? t : positions[static_cast<size_t>(t)];
+    const int64_t last = positions.empty() ? n - 1 : positions.back();
+    f[0] = last > 0 ? static_cast<float>(static_cast<double>(place) / static_cast<double>(last))
+                    : 0.0f;
     f[1] = std::log1p(std::max(std::isnan(s) ? 0.0f : s, 0.0f));
     f[2] = static_cast<float>(static_cast<double>(rank) / static_cast<double>(of));
     f[3] = static_cast<float>(sparsity);
@@ -129,33 +134,58 @@ void AssignTop(int64_t items, int64_t k, absl::Span<int32_t> order, Assignment& 
   };
   std::nth_element(order.begin(), order.begin() + std::min(k, items), order.begin() + items,
                    before);
-  one_unit::Assign(items, out, [](int64_t) { return kSkip; });
+  one_unit::Assign(items, 2, out, [&](int64_t i) -> one_unit::Choice {
+    return {kSkip, static_cast<float>(value(static_cast<int32_t>(i)))};
+  });
   for (int64_t r = 0; r < std::min(k, items); ++r) out.unit[order[r]] = kCompute;
+}
+
+// The units of both routers.
+inline UnitInfo DescribeUnit(int64_t unit) {
+  if (unit == kSkip) return {UnitKind::kSkip, 0.0, Concurrency::kRows};
+  return {UnitKind::kHost, 1.0, Concurrency::kAlone};
 }
 }  // namespace ftp
 
-// The learned router. Items: the tokens of one sequence, without padding; features [items, 4]:
-// ftp::Factors; units {0: compute, 1: skip}. The first token always computes (inferred: the
-// attention sink). A tie computes; a logit that is not a number computes under `threshold` and is
-// never selected under `topk`.
+// The learned router. Items: the tokens of one sequence in order, without padding; feedback
+// [items]: the attention that each received (ftp::ReceivedAttention); units {0: compute, 1: skip}.
+// The first token always computes (inferred: the attention sink). A tie computes; a logit that is
+// not a number computes under `threshold` and is never selected under `topk`. O(items (hidden + log
+// items)).
 class Ftp {
  public:
-  static constexpr absl::string_view kName = "ftp";
-  static constexpr Domain kDomain = Domain::kToken;
+  static constexpr RouteTraits kTraits = {
+      .name = "token/ftp",
+      .title = "FTP: A Fine-grained Token-wise Pruner for Large Language Models via Token Routing",
+      .arxiv = "2412.11494",
+      .domain = Domain::kToken,
+      .combine = Combine::kReplace,
+      .decides = Decides::kPrompt,
+      .learned = true,
+      .causal = false,  // ranks and quotas are over the whole prompt
+      .items_alone = false,
+      .reads = kReadsFeedback,
+      .may_read = kReadsPositions,
+      .full_budget = "sparsity=0,topk=1",
+      .small_budget = "sparsity=0.75,topk=1",
+  };
   struct Config {
     double sparsity = 0;
     int64_t topk = 0;
+    int64_t causal = 0;
     template <class V>
     void VisitFields(V&& v) {
-      v("sparsity", sparsity, Range<double>{0, 1}, "of the block, for topk");
+      v("sparsity", sparsity, Range<double>{0, 1}, "of the block; a factor, and the quota of topk");
       v("topk", topk, Range<int64_t>{0, 1},
         "1: compute exactly (1 - sparsity) of the tokens, those with the highest margin");
+      v("causal", causal, Range<int64_t>{0, 1}, "1: a token is ranked among those up to itself");
     }
   };
   struct Plan : RoutePlanInfo {
     ReluPair::Scratch router;
-    size_t logits = 0, order = 0;
+    size_t factors = 0, logits = 0, order = 0;
   };
+
   static absl::StatusOr<Ftp> Create(const Config& c, const WeightSource& w) {
     Ftp r;
     r.config_ = c;
@@ -167,45 +197,57 @@ class Ftp {
     SLUICE_ASSIGN_OR_RETURN(r.router_.second, Linear::Read(w, "ftp.router1", hidden, 2));
     return r;
   }
+  static WeightKeys Weights(const Config&, const RouteShape&) {
+    constexpr int64_t kHidden = 12;
+    WeightKeys w;
+    w.ints = {{"sluice.ftp.hidden", kHidden}};
+    w.AddLinear("ftp.router0", ftp::kFactors, kHidden);
+    w.AddLinear("ftp.router1", kHidden, 2);
+    return w;
+  }
   static ftp::Unit Decide(const float* logits) {
     return logits[ftp::kSkip] > logits[ftp::kCompute] ? ftp::kSkip : ftp::kCompute;
   }
+  UnitInfo DescribeUnit(const Plan&, int64_t unit) const { return ftp::DescribeUnit(unit); }
+
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckShape(s, ftp::kFactors));
     Plan p;
-    p.shape = s;
+    SLUICE_ASSIGN_OR_RETURN(p.shape, one_unit::Shape(s, 2, "width", 0, 0));
     WorkspaceLayout w;
     p.router = router_.Reserve(s.items, w);
+    p.factors = w.Add<float>(s.items * ftp::kFactors);
     p.logits = w.Add<float>(s.items * 2);
     p.order = w.Add<int32_t>(s.items);
     p.workspace_bytes = w.bytes();
     p.max_entries = s.items;
     return p;
   }
-  // Logits [items, 2] of (compute, skip). O(items hidden).
+  // Logits [items, 2] of (compute, skip) from factors [items, 4]. O(items hidden).
   void Logits(const Plan& p, const MatrixView<const float>& factors, const RunContext& ctx,
               float* logits) const {
     router_.ApplyRows(factors.data, factors.rows, ctx.workspace, p.router, logits);
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
                    Assignment& out) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
-    if (in.features.row_stride != ftp::kFactors)
-      return absl::InvalidArgumentError(
-          absl::StrCat("features of row stride ", in.features.row_stride, ", wanted 4"));
+    const int64_t n = in.items;
+    const absl::Span<int32_t> order = absl::MakeSpan(ctx.workspace.At<int32_t>(p.order), n);
+    float* factors = ctx.workspace.At<float>(p.factors);
     float* logits = ctx.workspace.At<float>(p.logits);
-    Logits(p, in.features, ctx, logits);
-    const int64_t n = in.features.rows;
+    ftp::Factors(in.feedback, config_.sparsity, config_.causal != 0, order, factors, in.positions);
+    Logits(p, {factors, n, ftp::kFactors, ftp::kFactors}, ctx, logits);
+
     if (config_.topk != 0) {
-      ftp::AssignTop(n, ftp::Kept(config_.sparsity, n),
-                     absl::MakeSpan(ctx.workspace.At<int32_t>(p.order), n), out, [&](int64_t i) {
-                       return static_cast<double>(logits[2 * i + ftp::kCompute]) -
-                              static_cast<double>(logits[2 * i + ftp::kSkip]);
-                     });
-    } else {
-      one_unit::Assign(n, out,
-                       [&](int64_t i) { return i == 0 ? ftp::kCompute : Decide(logits + 2 * i); });
+      ftp::AssignTop(n, ftp::Kept(config_.sparsity, n), order, out, [&](int64_t i) {
+        return static_cast<double>(logits[2 * i + ftp::kCompute]) -
+               static_cast<double>(logits[2 * i + ftp::kSkip]);
+      });
+      return absl::OkStatus();
     }
+    one_unit::Assign(n, 2, out, [&](int64_t i) -> one_unit::Choice {
+      const float* l = logits + 2 * i;
+      const float margin = l[ftp::kCompute] - l[ftp::kSkip];
+      return {i == 0 ? ftp::kCompute : Decide(l), margin};
+    });
     return absl::OkStatus();
   }
 
@@ -215,11 +257,21 @@ class Ftp {
 };
 
 // The static router: the first token, then the most recent ones; what the genetic search runs with,
-// and a baseline. Features [items, 4] are taken and not read.
+// and a baseline. Items: the tokens of one sequence in order. O(items).
 class FtpStatic {
  public:
-  static constexpr absl::string_view kName = "ftp_static";
-  static constexpr Domain kDomain = Domain::kToken;
+  static constexpr RouteTraits kTraits = {
+      .name = "token/ftp_static",
+      .title = "FTP: A Fine-grained Token-wise Pruner for Large Language Models via Token Routing",
+      .arxiv = "2412.11494",
+      .domain = Domain::kToken,
+      .combine = Combine::kReplace,
+      .decides = Decides::kPrompt,
+      .causal = false,
+      .items_alone = false,
+      .full_budget = "sparsity=0",
+      .small_budget = "sparsity=0.75",
+  };
   struct Config {
     double sparsity = 0;
     template <class V>
@@ -228,24 +280,26 @@ class FtpStatic {
     }
   };
   struct Plan : RoutePlanInfo {};
+
   static absl::StatusOr<FtpStatic> Create(const Config& c) {
     FtpStatic r;
     r.config_ = c;
     return r;
   }
+  UnitInfo DescribeUnit(const Plan&, int64_t unit) const { return ftp::DescribeUnit(unit); }
+
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckShape(s, ftp::kFactors));
     Plan p;
-    p.shape = s;
+    SLUICE_ASSIGN_OR_RETURN(p.shape, one_unit::Shape(s, 2, "width", 0, 0));
     p.max_entries = s.items;
     return p;
   }
-  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
-                   Assignment& out) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
-    const int64_t n = in.features.rows, recent = n - ftp::Kept(config_.sparsity, n) + 1;
-    one_unit::Assign(n, out,
-                     [&](int64_t i) { return i == 0 || i >= recent ? ftp::kCompute : ftp::kSkip; });
+  absl::Status Run(const Plan&, const RouteInputs& in, const RunContext&, Assignment& out) const {
+    const int64_t n = in.items;
+    const int64_t recent = n - ftp::Kept(config_.sparsity, n) + 1;
+    one_unit::Assign(n, 2, out, [&](int64_t i) -> one_unit::Choice {
+      return {i == 0 || i >= recent ? ftp::kCompute : ftp::kSkip, static_cast<float>(i)};
+    });
     return absl::OkStatus();
   }
 

@@ -19,26 +19,24 @@ std::vector<float> Scores(size_t n, uint64_t seed) {
     s[i] = static_cast<float>(std::floor(8 * RandomUniform({seed, 0, 0, 0, i})));  // ties
   return s;
 }
-std::vector<int32_t> Route(const std::string& spec, const std::vector<float>& factors) {
+std::vector<int32_t> Route(const std::string& spec, const std::vector<float>& feedback,
+                           absl::Span<const int64_t> positions = {}) {
   auto r = BuiltinPruners().routers.Create(spec, &Weights());
   EXPECT_TRUE(r.ok()) << r.status();
-  const int64_t n = static_cast<int64_t>(factors.size()) / 4;
-  auto plan = (*r)->MakePlan({std::max<int64_t>(n, 1), 2, 4, 1});
+  const int64_t n = std::ssize(feedback);
+  auto plan = (*r)->MakePlan({.items = n});
   EXPECT_TRUE(plan.ok()) << plan.status();
   OwnedWorkspace memory((*plan)->info().workspace_bytes);
-  std::vector<int32_t> ptr(static_cast<size_t>(n) + 1), unit(n);
-  std::vector<float> weight(n);
-  Assignment a;
-  a.row_ptr = absl::MakeSpan(ptr);
-  a.unit = absl::MakeSpan(unit);
-  a.weight = absl::MakeSpan(weight);
+  AssignmentBuffer out;
+  out.Reserve(n, (*plan)->info().max_entries);
   RouteInputs in;
-  in.features = {factors.data(), n, 4, 4};
-  const absl::Status s =
-      (*r)->Run(**plan, in, {{memory.data(), (*plan)->info().workspace_bytes}, nullptr}, a);
+  in.items = n;
+  in.feedback = feedback;
+  in.positions = positions;
+  const absl::Status s = (*r)->Run(**plan, in, {memory.workspace(), nullptr}, out.view());
   EXPECT_TRUE(s.ok()) << s;
-  EXPECT_TRUE(ValidateAssignment(a).ok());
-  return unit;
+  EXPECT_TRUE(ValidateAssignment(out.view()).ok());
+  return {out.view().unit.begin(), out.view().unit.end()};
 }
 TEST(Ftp, FactorsAgreeWithTheReference) {
   for (size_t n : {1u, 2u, 3u, 70u}) {
@@ -84,7 +82,7 @@ TEST(Ftp, RouterAgreesWithTheReference) {
   std::vector<int32_t> order(n);
   std::vector<float> f(4 * n);
   ftp::Factors(s, 0.3, false, absl::MakeSpan(order), f.data());
-  const std::vector<int32_t> unit = Route("ftp", f);
+  const std::vector<int32_t> unit = Route("token/ftp:sparsity=0.3", s);
   EXPECT_EQ(unit[0], ftp::kCompute);
   for (size_t t = 1; t < n; ++t) {
     const auto want = reference::FtpLogits(
@@ -95,8 +93,19 @@ TEST(Ftp, RouterAgreesWithTheReference) {
     }
   }
 }
+TEST(Ftp, PositionsAreThePlacesOfTheTokensThatAreThere) {
+  const std::vector<float> s = Scores(5, 3);
+  const std::vector<int64_t> positions = {0, 4, 5, 7, 16};
+  std::vector<int32_t> order(5);
+  std::vector<float> f(20);
+  ftp::Factors(s, 0.3, false, absl::MakeSpan(order), f.data(), positions);
+  for (size_t t = 0; t < 5; ++t)
+    EXPECT_FLOAT_EQ(f[4 * t], static_cast<float>(positions[t]) / 16) << t;
+  const std::vector<int64_t> all = {0, 1, 2, 3, 4};
+  EXPECT_EQ(Route("ftp", s, all), Route("ftp", s));
+}
 TEST(Ftp, TopKKeepsExactlyTheBudget) {
-  const std::vector<float> f = RandomFeatures(41, 4, 3);
+  const std::vector<float> f = RandomFeatures(41, 1, 3);
   for (double s : {0.0, 0.3, 0.5, 1.0}) {
     for (const char* name : {"ftp:topk=1,sparsity=", "ftp_static:sparsity="}) {
       const std::vector<int32_t> unit = Route(absl::StrCat(name, s), f);
@@ -107,12 +116,16 @@ TEST(Ftp, TopKKeepsExactlyTheBudget) {
   EXPECT_EQ(ftp::Kept(1, 41), 1);
   EXPECT_EQ(ftp::Kept(0.5, 0), 0);
   EXPECT_TRUE(Route("ftp", {}).empty());
-  const std::vector<float> same(4 * 10, 0.5f);  // ties go to the lowest index
-  EXPECT_EQ(Route("ftp:topk=1,sparsity=0.7", same),
+  // Ties go to the lowest index.
+  std::vector<int32_t> order(10), unit(10);
+  AssignmentBuffer tied;
+  tied.Reserve(10, 10);
+  ftp::AssignTop(10, 3, absl::MakeSpan(order), tied.view(), [](int64_t) { return 0.5; });
+  EXPECT_EQ((std::vector<int32_t>(tied.view().unit.begin(), tied.view().unit.end())),
             (std::vector<int32_t>{0, 0, 0, 1, 1, 1, 1, 1, 1, 1}));
 }
 TEST(Ftp, StaticKeepsSinkAndRecent) {
-  const std::vector<float> f(4 * 6);
+  const std::vector<float> f(6);
   EXPECT_EQ(Route("ftp_static:sparsity=0.5", f), (std::vector<int32_t>{0, 1, 1, 1, 0, 0}));
 }
 TEST(Ftp, ErrorsSayWhatIsWrong) {
@@ -126,7 +139,15 @@ TEST(Ftp, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(message(BuiltinPruners().routers.Create("ftp", &w)),
               testing::HasSubstr("router1.bias"));
   auto r = BuiltinPruners().routers.Create("ftp", &Weights());
-  EXPECT_THAT(message((*r)->MakePlan({4, 2, 5, 1})), testing::HasSubstr("width 5"));
+  EXPECT_THAT(message((*r)->MakePlan({.items = 4, .units = 3})), testing::HasSubstr("3 units"));
+  auto plan = (*r)->MakePlan({.items = 4});
+  AssignmentBuffer out;
+  out.Reserve(4, 4);
+  RouteInputs in;
+  in.items = 4;
+  OwnedWorkspace memory((*plan)->info().workspace_bytes);
+  EXPECT_THAT((*r)->Run(**plan, in, {memory.workspace(), nullptr}, out.view()).message(),
+              testing::HasSubstr("token/ftp reads attention feedback and was given none"));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -56,38 +56,97 @@ TEST(FluxAttention, PoolMatchesTheReferenceInAnyChunks) {
   PrefixSuffixPool(0, 10, kDim, sums).Finish(kHeads, none);
   EXPECT_EQ(none[0], 0.0f);
 }
-TEST(FluxAttention, DecisionsAreSoloDecisions) {
-  const RandomWeights w = Weights(16);
-  auto made = BuiltinRouters().routers.Create("flux_attention:layer=1", &w);
+// Prompts of several lengths through the seam: the decision of the reference, whether the host
+// gives all rows or only those that the plan names, alone or in a batch.
+TEST(FluxAttention, DecidesPromptsByTheRowsThatThePlanNames) {
+  constexpr int64_t kHeads = 2, kDim = 16;
+  const RandomWeights w = Weights(kDim);
+  auto made = BuiltinRouters().routers.Create("layer/flux_attention:layer=1", &w);
   ASSERT_TRUE(made.ok()) << made.status();
-  constexpr int64_t kItems = 64;
-  auto plan = (*made)->MakePlan({kItems, 2, 16, 1});
+  const std::vector<int64_t> lengths = {1, 7, 10, 19, 20, 21, 64, 130};
+  const int64_t n = std::ssize(lengths);
+  const RouteShape shape = {.items = n, .rows = 1000, .heads = kHeads, .head_dim = kDim};
+  auto plan = (*made)->MakePlan(shape);
   ASSERT_TRUE(plan.ok()) << plan.status();
-  const std::vector<float> x = RandomFeatures(kItems, 16, 3);
-  OwnedWorkspace memory((*plan)->info().workspace_bytes);
-  RunContext ctx;
-  ctx.workspace = {memory.data(), (*plan)->info().workspace_bytes};
-  const auto run = [&](const float* from, int64_t items) {
-    std::vector<int32_t> ptr(static_cast<size_t>(items) + 1), unit(items);
-    std::vector<float> weight(items);
-    Assignment a;
-    a.row_ptr = absl::MakeSpan(ptr);
-    a.unit = absl::MakeSpan(unit);
-    a.weight = absl::MakeSpan(weight);
-    RouteInputs in;
-    in.features = {from, items, 16, 16};
-    EXPECT_TRUE((*made)->Run(**plan, in, ctx, a).ok());
-    EXPECT_TRUE(ValidateAssignment(a).ok());
-    return unit;
+  const RoutePlanInfo& info = (*plan)->info();
+  EXPECT_EQ(info.shape.units, 2);
+  EXPECT_EQ(info.head_rows, 10);
+  EXPECT_EQ(info.tail_rows, 10);
+  OwnedWorkspace memory(info.workspace_bytes);
+  AssignmentBuffer out;
+  out.Reserve(n, info.max_entries);
+
+  struct Given {
+    std::vector<float> q;
+    std::vector<int64_t> positions, item_rows = {0}, lengths;
   };
-  const std::vector<int32_t> all = run(x.data(), kItems);
-  for (int64_t i = 0; i < kItems; ++i) EXPECT_EQ(run(&x[i * 16], 1)[0], all[i]);
-  EXPECT_TRUE(run(x.data(), 0).empty());
-  RouteInputs wide;
-  wide.features = {x.data(), 4, 8, 8};
-  Assignment none;
-  EXPECT_THAT(std::string((*made)->Run(**plan, wide, ctx, none).message()),
-              testing::HasSubstr("planned for at most"));
+  const auto give = [&](Given& g, int64_t item, bool all) {
+    const int64_t tokens = lengths[item];
+    const auto x = RandomFeatures(tokens, kHeads * kDim, static_cast<uint64_t>(item));
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (!all && t >= info.head_rows && t < tokens - info.tail_rows) continue;
+      g.q.insert(g.q.end(), x.begin() + t * kHeads * kDim, x.begin() + (t + 1) * kHeads * kDim);
+      g.positions.push_back(t);
+    }
+    g.item_rows.push_back(std::ssize(g.positions));
+    g.lengths.push_back(tokens);
+  };
+  const auto run = [&](const Given& g) {
+    RouteInputs in;
+    in.items = std::ssize(g.lengths);
+    in.queries = {g.q.data(), g.item_rows.back(), kHeads, kDim, kHeads * kDim, kDim};
+    in.positions = g.positions;
+    in.item_rows = g.item_rows;
+    in.lengths = g.lengths;
+    const absl::Status s = (*made)->Run(**plan, in, {memory.workspace(), nullptr}, out.view());
+    EXPECT_TRUE(s.ok()) << s;
+    EXPECT_TRUE(ValidateAssignment(out.view()).ok());
+    return std::vector<int32_t>(out.view().unit.begin(), out.view().unit.begin() + in.items);
+  };
+
+  Given all, few;
+  for (int64_t i = 0; i < n; ++i) {
+    give(all, i, true);
+    give(few, i, false);
+  }
+  EXPECT_LT(few.q.size(), all.q.size());
+  const std::vector<int32_t> units = run(all);
+  EXPECT_EQ(run(few), units);
+  for (int64_t i = 0; i < n; ++i) {
+    Given one;
+    give(one, i, false);
+    EXPECT_EQ(run(one)[0], units[i]);
+    const auto x = RandomFeatures(lengths[i], kHeads * kDim, static_cast<uint64_t>(i));
+    const HeadsView<const float> rows = {x.data(), lengths[i], kHeads, kDim, kHeads * kDim, kDim};
+    const std::vector<double> want =
+        reference::FluxLogits(w, 1, reference::PrefixSuffixPool(rows, 10));
+    EXPECT_EQ(units[i], want[1] > want[0] ? 1 : 0) << lengths[i];
+  }
+}
+TEST(FluxAttention, MissingRowsAndOtherWidthsAreErrors) {
+  const RandomWeights w = Weights(16);
+  auto made = BuiltinRouters().routers.Create("flux_attention", &w);
+  EXPECT_THAT((*made)->MakePlan({.items = 1, .heads = 2, .head_dim = 8}).status().message(),
+              testing::HasSubstr("head width 8; wanted 2 units (or 0) and head width 16"));
+  auto plan = (*made)->MakePlan({.items = 1, .rows = 50, .heads = 2, .head_dim = 16});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  OwnedWorkspace memory((*plan)->info().workspace_bytes);
+  AssignmentBuffer out;
+  out.Reserve(1, 1);
+  const std::vector<float> x = RandomFeatures(50, 32, 1);
+  const std::vector<int64_t> item_rows = {0, 50}, lengths = {60};
+  RouteInputs in;
+  in.items = 1;
+  in.item_rows = item_rows;
+  in.lengths = lengths;
+  const RunContext ctx = {memory.workspace(), nullptr};
+  EXPECT_THAT((*made)->Run(**plan, in, ctx, out.view()).message(),
+              testing::HasSubstr("reads queries before RoPE and was given none"));
+  in.queries = {x.data(), 50, 2, 16, 32, 16};  // positions 0 to 49 of 60
+  EXPECT_THAT((*made)->Run(**plan, in, ctx, out.view()).message(),
+              testing::HasSubstr("10 of its first and 0 of its last 10 tokens"));
+  in.lengths = {};
+  EXPECT_TRUE((*made)->Run(**plan, in, ctx, out.view()).ok());
 }
 TEST(FluxAttention, TiesAndNaN) {
   const float tie[] = {1, 1}, full[] = {1, 2}, odd[] = {NAN, 0}, odd2[] = {0, NAN};

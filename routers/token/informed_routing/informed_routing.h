@@ -4,6 +4,8 @@
 // Feature Forecaster (arXiv 2510.13831). Weights without a forecaster (rank 0) are the
 // execute-or-skip baseline in the style of SkipGPT.
 #include <algorithm>
+#include <cmath>
+#include <string>
 #include <vector>
 
 #include "sluice/api/one_unit.h"
@@ -36,15 +38,34 @@ struct FeatureForecaster {
   }
 };
 
-// Items are tokens, features [items, dim] their normalised input of the unit, units {0: execute, 1:
-// approximate}. A tie executes; a logit that is not a number executes.
+// Items are tokens, hidden [items, dim] their normalised input of the unit; units {0: execute, the
+// host's; 1: approximate, the router's own forecaster}. A tie executes; a logit that is not a
+// number executes.
+//
+//   SCORE   a two-layer ReLU network over the token's hidden state
+//   SELECT  approximate where its logit is the greater
+//   own     y = W2 SiLU(W1 h + b1) + b2: what the unit would have added to the residual stream
+//
+// O(items dim hidden), and O(dim rank) a forecast.
 class InformedRouting {
  public:
-  static constexpr absl::string_view kName = "informed_routing";
-  static constexpr Domain kDomain = Domain::kToken;
+  static constexpr RouteTraits kTraits = {
+      .name = "token/informed_routing",
+      .title = "Informed Routing",
+      .arxiv = "2510.13831",
+      .domain = Domain::kToken,
+      .combine = Combine::kWeightedSum,  // of what the residual stream gains
+      .decides = Decides::kToken,
+      .learned = true,
+      .reads = kReadsHidden,
+      .full_budget = "offset=1000000",
+      .small_budget = "offset=-1000000",
+  };
   enum Unit : int32_t { kExecute = 0, kApproximate = 1 };
+
   struct Config {
-    int64_t layer = 0, unit = 0;
+    int64_t layer = 0;
+    int64_t unit = 0;
     double offset = 0;
     template <class V>
     void VisitFields(V&& v) {
@@ -61,6 +82,7 @@ class InformedRouting {
 
   static absl::StatusOr<InformedRouting> Create(const Config& c, const WeightSource& w) {
     InformedRouting r;
+    r.unit_ = c.unit;
     SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("sluice.informed.layers"));
     SLUICE_ASSIGN_OR_RETURN(r.dim_, w.Int("sluice.informed.dim"));
     SLUICE_ASSIGN_OR_RETURN(const int64_t hidden, w.Int("sluice.informed.hidden"));
@@ -74,19 +96,37 @@ class InformedRouting {
       return absl::InvalidArgumentError(absl::StrCat("sluice.informed.dim ", r.dim_, ", hidden ",
                                                      hidden, ", rank ", rank, "; allowed 1 to ",
                                                      kMost, ", and 0 for the rank"));
-    const std::string at =
-        absl::StrCat("blk.", c.layer, ".informed.", c.unit == 0 ? "attn." : "ffn.");
+
+    const std::string at = Prefix(c);
     SLUICE_ASSIGN_OR_RETURN(r.router_.first, Linear::Read(w, at + "router0", r.dim_, hidden));
     SLUICE_ASSIGN_OR_RETURN(r.router_.second, Linear::Read(w, at + "router1", hidden, 2));
     // The bias of the execute logit takes the offset, so that serving costs nothing more.
     r.router_.second.bias[kExecute] += static_cast<float>(c.offset);
+
     r.forecaster_.silu = silu != 0;
-    r.forecaster_.down.in = r.forecaster_.up.out = r.dim_;
+    r.forecaster_.down.in = r.dim_;
+    r.forecaster_.up.out = r.dim_;
     if (rank > 0) {
       SLUICE_ASSIGN_OR_RETURN(r.forecaster_.down, Linear::Read(w, at + "down", r.dim_, rank));
       SLUICE_ASSIGN_OR_RETURN(r.forecaster_.up, Linear::Read(w, at + "up", rank, r.dim_));
     }
     return r;
+  }
+  static WeightKeys Weights(const Config& c, const RouteShape& s) {
+    constexpr int64_t kHidden = 12;
+    constexpr int64_t kRank = 8;
+    WeightKeys w;
+    w.ints = {{"sluice.informed.layers", c.layer + 1},
+              {"sluice.informed.dim", s.hidden},
+              {"sluice.informed.hidden", kHidden},
+              {"sluice.informed.rank", kRank},
+              {"sluice.informed.silu", 1}};
+    const std::string at = Prefix(c);
+    w.AddLinear(at + "router0", s.hidden, kHidden);
+    w.AddLinear(at + "router1", kHidden, 2);
+    w.AddLinear(at + "down", s.hidden, kRank);
+    w.AddLinear(at + "up", kRank, s.hidden);
+    return w;
   }
   int64_t dim() const { return dim_; }
   const FeatureForecaster& forecaster() const { return forecaster_; }
@@ -98,36 +138,67 @@ class InformedRouting {
     return logits[kApproximate] > logits[kExecute] ? kApproximate : kExecute;
   }
 
+  // The cost of a forecast is in the multiply-adds of the unit that it stands for: 4 d^2 of
+  // attention's projections, 8 d^2 of a feed-forward network. A forecaster of rank 0 is a skip.
+  UnitInfo DescribeUnit(const Plan&, int64_t unit) const {
+    if (unit == kExecute) return {UnitKind::kHost, 1.0, Concurrency::kAlone};
+    if (!forecaster_.present()) return {UnitKind::kSkip, 0.0, Concurrency::kRows};
+    const double dense = (unit_ == 0 ? 4.0 : 8.0) * static_cast<double>(dim_ * dim_);
+    const double cost = std::min(1.0, static_cast<double>(forecast_macs()) / dense);
+    return {.kind = UnitKind::kOwn,
+            .cost = cost,
+            .concurrency = Concurrency::kRows,
+            .max_rows = kForecastRows};
+  }
+
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckShape(s, dim_));
     Plan p;
-    p.shape = s;
+    SLUICE_ASSIGN_OR_RETURN(p.shape, one_unit::Shape(s, 2, "hidden", s.hidden, dim_));
     WorkspaceLayout w;
     p.router = router_.Reserve(s.items, w);
     p.logits = w.Add<float>(s.items * 2);
     p.workspace_bytes = w.bytes();
+    p.unit_workspace_bytes = forecaster_.scratch_floats(kForecastRows) * sizeof(float);
     p.max_entries = s.items;
     return p;
   }
   // Logits [items, 2] of (execute, approximate). O(items dim hidden).
-  void Logits(const Plan& p, const MatrixView<const float>& features, const RunContext& ctx,
+  void Logits(const Plan& p, const MatrixView<const float>& hidden, const RunContext& ctx,
               float* logits) const {
-    router_.ApplyRows(features.data, features.rows, ctx.workspace, p.router, logits);
+    router_.ApplyRows(hidden.data, hidden.rows, ctx.workspace, p.router, logits);
   }
   absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
                    Assignment& out) const {
-    SLUICE_RETURN_IF_ERROR(one_unit::CheckRun(p, in, ctx, out));
-    if (in.features.row_stride != dim_)
-      return absl::InvalidArgumentError(absl::StrCat(
-          "features of row stride ", in.features.row_stride, ", wanted packed rows of ", dim_));
+    if (in.items > 0 && in.hidden.row_stride != dim_)
+      return absl::InvalidArgumentError(absl::StrCat("hidden of row stride ", in.hidden.row_stride,
+                                                     ", wanted packed rows of ", dim_));
     float* logits = ctx.workspace.At<float>(p.logits);
-    Logits(p, in.features, ctx, logits);
-    one_unit::Assign(in.features.rows, out, [&](int64_t i) { return Decide(logits + 2 * i); });
+    Logits(p, in.hidden, ctx, logits);
+    one_unit::Assign(in.items, 2, out, [&](int64_t i) -> one_unit::Choice {
+      const float* l = logits + 2 * i;
+      const Unit u = Decide(l);
+      return {u, std::isnan(l[0]) || std::isnan(l[1]) ? NAN : l[u]};
+    });
+    return absl::OkStatus();
+  }
+  // The forecasts of at most kForecastRows tokens.
+  absl::Status RunUnit(const Plan&, const UnitRows& rows, const RunContext& ctx) const {
+    if (rows.in.rows > kForecastRows || rows.in.cols != dim_ || rows.out.cols != dim_)
+      return absl::InvalidArgumentError(absl::StrCat(
+          kTraits.name, ": forecast of [", rows.in.rows, ", ", rows.in.cols, "] to width ",
+          rows.out.cols, "; at most ", kForecastRows, " rows of width ", dim_));
+    forecaster_.Apply(rows.in.data, rows.in.rows, rows.out.data, ctx.workspace.At<float>(0));
     return absl::OkStatus();
   }
 
  private:
+  static constexpr int64_t kForecastRows = 64;
+  static std::string Prefix(const Config& c) {
+    return absl::StrCat("blk.", c.layer, ".informed.", c.unit == 0 ? "attn." : "ffn.");
+  }
+
   int64_t dim_ = 0;
+  int64_t unit_ = 0;
   ReluPair router_;
   FeatureForecaster forecaster_;
 };

@@ -20,23 +20,20 @@ struct Ran {
 };
 Ran Route(const InformedRouting& r, const std::vector<float>& x) {
   const int64_t n = static_cast<int64_t>(x.size()) / r.dim();
-  auto plan = r.MakePlan({n, 2, r.dim(), 1});
+  auto plan = r.MakePlan({.items = n, .hidden = r.dim()});
   EXPECT_TRUE(plan.ok()) << plan.status();
   OwnedWorkspace memory(plan->workspace_bytes);
   RunContext ctx;
   ctx.workspace = {memory.data(), plan->workspace_bytes};
-  Ran out{std::vector<int32_t>(n), std::vector<float>(2 * n)};
-  std::vector<int32_t> ptr(static_cast<size_t>(n) + 1);
-  std::vector<float> weight(n);
-  Assignment a;
-  a.row_ptr = absl::MakeSpan(ptr);
-  a.unit = absl::MakeSpan(out.unit);
-  a.weight = absl::MakeSpan(weight);
+  AssignmentBuffer buffer;
+  buffer.Reserve(n, plan->max_entries);
   RouteInputs in;
-  in.features = {x.data(), n, r.dim(), r.dim()};
-  EXPECT_TRUE(r.Run(*plan, in, ctx, a).ok());
-  EXPECT_TRUE(ValidateAssignment(a).ok());
-  r.Logits(*plan, in.features, ctx, out.logits.data());
+  in.items = n;
+  in.hidden = {x.data(), n, r.dim(), r.dim()};
+  EXPECT_TRUE(r.Run(*plan, in, ctx, buffer.view()).ok());
+  EXPECT_TRUE(ValidateAssignment(buffer.view()).ok());
+  Ran out{{buffer.view().unit.begin(), buffer.view().unit.end()}, std::vector<float>(2 * n)};
+  r.Logits(*plan, in.hidden, ctx, out.logits.data());
   return out;
 }
 
@@ -84,6 +81,43 @@ TEST(InformedRouting, RankZeroForecastsNothing) {
   std::vector<float> y(64, 3.0f), x(64, 1.0f), scratch(r->forecaster().scratch_floats(2));
   r->forecaster().Apply(x.data(), 2, y.data(), scratch.data());
   EXPECT_THAT(y, testing::Each(0.0f));
+}
+// What the host does not compute the router does, in pieces of any size and with the same bits.
+TEST(InformedRouting, ItsOwnUnitIsTheForecaster) {
+  const RandomWeights w = Weights();
+  auto made = BuiltinRouters().routers.Create("token/informed_routing:layer=1,unit=1", &w);
+  ASSERT_TRUE(made.ok()) << made.status();
+  auto plan = (*made)->MakePlan({.items = 70, .hidden = 32});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ((*made)->DescribeUnit(**plan, 0).kind, UnitKind::kHost);
+  const UnitInfo own = (*made)->DescribeUnit(**plan, 1);
+  EXPECT_EQ(own.kind, UnitKind::kOwn);
+  EXPECT_DOUBLE_EQ(own.cost, 2.0 * 32 * 8 / (8 * 32 * 32));
+
+  const std::vector<float> x = RandomFeatures(70, 32, 5);
+  const RoutePlanInfo& info = (*plan)->info();
+  OwnedWorkspace memory(info.unit_workspace_bytes);
+  std::vector<float> y(x.size());
+  for (int64_t at = 0; at < 70; at += own.max_rows) {
+    const int64_t n = std::min<int64_t>(own.max_rows, 70 - at);
+    const UnitRows rows = {
+        .unit = 1, .in = {&x[at * 32], n, 32, 32}, .items = {}, .out = {&y[at * 32], n, 32, 32}};
+    ASSERT_TRUE((*made)->RunUnit(**plan, rows, {memory.workspace(), nullptr}).ok());
+  }
+  for (int64_t i = 0; i < 70; ++i) {
+    const std::vector<double> h(x.begin() + i * 32, x.begin() + i * 32 + 32);
+    const std::vector<double> f = reference::Forecast(w, "blk.1.informed.ffn.", h, 8, true);
+    for (int64_t j = 0; j < 32; ++j) EXPECT_NEAR(y[i * 32 + j], f[j], 1e-5);
+  }
+
+  const UnitRows executed = {
+      .unit = 0, .in = {x.data(), 1, 32, 32}, .items = {}, .out = {y.data(), 1, 32, 32}};
+  EXPECT_THAT((*made)->RunUnit(**plan, executed, {memory.workspace(), nullptr}).message(),
+              testing::HasSubstr("unit 0 is not the router's own"));
+  const RandomWeights skip = Weights(0);
+  auto skipper = BuiltinRouters().routers.Create("informed_routing", &skip);
+  auto skip_plan = (*skipper)->MakePlan({.items = 1, .hidden = 32});
+  EXPECT_EQ((*skipper)->DescribeUnit(**skip_plan, 1).kind, UnitKind::kSkip);
 }
 TEST(InformedRouting, TiesAndNaNExecute) {
   const float tie[] = {1, 1}, skip[] = {1, 2}, odd[] = {0, NAN};

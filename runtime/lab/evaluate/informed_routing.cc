@@ -88,7 +88,7 @@ class FitProbe {
     Unit& s = units_[2 * layer + unit];
     const InformedRouting& r = s.router[0];
     const int64_t d = r.dim();
-    auto plan = r.MakePlan({n, 2, d, 1});
+    auto plan = r.MakePlan({.items = n, .hidden = d});
     if (workspace_.bytes() < plan->workspace_bytes) workspace_.Resize(plan->workspace_bytes);
     std::vector<float> logits(2 * n), y(n * d), scratch(r.forecaster().scratch_floats(n));
     r.Logits(*plan, {h, n, d, d}, {workspace_.workspace(), nullptr}, logits.data());

@@ -1,0 +1,83 @@
+#ifndef SLUICE_ROUTERS_COMMON_PIPELINE_ANALYZER_H_
+#define SLUICE_ROUTERS_COMMON_PIPELINE_ANALYZER_H_
+// Analyzer: how items spread over units. Looks at assignments, changes nothing.
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "sluice/api/assignment.h"
+#include "sluice/api/tensor_view.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace pipeline {
+class LoadAnalyzer {
+ public:
+  explicit LoadAnalyzer(int64_t units)
+      : count_(static_cast<size_t>(units)), probability_(static_cast<size_t>(units)) {}
+
+  // O(entries).
+  void See(const Assignment& a) {
+    items_ += a.items;
+    dropped_ += a.num_dropped;
+    nans_ += a.nan_scores;
+    for (int64_t e = 0; e < a.entries(); ++e) ++count_[static_cast<size_t>(a.unit[e])];
+    entries_ += a.entries();
+  }
+  // The gate's probabilities [items, units] of the same items, for Balance. O(items units).
+  void SeeProbabilities(MatrixView<const float> p) {
+    for (int64_t i = 0; i < p.rows; ++i) {
+      for (int64_t u = 0; u < p.cols; ++u)
+        probability_[static_cast<size_t>(u)] += static_cast<double>(p.row(i)[u]);
+    }
+    seen_ += p.rows;
+  }
+
+  const std::vector<int64_t>& counts() const { return count_; }
+  int64_t items() const { return items_; }
+  int64_t nan_scores() const { return nans_; }
+
+  // Entropy of the load in nats: log(units) when it is even, 0 when one unit has all.
+  double Entropy() const {
+    double h = 0;
+    for (int64_t c : count_) {
+      if (c == 0) continue;
+      const double share = static_cast<double>(c) / static_cast<double>(entries_);
+      h -= share * std::log(share);
+    }
+    return h;
+  }
+  // Standard deviation of the load over its mean: 0 when it is even.
+  double LoadVariation() const {
+    const double n = static_cast<double>(count_.size());
+    const double mean = static_cast<double>(entries_) / n;
+    double square = 0;
+    for (int64_t c : count_) {
+      const double off = static_cast<double>(c) - mean;
+      square += off * off / n;
+    }
+    return mean > 0 ? std::sqrt(square) / mean : 0;
+  }
+  // Switch balance units * sum_u f_u p_u, f_u the share of the choices and p_u the mean
+  // probability: 1 when both are even (arXiv 2101.03961; with f_u counted per item, as some do, it
+  // would be k).
+  double Balance() const {
+    double sum = 0;
+    for (size_t u = 0; u < count_.size(); ++u)
+      sum += static_cast<double>(count_[u]) * probability_[u];
+    const double of = static_cast<double>(entries_) * static_cast<double>(seen_);
+    return of > 0 ? static_cast<double>(count_.size()) * sum / of : 0;
+  }
+  // Pairs dropped of the pairs asked for.
+  double DropRate() const {
+    const int64_t asked = entries_ + dropped_;
+    return asked > 0 ? static_cast<double>(dropped_) / static_cast<double>(asked) : 0;
+  }
+
+ private:
+  std::vector<int64_t> count_;
+  std::vector<double> probability_;
+  int64_t items_ = 0, entries_ = 0, dropped_ = 0, nans_ = 0, seen_ = 0;
+};
+}  // namespace pipeline
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_COMMON_PIPELINE_ANALYZER_H_
