@@ -62,6 +62,10 @@ inline std::string Print(double v) {  // shortest text that reads back to the sa
   return s;
 }
 
+inline std::string Print(const std::vector<double>& v) {
+  return absl::StrJoin(v, "/", [](std::string* out, double x) { absl::StrAppend(out, Print(x)); });
+}
+
 struct Setter {
   absl::string_view key, text;
   bool found = false;
@@ -85,6 +89,29 @@ struct Setter {
       field = v;
     }
   }
+  // A list of numbers, as "1/0.5/2"; empty text is the empty list.
+  void operator()(absl::string_view name, std::vector<double>& field, Range<double> range,
+                  absl::string_view /*doc*/) {
+    absl::StrAppend(&known, known.empty() ? "" : ", ", name);
+    if (name != key) return;
+    found = true;
+    std::vector<double> read;
+    for (absl::string_view item : absl::StrSplit(text, '/', absl::SkipEmpty())) {
+      double v = 0;
+      if (!Parse(item, &v)) {
+        status = absl::InvalidArgumentError(
+            absl::StrCat(key, ": cannot read '", item, "' of '", text, "' as a number"));
+        return;
+      }
+      if (v < range.lo || range.hi < v) {
+        status = absl::OutOfRangeError(absl::StrCat(key, "=", text, ": ", item, " is outside [",
+                                                    Print(range.lo), ", ", Print(range.hi), "]"));
+        return;
+      }
+      read.push_back(v);
+    }
+    field = std::move(read);
+  }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {
     absl::StrAppend(&known, known.empty() ? "" : ", ", name);
@@ -101,6 +128,11 @@ struct Setter {
 };
 struct Describer {
   std::string* out;
+  void operator()(absl::string_view name, std::vector<double>& field, Range<double> range,
+                  absl::string_view doc) {
+    absl::StrAppend(out, "  ", name, "=", Print(field), "  a list a/b/.. of [", Print(range.lo),
+                    ", ", Print(range.hi), "]  ", doc, "\n");
+  }
   template <class T>
   void operator()(absl::string_view name, T& field, Range<T> range, absl::string_view doc) {
     absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ",
@@ -114,6 +146,10 @@ struct Describer {
 };
 struct Printer {
   std::string* out;
+  void operator()(absl::string_view name, std::vector<double>& field, Range<double> /*range*/,
+                  absl::string_view /*doc*/) {
+    absl::StrAppend(out, out->empty() ? "" : ",", name, "=", Print(field));
+  }
   template <class T>
   void operator()(absl::string_view name, T& field, Range<T> /*range*/, absl::string_view /*doc*/) {
     absl::StrAppend(out, out->empty() ? "" : ",", name, "=", Print(field));

@@ -39,6 +39,28 @@ TEST(Config, ReadsPrintsAndDescribes) {
   EXPECT_EQ(PrintConfig(c), "k=7,p=0.1,on=true");
   EXPECT_THAT(DescribeConfig<Config>(), HasSubstr("k=4  [1, 10]  how many"));
 }
+struct Lists {
+  std::vector<double> taus;
+  template <class V>
+  void VisitFields(V&& v) {
+    v("taus", taus, Range<double>{0, 1}, "one a head");
+  }
+};
+TEST(Config, ListsOfNumbers) {
+  const auto read = [](const std::string& text, Lists& to) {
+    auto spec = ParseSpec(text);
+    return ReadConfig(spec->options, to);
+  };
+  Lists c;
+  ASSERT_TRUE(read("x:taus=0.5/0/0.125", c).ok());
+  EXPECT_EQ(c.taus, (std::vector<double>{0.5, 0, 0.125}));
+  EXPECT_EQ(PrintConfig(c), "taus=0.5/0/0.125");
+  EXPECT_THAT(std::string(read("x:taus=0.5/2", c).message()), HasSubstr("2 is outside [0, 1]"));
+  EXPECT_THAT(std::string(read("x:taus=0.5/a", c).message()), HasSubstr("cannot read 'a'"));
+  EXPECT_EQ(c.taus.size(), 3u);  // unchanged
+  ASSERT_TRUE(read("x:" + PrintConfig(Lists{}), c).ok());
+  EXPECT_TRUE(c.taus.empty());
+}
 TEST(Config, ErrorsNameWhatWasGivenAndAllowed) {
   EXPECT_THAT(Error("x:q=1"), HasSubstr("unknown key 'q'; known: k, p, on"));
   EXPECT_THAT(Error("x:k=11"), HasSubstr("k=11 is outside [1, 10]"));
