@@ -34,6 +34,13 @@ inline void KeysAsFloat(const KvView& k, int64_t kv, int64_t begin, int64_t n, f
     kernels::ConvertToF32(k.at(begin + j, kv), k.dtype, k.dim, out + j * k.dim);
 }
 
+// x [n, d] -= mean [d]: removing one vector from all keys shifts all logits of a query alike.
+inline void SubtractMean(float* x, int64_t n, int64_t d, const float* mean) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < d; ++i) x[j * d + i] -= mean[i];
+  }
+}
+
 // Turns a vector of interleaved pairs, as GGUF Llama files store them, to a position.
 inline void RotateTo(float* x, int64_t d, int64_t position, float base) {
   if (base <= 0) return;

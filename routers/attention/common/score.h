@@ -33,6 +33,18 @@ inline void MaxOverRows(const float* score, int64_t rows, int64_t units, float* 
   }
 }
 
+// score [rows, n] = q_scale[row] * k_scale[key] * (q . k) of 4-bit vectors (QuantiseInt4).
+inline void ScoreInt4(const int8_t* q, const float* q_scale, int64_t rows, const int8_t* k,
+                      const float* k_scale, int64_t n, int64_t d, float* score) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      int32_t sum = 0;
+      for (int64_t x = 0; x < d; ++x) sum += int32_t{q[i * d + x]} * int32_t{k[j * d + x]};
+      score[i * n + j] = q_scale[i] * k_scale[j] * static_cast<float>(sum);
+    }
+  }
+}
+
 // Token scores I(t, s) = sum_j w(t, j) ReLU(q(t, j) . k(s)) for DSA and HISA. Where the host has no
 // trained indexer the attention's own queries and keys stand in: every query head is an index head
 // of weight 1 against its KV head's keys. That substitute costs as much as QK^T, and must be named
