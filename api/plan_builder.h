@@ -127,6 +127,12 @@ class BranchWriter {
   float* bias(int64_t row) { return r_->entry_bias + row * slots_; }
   uint64_t* mask(int64_t row) { return r_->row_mask + row * slots_; }
   void set_count(int64_t row, int64_t n) { r_->row_count[row] = static_cast<uint32_t>(n); }
+  // The row is what lies at [at, at + n) of the branch's storage, counted from row 0's; rows may
+  // share a list.
+  void set_row(int64_t row, int64_t at, int64_t n) {
+    r_->row_begin[row] = at;
+    set_count(row, n);
+  }
   int64_t count(int64_t row) const { return r_->row_count[row]; }
   uint32_t* prefix() { return r_->prefix; }
   // [num_tiles + 1] and [order_slots / num_lists] of a list, for tiles in an order of their own.

@@ -623,6 +623,38 @@ TEST(Attend, PermutationsOfHeads) {
                2e-5, "permuted");
   }
 }
+// Rows that share a list give what rows with lists of their own give, and a row outside the storage
+// is refused.
+TEST(Attend, RowsMayShareAList) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 64, 4, 2, 32, 32, 5);
+  PlanLayout layout;
+  layout.max_tile = 16;
+  layout.AddBranch({.rows = 8, .token_slots = 60});
+  auto storage = *PlanStorage::Create(layout);
+  const BranchSpec spec = {.encoding = Encoding::kTokens, .tile = 16};
+  const auto begin = [&] { storage->Begin(a.q_begin(), 64, 200, 4, 2); };
+  begin();
+  BranchWriter own = *storage->AddBranch(spec);
+  for (int64_t row = 0; row < 8; ++row) {
+    for (int64_t j = 0; j < 50; ++j) own.tokens(row)[j] = static_cast<uint32_t>(j * 2 + row / 4);
+    own.set_count(row, 50);
+  }
+  const ReferenceAttention want = AttendReference(storage->plan(), a.Q(), a.K(), a.V(), a.scale());
+  begin();
+  BranchWriter shared = *storage->AddBranch(spec);
+  for (int64_t kv = 0; kv < 2; ++kv) {
+    for (int64_t j = 0; j < 50; ++j)
+      shared.tokens(0)[kv * 50 + j] = static_cast<uint32_t>(j * 2 + kv);
+    for (int64_t tile = 0; tile < 4; ++tile) shared.set_row(shared.row_of(kv, tile), kv * 50, 50);
+  }
+  ASSERT_TRUE(storage->Adopt({}).ok());
+  ASSERT_TRUE(ValidateAttentionPlan(storage->plan()).ok());
+  const ReferenceAttention got = AttendReference(storage->plan(), a.Q(), a.K(), a.V(), a.scale());
+  EXPECT_EQ(got.o, want.o);
+  ExpectNear(RunPlan(storage->plan(), a, {}), want, 2e-5, "shared lists");
+  shared.set_row(0, 8 * 60 - 49, 50);
+  EXPECT_FALSE(storage->Adopt({}).ok());
+}
 TEST(Attend, StopByScoreLeavesTheRestOut) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 16, 2, 2, 16, 16, 61);
   auto t = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 16, 16, 0, 1.0}, a, 3);
