@@ -2,7 +2,9 @@
 #define SLUICE_ROUTERS_ATTENTION_COMMON_SCORE_H_
 // SCORE: what queries say of units.
 #include "sluice/routers/attention/common/plan.h"
+#include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/sum.h"
+#include "sluice/runtime/kernels/dot/dot.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
 #include "sluice/runtime/kernels/index_score/index_score.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
@@ -30,6 +32,17 @@ inline void ScoreSoftmax(const float* q, int64_t rows, const float* table, int64
 inline void MaxOverRows(const float* score, int64_t rows, int64_t units, float* best) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t u = 0; u < units; ++u) best[u] = std::max(best[u], score[i * units + u]);
+  }
+}
+
+// score [rows, n] = q [rows, d] . the first n keys of a KV head; keys: scratch of [kKeyBatch, d].
+inline constexpr int64_t kKeyBatch = 64;
+inline void ScoreAllKeys(const float* q, int64_t rows, const KvView& k, int64_t kv, int64_t n,
+                         float* score, float* keys, float* gemm) {
+  for (int64_t at = 0; at < n; at += kKeyBatch) {
+    const int64_t some = std::min(kKeyBatch, n - at);
+    KeysAsFloat(k, kv, at, some, keys);
+    kernels::GemmNT(q, k.dim, keys, k.dim, rows, some, k.dim, score + at, n, gemm);
   }
 }
 
