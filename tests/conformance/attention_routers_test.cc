@@ -111,7 +111,9 @@ TEST_P(AttentionRouters, SkipsAtASmallBudget) {
   int64_t pairs = 0;
   for (const auto& list : r.lists) {
     pairs += std::ssize(list);
-    EXPECT_EQ(std::ranges::adjacent_find(list), list.end()) << "a key is listed twice";
+    if (r.one_softmax) {
+      EXPECT_EQ(std::ranges::adjacent_find(list), list.end()) << "a key is listed twice";
+    }
   }
   EXPECT_LE(r.counters.exact_pairs, pairs);
   if (r.counters.stopped_panels == 0) {

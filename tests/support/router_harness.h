@@ -17,6 +17,7 @@ SLUICE_BEGIN_NAMESPACE
 struct RoutedRun {
   std::vector<float> o;                      // [q_count, heads, dv]
   std::vector<std::vector<uint32_t>> lists;  // [q_count * heads]: keys attended, ascending
+  bool one_softmax = true;                   // else branches may list the same keys
   AttentionCounters counters;
   PlanQuality quality;
   absl::Status status;
@@ -137,6 +138,7 @@ inline RoutedRun RunRouter(const std::string& policy, const AttentionData& a,
   int64_t at = 0;
   (*session)->OnPlan([&](int, const AttentionPlan& plan, const AttentionInputs& in, double) {
     if (options.validate) invalid.Update(ValidateAttentionPlan(plan));
+    r.one_softmax = plan.merge == Merge::kLse;
     for (int64_t i = 0; i < plan.q_count; ++i) {
       for (int64_t h = 0; h < a.heads; ++h) {
         std::vector<uint32_t>& list = r.lists[(at + i) * a.heads + h];
