@@ -50,6 +50,10 @@ class BlockMeans {
   float* At(int64_t head, int64_t block) const {
     return mean_ + (head * l_.blocks + block) * l_.width;
   }
+  // The first n means as keys or values of a summary table.
+  KvView View(int64_t n) const {
+    return {mean_, DType::kF32, n, l_.heads, l_.width, l_.width, l_.blocks * l_.width};
+  }
 
  private:
   Layout l_;
