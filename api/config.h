@@ -35,6 +35,11 @@ template <class T>
 struct Range {
   T lo, hi;
 };
+// Free text of so many characters at most; commas end it, and bars and parentheses are the
+// compositions'.
+struct Text {
+  size_t most = 0;
+};
 // Names of an enum's values, the first for 0.
 struct Choices {
   Choices(std::initializer_list<absl::string_view> n) : names(n) {}
@@ -112,6 +117,18 @@ struct Setter {
     }
     field = std::move(read);
   }
+  void operator()(absl::string_view name, std::string& field, Text limit,
+                  absl::string_view /*doc*/) {
+    absl::StrAppend(&known, known.empty() ? "" : ", ", name);
+    if (name != key) return;
+    found = true;
+    if (text.size() > limit.most) {
+      status = absl::OutOfRangeError(
+          absl::StrCat(key, " has ", text.size(), " characters, at most ", limit.most));
+    } else {
+      field = std::string(text);
+    }
+  }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {
     absl::StrAppend(&known, known.empty() ? "" : ", ", name);
@@ -138,6 +155,10 @@ struct Describer {
     absl::StrAppend(out, "  ", name, "=", Print(field), "  [", Print(range.lo), ", ",
                     Print(range.hi), "]  ", doc, "\n");
   }
+  void operator()(absl::string_view name, std::string& field, Text /*limit*/,
+                  absl::string_view doc) {
+    absl::StrAppend(out, "  ", name, "=", field, "  ", doc, "\n");
+  }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view doc) {
     absl::StrAppend(out, "  ", name, "=", choices.names.begin()[static_cast<size_t>(field)], "  {",
@@ -153,6 +174,10 @@ struct Printer {
   template <class T>
   void operator()(absl::string_view name, T& field, Range<T> /*range*/, absl::string_view /*doc*/) {
     absl::StrAppend(out, out->empty() ? "" : ",", name, "=", Print(field));
+  }
+  void operator()(absl::string_view name, std::string& field, Text /*limit*/,
+                  absl::string_view /*doc*/) {
+    absl::StrAppend(out, out->empty() ? "" : ",", name, "=", field);
   }
   template <class E>
   void operator()(absl::string_view name, E& field, Choices choices, absl::string_view /*doc*/) {

@@ -382,7 +382,8 @@ inline absl::Status PlanBuilder::Extend(int64_t to) {
   }
   sluice_plan_branch& b = r_->branches[0];
   const auto encoding = static_cast<Encoding>(b.encoding);
-  const int64_t rows = NumLists(static_cast<ListScope>(b.scope), r_->heads, r_->kv_heads);
+  const int64_t lists = NumLists(static_cast<ListScope>(b.scope), r_->heads, r_->kv_heads);
+  const int64_t rows = encoding == Encoding::kPattern ? 0 : lists;  // patterns list nothing
   for (int64_t row = 0; row < rows && to > from; ++row) {
     uint32_t& n = b.row_count[row];
     if (encoding == Encoding::kTokens) {
@@ -407,7 +408,7 @@ inline absl::Status PlanBuilder::Extend(int64_t to) {
                 0,
                 1};
     } else {
-      return absl::UnimplementedError("ranked prefixes and patterns do not grow by keys");
+      return absl::UnimplementedError("ranked prefixes do not grow by keys");
     }
   }
   r_->q_begin += to - from;

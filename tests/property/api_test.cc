@@ -15,11 +15,13 @@ struct Config {
   int64_t k = 4;
   double p = 0.5;
   bool on = false;
+  std::string heads = "1/2";
   template <class V>
   void VisitFields(V&& v) {
     v("k", k, Range<int64_t>{1, 10}, "how many");
     v("p", p, Range<double>{0, 1}, "how much");
     v("on", on, Range<bool>{false, true}, "whether");
+    v("heads", heads, Text{8}, "which");
   }
 };
 std::string Error(const std::string& spec) {
@@ -30,14 +32,16 @@ std::string Error(const std::string& spec) {
 }
 TEST(Config, ReadsPrintsAndDescribes) {
   Config c;
-  auto spec = ParseSpec("x: k=7 ,p=0.1,on=true");
+  auto spec = ParseSpec("x: k=7 ,p=0.1,on=true,heads=3;4");
   ASSERT_TRUE(spec.ok());
   ASSERT_TRUE(ReadConfig(spec->options, c).ok());
   EXPECT_EQ(c.k, 7);
   EXPECT_EQ(c.p, 0.1);
   EXPECT_TRUE(c.on);
-  EXPECT_EQ(PrintConfig(c), "k=7,p=0.1,on=true");
+  EXPECT_EQ(c.heads, "3;4");
+  EXPECT_EQ(PrintConfig(c), "k=7,p=0.1,on=true,heads=3;4");
   EXPECT_THAT(DescribeConfig<Config>(), HasSubstr("k=4  [1, 10]  how many"));
+  EXPECT_THAT(DescribeConfig<Config>(), HasSubstr("heads=1/2  which"));
 }
 struct Lists {
   std::vector<double> taus;
@@ -62,9 +66,10 @@ TEST(Config, ListsOfNumbers) {
   EXPECT_TRUE(c.taus.empty());
 }
 TEST(Config, ErrorsNameWhatWasGivenAndAllowed) {
-  EXPECT_THAT(Error("x:q=1"), HasSubstr("unknown key 'q'; known: k, p, on"));
+  EXPECT_THAT(Error("x:q=1"), HasSubstr("unknown key 'q'; known: k, p, on, heads"));
   EXPECT_THAT(Error("x:k=11"), HasSubstr("k=11 is outside [1, 10]"));
   EXPECT_THAT(Error("x:k=1.5"), HasSubstr("cannot read '1.5' as an integer"));
+  EXPECT_THAT(Error("x:heads=123456789"), HasSubstr("9 characters, at most 8"));
   EXPECT_THAT(Error("x:p=nan"), HasSubstr("cannot read 'nan'"));
   EXPECT_THAT(Error("x:k"), HasSubstr("is not key=value"));
   EXPECT_THAT(Error(":k=1"), HasSubstr("names no method"));
