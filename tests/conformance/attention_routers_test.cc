@@ -201,6 +201,7 @@ TEST_P(AttentionRouters, HalfPrecisionKeysGiveTheSameLists) {
     a.Convert(t);
     HarnessOptions o;
     o.attend.matrix_tiles = false;
+    if (traits().feedback != 0) o.chunk = 128;  // they skip what earlier calls had no use for
     const RoutedRun r = Run(Small(), a, o);
     AttentionData f = a;
     f.dtype = DType::kF32;
