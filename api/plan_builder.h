@@ -126,12 +126,6 @@ class BranchWriter {
   uint32_t* tokens(int64_t row) { return r_->tokens + row * slots_; }
   float* bias(int64_t row) { return r_->entry_bias + row * slots_; }
   uint64_t* mask(int64_t row) { return r_->row_mask + row * slots_; }
-  // Makes a row of n slots that lie anywhere in the branch's storage, counted from row 0's first;
-  // rows may share slots, so that equal lists are written once.
-  void Place(int64_t row, int64_t begin, int64_t n) {
-    r_->row_begin[row] = begin;
-    set_count(row, n);
-  }
   void set_count(int64_t row, int64_t n) { r_->row_count[row] = static_cast<uint32_t>(n); }
   // The row is what lies at [at, at + n) of the branch's storage, counted from row 0's; rows may
   // share a list.

@@ -166,7 +166,7 @@ inline absl::Status Spatten::Run(const Plan& plan, const AttentionInputs& in, Ro
       }
       for (int64_t list = 0; list < branch.num_lists(); ++list) {
         const bool attends = !PrunesHeads() || head_alive[list] != 0;
-        branch.Place(branch.row_of(list, tile), at, attends ? n : 0);
+        branch.set_row(branch.row_of(list, tile), at, attends ? n : 0);
       }
     }
   });
