@@ -11,6 +11,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
+pthread_t main_thread;
+
 int Serve(const std::string& config, bool check, bool quiet) {
   absl::StatusOr<ServerSettings> settings = LoadSettings(config);
   if (!settings.ok()) return Fail(settings.status());
@@ -24,10 +26,15 @@ int Serve(const std::string& config, bool check, bool quiet) {
   options.config_path = config;
   if (!quiet)
     options.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
-  // Signals go to a thread that waits for them: no call elsewhere is interrupted.
+  // Signals wait for this thread: no call elsewhere is interrupted. Threads that a library made
+  // before main (OpenBLAS does) have them open still, and pass them on.
   sigset_t signals;
   sigemptyset(&signals);
-  for (int s : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals, s);
+  main_thread = pthread_self();
+  for (int s : {SIGINT, SIGTERM, SIGHUP}) {
+    sigaddset(&signals, s);
+    signal(s, [](int got) { pthread_kill(main_thread, got); });
+  }
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
   auto server = Server::Create(*std::move(settings), options);
@@ -36,19 +43,15 @@ int Serve(const std::string& config, bool check, bool quiet) {
   if ((*server)->http_port() > 0)
     std::printf("page and metrics on http://127.0.0.1:%d/\n", (*server)->http_port());
   std::fflush(stdout);
-  std::thread waiting([&] {
-    for (int signal = 0; sigwait(&signals, &signal) == 0;) {
-      if (signal == SIGHUP) {
-        (*server)->Reload();
-      } else {
-        (*server)->Stop();
-        return;
-      }
-    }
+
+  absl::Status status;
+  std::thread running([&] {
+    status = (*server)->Run();
+    pthread_kill(main_thread, SIGTERM);  // so that the wait below ends too
   });
-  const absl::Status status = (*server)->Run();
-  if (!status.ok()) kill(getpid(), SIGTERM);  // so that the thread ends too
-  waiting.join();
+  for (int got = 0; sigwait(&signals, &got) == 0 && got == SIGHUP;) (*server)->Reload();
+  (*server)->Stop();
+  running.join();
   return status.ok() ? 0 : Fail(status);
 }
 int Keygen(const std::string& path) {
