@@ -149,13 +149,6 @@ struct AttentionFeedback {
 static_assert(sizeof(AttentionFeedback) == sizeof(sluice_attention_feedback) &&
               offsetof(AttentionFeedback, lse) == offsetof(sluice_attention_feedback, lse));
 
-// A tensor, or with rank 0 a number, that a learned router reads from its weights.
-struct WeightKey {
-  std::string name;
-  std::vector<uint64_t> shape;  // fastest dimension first; empty: the number below
-  int64_t number = 0;
-};
-
 template <class R>
 concept AttentionRouterModel =
     (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config> &&
@@ -172,7 +165,7 @@ concept AttentionRouterModel =
 //       with Traits::feedback; called after each plan has run.
 //   void Truncate(const Plan&, RouterState&, int64_t keys) const
 //       when forgetting takes more than a smaller RouterState::keys.
-//   static std::vector<WeightKey> Weights(const Config&, const AttentionShape&)
+//   static WeightKeys Weights(const Config&, const AttentionShape&)
 //       of learned routers: what Create reads.
 
 // What a host holds.

@@ -101,6 +101,12 @@ class LentWeights final : public WeightSource {
   const sluice_weights& w_;
 };
 
+inline void Declare(const WeightKeys& keys, const sluice_weight_sink& to) {
+  for (const WeightKeys::Int& k : keys.ints) to.add_int(to.self, k.key.c_str(), k.value);
+  for (const WeightKeys::Tensor& t : keys.tensors)
+    to.add_tensor(to.self, t.name.c_str(), t.shape.data(), t.shape.size());
+}
+
 // Making a model from its config and weights: alike for every kind.
 template <class R>
 struct Maker {
@@ -148,10 +154,7 @@ struct RouterC : ModelC<R> {
     return Guard(e, [&]() -> absl::Status {
       typename R::Config config;
       SLUICE_RETURN_IF_ERROR(ReadConfig(ModelC<R>::Options(kv, n), config));
-      const WeightKeys keys = router_internal::Weights<R>(config, route_codec::FromC(*s));
-      for (const WeightKeys::Int& k : keys.ints) sink->add_int(sink->self, k.key.c_str(), k.value);
-      for (const WeightKeys::Tensor& t : keys.tensors)
-        sink->add_tensor(sink->self, t.name.c_str(), t.shape.data(), t.shape.size());
+      Declare(router_internal::Weights<R>(config, route_codec::FromC(*s)), *sink);
       return absl::OkStatus();
     });
   }
@@ -276,13 +279,12 @@ template <AttentionRouterModel R>
 struct AttentionRouterC : ModelC<R> {
   using Plan = typename R::Plan;
   static sluice_code Weights(const sluice_kv* kv, size_t n, const sluice_attention_shape* s,
-                             sluice_weight_visit visit, void* to, sluice_error* e) noexcept {
+                             const sluice_weight_sink* sink, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       if constexpr (LearnedModel<R>) {
         typename R::Config config;
         SLUICE_RETURN_IF_ERROR(ReadConfig(ModelC<R>::Options(kv, n), config));
-        for (const WeightKey& k : R::Weights(config, ShapeOf(*s)))
-          visit(to, k.name.c_str(), k.shape.data(), k.shape.size(), k.number);
+        Declare(R::Weights(config, ShapeOf(*s)), *sink);
       }
       return absl::OkStatus();
     });

@@ -41,8 +41,8 @@ class Factory<AttentionRouter> {
   virtual std::string Describe() const = 0;
   std::string FullBudget() const { return traits().full_budget; }
   // What Create reads of its weights under this config, for a model of this shape.
-  virtual absl::StatusOr<std::vector<WeightKey>> Weights(absl::Span<const KeyValue>,
-                                                         const AttentionShape&) const = 0;
+  virtual absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue>,
+                                             const AttentionShape&) const = 0;
   virtual absl::StatusOr<std::unique_ptr<const AttentionRouter>> Create(
       absl::Span<const KeyValue>, const WeightSource* weights) const = 0;
 };
@@ -107,12 +107,12 @@ class AttentionFactoryOf final : public Factory<AttentionRouter> {
   }
   bool learned() const override { return LearnedModel<R>; }
   std::string Describe() const override { return DescribeConfig<typename R::Config>(); }
-  absl::StatusOr<std::vector<WeightKey>> Weights(absl::Span<const KeyValue> kvs,
-                                                 const AttentionShape& shape) const override {
+  absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue> kvs,
+                                     const AttentionShape& shape) const override {
     typename R::Config config;
     SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
     if constexpr (LearnedModel<R>) return R::Weights(config, shape);
-    return std::vector<WeightKey>();
+    return WeightKeys();
   }
   absl::StatusOr<std::unique_ptr<const AttentionRouter>> Create(
       absl::Span<const KeyValue> kvs, const WeightSource* weights) const override {

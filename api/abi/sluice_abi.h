@@ -310,9 +310,6 @@ typedef struct sluice_attention_traits {
   uint32_t feedback;
   int32_t stages;
 } sluice_attention_traits;
-/* Called once a tensor or number that a learned router reads; a shape of rank 0 is a number. */
-typedef void (*sluice_weight_visit)(void* to, const char* name, const uint64_t* shape, size_t rank,
-                                    int64_t number);
 typedef struct sluice_attention_router_v2 {
   size_t struct_size;
   const sluice_attention_traits* traits;
@@ -320,8 +317,9 @@ typedef struct sluice_attention_router_v2 {
   sluice_code (*create)(const sluice_kv*, size_t num_kv, const sluice_weights*, void** router,
                         sluice_error*);
   void (*destroy)(void* router);
+  /* NULL where the router is not learned. */
   sluice_code (*weights)(const sluice_kv*, size_t num_kv, const sluice_attention_shape*,
-                         sluice_weight_visit, void* to, sluice_error*);
+                         const sluice_weight_sink*, sluice_error*);
   sluice_code (*make_plan)(const void* router, const sluice_attention_shape*, void** plan,
                            sluice_attention_info*, sluice_error*);
   void (*destroy_plan)(void* plan);

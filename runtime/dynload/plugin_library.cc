@@ -85,6 +85,27 @@ absl::StatusOr<void*> CreateSelf(const Table* t, absl::Span<const KeyValue> kvs,
   return self;
 }
 
+// What a plug-in's method says that it reads of its weights.
+template <class Table, class Shape>
+absl::StatusOr<WeightKeys> DeclaredWeights(const Table* t, absl::Span<const KeyValue> kvs,
+                                           const Shape& shape) {
+  WeightKeys keys;
+  if (t->weights == nullptr) return keys;
+  sluice_weight_sink sink = {};
+  sink.self = &keys;
+  sink.add_int = [](void* self, const char* key, int64_t value) {
+    static_cast<WeightKeys*>(self)->ints.push_back({key, value});
+  };
+  sink.add_tensor = [](void* self, const char* name, const int64_t* dims, size_t rank) {
+    static_cast<WeightKeys*>(self)->tensors.push_back({name, {dims, dims + rank}});
+  };
+  const std::vector<sluice_kv> kv = ToC(kvs);
+  ErrorText e;
+  const sluice_code code = t->weights(kv.data(), kv.size(), &shape, &sink, &e.c);
+  if (code != 0) return e.Status(code);
+  return keys;
+}
+
 template <class Base, class Info, class Table>
 struct RemotePlan final : Base {
   RemotePlan(const Table* table, void* p) : t(table), plan(p) {}
@@ -296,23 +317,9 @@ class RemoteAttentionFactory final : public Factory<AttentionRouter> {
   std::string Describe() const override {
     return t_->config_help != nullptr ? t_->config_help : "";
   }
-  absl::StatusOr<std::vector<WeightKey>> Weights(absl::Span<const KeyValue> kvs,
-                                                 const AttentionShape& s) const override {
-    const std::vector<sluice_kv> kv = ToC(kvs);
-    const sluice_attention_shape shape = ShapeOf(s);
-    std::vector<WeightKey> keys;
-    const auto add = [](void* to, const char* name, const uint64_t* dims, size_t rank,
-                        int64_t number) {
-      WeightKey key;
-      key.name = name;
-      key.shape.assign(dims, dims + rank);
-      key.number = number;
-      static_cast<std::vector<WeightKey>*>(to)->push_back(std::move(key));
-    };
-    ErrorText e;
-    const sluice_code code = t_->weights(kv.data(), kv.size(), &shape, add, &keys, &e.c);
-    if (code != 0) return e.Status(code);
-    return keys;
+  absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue> kvs,
+                                     const AttentionShape& s) const override {
+    return DeclaredWeights(t_, kvs, ShapeOf(s));
   }
   absl::StatusOr<std::unique_ptr<const AttentionRouter>> Create(
       absl::Span<const KeyValue> kvs, const WeightSource* weights) const override {
@@ -489,22 +496,7 @@ class RemoteRouterFactory final : public RouterFactory {
   }
   absl::StatusOr<WeightKeys> Weights(absl::Span<const KeyValue> kvs,
                                      const RouteShape& s) const override {
-    WeightKeys keys;
-    if (t_->weights == nullptr) return keys;
-    sluice_weight_sink sink = {};
-    sink.self = &keys;
-    sink.add_int = [](void* self, const char* key, int64_t value) {
-      static_cast<WeightKeys*>(self)->ints.push_back({key, value});
-    };
-    sink.add_tensor = [](void* self, const char* name, const int64_t* shape, size_t rank) {
-      static_cast<WeightKeys*>(self)->tensors.push_back({name, {shape, shape + rank}});
-    };
-    const std::vector<sluice_kv> kv = ToC(kvs);
-    const sluice_route_shape shape = route_codec::ToC(s);
-    ErrorText e;
-    const sluice_code code = t_->weights(kv.data(), kv.size(), &shape, &sink, &e.c);
-    if (code != 0) return e.Status(code);
-    return keys;
+    return DeclaredWeights(t_, kvs, route_codec::ToC(s));
   }
   absl::StatusOr<std::unique_ptr<const Router>> Create(absl::Span<const KeyValue> kvs,
                                                        const WeightSource* weights) const override {
@@ -658,9 +650,11 @@ absl::Status CheckTables(const sluice_plugin_v1* p) {
   for (size_t i = 0; i < p->num_attention; ++i) {
     const sluice_attention_router_v2* a = p->attention[i];
     const size_t least = offsetof(sluice_attention_router_v2, truncate) + sizeof(void*);
-    if (!complete(a, least) || a->weights == nullptr || a->traits->stages < 1 ||
-        a->traits->stages > 8)
+    if (!complete(a, least) || a->traits->stages < 1 || a->traits->stages > 8)
       return absl::InternalError(absl::StrCat("its attention router ", i, " is incomplete"));
+    if ((a->traits->flags & SLUICE_NEEDS_WEIGHTS) != 0 && a->weights == nullptr)
+      return absl::InternalError(absl::StrCat("its attention router ", a->traits->name,
+                                              " is learned and declares no weights"));
   }
   for (size_t i = 0; i < agents.size(); ++i) {
     const sluice_agent_router_v1* a = agents[i];

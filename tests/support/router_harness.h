@@ -36,17 +36,6 @@ struct HarnessOptions {
   std::function<void(const AttentionPlan&)> see;
 };
 
-inline WeightKeys Declared(const std::vector<WeightKey>& keys) {
-  WeightKeys declared;
-  for (const WeightKey& k : keys) {
-    if (k.shape.empty())
-      declared.ints.push_back({k.name, k.number});
-    else
-      declared.tensors.push_back({k.name, {k.shape.begin(), k.shape.end()}});
-  }
-  return declared;
-}
-
 // The methods of a registry, their learned ones with synthetic weights ("nsa:weights=synthetic").
 inline absl::Status WithSyntheticWeights(const std::string& policy, const AttentionShape& shape,
                                          uint64_t seed, Registry& methods) {
@@ -55,10 +44,9 @@ inline absl::Status WithSyntheticWeights(const std::string& policy, const Attent
   SLUICE_ASSIGN_OR_RETURN(const auto* factory, methods.attention.Find(spec.name));
   if (!factory->learned()) return absl::OkStatus();
   std::erase_if(spec.options, [](const KeyValue& kv) { return kv.first == "weights"; });
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<WeightKey> keys, factory->Weights(spec.options, shape));
+  SLUICE_ASSIGN_OR_RETURN(const WeightKeys keys, factory->Weights(spec.options, shape));
   methods.OpenWeightsWith(
-      [keys = Declared(keys),
-       seed](const std::string&) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
+      [keys, seed](const std::string&) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
         return std::unique_ptr<const WeightSource>(std::make_unique<SyntheticWeights>(keys, seed));
       });
   return absl::OkStatus();

@@ -120,15 +120,16 @@ class Nsa {
     Scratch<std::byte> select;
   };
 
-  static std::vector<WeightKey> Weights(const Config& c, const AttentionShape& s) {
+  static WeightKeys Weights(const Config& c, const AttentionShape& s) {
     const Dims dims = {s.layers, s.heads, s.kv_heads, s.head_dim, s.value_dim, s.width};
-    std::vector<WeightKey> keys;
+    WeightKeys keys;
     for (const auto& [name, member] : kDims) {
       if (c.LearnsRows() || c.LearnsGates())
-        keys.push_back({absl::StrCat("sluice.nsa.", name), {}, dims.*member});
+        keys.ints.push_back({absl::StrCat("sluice.nsa.", name), dims.*member});
     }
     for (int64_t layer = 0; layer < s.layers; ++layer) {
-      for (const Tensor& t : Tensors(c, dims, layer)) keys.push_back({t.name, t.shape});
+      for (const Tensor& t : Tensors(c, dims, layer))
+        keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
     }
     return keys;
   }
