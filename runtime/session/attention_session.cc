@@ -346,7 +346,8 @@ void AttentionSession::Unknown(int layer, int64_t sequence) {
 }
 int64_t AttentionSession::known_keys(int layer, int64_t sequence) const {
   const auto known = impl_->sequences.find(sequence);
-  return known == impl_->sequences.end() ? 0 : known->second.layers[layer].keys;
+  if (known == impl_->sequences.end() || layer < 0 || layer >= impl_->options.layers) return 0;
+  return known->second.layers[layer].keys;
 }
 const AttentionRouter& AttentionSession::router() const { return *impl_->router; }
 const SessionOptions& AttentionSession::options() const { return impl_->options; }
