@@ -56,10 +56,9 @@ struct Engine::Impl {
   InformedRouting::Plan informed_plan;
   std::unique_ptr<Dispatch> dispatch;
   OwnedWorkspace route_ws, dispatch_ws;
-  Assignment assignment;
-  std::vector<int64_t> row_ptr;
-  std::vector<int32_t> unit, positions;
-  std::vector<float> weight, mixed, key_bias;
+  AssignmentBuffer assigned;
+  std::vector<int32_t> positions;
+  std::vector<float> mixed, key_bias;
   // Pruning: a pruner a block, the score of every token, and the tokens that the running block
   // computes.
   std::vector<std::unique_ptr<const Router>> pruners;
@@ -447,7 +446,7 @@ absl::Status Engine::RunTokens(int64_t layer, int64_t unit, float* x, int64_t n,
   const int64_t width = model_.shape.width;
   const InformedRouting& r = s.informed[2 * layer + unit];
   SLUICE_RETURN_IF_ERROR(s.dispatch->Run(
-      s.assignment, Combine::kWeightedSum, {s.h.data(), n, width, width},
+      s.assigned.view(), Combine::kWeightedSum, {s.h.data(), n, width, width},
       {s.mixed.data(), n, width, width},
       {{s.dispatch_ws.data(), s.dispatch_ws.bytes()}, s.executor.get()},
       [](int64_t) { return UnitInfo(); },
@@ -568,9 +567,7 @@ absl::Status Engine::PrepareTokenRouting() {
   s.dispatch_ws.Resize(s.dispatch->workspace_bytes());
   s.route.resize(std::max(s.route.size(), s.informed[0].forecaster().scratch_floats(n)));
   s.mixed.resize(n * model_.shape.width);
-  s.row_ptr.resize(static_cast<size_t>(n) + 1);
-  s.unit.resize(n);
-  s.weight.resize(n);
+  s.assigned.Reserve(n, n);
   return absl::OkStatus();
 }
 
@@ -582,41 +579,39 @@ absl::StatusOr<bool> Engine::RouteTokens(int64_t layer, int64_t unit, int64_t be
   Impl& s = *impl_;
   const auto mark = Clock::now();
   const size_t at = static_cast<size_t>(2 * layer + unit);
-  s.assignment.items = n;
-  s.assignment.units = 2;
-  s.assignment.row_ptr = absl::MakeSpan(s.row_ptr);
-  s.assignment.unit = absl::MakeSpan(s.unit);
-  s.assignment.weight = absl::MakeSpan(s.weight);
+  s.assigned.Clear();
+  Assignment& a = s.assigned.view();
+  a.items = n;
+  a.units = 2;
   if (t.gate == Gate::kLearned) {
     RouteInputs in;
     in.items = n;
     in.hidden = {s.h.data(), n, model_.shape.width, model_.shape.width};
     SLUICE_RETURN_IF_ERROR(s.informed[at].Run(
-        s.informed_plan, in, {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()},
-        s.assignment));
+        s.informed_plan, in, {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()}, a));
     linear_.macs += n * s.informed[at].router_macs();
     linear_.weight_bytes += s.informed[at].router_macs() * static_cast<int64_t>(sizeof(float));
   }
   const double rate = t.rates.empty() ? t.rate : t.rates[at];
   int64_t approximated = 0;
   for (int64_t i = 0; i < n; ++i) {
-    int32_t& u = s.unit[i];
+    int32_t& u = a.unit[i];
     if (t.gate != Gate::kLearned) {
       const RngKey key = {t.seed, 0, static_cast<uint64_t>(layer), static_cast<uint64_t>(unit),
                           static_cast<uint64_t>(begin + i)};
       u = t.gate == Gate::kApproximate || (t.gate == Gate::kRandom && RandomUniform(key) < rate);
-      s.row_ptr[i] = i;
-      s.weight[i] = 1;
+      a.row_ptr[i] = i;
+      a.weight[i] = 1;
     }
     if (t.pin_first && begin + i == 0) u = InformedRouting::kExecute;
     approximated += u;
   }
-  s.row_ptr[n] = n;
-  s.assignment.row_ptr = s.assignment.row_ptr.first(static_cast<size_t>(n) + 1);
+  a.row_ptr[n] = n;
+  a.row_ptr = a.row_ptr.first(static_cast<size_t>(n) + 1);
   if (t.mask_approximated && unit == 0) {
     std::vector<float>& hidden = s.cache[layer].hidden;
     hidden.resize(begin + n);
-    for (int64_t i = 0; i < n; ++i) hidden[begin + i] = s.unit[i] != 0 ? -HUGE_VALF : 0.0f;
+    for (int64_t i = 0; i < n; ++i) hidden[begin + i] = a.unit[i] != 0 ? -HUGE_VALF : 0.0f;
   }
   token_counters_[at].executed += n - approximated;
   token_counters_[at].approximated += approximated;
@@ -660,9 +655,7 @@ absl::Status Engine::PreparePruning() {
   const size_t n = static_cast<size_t>(s.capacity);
   s.score.resize(n);
   s.order.resize(n);
-  s.unit.resize(n);
-  s.weight.resize(n);
-  s.row_ptr.resize(n + 1);
+  s.assigned.Reserve(s.capacity, s.capacity);
   return absl::OkStatus();
 }
 
@@ -683,26 +676,23 @@ absl::Status Engine::ChooseTokens(int64_t layer, int64_t n) {
     return absl::OkStatus();
   }
   const auto mark = Clock::now();
-  s.assignment.row_ptr = absl::MakeSpan(s.row_ptr);
-  s.assignment.unit = absl::MakeSpan(s.unit);
-  s.assignment.weight = absl::MakeSpan(s.weight);
+  s.assigned.Clear();
+  Assignment& a = s.assigned.view();
   RouteInputs in;
   in.items = all;
   in.feedback = {s.score.data(), static_cast<size_t>(all)};
   const RunContext ctx = {{s.route_ws.data(), s.route_ws.bytes()}, s.executor.get()};
   if (p.by == By::kRandom) {
-    ftp::AssignTop(all, ftp::Kept(p.sparsity[at], all), absl::MakeSpan(s.order), s.assignment,
-                   [&](int64_t i) {
-                     return RandomUniform(
-                         {p.seed, 0, static_cast<uint64_t>(layer), 0, static_cast<uint64_t>(i)});
-                   });
+    ftp::AssignTop(all, ftp::Kept(p.sparsity[at], all), absl::MakeSpan(s.order), a, [&](int64_t i) {
+      return RandomUniform({p.seed, 0, static_cast<uint64_t>(layer), 0, static_cast<uint64_t>(i)});
+    });
   } else if (decoding && p.by == By::kStatic) {
-    s.unit[length_] = ftp::kSkip;  // the schedule alone decides
+    a.unit[length_] = ftp::kSkip;  // the schedule alone decides
   } else {
-    SLUICE_RETURN_IF_ERROR(s.pruners[at]->Run(*s.prune_plans[at], in, ctx, s.assignment));
+    SLUICE_RETURN_IF_ERROR(s.pruners[at]->Run(*s.prune_plans[at], in, ctx, a));
   }
   for (int64_t t = length_; t < all; ++t) {
-    if (s.unit[t] == ftp::kCompute) keep(t);
+    if (a.unit[t] == ftp::kCompute) keep(t);
   }
   timing_.route_s += Seconds(mark);
   return absl::OkStatus();
