@@ -30,7 +30,7 @@ def dev(refusals, why, lock_seconds):
             "dpkg-query": "#!/bin/sh\nexit 1\n",
             "sudo": '#!/bin/sh\nexec "$@"\n',
             "git": "#!/bin/sh\nexit 0\n",
-            "clang-format-14": "#!/bin/sh\nexit 0\n",
+            "clang-format-16": "#!/bin/sh\nexit 0\n",
         }
         for name, text in programs.items():
             path = os.path.join(state, name)
@@ -50,7 +50,7 @@ def dev(refusals, why, lock_seconds):
 
 code, said, seconds, calls = dev(0, "", 60)
 assert code == 0, said
-assert "update" in calls and "install" in calls and "clang-format-14" in calls, calls
+assert "update" in calls and "install" in calls and "clang-format-16" in calls, calls
 assert "waiting" not in said, said
 
 code, said, seconds, calls = dev(2, LOCKED, 60)
