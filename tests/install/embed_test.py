@@ -21,7 +21,7 @@ shutil.rmtree(out, ignore_errors=True)
 # What Sluice::runtime links.
 RUNTIME = {
     f"libsluice_{name}.a"
-    for name in "attend base dispatch dynload kernels pruners report routers text weights".split()
+    for name in "attend base dispatch dynload kernels pruners report routers session text weights".split()
 }
 # The consumer's own flags: unoptimised and for one instruction set, as only the linking is tried here.
 FLAGS = "-O0 -DHWY_COMPILE_ONLY_STATIC"
