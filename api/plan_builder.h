@@ -10,6 +10,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -213,8 +214,7 @@ class PlanBuilder {
   // The plan that was written last; valid until the next. Allocation-free.
   const AttentionPlan& plan() {
     if (borrowed_ != nullptr) return borrowed_->plan();
-    Read();
-    return plan_;
+    return Read();
   }
 
  protected:
@@ -223,7 +223,14 @@ class PlanBuilder {
   const sluice_plan_branch* given_branches_ = nullptr;
 
  private:
-  void Read();
+  // What plan() reads the record into. Made by the first plan(): plug-ins, which only write, build
+  // a builder in every call.
+  struct View {
+    std::array<AttentionBranch, PlanLayout::kMaxBranches> branches;
+    std::array<SummaryTable, SLUICE_MAX_TABLES> tables;
+    AttentionPlan plan;
+  };
+  const AttentionPlan& Read();
   absl::Status CheckBranch(int i) const;
   absl::Status TooFew(absl::string_view what, int64_t want, int64_t have) const {
     return absl::ResourceExhaustedError(absl::StrCat("the plan's branch ", r_->num_branches,
@@ -234,9 +241,7 @@ class PlanBuilder {
   sluice_attention_plan* r_;
   PlanBuilder* borrowed_ = nullptr;
   absl::Span<const int32_t> q_positions_;
-  std::array<AttentionBranch, PlanLayout::kMaxBranches> branches_;
-  std::array<SummaryTable, SLUICE_MAX_TABLES> tables_;
-  AttentionPlan plan_;
+  std::optional<View> view_;
 };
 
 inline absl::StatusOr<BranchWriter> PlanBuilder::AddBranch(const BranchSpec& spec) {
@@ -416,9 +421,10 @@ inline absl::Status PlanBuilder::Extend(int64_t to) {
   return absl::OkStatus();
 }
 
-inline void PlanBuilder::Read() {
+inline const AttentionPlan& PlanBuilder::Read() {
+  if (!view_.has_value()) view_.emplace();
   const sluice_attention_plan& r = *r_;
-  AttentionPlan& p = plan_;
+  AttentionPlan& p = view_->plan;
   p.q_begin = r.q_begin;
   p.q_count = r.q_count;
   p.kv_len = r.kv_len;
@@ -428,7 +434,7 @@ inline void PlanBuilder::Read() {
   p.merge = static_cast<Merge>(r.merge);
   for (int i = 0; i < r.num_branches; ++i) {
     const sluice_plan_branch& from = r.branches[i];
-    AttentionBranch& b = branches_[i];
+    AttentionBranch& b = view_->branches[i];
     b.encoding = static_cast<Encoding>(from.encoding);
     b.scope = static_cast<ListScope>(from.scope);
     b.block = from.block;
@@ -462,7 +468,7 @@ inline void PlanBuilder::Read() {
     b.terms = {terms, pattern ? static_cast<size_t>(from.term_begin[b.num_lists]) : 0};
     b.term_begin = {from.term_begin, pattern ? static_cast<size_t>(b.num_lists + 1) : 0};
   }
-  p.branches = absl::MakeConstSpan(branches_).first(static_cast<size_t>(r.num_branches));
+  p.branches = absl::MakeConstSpan(view_->branches).first(static_cast<size_t>(r.num_branches));
   const size_t weights = static_cast<size_t>(r.num_branches * r.q_count * r.heads);
   p.branch_weight = {r.branch_weight, p.merge == Merge::kWeightedSum ? weights : 0};
   p.perm_scope = static_cast<ListScope>(r.perm_scope);
@@ -471,7 +477,7 @@ inline void PlanBuilder::Read() {
   p.key_bias = {r.key_bias, r.has_key_bias ? static_cast<size_t>(r.kv_heads * r.kv_len) : 0};
   for (int i = 0; i < r.num_tables; ++i) {
     const sluice_summary_table& from = r.tables[i];
-    SummaryTable& t = tables_[i];
+    SummaryTable& t = view_->tables[i];
     std::memcpy(static_cast<void*>(&t.k), &from.k, sizeof from.k);
     std::memcpy(static_cast<void*>(&t.v), &from.v, sizeof from.v);
     t.per_head = from.per_head != 0;
@@ -480,7 +486,8 @@ inline void PlanBuilder::Read() {
     t.begin = {from.begin, from.begin != nullptr ? n : 0};
     t.count = {from.count, from.count != nullptr ? n : 0};
   }
-  p.tables = absl::MakeConstSpan(tables_).first(static_cast<size_t>(r.num_tables));
+  p.tables = absl::MakeConstSpan(view_->tables).first(static_cast<size_t>(r.num_tables));
+  return p;
 }
 
 // Owns the storage of a plan and is the builder over it. Made once, filled by any number of Runs.
