@@ -86,24 +86,11 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
 // What only makes sense out of a plug-in.
 class AssignmentPlugins : public AssignmentRouters {};
 
-std::vector<std::string> PluginNames() {
-  std::vector<std::string> names;
-  for (const auto& [name, factory] : PluginRouters().routers) names.push_back("plugin " + name);
-  return names;
-}
-std::vector<std::string> Names() {
-  std::vector<std::string> names = PluginNames();
-  for (const auto& [name, factory] : BuiltIn()) names.push_back(name);
-  return names;
-}
-std::string TestName(const testing::TestParamInfo<std::string>& info) {
-  std::string name = info.param;
-  std::replace_if(
-      name.begin(), name.end(), [](char c) { return c == '/' || c == ' '; }, '_');
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(All, AssignmentRouters, testing::ValuesIn(Names()), TestName);
-INSTANTIATE_TEST_SUITE_P(All, AssignmentPlugins, testing::ValuesIn(PluginNames()), TestName);
+INSTANTIATE_TEST_SUITE_P(All, AssignmentRouters,
+                         testing::ValuesIn(AllNames(PluginRouters().routers, BuiltIn())),
+                         MethodTestName);
+INSTANTIATE_TEST_SUITE_P(All, AssignmentPlugins,
+                         testing::ValuesIn(PluginNames(PluginRouters().routers)), MethodTestName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AssignmentPlugins);
 
 TEST_P(AssignmentRouters, TraitsAreComplete) {

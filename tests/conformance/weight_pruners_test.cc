@@ -97,24 +97,12 @@ class WeightPruners : public testing::TestWithParam<std::string> {
 // What only makes sense out of a plug-in.
 class WeightPrunerPlugins : public WeightPruners {};
 
-std::vector<std::string> PluginNames() {
-  std::vector<std::string> names;
-  for (const auto& [name, factory] : PluginRouters().pruners) names.push_back("plugin " + name);
-  return names;
-}
-std::vector<std::string> Names() {
-  std::vector<std::string> names = PluginNames();
-  for (const auto& [name, factory] : BuiltinPruners().pruners) names.push_back(name);
-  return names;
-}
-std::string TestName(const testing::TestParamInfo<std::string>& info) {
-  std::string name = info.param;
-  std::replace_if(
-      name.begin(), name.end(), [](char c) { return c == '/' || c == ' '; }, '_');
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(All, WeightPruners, testing::ValuesIn(Names()), TestName);
-INSTANTIATE_TEST_SUITE_P(All, WeightPrunerPlugins, testing::ValuesIn(PluginNames()), TestName);
+INSTANTIATE_TEST_SUITE_P(All, WeightPruners,
+                         testing::ValuesIn(AllNames(PluginRouters().pruners,
+                                                    BuiltinPruners().pruners)),
+                         MethodTestName);
+INSTANTIATE_TEST_SUITE_P(All, WeightPrunerPlugins,
+                         testing::ValuesIn(PluginNames(PluginRouters().pruners)), MethodTestName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(WeightPrunerPlugins);
 
 TEST_P(WeightPruners, CountsAreExactWhateverThePattern) {
