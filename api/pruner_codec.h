@@ -66,13 +66,11 @@ inline absl::StatusOr<PruneInputs> FromC(const sluice_prune_inputs& c, Mask& sta
 }
 
 inline sluice_pruner_traits ToC(const PrunerTraits& t) {
-  // Traits are constexpr: their texts are literals, and literals are terminated.
-  const auto text = [](absl::string_view s) { return s.data() != nullptr ? s.data() : ""; };
   sluice_pruner_traits c = {};
   c.struct_size = sizeof c;
-  c.name = text(t.name);
-  c.title = text(t.title);
-  c.arxiv = text(t.arxiv);
+  c.name = route_codec::ToC(t.name);
+  c.title = route_codec::ToC(t.title);
+  c.arxiv = route_codec::ToC(t.arxiv);
   c.reads = t.reads;
   c.kinds = t.kinds;
   c.scopes = t.scopes;
@@ -80,11 +78,10 @@ inline sluice_pruner_traits ToC(const PrunerTraits& t) {
   return c;
 }
 inline PrunerTraits FromC(const sluice_pruner_traits& c) {
-  const auto text = [](const char* s) { return absl::string_view(s != nullptr ? s : ""); };
   PrunerTraits t;
-  t.name = text(c.name);
-  t.title = text(c.title);
-  t.arxiv = text(c.arxiv);
+  t.name = route_codec::FromC(c.name);
+  t.title = route_codec::FromC(c.title);
+  t.arxiv = route_codec::FromC(c.arxiv);
   t.reads = c.reads;
   t.kinds = c.kinds;
   t.scopes = c.scopes;

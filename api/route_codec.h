@@ -166,17 +166,19 @@ inline void Take(const sluice_assignment& from, Assignment* to) {
   to->nan_scores = from.nan_scores;
 }
 
-// Texts live as long as the table that they are in.
+// Texts of traits live as long as the table that they are in. Traits are constexpr: their texts are
+// literals, and literals are terminated.
+inline const char* ToC(absl::string_view s) { return s.data() != nullptr ? s.data() : ""; }
+inline absl::string_view FromC(const char* s) { return s != nullptr ? s : ""; }
+
 inline sluice_route_traits ToC(const RouteTraits& t) {
-  // Traits are constexpr: their texts are literals, and literals are terminated.
-  const auto text = [](absl::string_view s) { return s.data() != nullptr ? s.data() : ""; };
   sluice_route_traits c = {};
   c.struct_size = sizeof c;
-  c.name = text(t.name);
-  c.title = text(t.title);
-  c.arxiv = text(t.arxiv);
-  c.full_budget = text(t.full_budget);
-  c.small_budget = text(t.small_budget);
+  c.name = ToC(t.name);
+  c.title = ToC(t.title);
+  c.arxiv = ToC(t.arxiv);
+  c.full_budget = ToC(t.full_budget);
+  c.small_budget = ToC(t.small_budget);
   c.domain = static_cast<uint32_t>(t.domain);
   c.combine = static_cast<uint32_t>(t.combine);
   c.decides = static_cast<uint32_t>(t.decides);
@@ -188,13 +190,12 @@ inline sluice_route_traits ToC(const RouteTraits& t) {
   return c;
 }
 inline RouteTraits FromC(const sluice_route_traits& c) {
-  const auto text = [](const char* s) { return absl::string_view(s != nullptr ? s : ""); };
   RouteTraits t;
-  t.name = text(c.name);
-  t.title = text(c.title);
-  t.arxiv = text(c.arxiv);
-  t.full_budget = text(c.full_budget);
-  t.small_budget = text(c.small_budget);
+  t.name = FromC(c.name);
+  t.title = FromC(c.title);
+  t.arxiv = FromC(c.arxiv);
+  t.full_budget = FromC(c.full_budget);
+  t.small_budget = FromC(c.small_budget);
   t.domain = static_cast<Domain>(c.domain);
   t.combine = static_cast<Combine>(c.combine);
   t.decides = static_cast<Decides>(c.decides);
