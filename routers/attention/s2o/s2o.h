@@ -100,9 +100,8 @@ class S2o {
     Begin(plan.shape, in, out);
     const int64_t first = in.q_begin / config_.segment;
     const int64_t segments = (in.kv_len() - 1) / config_.segment - first + 1;
-    int64_t tiles = 0;
-    for (int64_t s = 0; s < segments; ++s)
-      tiles += CeilDiv(PartOf(in, first + s).count, config_.tile);
+    const int64_t tiles = TilesBefore(in, first, segments - 1) +
+                          CeilDiv(PartOf(in, first + segments - 1).count, config_.tile);
 
     SLUICE_ASSIGN_OR_RETURN(
         BranchWriter own,
@@ -145,6 +144,13 @@ class S2o {
     return {start, from - in.q_begin, to - from};
   }
 
+  // Tiles of the call's segments before a later one: only the first of them may lack queries.
+  int64_t TilesBefore(const AttentionInputs& in, int64_t first, int64_t segment) const {
+    if (segment == 0) return 0;
+    return CeilDiv(PartOf(in, first).count, config_.tile) +
+           (segment - 1) * CeilDiv(config_.segment, config_.tile);
+  }
+
   // Tiles, none of which crosses a segment, and what their own segment gives them.
   void OwnSegments(const AttentionInputs& in, int64_t first, int64_t segments,
                    BranchWriter& branch) const {
@@ -171,9 +177,7 @@ class S2o {
   // Orders the queries of a segment and ranks the keys before it, for one list.
   void RankSegment(const Plan& plan, const AttentionInputs& in, int64_t list, int64_t first,
                    int64_t segment, WorkerScratch scratch, BranchWriter branch) const {
-    int64_t from = 0;
-    for (int64_t s = 0; s < segment; ++s)
-      from += CeilDiv(PartOf(in, first + s).count, config_.tile);
+    const int64_t from = TilesBefore(in, first, segment);
     const Part part = PartOf(in, first + segment);
     const int64_t to = from + CeilDiv(part.count, config_.tile);
     MeanOfSegment(plan, in, list, part, scratch[plan.mean]);
