@@ -189,6 +189,120 @@ absl::Status ReadValue(Reader& r, uint32_t t, const std::string& key, GgufValue*
       return Corrupt(absl::StrCat("'", key, "' has value type ", t, "; known are 0 to 12"));
   }
 }
+
+struct Header {
+  uint64_t tensors = 0, values = 0;
+};
+absl::StatusOr<Header> ReadHeader(Reader& r) {
+  char magic[4] = {};
+  SLUICE_RETURN_IF_ERROR(r.Read(&magic, "the header"));
+  if (std::memcmp(magic, "GGUF", 4) != 0)
+    return absl::InvalidArgumentError("not a GGUF file: it does not start with 'GGUF'");
+  uint32_t version = 0;
+  SLUICE_RETURN_IF_ERROR(r.Read(&version, "the header"));
+  if (version < 2 || version > 3)
+    return absl::UnimplementedError(
+        absl::StrCat("GGUF version ", version, "; versions 2 and 3 are supported"));
+  Header h;
+  SLUICE_RETURN_IF_ERROR(r.Read(&h.tensors, "the header"));
+  SLUICE_RETURN_IF_ERROR(r.Read(&h.values, "the header"));
+  return h;
+}
+// Things of at least `each` bytes that the header promises must fit into what is left.
+absl::Status CheckClaim(const Reader& r, uint64_t n, uint64_t each, const char* what) {
+  if (n <= r.left() / each) return absl::OkStatus();
+  return Corrupt(
+      absl::StrCat("the header claims ", n, " ", what, ", but only ", r.left(), " bytes are left"));
+}
+absl::Status ReadValues(Reader& r, uint64_t n, std::map<std::string, GgufValue>& values) {
+  SLUICE_RETURN_IF_ERROR(CheckClaim(r, n, 13, "metadata values"));
+  for (uint64_t i = 0; i < n; ++i) {
+    std::string key;
+    uint32_t type = 0;
+    GgufValue value;
+    SLUICE_RETURN_IF_ERROR(r.ReadText(&key, "a metadata key"));
+    SLUICE_RETURN_IF_ERROR(r.Read(&type, "a metadata type"));
+    SLUICE_RETURN_IF_ERROR(ReadValue(r, type, key, &value));
+    if (!values.emplace(key, std::move(value)).second)
+      return Corrupt(absl::StrCat("the key '", key, "' appears twice"));
+  }
+  return absl::OkStatus();
+}
+// Of the tensors' data.
+absl::StatusOr<uint64_t> Alignment(const Gguf& g) {
+  if (!g.Has("general.alignment")) return 32;
+  SLUICE_ASSIGN_OR_RETURN(const int64_t a, g.Int("general.alignment"));
+  if (a <= 0 || a > (1 << 20) || (a & (a - 1)) != 0)
+    return Corrupt(absl::StrCat("general.alignment is ", a, ", must be a power of two up to 2^20"));
+  return static_cast<uint64_t>(a);
+}
+
+struct PlacedTensor {
+  GgufTensor tensor;    // without its data
+  uint64_t offset = 0;  // of its data, from where all data starts
+};
+absl::Status ReadShape(Reader& r, GgufTensor& t) {
+  uint32_t dims = 0;
+  SLUICE_RETURN_IF_ERROR(r.Read(&dims, "a tensor header"));
+  if (dims == 0 || dims > 4)
+    return Corrupt(
+        absl::StrCat("tensor '", t.name, "' has ", dims, " dimensions, allowed are 1 to 4"));
+  t.elements = 1;
+  for (uint32_t d = 0; d < dims; ++d) {
+    uint64_t n = 0;
+    SLUICE_RETURN_IF_ERROR(r.Read(&n, "a tensor shape"));
+    if (n == 0 || n > (uint64_t{1} << 40) / t.elements)
+      return Corrupt(absl::StrCat("tensor '", t.name, "' has dimension ", n));
+    t.elements *= n;
+    t.shape.push_back(n);
+  }
+  return absl::OkStatus();
+}
+uint64_t BytesOf(const GgufTensor& t) {
+  switch (t.type) {
+    case GgufType::kF32:
+      return t.elements * 4;
+    case GgufType::kF16:
+      return t.elements * 2;
+    case GgufType::kQ8_0:
+      return t.elements / kQ8Block * kQ8Bytes;
+  }
+  return 0;
+}
+absl::StatusOr<PlacedTensor> ReadTensor(Reader& r) {
+  PlacedTensor placed;
+  GgufTensor& t = placed.tensor;
+  uint32_t type = 0;
+  SLUICE_RETURN_IF_ERROR(r.ReadText(&t.name, "a tensor name"));
+  SLUICE_RETURN_IF_ERROR(ReadShape(r, t));
+  SLUICE_RETURN_IF_ERROR(r.Read(&type, "a tensor header"));
+  SLUICE_RETURN_IF_ERROR(r.Read(&placed.offset, "a tensor header"));
+  if (type != 0 && type != 1 && type != 8)
+    return absl::UnimplementedError(absl::StrCat("GGUF: tensor '", t.name, "' has type ", type,
+                                                 "; F32 (0), F16 (1) and Q8_0 (8) are supported"));
+  t.type = static_cast<GgufType>(type);
+  if (t.type == GgufType::kQ8_0 && t.shape[0] % kQ8Block != 0)
+    return Corrupt(absl::StrCat("Q8_0 tensor '", t.name, "' has rows of ", t.shape[0],
+                                ", not a multiple of 32"));
+  t.bytes = BytesOf(t);
+  return placed;
+}
+// Where the tensor's data is in a file of `bytes`, all data starting at `start`.
+absl::StatusOr<const std::byte*> DataOf(const PlacedTensor& placed,
+                                        absl::Span<const std::byte> bytes, uint64_t start,
+                                        uint64_t alignment) {
+  const auto& [t, offset] = placed;
+  if (offset % alignment != 0)
+    return Corrupt(absl::StrCat("tensor '", t.name, "' starts at offset ", offset,
+                                ", not a multiple of ", alignment));
+  if (start > bytes.size() || offset > bytes.size() - start ||
+      t.bytes > bytes.size() - start - offset) {
+    return Corrupt(absl::StrCat("tensor '", t.name, "' needs ", t.bytes, " bytes at offset ",
+                                offset, " of the data, but the file has ", bytes.size(),
+                                " bytes: it is truncated"));
+  }
+  return bytes.data() + start + offset;
+}
 }  // namespace
 
 const char* GgufTypeName(GgufType t) {
@@ -197,90 +311,23 @@ const char* GgufTypeName(GgufType t) {
 
 absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
   Reader r(bytes);
-  char magic[4] = {};
-  uint32_t version = 0;
-  uint64_t n_tensors = 0, n_values = 0;
-  SLUICE_RETURN_IF_ERROR(r.Read(&magic, "the header"));
-  if (std::memcmp(magic, "GGUF", 4) != 0)
-    return absl::InvalidArgumentError("not a GGUF file: it does not start with 'GGUF'");
-  SLUICE_RETURN_IF_ERROR(r.Read(&version, "the header"));
-  if (version < 2 || version > 3)
-    return absl::UnimplementedError(
-        absl::StrCat("GGUF version ", version, "; versions 2 and 3 are supported"));
-  SLUICE_RETURN_IF_ERROR(r.Read(&n_tensors, "the header"));
-  SLUICE_RETURN_IF_ERROR(r.Read(&n_values, "the header"));
-  if (n_values > r.left() / 13)
-    return Corrupt(absl::StrCat("the header claims ", n_values, " metadata values, but only ",
-                                r.left(), " bytes are left"));
   Gguf g;
-  for (uint64_t i = 0; i < n_values; ++i) {
-    std::string key;
-    uint32_t type = 0;
-    GgufValue value;
-    SLUICE_RETURN_IF_ERROR(r.ReadText(&key, "a metadata key"));
-    SLUICE_RETURN_IF_ERROR(r.Read(&type, "a metadata type"));
-    SLUICE_RETURN_IF_ERROR(ReadValue(r, type, key, &value));
-    if (!g.values_.emplace(key, std::move(value)).second)
-      return Corrupt(absl::StrCat("the key '", key, "' appears twice"));
+  SLUICE_ASSIGN_OR_RETURN(const Header header, ReadHeader(r));
+  SLUICE_RETURN_IF_ERROR(ReadValues(r, header.values, g.values_));
+  SLUICE_ASSIGN_OR_RETURN(const uint64_t alignment, Alignment(g));
+
+  SLUICE_RETURN_IF_ERROR(CheckClaim(r, header.tensors, 24, "tensors"));
+  std::vector<PlacedTensor> found;
+  for (uint64_t i = 0; i < header.tensors; ++i) {
+    SLUICE_ASSIGN_OR_RETURN(PlacedTensor placed, ReadTensor(r));
+    found.push_back(std::move(placed));
   }
-  uint64_t alignment = 32;
-  if (g.Has("general.alignment")) {
-    SLUICE_ASSIGN_OR_RETURN(const int64_t a, g.Int("general.alignment"));
-    if (a <= 0 || a > (1 << 20) || (a & (a - 1)) != 0)
-      return Corrupt(
-          absl::StrCat("general.alignment is ", a, ", must be a power of two up to 2^20"));
-    alignment = static_cast<uint64_t>(a);
-  }
-  if (n_tensors > r.left() / 24)
-    return Corrupt(absl::StrCat("the header claims ", n_tensors, " tensors, but only ", r.left(),
-                                " bytes are left"));
-  std::vector<std::pair<GgufTensor, uint64_t>> found;
-  for (uint64_t i = 0; i < n_tensors; ++i) {
-    GgufTensor t;
-    uint32_t dims = 0, type = 0;
-    uint64_t offset = 0;
-    SLUICE_RETURN_IF_ERROR(r.ReadText(&t.name, "a tensor name"));
-    SLUICE_RETURN_IF_ERROR(r.Read(&dims, "a tensor header"));
-    if (dims == 0 || dims > 4)
-      return Corrupt(
-          absl::StrCat("tensor '", t.name, "' has ", dims, " dimensions, allowed are 1 to 4"));
-    t.elements = 1;
-    for (uint32_t d = 0; d < dims; ++d) {
-      uint64_t n = 0;
-      SLUICE_RETURN_IF_ERROR(r.Read(&n, "a tensor shape"));
-      if (n == 0 || n > (uint64_t{1} << 40) / t.elements)
-        return Corrupt(absl::StrCat("tensor '", t.name, "' has dimension ", n));
-      t.elements *= n;
-      t.shape.push_back(n);
-    }
-    SLUICE_RETURN_IF_ERROR(r.Read(&type, "a tensor header"));
-    SLUICE_RETURN_IF_ERROR(r.Read(&offset, "a tensor header"));
-    if (type != 0 && type != 1 && type != 8)
-      return absl::UnimplementedError(
-          absl::StrCat("GGUF: tensor '", t.name, "' has type ", type,
-                       "; F32 (0), F16 (1) and Q8_0 (8) are supported"));
-    t.type = static_cast<GgufType>(type);
-    if (t.type == GgufType::kQ8_0 && t.shape[0] % kQ8Block != 0)
-      return Corrupt(absl::StrCat("Q8_0 tensor '", t.name, "' has rows of ", t.shape[0],
-                                  ", not a multiple of 32"));
-    t.bytes = t.type == GgufType::kF32   ? t.elements * 4
-              : t.type == GgufType::kF16 ? t.elements * 2
-                                         : t.elements / kQ8Block * kQ8Bytes;
-    found.emplace_back(std::move(t), offset);
-  }
+
   const uint64_t start = (r.at() + alignment - 1) / alignment * alignment;
-  for (auto& [t, offset] : found) {
-    if (offset % alignment != 0)
-      return Corrupt(absl::StrCat("tensor '", t.name, "' starts at offset ", offset,
-                                  ", not a multiple of ", alignment));
-    if (start > bytes.size() || offset > bytes.size() - start ||
-        t.bytes > bytes.size() - start - offset) {
-      return Corrupt(absl::StrCat("tensor '", t.name, "' needs ", t.bytes, " bytes at offset ",
-                                  offset, " of the data, but the file has ", bytes.size(),
-                                  " bytes: it is truncated"));
-    }
-    t.data = bytes.data() + start + offset;
-    std::string name = t.name;
+  for (PlacedTensor& placed : found) {
+    GgufTensor& t = placed.tensor;
+    SLUICE_ASSIGN_OR_RETURN(t.data, DataOf(placed, bytes, start, alignment));
+    const std::string name = t.name;
     if (!g.tensors_.emplace(name, std::move(t)).second)
       return Corrupt(absl::StrCat("the tensor '", name, "' appears twice"));
   }
