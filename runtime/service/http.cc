@@ -107,42 +107,21 @@ class HttpServerImpl final : public HttpServer {
       if (!answer.ok()) return Refuse(answer.status(), r);
       r.set_content(Prometheus(answer->stats()), "text/plain; version=0.0.4");
     });
-    Json(
-        "/api/stats",
-        [](const httplib::Request&, v1::Request& q) { return q.mutable_stats(), absl::OkStatus(); },
-        [](const v1::Response& r) -> const google::protobuf::Message& { return r.stats(); });
-    Json(
-        "/api/policies",
-        [](const httplib::Request&, v1::Request& q) {
-          return q.mutable_list_policies(), absl::OkStatus();
-        },
-        [](const v1::Response& r) -> const google::protobuf::Message& {
-          return r.list_policies();
-        });
-    Json(
-        "/api/heatmap",
-        [](const httplib::Request&, v1::Request& q) {
-          return q.mutable_heat_map(), absl::OkStatus();
-        },
-        [](const v1::Response& r) -> const google::protobuf::Message& { return r.heat_map(); });
-    Json(
-        "/api/history",
-        [](const httplib::Request&, v1::Request& q) {
-          return q.mutable_history(), absl::OkStatus();
-        },
-        [](const v1::Response& r) -> const google::protobuf::Message& { return r.history(); });
-    Json(
-        "/api/explain",
-        [](const httplib::Request& http, v1::Request& q) {
-          uint64_t id = 0;
-          const std::string text = http.get_param_value("id");
-          if (!absl::SimpleAtoi(text, &id))
-            return absl::InvalidArgumentError(
-                absl::StrCat("id='", text, "' is no decision's number"));
-          q.mutable_explain()->set_decision_id(id);
-          return absl::OkStatus();
-        },
-        [](const v1::Response& r) -> const google::protobuf::Message& { return r.explain(); });
+    Json("/api/stats", &v1::Request::mutable_stats, &v1::Response::stats);
+    Json("/api/policies", &v1::Request::mutable_list_policies, &v1::Response::list_policies);
+    Json("/api/heatmap", &v1::Request::mutable_heat_map, &v1::Response::heat_map);
+    Json("/api/history", &v1::Request::mutable_history, &v1::Response::history);
+    server_.Get("/api/explain", [this](const httplib::Request& http, httplib::Response& r) {
+      uint64_t id = 0;
+      const std::string text = http.get_param_value("id");
+      if (!absl::SimpleAtoi(text, &id)) {
+        return Refuse(
+            absl::InvalidArgumentError(absl::StrCat("id='", text, "' is no decision's number")), r);
+      }
+      v1::Request q;
+      q.mutable_explain()->set_decision_id(id);
+      AnswerJson(q, &v1::Response::explain, r);
+    });
     if (!server_.bind_to_port(host.c_str(), port)) {
       return absl::UnavailableError(absl::StrCat("http: cannot listen on ", host, ":", port));
     }
@@ -163,22 +142,27 @@ class HttpServerImpl final : public HttpServer {
                                                                      : 503;
     r.set_content(absl::StrCat(status.message(), "\n"), "text/plain; charset=utf-8");
   }
-  template <class Fill, class Pick>
-  void Json(const char* path, Fill fill, Pick pick) {
-    server_.Get(path, [this, fill, pick](const httplib::Request& http, httplib::Response& r) {
+  // A page that asks without arguments; `answer` is the field of the response that it shows.
+  template <class Ask, class Answer>
+  void Json(const char* path, Ask ask, Answer answer) {
+    server_.Get(path, [this, ask, answer](const httplib::Request&, httplib::Response& r) {
       v1::Request q;
-      if (const absl::Status status = fill(http, q); !status.ok()) return Refuse(status, r);
-      const auto answer = Ask(q);
-      if (!answer.ok()) return Refuse(answer.status(), r);
-      google::protobuf::util::JsonPrintOptions options;
-      options.always_print_primitive_fields = true;
-      options.preserve_proto_field_names = true;
-      std::string text;
-      if (!google::protobuf::util::MessageToJsonString(pick(*answer), &text, options).ok())
-        return Refuse(absl::InternalError("no JSON"), r);
-      r.set_header("Cache-Control", "no-store");
-      r.set_content(text, "application/json");
+      (q.*ask)();
+      AnswerJson(q, answer, r);
     });
+  }
+  template <class Answer>
+  void AnswerJson(const v1::Request& q, Answer answer, httplib::Response& r) {
+    const auto said = Ask(q);
+    if (!said.ok()) return Refuse(said.status(), r);
+    google::protobuf::util::JsonPrintOptions options;
+    options.always_print_primitive_fields = true;
+    options.preserve_proto_field_names = true;
+    std::string text;
+    if (!google::protobuf::util::MessageToJsonString(((*said).*answer)(), &text, options).ok())
+      return Refuse(absl::InternalError("no JSON"), r);
+    r.set_header("Cache-Control", "no-store");
+    r.set_content(text, "application/json");
   }
   std::mutex mutex_;
   std::unique_ptr<Client> client_;

@@ -572,8 +572,7 @@ class ServerImpl final : public Server {
     if (!ready_) return SetError(r.mutable_error(), v1::UNAVAILABLE, "the server drains");
     if (!FitsBatch(request.queries_size(), "queries", r)) return;
     Published<LearnedState>::Guard state(learner_->published(), 0);
-    const PolicySet& set = *state->policies;
-    const int everyone = ActivePolicy(set);
+    const int everyone = ActivePolicy(*state->policies);
     health_.Refresh(breaker_, budgets_, now_);
     epoch_ = std::max(epoch_, state->newest_epoch);
     v1::RouteResponse& out = *r.mutable_route();
@@ -581,74 +580,97 @@ class ServerImpl final : public Server {
     auto before = std::chrono::steady_clock::now();
     for (const v1::Query& q : request.queries()) {
       v1::Decision& d = *out.add_decisions();
-      const uint64_t id = NextId();
-      int active = everyone;
-      record_.unit = q.unit().empty() ? 0 : std::max<uint64_t>(1, HashText(q.unit()));
-      record_.experiment = 0;
-      record_.arm = 0;
-      if (experiment_.running() && !q.unit().empty() &&
-          experiment_.id() == state->experiment) {  // else: after a reload
-        const Experiment::Assigned to = experiment_.Assign(q.unit(), state->stopped);
-        const int index = set.Find(*to.policy);
-        if (index >= 0) active = index;
-        if (index >= 0 && to.counts) {
-          record_.experiment = experiment_.id();
-          record_.arm = static_cast<uint8_t>(to.arm);
-        }
-      }
-      const PolicySet::Policy& policy = set.policies[active];
-      const absl::Span<const double> learned = state->of[active].state;
-      absl::Status status =
-          id == 0 ? absl::UnavailableError("the store leases no ids") : Understand(q, *set.graph);
-      Explained& slot = explained_[id % explained_.size()];
-      AgentDecision decision;
-      if (status.ok()) {
-        AgentRequest ask;
-        ask.id = id;
-        ask.intent = intent_now_;
-        ask.live = health_.live();
-        ask.blocked = blocked_now_;
-        ask.features = absl::MakeConstSpan(q.features().data(), q.features_size());
-        slot.trace.clear();
-        slot.id = 0;
-        status = policy.router->Run(*policy.plan, learned, ask, decision, &slot.trace);
-      }
+      const absl::Status status = Decide(q, *state, everyone, d);
       if (!status.ok()) {
         SetError(d.mutable_error(), CodeOf(status.code()), status.message());
         continue;
       }
-      slot.id = id;
-      slot.snapshot = state->version;
-      slot.policies = state->policies;
-      slot.policy = active;
-      slot.propensity = decision.propensity;
-      slot.intent = intent_now_;
-      slot.unix_ms = UnixMs();
-      record_.id = id;
-      record_.graph = set.fingerprint;
-      record_.policy = static_cast<uint32_t>(active);
-      record_.epoch = epoch_;
-      record_.propensity = decision.propensity;
-      record_.intent = intent_now_;
-      record_.path.assign(decision.path.begin(), decision.path.begin() + decision.stages);
-      record_.features.assign(q.features().begin(), q.features().end());
-      receipts_->Make(record_, *d.mutable_receipt());
-      d.set_id(id);
-      d.set_policy(policy.name);
-      d.set_propensity(decision.propensity);
-      for (int s = 0; s < decision.stages; ++s) {
-        d.add_agents(set.graph->agent(decision.path[s]).id);
-        health_.Chosen(decision.path[s], breaker_);
-      }
-      ++counters_.decisions, ++second_.decisions;
-      CountPath(decision, *set.graph);
-      if (!experiment_.shadows().empty())
-        shadowed_.push_back({id, intent_now_, blocked_now_, record_.features, decision});
-      CountForEpoch();
       const auto after = std::chrono::steady_clock::now();
       decide_.Add(std::chrono::duration_cast<std::chrono::nanoseconds>(after - before).count());
       before = after;
     }
+  }
+  // One query: which policy it gets, what that decides, what is kept of it and what the caller
+  // hears.
+  absl::Status Decide(const v1::Query& q, const LearnedState& state, int everyone,
+                      v1::Decision& d) {
+    const uint64_t id = NextId();
+    const int active = PolicyFor(q, state, everyone);
+    if (id == 0) return absl::UnavailableError("the store leases no ids");
+    SLUICE_RETURN_IF_ERROR(Understand(q, *state.policies->graph));
+
+    const PolicySet::Policy& policy = state.policies->policies[active];
+    Explained& slot = explained_[id % explained_.size()];
+    slot.trace.clear();
+    slot.id = 0;
+    AgentRequest ask;
+    ask.id = id;
+    ask.intent = intent_now_;
+    ask.live = health_.live();
+    ask.blocked = blocked_now_;
+    ask.features = absl::MakeConstSpan(q.features().data(), q.features_size());
+    AgentDecision decision;
+    SLUICE_RETURN_IF_ERROR(
+        policy.router->Run(*policy.plan, state.of[active].state, ask, decision, &slot.trace));
+
+    Keep(q, id, active, decision, state, slot);
+    Tell(id, policy, decision, *state.policies->graph, d);
+    Count(id, decision, *state.policies->graph);
+    return absl::OkStatus();
+  }
+  // The policy of the experiment's arm that the query's unit is in, or everyone's. Notes unit and
+  // arm in record_.
+  int PolicyFor(const v1::Query& q, const LearnedState& state, int everyone) {
+    record_.unit = q.unit().empty() ? 0 : std::max<uint64_t>(1, HashText(q.unit()));
+    record_.experiment = 0;
+    record_.arm = 0;
+    const bool known = experiment_.id() == state.experiment;  // not so just after a reload
+    if (!experiment_.running() || q.unit().empty() || !known) return everyone;
+    const Experiment::Assigned to = experiment_.Assign(q.unit(), state.stopped);
+    const int index = state.policies->Find(*to.policy);
+    if (index < 0) return everyone;
+    if (to.counts) {
+      record_.experiment = experiment_.id();
+      record_.arm = static_cast<uint8_t>(to.arm);
+    }
+    return index;
+  }
+  // What `explain` and the outcome will want to know, into the slot and record_.
+  void Keep(const v1::Query& q, uint64_t id, int active, const AgentDecision& decision,
+            const LearnedState& state, Explained& slot) {
+    slot.id = id;
+    slot.snapshot = state.version;
+    slot.policies = state.policies;
+    slot.policy = active;
+    slot.propensity = decision.propensity;
+    slot.intent = intent_now_;
+    slot.unix_ms = UnixMs();
+
+    record_.id = id;
+    record_.graph = state.policies->fingerprint;
+    record_.policy = static_cast<uint32_t>(active);
+    record_.epoch = epoch_;
+    record_.propensity = decision.propensity;
+    record_.intent = intent_now_;
+    record_.path.assign(decision.path.begin(), decision.path.begin() + decision.stages);
+    record_.features.assign(q.features().begin(), q.features().end());
+  }
+  void Tell(uint64_t id, const PolicySet::Policy& policy, const AgentDecision& decision,
+            const AgentGraph& graph, v1::Decision& d) {
+    receipts_->Make(record_, *d.mutable_receipt());
+    d.set_id(id);
+    d.set_policy(policy.name);
+    d.set_propensity(decision.propensity);
+    for (int s = 0; s < decision.stages; ++s) d.add_agents(graph.agent(decision.path[s]).id);
+  }
+  void Count(uint64_t id, const AgentDecision& decision, const AgentGraph& graph) {
+    for (int s = 0; s < decision.stages; ++s) health_.Chosen(decision.path[s], breaker_);
+    ++counters_.decisions;
+    ++second_.decisions;
+    CountPath(decision, graph);
+    if (!experiment_.shadows().empty())
+      shadowed_.push_back({id, intent_now_, blocked_now_, record_.features, decision});
+    CountForEpoch();
   }
   // What shadow policies would have done with the decisions just sent. Their caller has its answer
   // already.
