@@ -232,24 +232,57 @@ std::string TableHtml(const ReportTable& t) {
 }
 
 // Colours that stay apart for most kinds of colour blindness, on both grounds.
-constexpr char kStyle[] = R"(
-:root{--ink:#1b1f24;--soft:#5b6470;--ground:#fff;--grid:#e3e6ea;--mark:#eef6ff;--heat:#0b62c4;
---c0:#0b62c4;--c1:#c2410c;--c2:#0f766e;--c3:#9333ea;--c4:#a16207;--c5:#be185d;--c6:#4d7c0f;--c7:#0e7490}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa4b0;--ground:#14171b;--grid:#2b3138;--mark:#1c2a3a;--heat:#3d8bfd;
---c0:#6ea8fe;--c1:#fb923c;--c2:#2dd4bf;--c3:#c084fc;--c4:#facc15;--c5:#f472b6;--c6:#a3e635;--c7:#22d3ee}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1360px;padding:24px 20px 48px;color:var(--ink);background:var(--ground);font:16px/1.5 system-ui,sans-serif}
-h1{font-size:26px;margin:0 0 4px}h1,h2,.note{overflow-wrap:anywhere}h2{font-size:18px;margin:0 0 8px}.note{color:var(--soft);margin:0 0 12px;max-width:80ch}
-section{margin:28px 0 0;min-width:0}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:28px;margin-top:28px}.charts section{margin:0}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:13px}.mid{text-anchor:middle}.end{text-anchor:end}
-.grid{stroke:var(--grid)}.line{stroke:var(--c);fill:none;stroke-width:2}.dot{fill:var(--c);stroke:var(--ground)}.band{fill:var(--c);opacity:.15}
-.legend{margin:4px 0 0;font-size:14px}.key{display:inline-block;max-width:100%;overflow-wrap:anywhere;margin-right:14px}.key::before{content:'';display:inline-block;width:10px;height:10px;border-radius:5px;background:var(--c);margin-right:6px}
-.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}.c6{--c:var(--c6)}.c7{--c:var(--c7)}.quiet{--c:var(--soft)}
-.again.line{stroke-dasharray:5 4}.again.dot{fill:var(--ground);stroke:var(--c);stroke-width:2}.again.key::before{background:var(--ground);border:2px solid var(--c)}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}td,th{padding:5px 10px;border-bottom:1px solid var(--grid);text-align:right;white-space:nowrap}
-.name{text-align:left}td.name{font-family:ui-monospace,monospace;font-size:13px;white-space:normal;overflow-wrap:anywhere;min-width:150px;max-width:340px}th{color:var(--soft);font-weight:600}small{color:var(--soft);display:block;font-size:12px}.marked{background:var(--mark)}
-.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr));gap:28px}.maps h2{font-size:15px;overflow-wrap:anywhere}.heat-cell{fill:var(--heat)}
-.heat th{text-align:center}@media(max-width:600px){svg text{font-size:19px}}
-.heat td{background:color-mix(in srgb,var(--heat) var(--t),transparent);text-align:center;min-width:44px}.heat td.strong{color:#fff}.heat th:first-child{text-align:left;font-family:ui-monospace,monospace;font-size:13px;white-space:normal;overflow-wrap:anywhere;min-width:110px;max-width:340px}
-)";
+constexpr char kStyle[] =
+    "\n"
+    ":root{--ink:#1b1f24;--soft:#5b6470;--ground:#fff;--grid:#e3e6ea;--mark:#eef6ff;"
+    "--heat:#0b62c4;\n"
+    "--c0:#0b62c4;--c1:#c2410c;--c2:#0f766e;--c3:#9333ea;--c4:#a16207;--c5:#be185d;"
+    "--c6:#4d7c0f;--c7:#0e7490}\n"
+    "@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa4b0;--ground:#14171b;"
+    "--grid:#2b3138;--mark:#1c2a3a;--heat:#3d8bfd;\n"
+    "--c0:#6ea8fe;--c1:#fb923c;--c2:#2dd4bf;--c3:#c084fc;--c4:#facc15;--c5:#f472b6;"
+    "--c6:#a3e635;--c7:#22d3ee}}\n"
+    "*{box-sizing:border-box}"
+    "body{margin:0 auto;max-width:1360px;padding:24px 20px 48px;color:var(--ink);"
+    "background:var(--ground);font:16px/1.5 system-ui,sans-serif}\n"
+    "h1{font-size:26px;margin:0 0 4px}h1,h2,.note{overflow-wrap:anywhere}"
+    "h2{font-size:18px;margin:0 0 8px}.note{color:var(--soft);margin:0 0 12px;max-width:80ch}\n"
+    "section{margin:28px 0 0;min-width:0}"
+    ".charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));"
+    "gap:28px;margin-top:28px}"
+    ".charts section{margin:0}\n"
+    "svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:13px}"
+    ".mid{text-anchor:middle}.end{text-anchor:end}\n"
+    ".grid{stroke:var(--grid)}.line{stroke:var(--c);fill:none;stroke-width:2}"
+    ".dot{fill:var(--c);stroke:var(--ground)}.band{fill:var(--c);opacity:.15}\n"
+    ".legend{margin:4px 0 0;font-size:14px}"
+    ".key{display:inline-block;max-width:100%;overflow-wrap:anywhere;margin-right:14px}"
+    ".key::before{content:'';display:inline-block;width:10px;height:10px;border-radius:5px;"
+    "background:var(--c);margin-right:6px}\n"
+    ".c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}"
+    ".c4{--c:var(--c4)}.c5{--c:var(--c5)}.c6{--c:var(--c6)}.c7{--c:var(--c7)}"
+    ".quiet{--c:var(--soft)}\n"
+    ".again.line{stroke-dasharray:5 4}"
+    ".again.dot{fill:var(--ground);stroke:var(--c);stroke-width:2}"
+    ".again.key::before{background:var(--ground);border:2px solid var(--c)}"
+    ".wide{overflow-x:auto}"
+    "table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
+    "td,th{padding:5px 10px;border-bottom:1px solid var(--grid);text-align:right;"
+    "white-space:nowrap}\n"
+    ".name{text-align:left}"
+    "td.name{font-family:ui-monospace,monospace;font-size:13px;white-space:normal;"
+    "overflow-wrap:anywhere;min-width:150px;max-width:340px}"
+    "th{color:var(--soft);font-weight:600}"
+    "small{color:var(--soft);display:block;font-size:12px}.marked{background:var(--mark)}\n"
+    ".maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr));"
+    "gap:28px}"
+    ".maps h2{font-size:15px;overflow-wrap:anywhere}.heat-cell{fill:var(--heat)}\n"
+    ".heat th{text-align:center}@media(max-width:600px){svg text{font-size:19px}}\n"
+    ".heat td{background:color-mix(in srgb,var(--heat) var(--t),transparent);"
+    "text-align:center;min-width:44px}"
+    ".heat td.strong{color:#fff}"
+    ".heat th:first-child{text-align:left;font-family:ui-monospace,monospace;font-size:13px;"
+    "white-space:normal;overflow-wrap:anywhere;min-width:110px;max-width:340px}\n";
 }  // namespace
 
 std::string ReportText(const Report& r) {
