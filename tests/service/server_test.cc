@@ -141,8 +141,16 @@ TEST(Server, LabelledDataWarmsItUp) {
 
 TEST(Server, AnExperimentSplitsUnitsAndFindsTheBetterArm) {
   RunningServer s(absl::StrCat(kTwoStages, R"(
-    policy { name: "control" spec: "random" } policy { name: "learned" spec: "best_single:prior=1" } policy { name: "third" spec: "weighted" }
-    experiment { name: "spring" arm { policy: "control" } arm { policy: "learned" } shadow: "third" effect: 0.1 })"));
+    policy { name: "control" spec: "random" }
+    policy { name: "learned" spec: "best_single:prior=1" }
+    policy { name: "third" spec: "weighted" }
+    experiment {
+      name: "spring"
+      arm { policy: "control" }
+      arm { policy: "learned" }
+      shadow: "third"
+      effect: 0.1
+    })"));
   auto c = s.Connect();
   std::map<std::string, std::string> policy_of;
   for (int i = 0; i < 3000; ++i) {
@@ -176,7 +184,9 @@ TEST(Server, AnExperimentSplitsUnitsAndFindsTheBetterArm) {
 
 TEST(Server, ShadowsNeedNoArms) {
   RunningServer s(absl::StrCat(kTwoStages, R"(
-    policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } experiment { shadow: "other" })"));
+    policy { name: "control" spec: "random" }
+    policy { name: "other" spec: "weighted" }
+    experiment { shadow: "other" })"));
   auto c = s.Connect();
   for (int i = 0; i < 20; ++i) EXPECT_EQ(c->Route(Task("math"))->policy(), "control");
   const v1::ExperimentResponse e =
@@ -213,8 +223,14 @@ v1::ExperimentResponse RunExperiment(
 
 TEST(Server, AGuardrailStopsAnArmAndItsUnitsGetTheControl) {
   RunningServer s(absl::StrCat(kTwoStages, R"(
-    policy { name: "control" spec: "best_single:prior=1" } policy { name: "worse" spec: "random" }
-    experiment { name: "spring" arm { policy: "control" } arm { policy: "worse" } guardrail { metric: QUALITY worse_by: 0.05 } })"));
+    policy { name: "control" spec: "best_single:prior=1" }
+    policy { name: "worse" spec: "random" }
+    experiment {
+      name: "spring"
+      arm { policy: "control" }
+      arm { policy: "worse" }
+      guardrail { metric: QUALITY worse_by: 0.05 }
+    })"));
   auto c = s.Connect();
   const auto quality = [](const v1::Decision& d, int unit) {
     return (d.policy() == "control" ? 0.9 : 0.4) + (unit % 10) / 100.0;
@@ -234,12 +250,13 @@ TEST(Server, AGuardrailStopsAnArmAndItsUnitsGetTheControl) {
 }
 
 TEST(Server, AnExperimentOutlivesTheServerAndUsesWhatWasKnownBefore) {
-  const std::string
-      state = absl::StrCat(
-          kTwoStages, "state { sqlite: \"", MakeTempDir(), "/state.db\" }",
-          R"( policy { name: "control" spec: "random" } policy { name: "other" spec: "weighted" } )"),
-      experiment =
-          R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" } })";
+  const std::string state =
+      absl::StrCat(kTwoStages, "state { sqlite: \"", MakeTempDir(), "/state.db\" }", R"(
+    policy { name: "control" spec: "random" }
+    policy { name: "other" spec: "weighted" }
+)");
+  const std::string experiment =
+      R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" } })";
   // Users differ for ever, arms do not.
   const auto quality = [](const v1::Decision& d, int unit) {
     return 0.1 + 0.8 * (unit * 37 % 100) / 100.0 + static_cast<double>(d.id() % 7) / 100.0;
@@ -270,9 +287,11 @@ TEST(Server, AnExperimentOutlivesTheServerAndUsesWhatWasKnownBefore) {
   }
   EXPECT_EQ(first.SerializeAsString(), second.SerializeAsString());
   {  // other arms are another experiment, whatever its name
-    RunningServer other(
-        state +
-        R"(experiment { name: "spring" arm { policy: "control" } arm { policy: "other" weight: 2 } })");
+    RunningServer other(state + R"(experiment {
+      name: "spring"
+      arm { policy: "control" }
+      arm { policy: "other" weight: 2 }
+    })");
     auto c = other.Connect();
     EXPECT_EQ(
         Ask(*c, [](v1::Request& q) { q.mutable_experiment(); }).experiment().arms(0).outcomes(),

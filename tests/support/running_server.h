@@ -22,7 +22,11 @@ inline std::string MakeTempDir() {
 inline constexpr char kTwoStages[] = R"(
   task: "math" task: "code"
   stage { agent { id: "plan-a" cost_usd: 0.001 } agent { id: "plan-b" cost_usd: 0.01 } }
-  stage { agent { id: "solve-a" cost_usd: 0.002 } agent { id: "solve-b" cost_usd: 0.02 } agent { id: "solve-c" cost_usd: 0.2 } }
+  stage {
+    agent { id: "solve-a" cost_usd: 0.002 }
+    agent { id: "solve-b" cost_usd: 0.02 }
+    agent { id: "solve-c" cost_usd: 0.2 }
+  }
   learning { publish_ms: 1 epoch_decisions: 16 }
 )";
 

@@ -3,13 +3,19 @@
 
 #include "sluice/runtime/service/client.h"
 
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  return 1;
+}
+
 int main(int argc, char** argv) {
   auto client = sluice::Client::Connect(argc > 1 ? argv[1] : "tcp://127.0.0.1:5571");
-  if (!client.ok()) return std::fprintf(stderr, "%s\n", client.status().ToString().c_str()), 1;
+  if (!client.ok()) return Fail(client.status());
+
   sluice::v1::Query query;
   query.set_task("math");
   const auto decision = (*client)->Route(query);
-  if (!decision.ok()) return std::fprintf(stderr, "%s\n", decision.status().ToString().c_str()), 1;
+  if (!decision.ok()) return Fail(decision.status());
   for (const std::string& agent : decision->agents()) std::printf("%s\n", agent.c_str());
 
   // ... ask these agents, judge the answer ...
@@ -20,7 +26,7 @@ int main(int argc, char** argv) {
   outcome.set_latency_s(2.1);
   const auto result =
       (*client)->Feedback(outcome);  // returns once it is on disk; sending it again is harmless
-  if (!result.ok()) return std::fprintf(stderr, "%s\n", result.status().ToString().c_str()), 1;
+  if (!result.ok()) return Fail(result.status());
   std::printf("%s\n", result->status() == sluice::v1::FeedbackResult::APPLIED
                           ? "learned"
                           : result->reason().c_str());

@@ -23,7 +23,10 @@ int main(int argc, char** argv) {
   Registry r;
   if (argc > 1) {
     const auto info = LoadPlugin(argv[1], r);
-    if (!info.ok()) return std::printf("%s\n", std::string(info.status().message()).c_str()), 5;
+    if (!info.ok()) {
+      std::printf("%s\n", std::string(info.status().message()).c_str());
+      return 5;
+    }
     if (!r.attention.Create("strided:stride=3").ok()) return 6;
   }
   return 0;
