@@ -220,105 +220,122 @@ int Policy(const Connection& c, const std::string& name) {
   }
   return 0;
 }
+
+using Shared = std::shared_ptr<Connection>;
+// A command of its own, with the options of the connection that all of them share.
+CLI::App& Add(CLI::App& app, const Shared& connection, const char* name, const char* help) {
+  CLI::App& s = *app.add_subcommand(name, help);
+  connection->AddTo(s);
+  return s;
+}
+
+void AddRoute(CLI::App& app, const Exit& exit, const Shared& connection) {
+  struct Args {
+    std::string task, text, unit;
+    std::vector<double> intent;
+    std::vector<std::string> exclude;
+    double most = 0;
+  };
+  auto a = std::make_shared<Args>();
+  CLI::App& s = Add(app, connection, "route", "Ask for one decision");
+  s.add_option("--task", a->task, "a task of the server's configuration");
+  s.add_option("--intent", a->intent, "a weight for each task")->delimiter(',');
+  s.add_option("--text", a->text, "the query itself, for a server with an intent model");
+  s.add_option("--unit", a->unit, "user or session, for a running experiment");
+  s.add_option("--exclude", a->exclude, "agents that may not be chosen")->delimiter(',');
+  s.add_option("--max-cost-usd", a->most, "no agent with a higher expected cost")
+      ->check(CLI::NonNegativeNumber);
+  s.footer("Example: sluice route --task math --exclude gpt-4");
+  s.callback([=] {
+    v1::Query q;
+    q.set_task(a->task);
+    q.set_text(a->text);
+    q.set_unit(a->unit);
+    q.set_max_cost_usd(a->most);
+    q.mutable_intent()->Add(a->intent.begin(), a->intent.end());
+    for (const std::string& e : a->exclude) q.add_exclude(e);
+    exit(Route(*connection, q));
+  });
+}
+void AddFeedback(CLI::App& app, const Exit& exit, const Shared& connection) {
+  struct Args {
+    std::string receipt;
+    double quality = 0, cost_usd = 0, latency_s = 0;
+  };
+  auto a = std::make_shared<Args>();
+  CLI::App& s = Add(app, connection, "feedback", "Tell how a decision ended");
+  s.add_option("--receipt", a->receipt, "what `sluice route` printed")->required();
+  s.add_option("--quality", a->quality, "of the answer, [0, 1]")->required();
+  s.add_option("--cost-usd", a->cost_usd, "of all calls");
+  s.add_option("--latency-s", a->latency_s, "of all calls");
+  s.footer(
+      "Example: sluice feedback --receipt AQAB... --quality 1 --cost-usd 0.002 --latency-s 1.4");
+  s.callback([=] {
+    v1::Outcome outcome;
+    outcome.set_quality(a->quality);
+    outcome.set_cost_usd(a->cost_usd);
+    outcome.set_latency_s(a->latency_s);
+    exit(Feedback(*connection, a->receipt, outcome));
+  });
+}
+void AddExplain(CLI::App& app, const Exit& exit, const Shared& connection) {
+  auto id = std::make_shared<uint64_t>(0);
+  CLI::App& s = Add(app, connection, "explain",
+                    "Say why a decision was made: candidates, pheromone, heuristic, probability");
+  s.add_option("decision", *id, "its number")->required();
+  s.footer("Example: sluice explain 1048577");
+  s.callback([=] { exit(Explain(*connection, *id)); });
+}
+void AddTop(CLI::App& app, const Exit& exit, const Shared& connection) {
+  auto once = std::make_shared<bool>(false);
+  CLI::App& s = Add(app, connection, "top", "Watch a server");
+  s.add_flag("--once", *once, "print once and end");
+  s.footer("Example: sluice top --once");
+  s.callback([=] { exit(Top(*connection, *once)); });
+}
+void AddExperiment(CLI::App& app, const Exit& exit, const Shared& connection) {
+  CLI::App& s = Add(app, connection, "experiment",
+                    "Read the running experiment, as often as you like: its intervals hold at all "
+                    "times at once");
+  s.footer("Example: sluice experiment");
+  s.callback([=] { exit(ReadExperiment(*connection)); });
+}
+void AddWarmUp(CLI::App& app, const Exit& exit, const Shared& connection) {
+  struct Args {
+    std::string log;
+    double share = 1;
+  };
+  auto a = std::make_shared<Args>();
+  CLI::App& s = Add(
+      app, connection, "warm-up",
+      "Teach a server from labelled data before it serves: every agent's answer to every query");
+  s.add_option("--log", a->log,
+               "as `sluice replay` reads it; its agents must be the server's, in one stage")
+      ->required();
+  s.add_option("--share", a->share, "of its queries, the first ones")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  s.footer("Example: sluice warm-up --log outcomes.csv.gz");
+  s.callback([=] { exit(WarmUp(*connection, a->log, a->share)); });
+}
+void AddPolicy(CLI::App& app, const Exit& exit, const Shared& connection) {
+  auto name = std::make_shared<std::string>();
+  CLI::App& s = Add(app, connection, "policy", "List a server's policies, or make one active");
+  s.add_option("name", *name, "the one to make active");
+  s.footer("Example: sluice policy thompson");
+  s.callback([=] { exit(Policy(*connection, *name)); });
+}
 }  // namespace
 
 void AddAsk(CLI::App& app, const Exit& exit) {
-  auto connection = std::make_shared<Connection>();
-  {
-    auto* s = app.add_subcommand("route", "Ask for one decision");
-    auto task = std::make_shared<std::string>(), text = std::make_shared<std::string>(),
-         unit = std::make_shared<std::string>();
-    auto intent = std::make_shared<std::vector<double>>();
-    auto exclude = std::make_shared<std::vector<std::string>>();
-    auto most = std::make_shared<double>(0);
-    connection->AddTo(*s);
-    s->add_option("--task", *task, "a task of the server's configuration");
-    s->add_option("--intent", *intent, "a weight for each task")->delimiter(',');
-    s->add_option("--text", *text, "the query itself, for a server with an intent model");
-    s->add_option("--unit", *unit, "user or session, for a running experiment");
-    s->add_option("--exclude", *exclude, "agents that may not be chosen")->delimiter(',');
-    s->add_option("--max-cost-usd", *most, "no agent with a higher expected cost")
-        ->check(CLI::NonNegativeNumber);
-    s->footer("Example: sluice route --task math --exclude gpt-4");
-    s->callback([=] {
-      v1::Query q;
-      q.set_task(*task);
-      q.set_text(*text);
-      q.set_unit(*unit);
-      q.set_max_cost_usd(*most);
-      q.mutable_intent()->Add(intent->begin(), intent->end());
-      for (const std::string& e : *exclude) q.add_exclude(e);
-      exit(Route(*connection, q));
-    });
-  }
-  {
-    auto* s = app.add_subcommand("feedback", "Tell how a decision ended");
-    auto receipt = std::make_shared<std::string>();
-    auto o = std::make_shared<std::array<double, 3>>();
-    connection->AddTo(*s);
-    s->add_option("--receipt", *receipt, "what `sluice route` printed")->required();
-    s->add_option("--quality", (*o)[0], "of the answer, [0, 1]")->required();
-    s->add_option("--cost-usd", (*o)[1], "of all calls");
-    s->add_option("--latency-s", (*o)[2], "of all calls");
-    s->footer(
-        "Example: sluice feedback --receipt AQAB... --quality 1 --cost-usd 0.002 --latency-s 1.4");
-    s->callback([=] {
-      v1::Outcome outcome;
-      outcome.set_quality((*o)[0]);
-      outcome.set_cost_usd((*o)[1]);
-      outcome.set_latency_s((*o)[2]);
-      exit(Feedback(*connection, *receipt, outcome));
-    });
-  }
-  {
-    auto* s = app.add_subcommand(
-        "explain", "Say why a decision was made: candidates, pheromone, heuristic, probability");
-    auto id = std::make_shared<uint64_t>(0);
-    connection->AddTo(*s);
-    s->add_option("decision", *id, "its number")->required();
-    s->footer("Example: sluice explain 1048577");
-    s->callback([=] { exit(Explain(*connection, *id)); });
-  }
-  {
-    auto* s = app.add_subcommand("top", "Watch a server");
-    auto once = std::make_shared<bool>(false);
-    connection->AddTo(*s);
-    s->add_flag("--once", *once, "print once and end");
-    s->footer("Example: sluice top --once");
-    s->callback([=] { exit(Top(*connection, *once)); });
-  }
-  {
-    auto* s = app.add_subcommand("experiment",
-                                 "Read the running experiment, as often as you like: its intervals "
-                                 "hold at all times at once");
-    connection->AddTo(*s);
-    s->footer("Example: sluice experiment");
-    s->callback([=] { exit(ReadExperiment(*connection)); });
-  }
-  {
-    auto* s = app.add_subcommand(
-        "warm-up",
-        "Teach a server from labelled data before it serves: every agent's answer to every query");
-    auto log = std::make_shared<std::string>();
-    auto share = std::make_shared<double>(1);
-    connection->AddTo(*s);
-    s->add_option("--log", *log,
-                  "as `sluice replay` reads it; its agents must be the server's, in one stage")
-        ->required();
-    s->add_option("--share", *share, "of its queries, the first ones")
-        ->capture_default_str()
-        ->check(CLI::Range(0.0, 1.0));
-    s->footer("Example: sluice warm-up --log outcomes.csv.gz");
-    s->callback([=] { exit(WarmUp(*connection, *log, *share)); });
-  }
-  {
-    auto* s = app.add_subcommand("policy", "List a server's policies, or make one active");
-    auto name = std::make_shared<std::string>();
-    connection->AddTo(*s);
-    s->add_option("name", *name, "the one to make active");
-    s->footer("Example: sluice policy thompson");
-    s->callback([=] { exit(Policy(*connection, *name)); });
-  }
+  const auto connection = std::make_shared<Connection>();
+  AddRoute(app, exit, connection);
+  AddFeedback(app, exit, connection);
+  AddExplain(app, exit, connection);
+  AddTop(app, exit, connection);
+  AddExperiment(app, exit, connection);
+  AddWarmUp(app, exit, connection);
+  AddPolicy(app, exit, connection);
 }
 }  // namespace cli
 SLUICE_END_NAMESPACE

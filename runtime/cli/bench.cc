@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <optional>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/cli/local_server.h"
 
@@ -183,50 +185,153 @@ Latency Crowd(zmq::context_t& context, const std::string& endpoint, int clients,
   return out;
 }
 
-int Bench(double seconds, int repeats, const std::string& transport, bool durable) {
-  rlimit files{};  // a thousand clients need some thousands of descriptors
-  getrlimit(RLIMIT_NOFILE, &files);
-  files.rlim_cur = files.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &files);
-  const auto start = [&](absl::string_view more) {
-    return LocalServer::Start([&](const std::string& folder) {
-      std::string config = absl::StrCat(
-          "endpoint: \"",
-          transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
-          "\" policy { spec: \"amro_s:ability=measured\" }", more);
-      if (durable) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
-      for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
-      for (int s = 0; s < 3; ++s) {
-        absl::StrAppend(&config, " stage {");
-        for (int a = 0; a < 12; ++a)
-          absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
-        absl::StrAppend(&config, " }");
+// A client that has decisions in store and, while it is told to, sends 5,000 outcomes a second,
+// five a message.
+class Teacher {
+ public:
+  Teacher(const std::string& endpoint, double seconds)
+      : most_(5000 * seconds * 1.2), thread_([this, endpoint] { Run(endpoint); }) {}
+  ~Teacher() {
+    mode_ = kEnd;
+    thread_.join();
+  }
+  // Fills the store and waits until it is full; no outcome is sent meanwhile, nor after.
+  void Rest() {
+    mode_ = kRest;
+    ready_ = false;
+    while (!ready_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  void Teach() { mode_ = kTeach; }
+  int64_t applied() const { return applied_; }
+
+ private:
+  enum Mode { kRest, kTeach, kEnd };
+
+  void Run(const std::string& endpoint) {
+    auto client = Client::Connect(endpoint);
+    auto next = Clock::now();
+    while (mode_ != kEnd) {
+      if (mode_ == kRest) {
+        Store(**client);
+        next = Clock::now();
+        continue;
       }
-      return config;
-    });
-  };
-  const auto server = start("");
-  if (!server.ok()) return Fail(server.status());
-  {
-    zmq::context_t echo_context(1), client_context(1);
-    client_context.set(zmq::ctxopt::max_sockets, 4096);
-    const std::string echo_at = transport == "tcp"
-                                    ? "tcp://127.0.0.1:15771"
-                                    : absl::StrCat("ipc://", (*server)->folder(), "/echo");
-    Echo echo(echo_context, echo_at);
-    zmq::socket_t raw = Dealer(client_context, echo_at),
-                  sluice = Dealer(client_context, (*server)->endpoint());
-    const std::string one = Queries(1), batch = Queries(32);
+      SendOutcomes(**client);
+      next += std::chrono::milliseconds(1);
+      std::this_thread::sleep_until(next);
+    }
+  }
+  void Store(Client& client) {
+    if (static_cast<double>(receipts_.size()) >= most_) {
+      ready_ = true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      return;
+    }
+    v1::Request q;
+    for (int i = 0; i < 50; ++i) q.mutable_route()->add_queries()->set_task("task3");
+    const auto r = client.Call(q);
+    if (!r.ok()) return;
+    for (const v1::Decision& d : r->route().decisions()) receipts_.push_back(d.receipt());
+    ready_ = false;
+  }
+  void SendOutcomes(Client& client) {
+    constexpr int kMessage = 5;
+    v1::Request f;
+    for (int i = 0; i < kMessage && !receipts_.empty(); ++i) {
+      v1::Outcome& o = *f.mutable_feedback()->add_outcomes();
+      o.set_receipt(receipts_.back());
+      o.set_quality(receipts_.size() % 3 == 0 ? 0 : 1);
+      o.set_cost_usd(0.001);
+      receipts_.pop_back();
+    }
+    if (f.feedback().outcomes_size() > 0) (void)client.Send(f);
+    for (auto done = client.Receive(std::chrono::milliseconds(0)); done.ok();
+         done = client.Receive(std::chrono::milliseconds(0))) {
+      applied_ += done->feedback().results_size();
+    }
+  }
+
+  const double most_;  // decisions in store
+  std::atomic<bool> ready_{false};
+  std::atomic<Mode> mode_{kRest};
+  std::atomic<int64_t> applied_{0};
+  std::vector<std::string> receipts_;  // the thread's own
+  std::thread thread_;
+};
+
+struct BenchOptions {
+  double seconds = 1;
+  int repeats = 7;
+  std::string transport = "ipc";
+  bool memory = false;
+};
+
+absl::StatusOr<std::unique_ptr<LocalServer>> StartServer(const BenchOptions& o,
+                                                         absl::string_view more) {
+  return LocalServer::Start([&](const std::string& folder) {
+    std::string config = absl::StrCat(
+        "endpoint: \"",
+        o.transport == "tcp" ? "tcp://127.0.0.1:*" : absl::StrCat("ipc://", folder, "/sluice"),
+        "\" policy { spec: \"amro_s:ability=measured\" }", more);
+    if (!o.memory) absl::StrAppend(&config, " state { sqlite: \"", folder, "/state.db\" }");
+    for (int t = 0; t < 8; ++t) absl::StrAppend(&config, " task: \"task", t, "\"");
+    for (int s = 0; s < 3; ++s) {
+      absl::StrAppend(&config, " stage {");
+      for (int a = 0; a < 12; ++a)
+        absl::StrAppend(&config, " agent { id: \"stage", s, "-agent", a, "\" }");
+      absl::StrAppend(&config, " }");
+    }
+    return config;
+  });
+}
+absl::StatusOr<double> DecideMicroseconds(const LocalServer& server) {
+  auto client = Client::Connect(server.endpoint());
+  if (!client.ok()) return client.status();
+  v1::Request ask;
+  ask.mutable_stats();
+  const auto said = (*client)->Call(ask);
+  if (!said.ok()) return said.status();
+  return said->stats().decide_p50_us();
+}
+
+// The measurements, in the order of the report; raw and sluice in turn.
+class BenchRun {
+ public:
+  BenchRun(const BenchOptions& o, const LocalServer& server)
+      : o_(o),
+        server_(server),
+        echo_at_(o.transport == "tcp" ? "tcp://127.0.0.1:15771"
+                                      : absl::StrCat("ipc://", server.folder(), "/echo")),
+        echo_context_(1),
+        client_context_(1) {
+    client_context_.set(zmq::ctxopt::max_sockets, 4096);
+    echo_.emplace(echo_context_, echo_at_);
+    raw_ = Dealer(client_context_, echo_at_);
+    sluice_ = Dealer(client_context_, server.endpoint());
+  }
+  absl::Status Run() {
     std::printf(
         "3 stages of 12 agents, 8 tasks; %s, %s; medians of %d repeats of %.1f s, raw and sluice "
         "in turn; %u CPUs\n\n",
-        transport.c_str(), durable ? "feedback to SQLite" : "state in memory", repeats, seconds,
-        std::thread::hardware_concurrency());
-    (void)OnSchedule(raw, one, 20000, 0.3);
-    (void)OnSchedule(sluice, one, 20000, 0.3);
+        o_.transport.c_str(), o_.memory ? "state in memory" : "feedback to SQLite", o_.repeats,
+        o_.seconds, std::thread::hardware_concurrency());
+    AtFixedRate();
+    Throughput();
+    SLUICE_RETURN_IF_ERROR(BesideShadow());
+    Teacher teacher(server_.endpoint(), o_.seconds);
+    WhileLearning(teacher);
+    Crowds(teacher);
+    return absl::OkStatus();
+  }
+
+ private:
+  void AtFixedRate() {
+    (void)OnSchedule(raw_, one_, 20000, 0.3);
+    (void)OnSchedule(sluice_, one_, 20000, 0.3);
     std::vector<double> raw50, raw99, our50, our99, ratio, raw_rate, our_rate;
-    for (int i = 0; i < repeats; ++i) {
-      Latency r = OnSchedule(raw, one, 20000, seconds), o = OnSchedule(sluice, one, 20000, seconds);
+    for (int i = 0; i < o_.repeats; ++i) {
+      Latency r = OnSchedule(raw_, one_, 20000, o_.seconds);
+      Latency o = OnSchedule(sluice_, one_, 20000, o_.seconds);
       raw50.push_back(At(r.us, 0.5));
       raw99.push_back(At(r.us, 0.99));
       our50.push_back(At(o.us, 0.5));
@@ -237,171 +342,135 @@ int Bench(double seconds, int repeats, const std::string& transport, bool durabl
     }
     std::printf(
         "20,000/s on schedule          raw p50 %.1f us p99 %.1f us (%.0f/s)   sluice p50 %.1f us "
-        "p99 %.1f us (%.0f/s)  "
-        " p50 ratio %.2f\n",
+        "p99 %.1f us (%.0f/s)   p50 ratio %.2f\n",
         Median(raw50), Median(raw99), Median(raw_rate), Median(our50), Median(our99),
         Median(our_rate), Median(ratio));
-    std::vector<double> rs, os, rb, ob;
-    for (int i = 0; i < repeats; ++i) {
-      rs.push_back(Pipelined(raw, one, 64, seconds));
-      os.push_back(Pipelined(sluice, one, 64, seconds));
-      rb.push_back(32 * Pipelined(raw, batch, 16, seconds));
-      ob.push_back(32 * Pipelined(sluice, batch, 16, seconds));
-    }
-    std::printf(
-        "one a request, 64 under way   raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n",
-        Median(rs), Median(os), Median(os) / Median(rs));
-    std::printf(
-        "32 a request, 16 under way    raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n",
-        Median(rb), Median(ob), Median(ob) / Median(rb));
+  }
 
-    {  // What a policy that only decides beside costs the caller: the same policy twice, in many
-       // short turns.
-      const std::string other = " policy { name: \"beside\" spec: \"amro_s:beta=4\" } ";
-      const auto plain = start(other),
-                 shadowed = start(absl::StrCat(other, "experiment { shadow: \"beside\" }"));
-      if (!plain.ok()) return Fail(plain.status());
-      if (!shadowed.ok()) return Fail(shadowed.status());
-      zmq::socket_t by_itself = Dealer(client_context, (*plain)->endpoint()),
-                    beside = Dealer(client_context, (*shadowed)->endpoint());
-      std::vector<double> alone, with, more;
-      for (int i = 0; i < 8 * repeats; ++i) {
-        Latency a, b;
-        for (const bool first : {i % 2 == 0, i % 2 != 0}) {
-          Latency& l = first ? a : b;
-          l = Paced(first ? by_itself : beside, one, 5000, seconds / 8);
-        }
-        alone.push_back(At(a.us, 0.5));
-        with.push_back(At(b.us, 0.5));
-        more.push_back(with.back() - alone.back());
-      }
-      double decide[2];
-      for (const auto* s : {&plain, &shadowed}) {
-        auto client = Client::Connect((**s)->endpoint());
-        if (!client.ok()) return Fail(client.status());
-        v1::Request ask;
-        ask.mutable_stats();
-        const auto said = (*client)->Call(ask);
-        if (!said.ok()) return Fail(said.status());
-        decide[s == &shadowed] = said->stats().decide_p50_us();
-      }
-      std::printf(
-          "p50 at 5,000/s                sluice %.1f us, with a shadow policy %.1f us   median "
-          "difference %+.2f us "
-          "(quartiles %+.2f, %+.2f); the deciding itself %.2f us and %.2f us\n",
-          Median(alone), Median(with), Median(more), At(more, 0.25), At(more, 0.75), decide[0],
-          decide[1]);
+  void Throughput() {
+    const std::string batch = Queries(32);
+    std::vector<double> raw_single, our_single, raw_batch, our_batch;
+    for (int i = 0; i < o_.repeats; ++i) {
+      raw_single.push_back(Pipelined(raw_, one_, 64, o_.seconds));
+      our_single.push_back(Pipelined(sluice_, one_, 64, o_.seconds));
+      raw_batch.push_back(32 * Pipelined(raw_, batch, 16, o_.seconds));
+      our_batch.push_back(32 * Pipelined(sluice_, batch, 16, o_.seconds));
     }
+    const auto row = [](const char* name, const std::vector<double>& raw,
+                        const std::vector<double>& our) {
+      std::printf("%-29s raw %.0f /s   sluice %.0f decisions/s   ratio %.2f\n", name, Median(raw),
+                  Median(our), Median(our) / Median(raw));
+    };
+    row("one a request, 64 under way", raw_single, our_single);
+    row("32 a request, 16 under way", raw_batch, our_batch);
+  }
 
-    // With 5,000 outcomes a second coming in beside, five a message from a client of their own, and
-    // without.
-    std::atomic<bool> ready{false};
-    std::atomic<int> mode{0};  // 0: rest, 1: feedback, 2: end
-    std::atomic<int64_t> applied{0};
-    std::thread teacher([&] {
-      constexpr int kMessage = 5;
-      auto client = Client::Connect((*server)->endpoint());
-      std::vector<std::string> receipts;
-      auto next = Clock::now();
-      while (mode != 2) {
-        if (mode == 0) {
-          if (static_cast<double>(receipts.size()) < 5000 * seconds * 1.2) {
-            v1::Request q;
-            for (int i = 0; i < 50; ++i) q.mutable_route()->add_queries()->set_task("task3");
-            const auto r = (*client)->Call(q);
-            if (!r.ok()) continue;
-            for (const v1::Decision& d : r->route().decisions()) receipts.push_back(d.receipt());
-            ready = false;
-          } else {
-            ready = true;
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
-          }
-          next = Clock::now();
-          continue;
-        }
-        v1::Request f;
-        for (int i = 0; i < kMessage && !receipts.empty(); ++i) {
-          v1::Outcome& o = *f.mutable_feedback()->add_outcomes();
-          o.set_receipt(receipts.back());
-          o.set_quality(receipts.size() % 3 == 0 ? 0 : 1);
-          o.set_cost_usd(0.001);
-          receipts.pop_back();
-        }
-        if (f.feedback().outcomes_size() > 0) (void)(*client)->Send(f);
-        for (auto done = (*client)->Receive(std::chrono::milliseconds(0)); done.ok();
-             done = (*client)->Receive(std::chrono::milliseconds(0))) {
-          applied += done->feedback().results_size();
-        }
-        next += std::chrono::milliseconds(1);
-        std::this_thread::sleep_until(next);
+  // What a policy that only decides beside costs the caller: the same policy twice, in many short
+  // turns.
+  absl::Status BesideShadow() {
+    const std::string other = " policy { name: \"beside\" spec: \"amro_s:beta=4\" } ";
+    SLUICE_ASSIGN_OR_RETURN(const auto plain, StartServer(o_, other));
+    SLUICE_ASSIGN_OR_RETURN(
+        const auto shadowed,
+        StartServer(o_, absl::StrCat(other, "experiment { shadow: \"beside\" }")));
+    zmq::socket_t by_itself = Dealer(client_context_, plain->endpoint());
+    zmq::socket_t beside = Dealer(client_context_, shadowed->endpoint());
+    std::vector<double> alone, with, more;
+    for (int i = 0; i < 8 * o_.repeats; ++i) {
+      Latency a, b;
+      for (const bool first : {i % 2 == 0, i % 2 != 0}) {
+        Latency& l = first ? a : b;
+        l = Paced(first ? by_itself : beside, one_, 5000, o_.seconds / 8);
       }
-    });
+      alone.push_back(At(a.us, 0.5));
+      with.push_back(At(b.us, 0.5));
+      more.push_back(with.back() - alone.back());
+    }
+    SLUICE_ASSIGN_OR_RETURN(const double decide_alone, DecideMicroseconds(*plain));
+    SLUICE_ASSIGN_OR_RETURN(const double decide_beside, DecideMicroseconds(*shadowed));
+    std::printf(
+        "p50 at 5,000/s                sluice %.1f us, with a shadow policy %.1f us   median "
+        "difference %+.2f us (quartiles %+.2f, %+.2f); the deciding itself %.2f us and %.2f us\n",
+        Median(alone), Median(with), Median(more), At(more, 0.25), At(more, 0.75), decide_alone,
+        decide_beside);
+    return absl::OkStatus();
+  }
+
+  // With 5,000 outcomes a second coming in beside, and without.
+  void WhileLearning(Teacher& teacher) {
     std::vector<double> quiet, busy, raw_quiet, raw_busy, change, ratios;
-    for (int i = 0; i < repeats; ++i) {
-      mode = 0;
-      ready = false;
-      while (!ready) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      Latency rq = Paced(raw, one, 10000, seconds), q = Paced(sluice, one, 10000, seconds);
-      mode = 1;
-      const int64_t before = applied;
-      Latency b = Paced(sluice, one, 10000, seconds);
-      change.push_back(static_cast<double>(applied - before) / seconds);
-      Latency rb =
-          Paced(raw, one, 10000, seconds / 8);  // the teacher has outcomes left for so long
-      quiet.push_back(At(q.us, 0.99));
-      busy.push_back(At(b.us, 0.99));
-      raw_quiet.push_back(At(rq.us, 0.99));
-      raw_busy.push_back(At(rb.us, 0.99));
+    for (int i = 0; i < o_.repeats; ++i) {
+      teacher.Rest();
+      Latency raw_rests = Paced(raw_, one_, 10000, o_.seconds);
+      Latency rests = Paced(sluice_, one_, 10000, o_.seconds);
+      teacher.Teach();
+      const int64_t before = teacher.applied();
+      Latency learns = Paced(sluice_, one_, 10000, o_.seconds);
+      change.push_back(static_cast<double>(teacher.applied() - before) / o_.seconds);
+      // The teacher has outcomes left for so long.
+      Latency raw_beside = Paced(raw_, one_, 10000, o_.seconds / 8);
+      quiet.push_back(At(rests.us, 0.99));
+      busy.push_back(At(learns.us, 0.99));
+      raw_quiet.push_back(At(raw_rests.us, 0.99));
+      raw_busy.push_back(At(raw_beside.us, 0.99));
       ratios.push_back(busy.back() / quiet.back());
     }
     std::printf(
         "p99 at 10,000/s               raw %.1f us, beside the teacher %.1f us   sluice %.1f us, "
-        "while it learns %.0f "
-        "outcomes/s %.1f us   ratio %.2f\n",
+        "while it learns %.0f outcomes/s %.1f us   ratio %.2f\n",
         Median(raw_quiet), Median(raw_busy), Median(quiet), Median(change), Median(busy),
         Median(ratios));
+  }
+
+  void Crowds(Teacher& teacher) {
     std::printf("\n%-8s %28s %34s %40s\n", "clients", "raw", "sluice", "sluice while it learns");
     for (int clients : {1, 10, 100, 1000}) {
-      std::vector<double> rate[3], p50[3], p99[3], learned;
-      for (int i = 0; i < repeats; ++i) {
-        mode = 0;
-        ready = false;
-        while (!ready) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      std::vector<double> rate[3], p50[3], p99[3], ratio_p99;
+      for (int i = 0; i < o_.repeats; ++i) {
+        teacher.Rest();
         for (int which = 0; which < 3; ++which) {
-          if (which == 2) mode = 1;
-          Latency l = Crowd(client_context, which == 0 ? echo_at : (*server)->endpoint(), clients,
-                            one, seconds);
+          if (which == 2) teacher.Teach();
+          Latency l = Crowd(client_context_, which == 0 ? echo_at_ : server_.endpoint(), clients,
+                            one_, o_.seconds);
           rate[which].push_back(l.rate);
           p50[which].push_back(At(l.us, 0.5));
           p99[which].push_back(At(l.us, 0.99));
         }
+        ratio_p99.push_back(p99[2].back() / p99[1].back());
       }
       std::printf("%-8d", clients);
       for (int which = 0; which < 3; ++which)
         std::printf("  %8.0f/s p50 %6.0f p99 %6.0f us", Median(rate[which]), Median(p50[which]),
                     Median(p99[which]));
-      std::vector<double> ratio_p99;
-      for (size_t i = 0; i < p99[1].size(); ++i) ratio_p99.push_back(p99[2][i] / p99[1][i]);
       std::printf("   p99 ratio %.2f\n", Median(ratio_p99));
       std::fflush(stdout);
     }
-    mode = 2;
-    teacher.join();
   }
-  return 0;
+
+  const BenchOptions& o_;
+  const LocalServer& server_;
+  const std::string echo_at_;
+  const std::string one_ = Queries(1);
+  zmq::context_t echo_context_, client_context_;
+  std::optional<Echo> echo_;
+  zmq::socket_t raw_, sluice_;  // closed before their context
+};
+
+int Bench(const BenchOptions& o) {
+  rlimit files{};  // a thousand clients need some thousands of descriptors
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+  const auto server = StartServer(o, "");
+  if (!server.ok()) return Fail(server.status());
+  return Done(BenchRun(o, **server).Run());
 }
 }  // namespace
 
 void AddBench(CLI::App& app, const Exit& exit) {
   auto* s =
       app.add_subcommand("bench", "Latency and throughput on this machine, raw ZeroMQ beside");
-  struct Args {
-    double seconds = 1;
-    int repeats = 7;
-    std::string transport = "ipc";
-    bool memory = false;
-  };
-  auto a = std::make_shared<Args>();
+  auto a = std::make_shared<BenchOptions>();
   s->add_option("--seconds", a->seconds, "of one measurement")
       ->capture_default_str()
       ->check(CLI::Range(0.05, 600.0));
@@ -413,7 +482,7 @@ void AddBench(CLI::App& app, const Exit& exit) {
       ->check(CLI::IsMember({"ipc", "tcp"}));
   s->add_flag("--memory", a->memory, "state in memory instead of SQLite");
   s->footer("Example: sluice bench --repeats 7");
-  s->callback([=] { exit(Bench(a->seconds, a->repeats, a->transport, !a->memory)); });
+  s->callback([=] { exit(Bench(*a)); });
 }
 }  // namespace cli
 SLUICE_END_NAMESPACE

@@ -2,10 +2,12 @@
 
 #include <cmath>
 #include <filesystem>
+#include <memory>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "sluice/api/check.h"
 #include "sluice/policies/experiment/bootstrap.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/report/report.h"
@@ -48,146 +50,223 @@ absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::stri
   return std::fclose(f) == 0 ? absl::OkStatus()
                              : absl::UnavailableError(path + ": cannot be written");
 }
-int Run(const std::string& path, std::vector<std::string> policies,
-        const std::vector<double>& weights, int seeds, uint64_t first_seed, ReplayOptions o,
-        const std::string& curve, const std::string& export_to, const std::string& report_to) {
-  const auto log = LoadOutcomeLog(path);
-  if (!log.ok()) return Fail(log.status());
-  if (policies.empty()) {
-    policies = {"random",  "round_robin", "best_single", "cost_threshold", "epsilon_greedy",
-                "lin_ucb", "thompson",    "mas_cascade", "amro_s",         kTunedAmroS};
-    if (o.warm_up > 0 && !log->rows[0].features.empty())
-      policies.insert(policies.begin() + 4, "knn");
+struct ReplayArgs {
+  std::string log, curve, export_to, report;
+  std::vector<std::string> policies;  // empty: all built-in ones
+  std::vector<double> weights = {0, 5, 20};
+  int seeds = 5;
+  uint64_t first_seed = 1;
+  ReplayOptions o;
+};
+constexpr int kPoints = 40;  // of a curve of regret
+
+std::vector<std::string> BuiltInPolicies(bool knn) {
+  std::vector<std::string> all = {"random",         "round_robin", "best_single", "cost_threshold",
+                                  "epsilon_greedy", "lin_ucb",     "thompson",    "mas_cascade",
+                                  "amro_s",         kTunedAmroS};
+  if (knn) all.insert(all.begin() + 4, "knn");
+  return all;
+}
+
+// What one policy did at one cost weight.
+struct PolicyRuns {
+  std::vector<double> utility, gain, quality, cost, regret;                            // a seed
+  std::vector<std::vector<double>> along = std::vector<std::vector<double>>(kPoints);  // of seeds
+  std::vector<std::vector<double>> share;  // [task][agent] chosen in the last third, all seeds
+
+  void Add(const OutcomeLog& log, const ReplayRun& run, double first_utility) {
+    utility.push_back(run.LastThird());
+    gain.push_back(run.LastThird() - first_utility);
+    quality.push_back(run.quality);
+    cost.push_back(run.cost_usd);
+    double sum = 0;
+    int point = 0;
+    for (size_t i = 0; i < run.utility.size(); ++i) {
+      if (3 * i >= 2 * run.utility.size()) ++share[log.rows[run.row[i]].task][run.agent[i]];
+      sum += run.task_best[i] - run.utility[i];
+      if ((i + 1) * kPoints / run.utility.size() > static_cast<size_t>(point))
+        along[point++].push_back(sum);
+    }
+    regret.push_back(sum);
   }
-  FILE* out = nullptr;
-  if (!curve.empty()) {
-    out = std::fopen(curve.c_str(), "w");
-    if (out == nullptr) return Fail(absl::UnavailableError(curve + ": cannot be written"));
-    std::fprintf(out, "cost_weight,policy,decision,regret,half_interval\n");
+};
+
+// All policies at one cost weight, as the report shows them.
+struct Section {
+  double weight = 0;
+  ReportTable table;
+  ReportChart regret, tradeoff;
+  ReportHeat chosen, by_task;
+  std::vector<Tradeoff> points;
+  std::vector<double> first;  // utility of the first policy, a seed
+};
+
+class ReplayReport {
+ public:
+  ReplayReport(const ReplayArgs& a, const OutcomeLog& log)
+      : a_(a), log_(log), policies_(a.policies) {
+    if (policies_.empty())
+      policies_ = BuiltInPolicies(a.o.warm_up > 0 && !log.rows[0].features.empty());
   }
-  Report report;
-  report.title =
-      absl::StrCat("Agent policies on ", std::filesystem::path(path).filename().string());
-  report.notes = absl::StrFormat(
-      "%d queries, %d agents, %d tasks; %d decisions, %d seeds from %d, intent %s, warm-up on %.0f "
-      "%% of the queries",
-      log->rows.size(), log->agents.size(), log->tasks.size(), o.decisions, seeds, first_seed,
-      o.predicted_intent ? "predicted" : "given", 100 * o.warm_up);
-  std::printf("%s\n%s\n", report.title.c_str(), report.notes.c_str());
-  for (double weight : weights) {
-    o.cost_weight = weight;
-    const Ceilings c = CeilingsOf(*log, weight, o.latency_weight);
-    ReportTable table;
-    table.title = absl::StrFormat(
+  absl::Status Run() {
+    SLUICE_RETURN_IF_ERROR(OpenCurve());
+    Head();
+    for (double weight : a_.weights) SLUICE_RETURN_IF_ERROR(AddWeight(weight));
+    std::printf("\n%s\n", report_.tables.back().note.c_str());
+    curve_.reset();
+    if (a_.report.empty()) return absl::OkStatus();
+    SLUICE_RETURN_IF_ERROR(WriteReport(report_, a_.report));
+    std::printf("wrote %s.html, .json, .csv\n", a_.report.c_str());
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status OpenCurve() {
+    if (a_.curve.empty()) return absl::OkStatus();
+    curve_.reset(std::fopen(a_.curve.c_str(), "w"));
+    if (curve_ == nullptr) return absl::UnavailableError(a_.curve + ": cannot be written");
+    std::fprintf(curve_.get(), "cost_weight,policy,decision,regret,half_interval\n");
+    return absl::OkStatus();
+  }
+  void Head() {
+    report_.title =
+        absl::StrCat("Agent policies on ", std::filesystem::path(a_.log).filename().string());
+    report_.notes = absl::StrFormat(
+        "%d queries, %d agents, %d tasks; %d decisions, %d seeds from %d, intent %s, warm-up on "
+        "%.0f %% of the queries",
+        log_.rows.size(), log_.agents.size(), log_.tasks.size(), a_.o.decisions, a_.seeds,
+        a_.first_seed, a_.o.predicted_intent ? "predicted" : "given", 100 * a_.o.warm_up);
+    std::printf("%s\n%s\n", report_.title.c_str(), report_.notes.c_str());
+  }
+
+  absl::Status AddWeight(double weight) {
+    Section s = NewSection(weight);
+    for (const std::string& policy : policies_) {
+      SLUICE_ASSIGN_OR_RETURN(const PolicyRuns runs, RunSeeds(policy, s));
+      AddPolicy(policy, runs, s);
+      WriteCurve(policy, runs, s);
+    }
+    s.table.marked = ParetoFront(s.points);
+    PrintTable(s.table);
+    report_.tables.push_back(std::move(s.table));
+    report_.charts.push_back(std::move(s.regret));
+    report_.charts.push_back(std::move(s.tradeoff));
+    report_.heats.push_back(std::move(s.chosen));
+    report_.heats.push_back(std::move(s.by_task));
+    return absl::OkStatus();
+  }
+  Section NewSection(double weight) const {
+    const Ceilings c = CeilingsOf(log_, weight, a_.o.latency_weight);
+    Section s;
+    s.weight = weight;
+    s.table.title = absl::StrFormat(
         "Cost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f", weight,
         c.best_single, c.task_best, c.oracle);
-    table.note =
+    s.table.note =
         "Utility, quality and cost are of the last third, regret of the whole against each task's "
-        "best; gains over the "
-        "first policy are paired by seed; 95 % intervals. Marked: no other policy has both less "
-        "cost and more quality.";
-    table.columns = {{"policy", -1}, {"utility", 4},   {"gain", 4},
-                     {"quality", 4}, {"USD/query", 6}, {"regret", 1}};
-    ReportChart regret_chart{
-        absl::StrFormat("Regret, cost weight %g", weight), "decisions", "regret", false, {}};
-    ReportChart tradeoff{absl::StrFormat("Quality against cost, cost weight %g", weight),
-                         "USD a query",
-                         "quality",
-                         true,
-                         {}};
-    ReportHeat chosen{absl::StrFormat("Agents chosen, cost weight %g", weight),
-                      "share of the last third's decisions",
-                      {},
-                      log->agents,
-                      {},
-                      0,
-                      1};
-    ReportHeat by_task;
-    std::vector<Tradeoff> points;
-    std::vector<double> first;  // the first policy's, per seed
-    for (const std::string& policy : policies) {
-      std::vector<double> utility, quality, cost, regret, gain;
-      constexpr int kPoints = 40;
-      std::vector<std::vector<double>> share(log->tasks.size(),
-                                             std::vector<double>(log->agents.size()));
-      std::vector<std::vector<double>> along(kPoints);
-      for (int s = 0; s < seeds; ++s) {
-        if (isatty(2))
-          std::fprintf(stderr, "\r%s, seed %d of %d\033[K", policy.c_str(), s + 1, seeds);
-        const auto run = Replay(*log, policy, o, first_seed + static_cast<uint64_t>(s));
-        if (!run.ok())
-          return Fail(absl::Status(run.status().code(),
-                                   absl::StrCat(policy, ": ", run.status().message())));
-        if (first.size() < static_cast<size_t>(seeds)) first.push_back(run->LastThird());
-        gain.push_back(run->LastThird() - first[s]);  // the same queries in the same order
-        if (!export_to.empty() && s == 0 && &policy == &policies[0] && weight == weights[0]) {
-          if (const absl::Status status = Export(*log, *run, export_to); !status.ok())
-            return Fail(status);
-        }
-        utility.push_back(run->LastThird());
-        quality.push_back(run->quality);
-        cost.push_back(run->cost_usd);
-        double sum = 0;
-        int point = 0;
-        for (size_t i = 0; i < run->utility.size(); ++i) {
-          if (3 * i >= 2 * run->utility.size()) ++share[log->rows[run->row[i]].task][run->agent[i]];
-          sum += run->task_best[i] - run->utility[i];
-          if ((i + 1) * kPoints / run->utility.size() > static_cast<size_t>(point))
-            along[point++].push_back(sum);
-        }
-        regret.push_back(sum);
+        "best; gains over the first policy are paired by seed; 95 % intervals. Marked: no other "
+        "policy has both less cost and more quality.";
+    s.table.columns = {{"policy", -1}, {"utility", 4},   {"gain", 4},
+                       {"quality", 4}, {"USD/query", 6}, {"regret", 1}};
+    s.regret.title = absl::StrFormat("Regret, cost weight %g", weight);
+    s.regret.x = "decisions";
+    s.regret.y = "regret";
+    s.tradeoff.title = absl::StrFormat("Quality against cost, cost weight %g", weight);
+    s.tradeoff.x = "USD a query";
+    s.tradeoff.y = "quality";
+    s.tradeoff.log_x = true;
+    s.chosen.title = absl::StrFormat("Agents chosen, cost weight %g", weight);
+    s.chosen.note = kShare;
+    s.chosen.columns = log_.agents;
+    return s;
+  }
+
+  absl::StatusOr<PolicyRuns> RunSeeds(const std::string& policy, Section& section) {
+    PolicyRuns runs;
+    runs.share.assign(log_.tasks.size(), std::vector<double>(log_.agents.size()));
+    ReplayOptions o = a_.o;
+    o.cost_weight = section.weight;
+    for (int s = 0; s < a_.seeds; ++s) {
+      if (isatty(2))
+        std::fprintf(stderr, "\r%s, seed %d of %d\033[K", policy.c_str(), s + 1, a_.seeds);
+      const auto run = Replay(log_, policy, o, a_.first_seed + static_cast<uint64_t>(s));
+      if (!run.ok())
+        return absl::Status(run.status().code(),
+                            absl::StrCat(policy, ": ", run.status().message()));
+      // Of the first policy: the same queries in the same order.
+      if (section.first.size() < static_cast<size_t>(a_.seeds))
+        section.first.push_back(run->LastThird());
+      if (!a_.export_to.empty() && !exported_) {
+        exported_ = true;
+        SLUICE_RETURN_IF_ERROR(Export(log_, *run, a_.export_to));
       }
-      if (isatty(2)) std::fprintf(stderr, "\r\033[K");
-      const Mean u = Interval(utility);
-      const Mean g = Interval(gain);
-      const Mean q = Interval(quality), usd = Interval(cost), lost = Interval(regret);
-      const auto cell = [](const Mean& m) {
-        return ReportCell{"", m.mean, m.mean - m.half, m.mean + m.half};
-      };
-      table.rows.push_back({{policy}, cell(u), cell(g), {"", q.mean}, {"", usd.mean}, cell(lost)});
-      points.push_back({usd.mean, q.mean});
-      tradeoff.series.push_back(
-          {policy, {{usd.mean, q.mean, q.mean - q.half, q.mean + q.half, ""}}, false, false});
-      ReportChart::Series line{policy, {}, true, false};
-      for (int i = 0; i < kPoints; ++i) {
-        const Mean m = Interval(along[i]);
-        line.points.push_back({static_cast<double>((i + 1) * o.decisions / kPoints), m.mean,
-                               m.mean - m.half, m.mean + m.half, ""});
-      }
-      regret_chart.series.push_back(std::move(line));
-      // Of all tasks together, and for the last policy by task.
-      std::vector<double> all(log->agents.size());
-      double total = 0;
-      for (const auto& task : share) {
-        for (size_t i = 0; i < task.size(); ++i) {
-          all[i] += task[i];
-          total += task[i];
-        }
-      }
-      for (double& x : all) x /= std::max(1.0, total);
-      chosen.rows.push_back(policy);
-      chosen.values.push_back(std::move(all));
-      by_task = {
-          absl::StrFormat("Agents chosen by %s for each task, cost weight %g", policy, weight),
-          "share of the last third's decisions",
-          log->tasks,
-          log->agents,
-          share,
-          0,
-          1};
-      for (auto& task : by_task.values) {
-        const double sum = std::accumulate(task.begin(), task.end(), 0.0);
-        for (double& x : task) x = sum > 0 ? x / sum : NAN;
-      }
-      if (out != nullptr) {
-        for (int i = 0; i < kPoints; ++i) {
-          const Mean m = Interval(along[i]);
-          std::fprintf(out, "%g,\"%s\",%lld,%.3f,%.3f\n", weight, policy.c_str(),
-                       static_cast<long long>((i + 1) * o.decisions / kPoints), m.mean, m.half);
-        }
+      runs.Add(log_, *run, section.first[s]);
+    }
+    if (isatty(2)) std::fprintf(stderr, "\r\033[K");
+    return runs;
+  }
+
+  void AddPolicy(const std::string& policy, const PolicyRuns& runs, Section& s) const {
+    const auto cell = [](const Mean& m) {
+      return ReportCell{"", m.mean, m.mean - m.half, m.mean + m.half};
+    };
+    const Mean quality = Interval(runs.quality);
+    const Mean usd = Interval(runs.cost);
+    s.table.rows.push_back({{policy},
+                            cell(Interval(runs.utility)),
+                            cell(Interval(runs.gain)),
+                            {"", quality.mean},
+                            {"", usd.mean},
+                            cell(Interval(runs.regret))});
+    s.points.push_back({usd.mean, quality.mean});
+    s.tradeoff.series.push_back(
+        {policy,
+         {{usd.mean, quality.mean, quality.mean - quality.half, quality.mean + quality.half, ""}},
+         false,
+         false});
+    ReportChart::Series line{policy, {}, true, false};
+    for (int i = 0; i < kPoints; ++i) {
+      const Mean m = Interval(runs.along[i]);
+      line.points.push_back(
+          {static_cast<double>(DecisionsAt(i)), m.mean, m.mean - m.half, m.mean + m.half, ""});
+    }
+    s.regret.series.push_back(std::move(line));
+    AddChosen(policy, runs, s);
+  }
+  // Of all tasks together, and for the last policy by task.
+  void AddChosen(const std::string& policy, const PolicyRuns& runs, Section& s) const {
+    std::vector<double> all(log_.agents.size());
+    double total = 0;
+    for (const auto& task : runs.share) {
+      for (size_t i = 0; i < task.size(); ++i) {
+        all[i] += task[i];
+        total += task[i];
       }
     }
-    table.marked = ParetoFront(points);
+    for (double& x : all) x /= std::max(1.0, total);
+    s.chosen.rows.push_back(policy);
+    s.chosen.values.push_back(std::move(all));
+
+    s.by_task.title =
+        absl::StrFormat("Agents chosen by %s for each task, cost weight %g", policy, s.weight);
+    s.by_task.note = kShare;
+    s.by_task.rows = log_.tasks;
+    s.by_task.columns = log_.agents;
+    s.by_task.values = runs.share;
+    for (auto& task : s.by_task.values) {
+      const double sum = std::accumulate(task.begin(), task.end(), 0.0);
+      for (double& x : task) x = sum > 0 ? x / sum : NAN;
+    }
+  }
+  void WriteCurve(const std::string& policy, const PolicyRuns& runs, const Section& s) const {
+    if (curve_ == nullptr) return;
+    for (int i = 0; i < kPoints; ++i) {
+      const Mean m = Interval(runs.along[i]);
+      std::fprintf(curve_.get(), "%g,\"%s\",%lld,%.3f,%.3f\n", s.weight, policy.c_str(),
+                   static_cast<long long>(DecisionsAt(i)), m.mean, m.half);
+    }
+  }
+  static void PrintTable(const ReportTable& table) {
     Report printed;
     printed.title = table.title;
     printed.tables.push_back(table);
@@ -195,33 +274,31 @@ int Run(const std::string& path, std::vector<std::string> policies,
     printed.tables[0].note.clear();
     std::printf("\n%s", ReportText(printed).c_str());
     std::fflush(stdout);
-    report.tables.push_back(std::move(table));
-    report.charts.push_back(std::move(regret_chart));
-    report.charts.push_back(std::move(tradeoff));
-    report.heats.push_back(std::move(chosen));
-    report.heats.push_back(std::move(by_task));
   }
-  std::printf("\n%s\n", report.tables.back().note.c_str());
-  if (out != nullptr) std::fclose(out);
-  if (report_to.empty()) return 0;
-  if (const absl::Status status = WriteReport(report, report_to); !status.ok()) return Fail(status);
-  std::printf("wrote %s.html, .json, .csv\n", report_to.c_str());
-  return 0;
+  int64_t DecisionsAt(int point) const { return (point + 1) * a_.o.decisions / kPoints; }
+
+  static constexpr char kShare[] = "share of the last third's decisions";
+  struct Close {
+    void operator()(FILE* f) const { std::fclose(f); }
+  };
+  const ReplayArgs& a_;
+  const OutcomeLog& log_;
+  std::vector<std::string> policies_;
+  std::unique_ptr<FILE, Close> curve_;
+  bool exported_ = false;  // of the first run of all
+  Report report_;
+};
+
+absl::Status RunReplay(const ReplayArgs& a) {
+  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog log, LoadOutcomeLog(a.log));
+  return ReplayReport(a, log).Run();
 }
 }  // namespace
 
 void AddReplay(CLI::App& app, const Exit& exit) {
   auto* s = app.add_subcommand(
       "replay", "Replay an outcome log through policies and say what each would have earned");
-  struct Args {
-    std::string log, curve, export_to, report;
-    std::vector<std::string> policies;
-    std::vector<double> weights = {0, 5, 20};
-    int seeds = 5;
-    uint64_t first_seed = 1;
-    ReplayOptions o;
-  };
-  auto a = std::make_shared<Args>();
+  auto a = std::make_shared<ReplayArgs>();
   s->add_option("--log", a->log,
                 "CSV: id, task, quality:AGENT, cost_usd:AGENT, ... (plain or gzip)")
       ->required();
@@ -261,10 +338,7 @@ void AddReplay(CLI::App& app, const Exit& exit) {
   s->footer(
       "Example: sluice replay --log examples/agents/pool_a.csv.gz --policy thompson --policy "
       "amro_s --seeds 20");
-  s->callback([=] {
-    exit(Run(a->log, a->policies, a->weights, a->seeds, a->first_seed, a->o, a->curve, a->export_to,
-             a->report));
-  });
+  s->callback([=] { exit(Done(RunReplay(*a))); });
 }
 }  // namespace cli
 SLUICE_END_NAMESPACE

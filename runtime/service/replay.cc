@@ -57,112 +57,283 @@ class Stored final : public WeightSource {
   const OutcomeLog& log_;
   std::vector<size_t> rows_;
 };
-}  // namespace
 
-absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
-  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
-  OutcomeLog log;
-  enum Kind { kId, kTask, kIntent, kFeature, kQuality, kCost, kLatency };
-  std::vector<std::pair<Kind, size_t>> columns;
-  std::map<std::string, size_t> agents, intents;
-  size_t features = 0, line = 0;
-  for (absl::string_view row_text : absl::StrSplit(text, '\n')) {
-    ++line;
-    row_text = absl::StripSuffix(row_text, "\r");
-    if (row_text.empty()) continue;
-    const std::vector<absl::string_view> cells = absl::StrSplit(row_text, ',');
-    if (columns.empty()) {
-      for (absl::string_view name : cells) {
-        const std::pair<absl::string_view, absl::string_view> parts =
-            absl::StrSplit(name, absl::MaxSplits(':', 1));
-        const std::string of(parts.second);
-        auto agent = [&] {
-          const auto [at, fresh] = agents.emplace(of, agents.size());
-          if (fresh) log.agents.push_back(of);
-          return at->second;
-        };
-        if (name == "id")
-          columns.emplace_back(kId, 0);
-        else if (name == "task")
-          columns.emplace_back(kTask, 0);
-        else if (parts.first == "intent") {
-          const auto [at, fresh] = intents.emplace(of, intents.size());
-          if (fresh) log.tasks.push_back(of);
-          columns.emplace_back(kIntent, at->second);
-        } else if (parts.first == "feature")
-          columns.emplace_back(kFeature, features++);
-        else if (parts.first == "quality")
-          columns.emplace_back(kQuality, agent());
-        else if (parts.first == "cost_usd")
-          columns.emplace_back(kCost, agent());
-        else if (parts.first == "latency_s")
-          columns.emplace_back(kLatency, agent());
-        else
-          return absl::InvalidArgumentError(
-              absl::StrCat(path, ": column '", name,
-                           "'; known: id, task, intent:TASK, feature:N, quality:AGENT, "
-                           "cost_usd:AGENT, latency_s:AGENT"));
-      }
-      if (agents.empty())
-        return absl::InvalidArgumentError(absl::StrCat(path, ": no column quality:AGENT"));
-      continue;
+// Reads a log line by line; the first gives the columns.
+class LogReader {
+ public:
+  explicit LogReader(const std::string& path) : path_(path) {}
+  absl::Status ReadLine(absl::string_view text) {
+    ++line_;
+    text = absl::StripSuffix(text, "\r");
+    if (text.empty()) return absl::OkStatus();
+    const std::vector<absl::string_view> cells = absl::StrSplit(text, ',');
+    return columns_.empty() ? ReadHeader(cells) : ReadRow(cells);
+  }
+  absl::StatusOr<OutcomeLog> Done() {
+    if (log_.rows.empty()) return absl::InvalidArgumentError(absl::StrCat(path_, ": no rows"));
+    if (!intents_.empty() && intents_.size() != log_.tasks.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path_, ": ", intents_.size(), " intent columns for ", log_.tasks.size(), " tasks"));
     }
-    if (cells.size() != columns.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ":", line, ": ", cells.size(),
-                                                     " cells, the header has ", columns.size()));
+    return std::move(log_);
+  }
+
+ private:
+  enum Kind { kId, kTask, kIntent, kFeature, kQuality, kCost, kLatency };
+  struct Column {
+    Kind kind;
+    size_t index;  // among the columns of its kind: which task, feature or agent
+  };
+  using Names = std::map<std::string, size_t>;
+
+  absl::Status ReadHeader(const std::vector<absl::string_view>& cells) {
+    for (absl::string_view name : cells) SLUICE_RETURN_IF_ERROR(AddColumn(name));
+    if (agents_.empty())
+      return absl::InvalidArgumentError(absl::StrCat(path_, ": no column quality:AGENT"));
+    return absl::OkStatus();
+  }
+  absl::Status AddColumn(absl::string_view name) {
+    const std::pair<absl::string_view, absl::string_view> parts =
+        absl::StrSplit(name, absl::MaxSplits(':', 1));
+    const std::string of(parts.second);
+    if (name == "id") {
+      columns_.push_back({kId, 0});
+    } else if (name == "task") {
+      columns_.push_back({kTask, 0});
+    } else if (parts.first == "intent") {
+      columns_.push_back({kIntent, IndexOf(of, intents_, log_.tasks)});
+    } else if (parts.first == "feature") {
+      columns_.push_back({kFeature, features_++});
+    } else if (parts.first == "quality") {
+      columns_.push_back({kQuality, IndexOf(of, agents_, log_.agents)});
+    } else if (parts.first == "cost_usd") {
+      columns_.push_back({kCost, IndexOf(of, agents_, log_.agents)});
+    } else if (parts.first == "latency_s") {
+      columns_.push_back({kLatency, IndexOf(of, agents_, log_.agents)});
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": column '", name,
+                       "'; known: id, task, intent:TASK, feature:N, quality:AGENT, "
+                       "cost_usd:AGENT, latency_s:AGENT"));
+    }
+    return absl::OkStatus();
+  }
+  static size_t IndexOf(const std::string& name, Names& known, std::vector<std::string>& list) {
+    const auto [at, fresh] = known.emplace(name, known.size());
+    if (fresh) list.push_back(name);
+    return at->second;
+  }
+
+  absl::Status ReadRow(const std::vector<absl::string_view>& cells) {
+    if (cells.size() != columns_.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(path_, ":", line_, ": ", cells.size(),
+                                                     " cells, the header has ", columns_.size()));
     }
     OutcomeLog::Row r;
-    r.intent.resize(intents.size());
-    r.features.resize(features);
-    for (auto* v : {&r.quality, &r.cost_usd, &r.latency_s}) v->resize(agents.size());
+    r.intent.resize(intents_.size());
+    r.features.resize(features_);
+    for (auto* v : {&r.quality, &r.cost_usd, &r.latency_s}) v->resize(agents_.size());
     for (size_t i = 0; i < cells.size(); ++i) {
-      const auto [kind, index] = columns[i];
-      double x = 0;
-      if (kind == kId) {
+      if (columns_[i].kind == kId) {
         r.id = std::string(cells[i]);
-        continue;
-      }
-      if (kind == kTask) {
-        auto at = std::find(log.tasks.begin(), log.tasks.end(), cells[i]);
-        if (at == log.tasks.end()) at = log.tasks.insert(log.tasks.end(), std::string(cells[i]));
-        r.task = static_cast<int>(at - log.tasks.begin());
-        continue;
-      }
-      if (!cells[i].empty() && (!absl::SimpleAtod(cells[i], &x) || !std::isfinite(x))) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(path, ":", line, ": '", cells[i], "' in column ", i + 1, " is no number"));
-      }
-      switch (kind) {
-        case kIntent:
-          r.intent[index] = x;
-          break;
-        case kFeature:
-          r.features[index] = static_cast<float>(x);
-          break;
-        case kQuality:
-          r.quality[index] = x;
-          break;
-        case kCost:
-          r.cost_usd[index] = x;
-          break;
-        case kLatency:
-          r.latency_s[index] = x;
-          break;
-        default:
-          break;
+      } else if (columns_[i].kind == kTask) {
+        r.task = TaskOf(cells[i]);
+      } else {
+        SLUICE_RETURN_IF_ERROR(ReadNumber(cells[i], i, r));
       }
     }
     double sum = 0;
     for (double w : r.intent) sum += w;
     for (double& w : r.intent) w = sum > 0 ? w / sum : 1.0 / static_cast<double>(r.intent.size());
-    log.rows.push_back(std::move(r));
+    log_.rows.push_back(std::move(r));
+    return absl::OkStatus();
   }
-  if (log.rows.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": no rows"));
-  if (!intents.empty() && intents.size() != log.tasks.size()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path, ": ", intents.size(), " intent columns for ", log.tasks.size(), " tasks"));
+  int TaskOf(absl::string_view name) {
+    auto at = std::find(log_.tasks.begin(), log_.tasks.end(), name);
+    if (at == log_.tasks.end()) at = log_.tasks.insert(log_.tasks.end(), std::string(name));
+    return static_cast<int>(at - log_.tasks.begin());
   }
-  return log;
+  absl::Status ReadNumber(absl::string_view cell, size_t column, OutcomeLog::Row& r) const {
+    double x = 0;  // of an empty cell
+    if (!cell.empty() && (!absl::SimpleAtod(cell, &x) || !std::isfinite(x))) {
+      return absl::InvalidArgumentError(absl::StrCat(path_, ":", line_, ": '", cell, "' in column ",
+                                                     column + 1, " is no number"));
+    }
+    const auto [kind, index] = columns_[column];
+    switch (kind) {
+      case kIntent:
+        r.intent[index] = x;
+        break;
+      case kFeature:
+        r.features[index] = static_cast<float>(x);
+        break;
+      case kQuality:
+        r.quality[index] = x;
+        break;
+      case kCost:
+        r.cost_usd[index] = x;
+        break;
+      case kLatency:
+        r.latency_s[index] = x;
+        break;
+      case kId:
+      case kTask:
+        break;
+    }
+    return absl::OkStatus();
+  }
+
+  const std::string& path_;
+  OutcomeLog log_;
+  std::vector<Column> columns_;
+  Names agents_, intents_;
+  size_t features_ = 0, line_ = 0;
+};
+
+// Rows of the log in the seed's order: those learned from before, and those replayed.
+struct Split {
+  std::vector<size_t> warm, pool;
+};
+absl::StatusOr<Split> SplitRows(const OutcomeLog& log, const ReplayOptions& o, uint64_t seed) {
+  std::vector<size_t> order(log.rows.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  for (size_t i = order.size() - 1; i > 0; --i)
+    std::swap(order[i], order[RandomBits({seed, 7, i, 0, 0}) % (i + 1)]);
+  const auto middle =
+      order.begin() + static_cast<std::ptrdiff_t>(o.warm_up * static_cast<double>(order.size()));
+  if (middle == order.end())
+    return absl::InvalidArgumentError(
+        absl::StrCat("warm_up=", o.warm_up, " leaves no query to replay"));
+  return Split{{order.begin(), middle}, {middle, order.end()}};
+}
+
+// The objective's weights and the seed go to policies that know them and do not set them.
+std::string SpecOf(const std::string& policy, const OutcomeLog& log, const ReplayOptions& o,
+                   uint64_t seed, const FactoryMap<AgentRouter>& agents) {
+  const std::string name = policy.substr(0, policy.find(':'));
+  const Factory<AgentRouter>* factory = nullptr;
+  for (const auto& [key, f] : agents) {
+    if (key == name) factory = f.get();
+  }
+  if (factory == nullptr) return policy;
+  const std::string help = factory->Describe();
+  std::string spec = policy;
+  const auto add = [&](absl::string_view key, auto value) {
+    if (!absl::StrContains(help, absl::StrCat("  ", key, "=")) ||
+        absl::StrContains(policy, absl::StrCat(key, "=")))
+      return;
+    absl::StrAppend(&spec, absl::StrContains(spec, ':') ? "," : ":", key, "=", value);
+  };
+  add("cost_weight", o.cost_weight);
+  add("latency_weight", o.latency_weight);
+  add("seed", seed);
+  if (!log.rows[0].features.empty() && absl::StartsWith(policy, "lin_ucb"))
+    add("width", log.rows[0].features.size());
+  return spec;
+}
+
+// A policy that decides queries of the log and learns how they ended.
+class Learning {
+ public:
+  Learning(const AgentRouter& router, const AgentRouter::Plan& plan, const OutcomeLog& log,
+           const ReplayOptions& o)
+      : router_(router), plan_(plan), log_(log), o_(o), ledger_(router, plan, 8) {
+    one_hot_.resize(log.tasks.size());
+  }
+  // Every agent's answer to every one of these queries.
+  void WarmUp(const std::vector<size_t>& rows) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      for (size_t a = 0; a < log_.agents.size(); ++a) {
+        Learn(log_.rows[rows[i]], static_cast<int32_t>(a),
+              1.0 / static_cast<double>(log_.agents.size()));
+      }
+      if (static_cast<int64_t>(i) % o_.epoch == 0) ++epoch_;
+    }
+  }
+  absl::StatusOr<AgentDecision> Decide(const OutcomeLog::Row& r, int64_t i) {
+    AgentRequest q;
+    q.id = static_cast<uint64_t>(i) + 1;
+    q.intent = IntentOf(r);
+    q.features = r.features;
+    AgentDecision d;
+    SLUICE_RETURN_IF_ERROR(router_.Run(plan_, ledger_.State(), q, d, nullptr));
+    if (i % o_.epoch == 0) ++epoch_;
+    return d;
+  }
+  void Learn(const OutcomeLog::Row& r, int32_t agent, double propensity) {
+    AgentOutcome outcome;
+    const auto a = static_cast<size_t>(agent);
+    outcome.intent = IntentOf(r);
+    outcome.features = r.features;
+    outcome.path = absl::MakeConstSpan(&agent, 1);
+    outcome.propensity = propensity;
+    outcome.quality = r.quality[a];
+    outcome.accepted = r.quality[a] >= o_.gate;
+    outcome.cost_usd = r.cost_usd[a];
+    outcome.latency_s = r.latency_s[a];
+    deltas_.clear();
+    router_.Observe(plan_, outcome, deltas_);
+    ledger_.Add(epoch_, deltas_);
+  }
+
+ private:
+  absl::Span<const double> IntentOf(const OutcomeLog::Row& r) {
+    if (o_.predicted_intent && !r.intent.empty()) return r.intent;
+    std::fill(one_hot_.begin(), one_hot_.end(), 0.0);
+    one_hot_[r.task] = 1;
+    return one_hot_;
+  }
+
+  const AgentRouter& router_;
+  const AgentRouter::Plan& plan_;
+  const OutcomeLog& log_;
+  const ReplayOptions& o_;
+  Ledger ledger_;
+  uint64_t epoch_ = 0;
+  std::vector<double> one_hot_;
+  std::vector<SumDelta> deltas_;
+};
+
+// Decides the pool's queries over and over, each time in another order.
+absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& o, uint64_t seed,
+                                    std::vector<size_t> pool, Learning& policy) {
+  const std::vector<size_t> task_best = TaskBest(log, o.cost_weight, o.latency_weight);
+  ReplayRun run;
+  const int64_t last = o.decisions - o.decisions / 3;
+  for (int64_t i = 0; i < o.decisions; ++i) {
+    const size_t at = static_cast<size_t>(i) % pool.size();
+    if (at == 0) {
+      for (size_t k = pool.size() - 1; k > 0; --k)
+        std::swap(pool[k], pool[RandomBits({seed, 9, k, static_cast<uint64_t>(i), 0}) % (k + 1)]);
+    }
+    const OutcomeLog::Row& r = log.rows[pool[at]];
+    SLUICE_ASSIGN_OR_RETURN(const AgentDecision d, policy.Decide(r, i));
+    policy.Learn(r, d.path[0], d.propensity);
+
+    const auto a = static_cast<size_t>(d.path[0]);
+    run.row.push_back(static_cast<int32_t>(pool[at]));
+    run.agent.push_back(d.path[0]);
+    run.propensity.push_back(static_cast<float>(d.propensity));
+    run.utility.push_back(static_cast<float>(Utility(r, a, o.cost_weight, o.latency_weight)));
+    run.task_best.push_back(
+        static_cast<float>(Utility(r, task_best[r.task], o.cost_weight, o.latency_weight)));
+    if (i >= last) {
+      const double n = static_cast<double>(o.decisions - last);
+      run.quality += r.quality[a] / n;
+      run.cost_usd += r.cost_usd[a] / n;
+      run.latency_s += r.latency_s[a] / n;
+    }
+  }
+  return run;
+}
+}  // namespace
+
+absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
+  LogReader reader(path);
+  for (absl::string_view line : absl::StrSplit(text, '\n'))
+    SLUICE_RETURN_IF_ERROR(reader.ReadLine(line));
+  return reader.Done();
 }
 
 std::shared_ptr<AgentGraph> OutcomeLog::Graph(double ability) const {
@@ -194,110 +365,18 @@ double ReplayRun::LastThird() const {
 
 absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& policy,
                                  const ReplayOptions& o, uint64_t seed) {
-  std::vector<size_t> order(log.rows.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  for (size_t i = order.size() - 1; i > 0; --i)
-    std::swap(order[i], order[RandomBits({seed, 7, i, 0, 0}) % (i + 1)]);
-  const size_t warm = static_cast<size_t>(o.warm_up * static_cast<double>(order.size()));
-  std::vector<size_t> pool(order.begin() + static_cast<std::ptrdiff_t>(warm), order.end());
-  if (pool.empty())
-    return absl::InvalidArgumentError(
-        absl::StrCat("warm_up=", o.warm_up, " leaves no query to replay"));
-
-  // The objective's weights and the seed go to policies that know them and do not set them.
-  const std::string name = policy.substr(0, policy.find(':'));
-  const Factory<AgentRouter>* factory = nullptr;
+  SLUICE_ASSIGN_OR_RETURN(Split rows, SplitRows(log, o, seed));
   const FactoryMap<AgentRouter>& agents = InstalledMethods().registry.agents;
-  for (const auto& [key, f] : agents) {
-    if (key == name) factory = f.get();
-  }
-  std::string spec = policy;
-  if (factory != nullptr) {
-    const std::string help = factory->Describe();
-    auto add = [&](absl::string_view key, auto value) {
-      if (!absl::StrContains(help, absl::StrCat("  ", key, "=")) ||
-          absl::StrContains(policy, absl::StrCat(key, "=")))
-        return;
-      absl::StrAppend(&spec, absl::StrContains(spec, ':') ? "," : ":", key, "=", value);
-    };
-    add("cost_weight", o.cost_weight);
-    add("latency_weight", o.latency_weight);
-    add("seed", seed);
-    if (!log.rows[0].features.empty() && absl::StartsWith(policy, "lin_ucb"))
-      add("width", log.rows[0].features.size());
-  }
-  const Stored stored(
-      log, std::vector<size_t>(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(warm)));
-  const bool has_stored = warm > 0 && !log.rows[0].features.empty();
-  const auto made = agents.Create(spec, has_stored ? &stored : nullptr);
-  if (!made.ok()) return WithRefused(made.status());
-  const AgentRouter* router = made->get();
-  SLUICE_ASSIGN_OR_RETURN(const auto plan, router->MakePlan(log.Graph(o.ability)));
-  Ledger ledger(*router, *plan, 8);
-  std::vector<SumDelta> deltas;
-  std::vector<double> one_hot(log.tasks.size());
-  auto intent_of = [&](const OutcomeLog::Row& r) -> absl::Span<const double> {
-    if (o.predicted_intent && !r.intent.empty()) return r.intent;
-    std::fill(one_hot.begin(), one_hot.end(), 0.0);
-    one_hot[r.task] = 1;
-    return one_hot;
-  };
-  uint64_t epoch = 0;
-  auto learn = [&](const OutcomeLog::Row& r, int32_t agent, double propensity) {
-    AgentOutcome outcome;
-    const auto a = static_cast<size_t>(agent);
-    outcome.intent = intent_of(r);
-    outcome.features = r.features;
-    outcome.path = absl::MakeConstSpan(&agent, 1);
-    outcome.propensity = propensity;
-    outcome.quality = r.quality[a];
-    outcome.accepted = r.quality[a] >= o.gate;
-    outcome.cost_usd = r.cost_usd[a];
-    outcome.latency_s = r.latency_s[a];
-    deltas.clear();
-    router->Observe(*plan, outcome, deltas);
-    ledger.Add(epoch, deltas);
-  };
-  for (size_t i = 0; i < warm; ++i) {
-    for (size_t a = 0; a < log.agents.size(); ++a) {
-      learn(log.rows[order[i]], static_cast<int32_t>(a),
-            1.0 / static_cast<double>(log.agents.size()));
-    }
-    if (static_cast<int64_t>(i) % o.epoch == 0) ++epoch;
-  }
-  const std::vector<size_t> task_best = TaskBest(log, o.cost_weight, o.latency_weight);
-  ReplayRun run;
-  const int64_t last = o.decisions - o.decisions / 3;
-  for (int64_t i = 0; i < o.decisions; ++i) {
-    const size_t at = static_cast<size_t>(i) % pool.size();
-    if (at == 0) {
-      for (size_t k = pool.size() - 1; k > 0; --k)
-        std::swap(pool[k], pool[RandomBits({seed, 9, k, static_cast<uint64_t>(i), 0}) % (k + 1)]);
-    }
-    const OutcomeLog::Row& r = log.rows[pool[at]];
-    AgentRequest q;
-    q.id = static_cast<uint64_t>(i) + 1;
-    q.intent = intent_of(r);
-    q.features = r.features;
-    AgentDecision d;
-    SLUICE_RETURN_IF_ERROR(router->Run(*plan, ledger.State(), q, d, nullptr));
-    if (i % o.epoch == 0) ++epoch;
-    const auto a = static_cast<size_t>(d.path[0]);
-    learn(r, d.path[0], d.propensity);
-    run.row.push_back(static_cast<int32_t>(pool[at]));
-    run.agent.push_back(d.path[0]);
-    run.propensity.push_back(static_cast<float>(d.propensity));
-    run.utility.push_back(static_cast<float>(Utility(r, a, o.cost_weight, o.latency_weight)));
-    run.task_best.push_back(
-        static_cast<float>(Utility(r, task_best[r.task], o.cost_weight, o.latency_weight)));
-    if (i >= last) {
-      const double n = static_cast<double>(o.decisions - last);
-      run.quality += r.quality[a] / n;
-      run.cost_usd += r.cost_usd[a] / n;
-      run.latency_s += r.latency_s[a] / n;
-    }
-  }
-  return run;
+  const Stored stored(log, rows.warm);
+  const bool has_stored = !rows.warm.empty() && !log.rows[0].features.empty();
+  const auto router =
+      agents.Create(SpecOf(policy, log, o, seed, agents), has_stored ? &stored : nullptr);
+  if (!router.ok()) return WithRefused(router.status());
+  SLUICE_ASSIGN_OR_RETURN(const auto plan, (*router)->MakePlan(log.Graph(o.ability)));
+
+  Learning learning(**router, *plan, log, o);
+  learning.WarmUp(rows.warm);
+  return DecideAll(log, o, seed, std::move(rows.pool), learning);
 }
 
 Ceilings CeilingsOf(const OutcomeLog& log, double cost_weight, double latency_weight) {
