@@ -32,88 +32,129 @@ struct WorkShape {
   int64_t element_bytes = 4;  // of the KV cache
   int64_t token_group = 8;    // queries whose token lists are executed as one
 };
+
+namespace roofline_internal {
+class WorkCounter {
+ public:
+  WorkCounter(const AttentionPlan& p, const WorkShape& s)
+      : p_(p),
+        shape_(s),
+        pair_(s.head_dim + s.value_dim),
+        row_bytes_(pair_ * static_cast<double>(s.element_bytes)),
+        touched_((p.kv_len + 63) / 64),
+        seen_(touched_.size()) {}
+  PlanWork Count() {
+    for (const AttentionBranch& b : p_.branches) {
+      for (int64_t list = 0; list < b.num_lists; ++list) AddList(b, list);
+    }
+    return work_;
+  }
+
+ private:
+  static constexpr int64_t kPanel = 64;  // the executor cuts keys at multiples of this
+
+  void AddList(const AttentionBranch& b, int64_t list) {
+    const bool tokens = b.encoding == Encoding::kTokens;
+    const double heads = static_cast<double>(p_.heads) / static_cast<double>(b.num_lists);
+    const double group = static_cast<double>(p_.heads / p_.kv_heads);
+    const double kv_heads = heads / group;
+    const bool one_head = b.scope == ListScope::kQueryHead;
+
+    std::fill(touched_.begin(), touched_.end(), 0);
+    const int64_t step = tokens ? std::max<int64_t>(1, shape_.token_group / b.tile) : 1;
+    for (int64_t tile = 0; tile < b.num_tiles; tile += step) {
+      const int64_t end = std::min(b.num_tiles, tile + step);
+      const double queries =
+          static_cast<double>(b.TileEnd(list, end - 1, p_.q_count) - b.TileBegin(list, tile));
+      const double keys = tokens ? TokenKeys(b, list, tile, end) : TileKeys(b, list, tile);
+      const double panels = one_head ? 1 : kv_heads;
+      work_.macs += keys * queries * heads * pair_;
+      work_.panel_bytes += keys * row_bytes_ * panels;
+      work_.items += panels;
+    }
+    double distinct = 0;
+    for (uint64_t bits : touched_) distinct += std::popcount(bits);
+    work_.bytes += std::min(distinct, static_cast<double>(p_.kv_len)) * row_bytes_ *
+                   (one_head ? 1 / group : kv_heads);
+  }
+
+  // Keys of a tile, in whole panels' lanes.
+  double TileKeys(const AttentionBranch& b, int64_t list, int64_t tile) {
+    if (b.encoding == Encoding::kPattern) return PatternKeys(b, list, tile);
+    if (b.encoding == Encoding::kRankedPrefix)
+      return static_cast<double>(b.rows.count[RowOf(b, list, tile)]) * static_cast<double>(b.block);
+    return ListedKeys(b, list, tile);
+  }
+  double PatternKeys(const AttentionBranch& b, int64_t list, int64_t tile) {
+    const int64_t last = LastQuery(b, list, tile);
+    const int64_t first = p_.position(b.Query(list, b.TileBegin(list, tile)));
+    const int64_t end = b.token_mask == MaskClass::kNone ? p_.kv_len : last + 1;
+    double keys = 0;
+    pattern::PatternRuns runs(b, list, {std::min(first, last), last + 1}, end, p_.kv_len);
+    for (pattern::KeyRange run; runs.Next(run);) keys += Touch(run.lo, run.hi);
+    return keys;
+  }
+  double ListedKeys(const AttentionBranch& b, int64_t list, int64_t tile) {
+    const size_t row = RowOf(b, list, tile);
+    double keys = 0;
+    for (uint32_t i = 0; i < b.rows.count[row]; ++i) {
+      const PlanEntry& e = b.entries[b.rows.begin[row] + i];
+      int64_t lo = 0, hi = 0;
+      EntryKeys(b, e, p_.kv_len, &lo, &hi);
+      if (e.mask != MaskClass::kNone && e.state == EntryState::kExact && p_.key_perm.empty())
+        hi = std::min(hi, LastQuery(b, list, tile) + 1);
+      if (e.mask == MaskClass::kLowerBound)
+        lo = std::max(lo, p_.position(tile * b.tile) - b.window + 1);
+      if (hi > lo) keys += Touch(lo, hi);
+    }
+    return keys;
+  }
+  // Of several tiles that are executed as one: the union of their lists.
+  double TokenKeys(const AttentionBranch& b, int64_t list, int64_t tile, int64_t end) {
+    std::fill(seen_.begin(), seen_.end(), 0);
+    for (; tile < end; ++tile) {
+      const size_t row = RowOf(b, list, tile);
+      for (uint32_t i = 0; i < b.rows.count[row]; ++i) {
+        const uint32_t id = b.tokens[b.rows.begin[row] + i];
+        seen_[id / 64] |= uint64_t{1} << (id % 64);
+      }
+    }
+    double keys = 0;
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      keys += std::popcount(seen_[i]);
+      touched_[i] |= seen_[i];
+    }
+    return keys;
+  }
+
+  static size_t RowOf(const AttentionBranch& b, int64_t list, int64_t tile) {
+    return static_cast<size_t>(list * b.num_tiles + tile);
+  }
+  int64_t LastQuery(const AttentionBranch& b, int64_t list, int64_t tile) const {
+    int64_t last = 0;
+    for (int64_t slot = b.TileBegin(list, tile); slot < b.TileEnd(list, tile, p_.q_count); ++slot)
+      last = std::max(last, p_.position(b.Query(list, slot)));
+    return last;
+  }
+  // Notes the panels of keys [lo, hi); how many keys these are.
+  double Touch(int64_t lo, int64_t hi) {
+    const int64_t end = std::min((hi - 1) / kPanel + 1, static_cast<int64_t>(touched_.size()));
+    for (int64_t k = lo / kPanel; k < end; ++k) touched_[k] = ~uint64_t{0};
+    return static_cast<double>(hi - lo);
+  }
+
+  const AttentionPlan& p_;
+  const WorkShape& shape_;
+  const double pair_, row_bytes_;
+  std::vector<uint64_t> touched_;  // a bit a key: what the list brings in, whole panels of runs
+  std::vector<uint64_t> seen_;
+  PlanWork work_;
+};
+}  // namespace roofline_internal
+
 // Counts what the executor will do with a plan. O(entries + tokens).
 inline PlanWork WorkOf(const AttentionPlan& p, const WorkShape& s) {
-  constexpr int64_t kPanel = 64;  // the executor cuts keys at multiples of this
-  PlanWork w;
-  const double pair = s.head_dim + s.value_dim,
-               row_bytes = pair * static_cast<double>(s.element_bytes);
-  const int64_t group = p.heads / p.kv_heads;
-  std::vector<uint64_t> seen((p.kv_len + 63) / 64), touched(seen.size());
-  for (const AttentionBranch& b : p.branches) {
-    const bool tokens = b.encoding == Encoding::kTokens;
-    const int64_t lists = b.num_lists;
-    const int64_t tiles = b.num_tiles;
-    const double heads_a_list = static_cast<double>(p.heads) / static_cast<double>(lists);
-    const auto last_query = [&](int64_t list, int64_t tile) {
-      int64_t last = 0;
-      for (int64_t slot = b.TileBegin(list, tile); slot < b.TileEnd(list, tile, p.q_count); ++slot)
-        last = std::max(last, p.position(b.Query(list, slot)));
-      return last;
-    };
-    for (int64_t list = 0; list < lists; ++list) {
-      std::fill(touched.begin(), touched.end(), 0);
-      const int64_t step = tokens ? std::max<int64_t>(1, s.token_group / b.tile) : 1;
-      for (int64_t tile = 0; tile < tiles; tile += step) {
-        const int64_t end_tile = std::min(tiles, tile + step);
-        const double queries =
-            static_cast<double>(b.TileEnd(list, end_tile - 1, p.q_count) - b.TileBegin(list, tile));
-        double keys = 0;  // of the panels, in whole panels' lanes
-        if (b.encoding == Encoding::kPattern) {
-          const int64_t last = last_query(list, tile);
-          const int64_t first = p.position(b.Query(list, b.TileBegin(list, tile)));
-          const int64_t end = b.token_mask == MaskClass::kNone ? p.kv_len : last + 1;
-          pattern::PatternRuns runs(b, list, {std::min(first, last), last + 1}, end, p.kv_len);
-          for (pattern::KeyRange run; runs.Next(run);) {
-            keys += static_cast<double>(run.hi - run.lo);
-            for (int64_t k = run.lo / kPanel; k <= (run.hi - 1) / kPanel; ++k) touched[k] = ~uint64_t{0};
-          }
-        } else if (tokens || b.encoding == Encoding::kRankedPrefix) {
-          std::fill(seen.begin(), seen.end(), 0);
-          for (int64_t t = tile; t < end_tile; ++t) {
-            const auto row = static_cast<size_t>(list * tiles + t);
-            for (uint32_t i = 0; i < b.rows.count[row]; ++i) {
-              const uint32_t id = b.tokens[b.rows.begin[row] + i];
-              if (tokens) seen[id / 64] |= uint64_t{1} << (id % 64);
-            }
-            if (!tokens)
-              keys += static_cast<double>(b.rows.count[row]) * static_cast<double>(b.block);
-          }
-          for (size_t i = 0; i < seen.size(); ++i) {
-            keys += std::popcount(seen[i]);
-            touched[i] |= seen[i];
-          }
-        } else {
-          const auto row = static_cast<size_t>(list * tiles + tile);
-          for (uint32_t i = 0; i < b.rows.count[row]; ++i) {
-            const PlanEntry& e = b.entries[b.rows.begin[row] + i];
-            int64_t lo = 0, hi = 0;
-            EntryKeys(b, e, p.kv_len, &lo, &hi);
-            if (e.mask != MaskClass::kNone && e.state == EntryState::kExact && p.key_perm.empty())
-              hi = std::min(hi, last_query(list, tile) + 1);
-            if (e.mask == MaskClass::kLowerBound)
-              lo = std::max(lo, p.position(tile * b.tile) - b.window + 1);
-            if (hi <= lo) continue;
-            keys += static_cast<double>(hi - lo);
-            for (int64_t k = lo / kPanel;
-                 k <= (hi - 1) / kPanel && k < static_cast<int64_t>(touched.size()); ++k)
-              touched[k] = ~uint64_t{0};
-          }
-        }
-        w.macs += keys * queries * heads_a_list * pair;
-        w.panel_bytes +=
-            keys * row_bytes *
-            (b.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group));
-        w.items += b.scope == ListScope::kQueryHead ? 1 : heads_a_list / static_cast<double>(group);
-      }
-      double distinct = 0;
-      for (uint64_t bits : touched) distinct += std::popcount(bits);
-      w.bytes += std::min(distinct, static_cast<double>(p.kv_len)) * row_bytes *
-                 (b.scope == ListScope::kQueryHead ? 1 / static_cast<double>(group)
-                                                   : heads_a_list / static_cast<double>(group));
-    }
-  }
-  return w;
+  return roofline_internal::WorkCounter(p, s).Count();
 }
 
 // Seconds: max(compute, memory) + what a call costs. All rates are of the whole machine with the

@@ -210,93 +210,108 @@ inline absl::StatusOr<Plan> DynamicProgram(absl::Span<const std::vector<BudgetOp
   return plan;
 }
 
-// Dynamic programming and budget allocation measure every choice alone and take the gains as
-// additive; the plan they come to is then evaluated. They stop with an error when `evaluations`
-// does not reach for that.
-inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMethod method,
-                                               const SearchOptions& o) {
-  using namespace search_internal;
+namespace search_internal {
+inline absl::Status Check(const SearchProblem& p, const SearchOptions& o) {
   if (p.cost.empty() || o.evaluations < 2) {
     return absl::InvalidArgumentError(absl::StrCat("search: ", p.cost.size(), " slots and ",
                                                    o.evaluations,
                                                    " evaluations; wanted 1 and 2 or more"));
   }
-  size_t alone = 1;
   for (const auto& c : p.cost) {
     if (c.empty()) return absl::InvalidArgumentError("search: a slot without choices");
     for (double x : c) {
       if (!(x >= 0) || std::isinf(x))
         return absl::InvalidArgumentError(absl::StrCat("search: a choice costs ", x));
     }
-    alone += c.size() - 1;
   }
-  Evaluations e(p, o);
-  const Plan cheapest = Extreme(p, false);
-  if (!e.Fits(e.Cost(cheapest)))
-    return absl::OutOfRangeError(absl::StrCat("search: budget ", p.budget,
-                                              " is below the cheapest plan, ", e.Cost(cheapest)));
-  const auto random_plan = [&](uint64_t draw) {
+  return absl::OkStatus();
+}
+inline absl::Status Random(const SearchProblem& p, const SearchOptions& o, Evaluations& e) {
+  // Spaces smaller than the evaluations run dry: stop after as many repeats.
+  for (uint64_t draw = 0; !e.spent() && draw < 20 * static_cast<uint64_t>(o.evaluations); ++draw) {
     Plan plan;
     for (size_t i = 0; i < p.cost.size(); ++i)
       plan.push_back(static_cast<int>(RandomUniform({o.seed, draw, i, 0, 1}) *
                                       static_cast<double>(p.cost[i].size())));
     e.Repair(plan, draw);
+    SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
+  }
+  return absl::OkStatus();
+}
+// A gene a slot, in [0, 1]: its choices in equal parts.
+inline absl::Status Genetic(const SearchProblem& p, const SearchOptions& o, Evaluations& e) {
+  GeneticOptions g;
+  g.population = std::clamp<int64_t>(o.evaluations / 8, 4, 32);
+  g.generations = std::max<int64_t>(1, o.evaluations / g.population);
+  g.fixed = 0;
+  g.max = 1;
+  g.seed = o.seed;
+  g.mutation = 1;
+  const auto decode = [&](const std::vector<double>& genes) {
+    Plan plan;
+    for (size_t i = 0; i < genes.size(); ++i) {
+      const auto n = static_cast<double>(p.cost[i].size());
+      plan.push_back(static_cast<int>(std::clamp(genes[i] * n, 0.0, n - 1)));
+    }
     return plan;
   };
+  uint64_t draw = 0;
+  const auto repair = [&](std::vector<double>& genes) {
+    Plan plan = decode(genes);
+    e.Repair(plan, ++draw);
+    for (size_t i = 0; i < genes.size(); ++i)
+      genes[i] = (plan[i] + 0.5) / static_cast<double>(p.cost[i].size());
+  };
+  const auto fitness = [&](const std::vector<double>& genes) {
+    return e.spent() ? absl::StatusOr<double>(-INFINITY) : e.Quality(decode(genes));
+  };
+  const std::vector<double> first(p.cost.size(), 0.5);
+  return Evolve(p.cost.size(), first, g, repair, fitness).status();
+}
+// Takes gains of single choices as additive.
+inline absl::Status Additive(const SearchProblem& p, const SearchOptions& o, SearchMethod method,
+                             Evaluations& e) {
+  size_t alone = 1;
+  for (const auto& c : p.cost) alone += c.size() - 1;
+  if (static_cast<int64_t>(alone) + 1 > o.evaluations)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "search: ", alone + 1, " evaluations are needed, ", o.evaluations, " allowed"));
+  SLUICE_ASSIGN_OR_RETURN(const auto items, Alone(p, e));
+  SLUICE_ASSIGN_OR_RETURN(const Plan plan, method == SearchMethod::kDynamic
+                                               ? DynamicProgram(items, p.budget)
+                                               : AllocateByGain(items, p.budget));
+  return e.Quality(plan).status();
+}
+inline absl::Status Search(const SearchProblem& p, const SearchOptions& o, SearchMethod method,
+                           Evaluations& e) {
   switch (method) {
     case SearchMethod::kRandom:
-      // Spaces smaller than the evaluations run dry: stop after as many repeats.
-      for (uint64_t draw = 0; !e.spent() && draw < 20 * static_cast<uint64_t>(o.evaluations);
-           ++draw)
-        SLUICE_RETURN_IF_ERROR(e.Quality(random_plan(draw)).status());
-      break;
+      return Random(p, o, e);
     case SearchMethod::kGreedy:
-      SLUICE_RETURN_IF_ERROR(Greedy(p, e));
-      break;
-    case SearchMethod::kGenetic: {
-      GeneticOptions g;
-      g.population = std::clamp<int64_t>(o.evaluations / 8, 4, 32);
-      g.generations = o.evaluations / g.population;
-      g.generations = std::max<int64_t>(1, g.generations);
-      g.fixed = 0;
-      g.max = 1;
-      g.seed = o.seed;
-      g.mutation = 1;
-      const auto decode = [&](const std::vector<double>& genes) {
-        Plan plan;
-        for (size_t i = 0; i < genes.size(); ++i) {
-          const auto n = static_cast<double>(p.cost[i].size());
-          plan.push_back(static_cast<int>(std::clamp(genes[i] * n, 0.0, n - 1)));
-        }
-        return plan;
-      };
-      uint64_t draw = 0;
-      const auto repair = [&](std::vector<double>& genes) {
-        Plan plan = decode(genes);
-        e.Repair(plan, ++draw);
-        for (size_t i = 0; i < genes.size(); ++i)
-          genes[i] = (plan[i] + 0.5) / static_cast<double>(p.cost[i].size());
-      };
-      auto first = std::vector<double>(p.cost.size(), 0.5);
-      SLUICE_RETURN_IF_ERROR(
-          Evolve(p.cost.size(), first, g, repair, [&](const std::vector<double>& genes) {
-            return e.spent() ? absl::StatusOr<double>(-INFINITY) : e.Quality(decode(genes));
-          }).status());
-      break;
-    }
+      return Greedy(p, e);
+    case SearchMethod::kGenetic:
+      return Genetic(p, o, e);
     case SearchMethod::kDynamic:
-    case SearchMethod::kBudget: {
-      if (static_cast<int64_t>(alone) + 1 > o.evaluations)
-        return absl::InvalidArgumentError(absl::StrCat(
-            "search: ", alone + 1, " evaluations are needed, ", o.evaluations, " allowed"));
-      SLUICE_ASSIGN_OR_RETURN(const auto items, Alone(p, e));
-      SLUICE_ASSIGN_OR_RETURN(const Plan plan, method == SearchMethod::kDynamic
-                                                   ? DynamicProgram(items, p.budget)
-                                                   : AllocateByGain(items, p.budget));
-      SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
-      break;
-    }
+    case SearchMethod::kBudget:
+      return Additive(p, o, method, e);
   }
+  return absl::OkStatus();
+}
+}  // namespace search_internal
+
+// Dynamic programming and budget allocation measure every choice alone and take the gains as
+// additive; the plan they come to is then evaluated. They stop with an error when `evaluations`
+// does not reach for that.
+inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMethod method,
+                                               const SearchOptions& o) {
+  using namespace search_internal;
+  SLUICE_RETURN_IF_ERROR(Check(p, o));
+  Evaluations e(p, o);
+  const Plan cheapest = Extreme(p, false);
+  if (!e.Fits(e.Cost(cheapest)))
+    return absl::OutOfRangeError(absl::StrCat("search: budget ", p.budget,
+                                              " is below the cheapest plan, ", e.Cost(cheapest)));
+  SLUICE_RETURN_IF_ERROR(Search(p, o, method, e));
   SearchResult r = e.best;
   r.evaluations = e.count();
   if (r.plan.empty()) {  // nothing within the budget was met on the way
