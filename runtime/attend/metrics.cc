@@ -29,93 +29,154 @@ void PlanQuality::Add(const PlanQuality& o) {
   block_recall.Add(o.block_recall);
 }
 
+namespace {
+// One query of one head: what dense attention says of its keys, and which of them the plan selects.
+struct Row {
+  int64_t query = 0, head = 0, keys = 0;
+  std::vector<double> p;      // [keys] dense probabilities
+  std::vector<double> dense;  // [value dim] dense output
+  std::vector<bool> selected;
+  int64_t count = 0;  // pairs that the plan lists
+  double mass = 0;    // their probability
+};
+
+class PlanMeter {
+ public:
+  PlanMeter(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k,
+            const KvView& v, float scale, const HeadsView<const float>& o,
+            const QualityOptions& options)
+      : plan_(plan), q_(q), k_(k), v_(v), scale_(scale), o_(o), options_(options) {}
+  PlanQuality Measure() {
+    for (int64_t h = 0; h < plan_.heads; ++h) {
+      const double largest = o_.empty() ? 0 : LargestValue(KvHead(h));
+      for (int64_t i = 0; i < plan_.q_count; i += options_.query_stride) {
+        Begin(i, h);
+        Attend();
+        Select();
+        out_.density.Add(static_cast<double>(row_.count) / static_cast<double>(row_.keys));
+        out_.mass_recall.Add(row_.mass);
+        if (!o_.empty()) AddError(largest);
+        AddBlocks();
+      }
+    }
+    return std::move(out_);
+  }
+
+ private:
+  int64_t KvHead(int64_t head) const { return head / (plan_.heads / plan_.kv_heads); }
+  // max|v| over all keys of a KV head.
+  double LargestValue(int64_t kv) const {
+    double largest = 0;
+    for (int64_t s = 0; s < plan_.kv_len; ++s) {
+      double n = 0;
+      for (int64_t x = 0; x < v_.dim; ++x)
+        n += static_cast<double>(v_.Get(s, kv, x)) * v_.Get(s, kv, x);
+      largest = std::max(largest, std::sqrt(n));
+    }
+    return largest;
+  }
+
+  void Begin(int64_t query, int64_t head) {
+    row_.query = query;
+    row_.head = head;
+    row_.keys = std::min(plan_.kv_len, plan_.position(query) + 1);
+    row_.p.assign(row_.keys, 0);
+    row_.dense.assign(v_.dim, 0);
+    row_.selected.assign(row_.keys, false);
+    row_.count = 0;
+    row_.mass = 0;
+  }
+  // Dense probabilities and, where errors are wanted, the dense output.
+  void Attend() {
+    const int64_t kv = KvHead(row_.head);
+    double m = -std::numeric_limits<double>::infinity(), l = 0;
+    for (int64_t s = 0; s < row_.keys; ++s) {
+      double x = 0;
+      for (int64_t c = 0; c < k_.dim; ++c)
+        x += static_cast<double>(q_.at(row_.query, row_.head)[c]) * k_.Get(s, kv, c);
+      row_.p[s] = x * scale_;
+      m = std::max(m, row_.p[s]);
+    }
+    for (double& x : row_.p) {
+      x = std::exp(x - m);
+      l += x;
+    }
+    for (int64_t s = 0; s < row_.keys; ++s) {
+      row_.p[s] /= l;
+      if (o_.empty()) continue;
+      for (int64_t x = 0; x < v_.dim; ++x) row_.dense[x] += row_.p[s] * v_.Get(s, kv, x);
+    }
+  }
+  void Select() {
+    for (const AttentionBranch& b : plan_.branches) {
+      ForEachPair(plan_, b, row_.query, row_.head, [&](int64_t s, int table, double) {
+        if (table > 0) return;
+        row_.selected[s] = true;
+        row_.mass += row_.p[s];
+        ++row_.count;
+      });
+    }
+  }
+
+  void AddError(double largest) {
+    double err = 0, norm = 0;
+    for (int64_t x = 0; x < v_.dim; ++x) {
+      const double e = o_.at(row_.query, row_.head)[x] - row_.dense[x];
+      err += e * e;
+      norm += row_.dense[x] * row_.dense[x];
+    }
+    out_.rel_error.Add(std::sqrt(err / std::max(norm, 1e-300)));
+    // Rounding of fp32 sums is not the plan's doing: allow it before comparing with the bound.
+    const double bound = std::max(0.0, 1 - row_.mass) * 2 * largest + 1e-5 * largest;
+    out_.bound_slack.Add(row_.count > 0 ? std::sqrt(err) / bound : 0);
+  }
+
+  // The plan against an oracle that takes whole blocks by falling mass.
+  void AddBlocks() {
+    const int64_t blocks = (row_.keys + options_.block - 1) / options_.block;
+    std::vector<double> mass(blocks, 0);
+    std::vector<bool> touched(blocks, false);
+    for (int64_t s = 0; s < row_.keys; ++s) {
+      mass[s / options_.block] += row_.p[s];
+      if (row_.selected[s]) touched[s / options_.block] = true;
+    }
+    std::vector<size_t> order(blocks);
+    for (size_t b = 0; b < order.size(); ++b) order[b] = b;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return mass[a] > mass[b]; });
+
+    double best = 0;  // mass of as many keys as the plan's, the last block in part
+    int64_t left = row_.count;
+    for (size_t b : order) {
+      const int64_t size =
+          std::min(options_.block, row_.keys - static_cast<int64_t>(b) * options_.block);
+      if (left > 0)
+        best += mass[b] * static_cast<double>(std::min(left, size)) / static_cast<double>(size);
+      left -= size;
+    }
+    out_.regret.Add(best - row_.mass);
+
+    const int64_t wanted = std::count(touched.begin(), touched.end(), true);
+    int64_t hits = 0;
+    for (int64_t r = 0; r < wanted; ++r) hits += touched[order[r]];
+    if (wanted > 0) out_.block_recall.Add(static_cast<double>(hits) / static_cast<double>(wanted));
+  }
+
+  const AttentionPlan& plan_;
+  const HeadsView<const float>& q_;
+  const KvView &k_, &v_;
+  const float scale_;
+  const HeadsView<const float>& o_;
+  const QualityOptions& options_;
+  Row row_;
+  PlanQuality out_;
+};
+}  // namespace
+
 PlanQuality MeasurePlan(const AttentionPlan& plan, const HeadsView<const float>& q, const KvView& k,
                         const KvView& v, float scale, const HeadsView<const float>& o,
                         const QualityOptions& options) {
-  PlanQuality out;
-  const int64_t g = plan.heads / plan.kv_heads, dv = v.dim;
-  std::vector<double> p, dense(dv), blocks;
-  std::vector<float> key(k.dim);
-  std::vector<bool> selected;
-  for (int64_t h = 0; h < plan.heads; ++h) {
-    const int64_t kv = h / g;
-    double v_max = 0;
-    for (int64_t s = 0; s < plan.kv_len && !o.empty(); ++s) {
-      double n = 0;
-      for (int64_t x = 0; x < dv; ++x) n += static_cast<double>(v.Get(s, kv, x)) * v.Get(s, kv, x);
-      v_max = std::max(v_max, std::sqrt(n));
-    }
-    for (int64_t i = 0; i < plan.q_count; i += options.query_stride) {
-      const int64_t keys = std::min(plan.kv_len, plan.position(i) + 1);
-      p.assign(keys, 0);
-      double m = -std::numeric_limits<double>::infinity(), l = 0;
-      for (int64_t s = 0; s < keys; ++s) {
-        double x = 0;
-        for (int64_t c = 0; c < k.dim; ++c)
-          x += static_cast<double>(q.at(i, h)[c]) * k.Get(s, kv, c);
-        m = std::max(m, p[s] = x * scale);
-      }
-      for (double& x : p) l += x = std::exp(x - m);
-      std::fill(dense.begin(), dense.end(), 0.0);
-      for (int64_t s = 0; s < keys; ++s) {
-        p[s] /= l;
-        if (!o.empty()) {
-          for (int64_t x = 0; x < dv; ++x) dense[x] += p[s] * v.Get(s, kv, x);
-        }
-      }
-      selected.assign(keys, false);
-      int64_t n = 0;
-      double mass = 0;
-      for (const AttentionBranch& b : plan.branches) {
-        ForEachPair(plan, b, i, h, [&](int64_t s, int table, double) {
-          if (table > 0) return;
-          selected[s] = true;
-          mass += p[s];
-          ++n;
-        });
-      }
-      out.density.Add(static_cast<double>(n) / static_cast<double>(keys));
-      out.mass_recall.Add(mass);
-      if (!o.empty()) {
-        double err = 0, norm = 0;
-        for (int64_t x = 0; x < dv; ++x) {
-          const double e = o.at(i, h)[x] - dense[x];
-          err += e * e;
-          norm += dense[x] * dense[x];
-        }
-        out.rel_error.Add(std::sqrt(err / std::max(norm, 1e-300)));
-        // Rounding of fp32 sums is not the plan's doing: allow it before comparing with the bound.
-        const double bound = std::max(0.0, 1 - mass) * 2 * v_max + 1e-5 * v_max;
-        out.bound_slack.Add(n > 0 ? std::sqrt(err) / bound : 0);
-      }
-      const int64_t nb = (keys + options.block - 1) / options.block;
-      blocks.assign(nb, 0);
-      std::vector<bool> touched(nb, false);
-      for (int64_t s = 0; s < keys; ++s) {
-        blocks[s / options.block] += p[s];
-        if (selected[s]) touched[s / options.block] = true;
-      }
-      std::vector<size_t> order(nb);
-      for (size_t b = 0; b < order.size(); ++b) order[b] = b;
-      std::stable_sort(order.begin(), order.end(),
-                       [&](size_t a, size_t b) { return blocks[a] > blocks[b]; });
-      double best = 0;
-      int64_t left = n, hits = 0;
-      const int64_t wanted = std::count(touched.begin(), touched.end(), true);
-      for (size_t r = 0; r < order.size(); ++r) {
-        const int64_t size =
-            std::min(options.block, keys - static_cast<int64_t>(order[r]) * options.block);
-        if (left > 0)
-          best += blocks[order[r]] * static_cast<double>(std::min(left, size)) /
-                  static_cast<double>(size);
-        left -= size;
-        if (static_cast<int64_t>(r) < wanted) hits += touched[order[r]];
-      }
-      out.regret.Add(best - mass);
-      if (wanted > 0) out.block_recall.Add(static_cast<double>(hits) / static_cast<double>(wanted));
-    }
-  }
-  return out;
+  return PlanMeter(plan, q, k, v, scale, o, options).Measure();
 }
 
 double IoU(absl::Span<const uint32_t> a, absl::Span<const uint32_t> b) {
