@@ -11,11 +11,13 @@
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "ggml-backend.h"
 #include "llama.h"
+#include "sluice/api/check.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
@@ -24,116 +26,162 @@
 
 namespace {
 using nlohmann::json;
+using sluice::host::FactPrompt;
+using sluice::lab::Median;
 struct Options {
   std::string model, tokens, libs = LLAMA_LIBS, separator = "\n";
   int context = 16384, documents = 2, threads = 2, ubatch = 512, facts = 16, decode = 32, skip = 0;
-  bool quality = false, auto_flash = false;
+  bool spaces = false, auto_flash = false;
+  // Of the comparison.
+  std::string backend = SLUICE_BACKEND, attention = "dense", decode_attention, counters;
+  int repeats = 7, decode_min = -1;
+  // Of one of its processes.
+  bool child = false, quality = false;
 };
 double Seconds(std::chrono::steady_clock::time_point from) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count();
 }
 
-// One process: what it finds, as one line of JSON.
-int Child(const Options& o) {
-  llama_log_set(
-      [](ggml_log_level level, const char* text, void*) {
-        if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-      },
-      nullptr);
-  ggml_backend_load_all_from_path(o.libs.c_str());
-  auto gguf = sluice::Gguf::Open(o.model);
-  if (!gguf.ok())
-    return std::fprintf(stderr, "%s\n", std::string(gguf.status().message()).c_str()), 1;
-  auto tokenizer = sluice::Tokenizer::Load(*gguf);
-  auto held = sluice::ReadTokens(o.tokens, o.skip, int64_t{o.context} * o.documents);
-  if (!tokenizer.ok() || !held.ok())
-    return std::fprintf(stderr, "tokenizer or tokens cannot be read\n"), 1;
-  if (static_cast<int64_t>(held->size()) < int64_t{o.context} * o.documents)
-    return std::fprintf(stderr, "%s: %zu tokens are fewer than %d documents of %d\n",
-                        o.tokens.c_str(), held->size(), o.documents, o.context),
-           1;
-  llama_model_params mp = llama_model_default_params();
-  llama_model* model = llama_model_load_from_file(o.model.c_str(), mp);
-  if (model == nullptr)
-    return std::fprintf(stderr, "%s: llama.cpp cannot load it\n", o.model.c_str()), 1;
-  llama_context_params cp = llama_context_default_params();
-  cp.n_ctx = static_cast<uint32_t>(o.context + 256);
-  cp.n_batch = static_cast<uint32_t>(o.ubatch);
-  cp.n_ubatch = static_cast<uint32_t>(o.ubatch);
-  cp.n_threads = cp.n_threads_batch = o.threads;
-  cp.flash_attn_type = o.auto_flash ? LLAMA_FLASH_ATTN_TYPE_AUTO : LLAMA_FLASH_ATTN_TYPE_ENABLED;
-  llama_context* ctx = llama_init_from_model(model, cp);
-  if (ctx == nullptr)
-    return std::fprintf(stderr, "llama.cpp cannot make a context of %d\n", o.context), 1;
-  const int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
-  llama_batch batch = llama_batch_init(o.ubatch, 0, 1);
-  double nll = 0;
-  int64_t counted = 0, right = 0, asked = 0;
-  std::vector<double> prefill, decode;
-  for (int d = 0; d < o.documents; ++d) {
-    const std::vector<int32_t> text(held->begin() + int64_t{d} * o.context,
-                                    held->begin() + int64_t{d + 1} * o.context);
-    const sluice::host::FactPrompt p = sluice::host::PlantFacts(
-        *tokenizer, text, o.context, o.facts, static_cast<uint64_t>(d) + 1, o.separator);
+// One process: what llama.cpp makes of the documents, as one line of JSON.
+class Measurement {
+ public:
+  explicit Measurement(const Options& o) : o_(o) {}
+  ~Measurement() {
+    if (ctx_ != nullptr) {
+      llama_batch_free(batch_);
+      llama_free(ctx_);
+    }
+    if (model_ != nullptr) llama_model_free(model_);
+  }
+  absl::Status Run() {
+    SLUICE_RETURN_IF_ERROR(Open());
+    std::vector<double> prefill, decode;
+    for (int d = 0; d < o_.documents; ++d) {
+      const auto text = held_.begin() + int64_t{d} * o_.context;
+      const FactPrompt p =
+          sluice::host::PlantFacts(*tokenizer_, {text, text + o_.context}, o_.context, o_.facts,
+                                   static_cast<uint64_t>(d) + 1, o_.separator);
+      llama_memory_clear(llama_get_memory(ctx_), true);
+      const auto from = std::chrono::steady_clock::now();
+      SLUICE_RETURN_IF_ERROR(Prefill(p));
+      prefill.push_back(Seconds(from));
+      const auto steps = std::chrono::steady_clock::now();
+      SLUICE_RETURN_IF_ERROR(Decode(p));
+      decode.push_back(Seconds(steps) / std::max(1, o_.decode));
+    }
+    json j = {{"prefill_s", Median(prefill)}, {"decode_ms", 1e3 * Median(decode)}};
+    if (o_.quality) {
+      j["perplexity"] = std::exp(nll_ / static_cast<double>(counted_));
+      j["facts"] = static_cast<double>(right_) / static_cast<double>(asked_);
+    }
+    std::printf("%s\n", j.dump().c_str());
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Open() {
+    llama_log_set(
+        [](ggml_log_level level, const char* text, void*) {
+          if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+        },
+        nullptr);
+    ggml_backend_load_all_from_path(o_.libs.c_str());
+    SLUICE_RETURN_IF_ERROR(ReadInputs());
+    model_ = llama_model_load_from_file(o_.model.c_str(), llama_model_default_params());
+    if (model_ == nullptr)
+      return absl::InvalidArgumentError(o_.model + ": llama.cpp cannot load it");
+    llama_context_params cp = llama_context_default_params();
+    cp.n_ctx = static_cast<uint32_t>(o_.context + 256);
+    cp.n_batch = static_cast<uint32_t>(o_.ubatch);
+    cp.n_ubatch = static_cast<uint32_t>(o_.ubatch);
+    cp.n_threads = o_.threads;
+    cp.n_threads_batch = o_.threads;
+    cp.flash_attn_type = o_.auto_flash ? LLAMA_FLASH_ATTN_TYPE_AUTO : LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    ctx_ = llama_init_from_model(model_, cp);
+    if (ctx_ == nullptr)
+      return absl::InvalidArgumentError(
+          absl::StrCat("llama.cpp cannot make a context of ", o_.context));
+    vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_));
+    batch_ = llama_batch_init(o_.ubatch, 0, 1);
+    return absl::OkStatus();
+  }
+  absl::Status ReadInputs() {
+    SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf gguf, sluice::Gguf::Open(o_.model));
+    auto tokenizer = sluice::Tokenizer::Load(gguf);
+    auto held = sluice::ReadTokens(o_.tokens, o_.skip, int64_t{o_.context} * o_.documents);
+    if (!tokenizer.ok() || !held.ok())
+      return absl::InvalidArgumentError("tokenizer or tokens cannot be read");
+    if (static_cast<int64_t>(held->size()) < int64_t{o_.context} * o_.documents)
+      return absl::InvalidArgumentError(absl::StrCat(o_.tokens, ": ", held->size(),
+                                                     " tokens are fewer than ", o_.documents,
+                                                     " documents of ", o_.context));
+    tokenizer_.emplace(*std::move(tokenizer));
+    held_ = *std::move(held);
+    return absl::OkStatus();
+  }
+
+  void SetToken(int32_t i, int32_t token, int64_t position, bool logits) {
+    batch_.token[i] = token;
+    batch_.pos[i] = static_cast<llama_pos>(position);
+    batch_.n_seq_id[i] = 1;
+    batch_.seq_id[i][0] = 0;
+    batch_.logits[i] = logits ? 1 : 0;
+  }
+  absl::Status Prefill(const FactPrompt& p) {
     const auto n = static_cast<int64_t>(p.tokens.size());
-    llama_memory_clear(llama_get_memory(ctx), true);
-    const auto from = std::chrono::steady_clock::now();
-    for (int64_t at = 0; at < n; at += o.ubatch) {
-      batch.n_tokens = static_cast<int32_t>(std::min<int64_t>(o.ubatch, n - at));
-      for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        const int64_t t = at + i;
-        batch.token[i] = p.tokens[t];
-        batch.pos[i] = static_cast<llama_pos>(t);
-        batch.n_seq_id[i] = 1;
-        batch.seq_id[i][0] = 0;
-        batch.logits[i] = o.quality ? 1 : t + 1 == n;
-      }
-      if (llama_decode(ctx, batch) != 0)
-        return std::fprintf(stderr, "llama_decode failed at token %lld\n",
-                            static_cast<long long>(at)),
-               1;
-      for (int32_t i = 0; o.quality && i < batch.n_tokens; ++i) {
-        const auto next = static_cast<size_t>(at + i + 1);
-        if (next >= p.tokens.size() || (p.text[next] == 0 && p.answer[next] == 0)) continue;
-        const float* x = llama_get_logits_ith(ctx, i);
-        const int32_t want = p.tokens[next];
-        if (p.answer[next] != 0) {
-          ++asked;
-          right += std::max_element(x, x + vocab) - x == want;
-        }
-        if (p.text[next] == 0) continue;
-        nll += static_cast<double>(sluice::kernels::LogSumExp(x, vocab) - x[want]);
-        ++counted;
-      }
+    for (int64_t at = 0; at < n; at += o_.ubatch) {
+      batch_.n_tokens = static_cast<int32_t>(std::min<int64_t>(o_.ubatch, n - at));
+      for (int32_t i = 0; i < batch_.n_tokens; ++i)
+        SetToken(i, p.tokens[at + i], at + i, o_.quality || at + i + 1 == n);
+      if (llama_decode(ctx_, batch_) != 0)
+        return absl::InternalError(absl::StrCat("llama_decode failed at token ", at));
+      for (int32_t i = 0; o_.quality && i < batch_.n_tokens; ++i)
+        Judge(p, static_cast<size_t>(at + i + 1), llama_get_logits_ith(ctx_, i));
     }
-    prefill.push_back(Seconds(from));
+    return absl::OkStatus();
+  }
+  // What the logits say of the token that follows: planted answers for facts, text for perplexity.
+  void Judge(const FactPrompt& p, size_t next, const float* logits) {
+    if (next >= p.tokens.size()) return;
+    const int32_t want = p.tokens[next];
+    if (p.answer[next] != 0) {
+      ++asked_;
+      right_ += Largest(logits) == want;
+    }
+    if (p.text[next] == 0) return;
+    nll_ += static_cast<double>(sluice::kernels::LogSumExp(logits, vocab_) - logits[want]);
+    ++counted_;
+  }
+  absl::Status Decode(const FactPrompt& p) {
     int32_t token = p.tokens.back();
-    const auto steps = std::chrono::steady_clock::now();
-    for (int s = 0; s < o.decode; ++s) {
-      batch.n_tokens = 1;
-      batch.token[0] = token;
-      batch.pos[0] = static_cast<llama_pos>(n + s);
-      batch.n_seq_id[0] = 1;
-      batch.seq_id[0][0] = 0;
-      batch.logits[0] = 1;
-      if (llama_decode(ctx, batch) != 0)
-        return std::fprintf(stderr, "llama_decode failed at step %d\n", s), 1;
-      const float* x = llama_get_logits_ith(ctx, 0);
-      token = static_cast<int32_t>(std::max_element(x, x + vocab) - x);
+    batch_.n_tokens = 1;
+    for (int s = 0; s < o_.decode; ++s) {
+      SetToken(0, token, static_cast<int64_t>(p.tokens.size()) + s, true);
+      if (llama_decode(ctx_, batch_) != 0)
+        return absl::InternalError(absl::StrCat("llama_decode failed at step ", s));
+      token = Largest(llama_get_logits_ith(ctx_, 0));
     }
-    decode.push_back(Seconds(steps) / std::max(1, o.decode));
+    return absl::OkStatus();
   }
-  json j = {{"prefill_s", sluice::lab::Median(prefill)},
-            {"decode_ms", 1e3 * sluice::lab::Median(decode)}};
-  if (o.quality) {
-    j["perplexity"] = std::exp(nll / static_cast<double>(counted));
-    j["facts"] = static_cast<double>(right) / static_cast<double>(asked);
+  int32_t Largest(const float* logits) const {
+    return static_cast<int32_t>(std::max_element(logits, logits + vocab_) - logits);
   }
-  std::printf("%s\n", j.dump().c_str());
-  llama_batch_free(batch);
-  llama_free(ctx);
-  llama_model_free(model);
-  return 0;
+
+  const Options& o_;
+  std::optional<sluice::Tokenizer> tokenizer_;
+  std::vector<int32_t> held_;
+  llama_model* model_ = nullptr;
+  llama_context* ctx_ = nullptr;
+  llama_batch batch_ = {};
+  int vocab_ = 0;
+  double nll_ = 0;
+  int64_t counted_ = 0, right_ = 0, asked_ = 0;
+};
+int Child(const Options& o) {
+  const absl::Status status = Measurement(o).Run();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  return 1;
 }
 
 // Runs this program again as a child, with or without the backend.
@@ -173,33 +221,96 @@ absl::StatusOr<json> Run(std::vector<std::string> args, const std::string& backe
   if (j.is_discarded()) return absl::InternalError(absl::StrCat("a run said: ", out));
   return j;
 }
-}  // namespace
 
-int main(int argc, char** argv) {
-  CLI::App app{
-      "Runs a GGUF model in an unmodified llama.cpp, with its own CPU flash attention and with "
-      "Sluice's backend in "
-      "turn."};
-  Options o;
-  std::string backend = SLUICE_BACKEND, attention = "dense", decode, counters;
-  int repeats = 7, decode_min = -1;
-  bool child = false, spaces = false;
-  o.model = sluice::host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
-  o.tokens = sluice::host::ModelsFolder() + "/sluice-mini-eval.u16";
+// What the backend is told, in a file that goes with this object.
+class ConfigFile {
+ public:
+  explicit ConfigFile(const Options& o)
+      : path_(absl::StrCat("/tmp/sluice-ggml-", getpid(), ".conf")) {
+    std::ofstream f(path_);
+    f << "attention = " << o.attention << "\n";
+    if (!o.decode_attention.empty()) f << "decode = " << o.decode_attention << "\n";
+    f << "decode_min_keys = " << o.decode_min << "\n";
+    if (!o.counters.empty()) f << "counters = " << o.counters << "\n";
+  }
+  ~ConfigFile() { unlink(path_.c_str()); }
+  ConfigFile(const ConfigFile&) = delete;
+  ConfigFile& operator=(const ConfigFile&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  const std::string path_;
+};
+
+absl::Status CompareQuality(const Options& o, std::vector<std::string> args,
+                            const std::string& config) {
+  args.push_back("--quality");
+  const auto plain = Run(args, "", config);
+  const auto routed = Run(args, o.backend, config);
+  if (!plain.ok()) return plain.status();
+  if (!routed.ok()) return routed.status();
+  const double plain_perplexity = (*plain)["perplexity"];
+  const double plain_facts = (*plain)["facts"];
+  const double perplexity = (*routed)["perplexity"];
+  const double facts = (*routed)["facts"];
+  std::printf(
+      "%-10s %12s %8s\n%-10s %12.4f %8.3f\n%-10s %12.4f %8.3f   (perplexity %+.3f %%, facts %+.1f "
+      "points)\n",
+      "", "perplexity", "facts", "llama.cpp", plain_perplexity, plain_facts, "sluice", perplexity,
+      facts, 100 * (perplexity / plain_perplexity - 1), 100 * (facts - plain_facts));
+  std::fflush(stdout);
+  return absl::OkStatus();
+}
+absl::Status CompareSpeed(const Options& o, const std::vector<std::string>& args,
+                          const std::string& config) {
+  struct Times {
+    std::vector<double> plain, routed, speed;
+    void Add(double a, double b) {
+      plain.push_back(a);
+      routed.push_back(b);
+      speed.push_back(a / b);
+    }
+  };
+  Times prefill, decode;
+  for (int r = 0; r < o.repeats; ++r) {
+    const auto plain = Run(args, "", config);
+    const auto routed = Run(args, o.backend, config);
+    if (!plain.ok()) return plain.status();
+    if (!routed.ok()) return routed.status();
+    prefill.Add((*plain)["prefill_s"], (*routed)["prefill_s"]);
+    decode.Add((*plain)["decode_ms"], (*routed)["decode_ms"]);
+  }
+  if (o.repeats == 0) return absl::OkStatus();
+  std::printf(
+      "prefill    %.3f s -> %.3f s, %.2fx; decode %.2f ms -> %.2f ms, %.2fx (medians of %d runs of "
+      "each in turn)\n",
+      Median(prefill.plain), Median(prefill.routed), Median(prefill.speed), Median(decode.plain),
+      Median(decode.routed), Median(decode.speed), o.repeats);
+  return absl::OkStatus();
+}
+absl::Status Compare(const Options& o, const std::vector<std::string>& args) {
+  const ConfigFile config(o);
+  std::printf("%d tokens, %d documents, %d threads, passes of %d\n", o.context, o.documents,
+              o.threads, o.ubatch);
+  SLUICE_RETURN_IF_ERROR(CompareQuality(o, args, config.path()));
+  return CompareSpeed(o, args, config.path());
+}
+
+void AddOptions(CLI::App& app, Options& o) {
   app.add_option("--model", o.model, "GGUF file")->capture_default_str();
   app.add_option("--tokens", o.tokens, "held-out text, little-endian 16-bit token ids")
       ->capture_default_str();
   app.add_option("--skip", o.skip, "tokens to skip")->capture_default_str();
   app.add_option("--libs", o.libs, "folder of llama.cpp's shared libraries")->capture_default_str();
-  app.add_option("--backend", backend, "libggml-sluice.so")->capture_default_str();
-  app.add_option("--attention", attention,
+  app.add_option("--backend", o.backend, "libggml-sluice.so")->capture_default_str();
+  app.add_option("--attention", o.attention,
                  "router of prefill (and of decode, unless --decode-attention)")
       ->capture_default_str();
-  app.add_option("--decode-attention", decode, "router of decode");
-  app.add_option("--decode-min-keys", decode_min,
+  app.add_option("--decode-attention", o.decode_attention, "router of decode");
+  app.add_option("--decode-min-keys", o.decode_min,
                  "steps over fewer keys stay with llama.cpp; -1: where it does not pay")
       ->capture_default_str();
-  app.add_option("--counters", counters, "file for the backend's counters");
+  app.add_option("--counters", o.counters, "file for the backend's counters");
   app.add_option("--context", o.context, "tokens of a document")
       ->capture_default_str()
       ->check(CLI::Range(64, 1 << 20));
@@ -209,7 +320,7 @@ int main(int argc, char** argv) {
   app.add_option("--facts", o.facts, "facts planted in a document")
       ->capture_default_str()
       ->check(CLI::Range(1, 16));
-  app.add_flag("--spaces", spaces, "plant facts between spaces, as some models learned them");
+  app.add_flag("--spaces", o.spaces, "plant facts between spaces, as some models learned them");
   app.add_option("--threads", o.threads, "of both")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
@@ -217,65 +328,29 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
   app.add_option("--steps", o.decode, "decode steps after each document")->capture_default_str();
-  app.add_option("--repeats", repeats, "timed runs of each, in turn; 0: quality only")
+  app.add_option("--repeats", o.repeats, "timed runs of each, in turn; 0: quality only")
       ->capture_default_str();
   app.add_flag("--auto-flash", o.auto_flash,
                "let llama.cpp decide about flash attention (-fa auto)");
   app.add_flag("--quality", o.quality)->group("");
-  app.add_flag("--child", child)->group("");
+  app.add_flag("--child", o.child)->group("");
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Runs a GGUF model in an unmodified llama.cpp, with its own CPU flash attention and with "
+      "Sluice's backend in turn."};
+  Options o;
+  o.model = sluice::host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
+  o.tokens = sluice::host::ModelsFolder() + "/sluice-mini-eval.u16";
+  AddOptions(app, o);
   app.footer("Example: llama_compare --context 16384 --attention 'mean_pool:k=32'");
   CLI11_PARSE(app, argc, argv);
-  if (spaces) o.separator = " ";
-  if (child) return Child(o);
-
-  const std::string config = absl::StrCat("/tmp/sluice-ggml-", getpid(), ".conf");
-  {
-    std::ofstream f(config);
-    f << "attention = " << attention << "\n";
-    if (!decode.empty()) f << "decode = " << decode << "\n";
-    f << "decode_min_keys = " << decode_min << "\n";
-    if (!counters.empty()) f << "counters = " << counters << "\n";
-  }
-  const std::vector<std::string> given(argv + 1, argv + argc);
-  const auto fail = [&](const absl::Status& s) {
-    std::fprintf(stderr, "error: %s\n", std::string(s.message()).c_str());
-    unlink(config.c_str());
-    return 1;
-  };
-  std::vector<std::string> quality = given, timed = given;
-  quality.push_back("--quality");
-  std::printf("%d tokens, %d documents, %d threads, passes of %d\n", o.context, o.documents,
-              o.threads, o.ubatch);
-  const auto plain = Run(quality, "", config), routed = Run(quality, backend, config);
-  if (!plain.ok()) return fail(plain.status());
-  if (!routed.ok()) return fail(routed.status());
-  std::printf(
-      "%-10s %12s %8s\n%-10s %12.4f %8.3f\n%-10s %12.4f %8.3f   (perplexity %+.3f %%, facts %+.1f "
-      "points)\n",
-      "", "perplexity", "facts", "llama.cpp", (*plain)["perplexity"].get<double>(),
-      (*plain)["facts"].get<double>(), "sluice", (*routed)["perplexity"].get<double>(),
-      (*routed)["facts"].get<double>(),
-      100 * ((*routed)["perplexity"].get<double>() / (*plain)["perplexity"].get<double>() - 1),
-      100 * ((*routed)["facts"].get<double>() - (*plain)["facts"].get<double>()));
-  std::fflush(stdout);
-  std::vector<double> a, b, c, d, e, f;
-  for (int r = 0; r < repeats; ++r) {
-    const auto x = Run(timed, "", config), y = Run(timed, backend, config);
-    if (!x.ok()) return fail(x.status());
-    if (!y.ok()) return fail(y.status());
-    a.push_back((*x)["prefill_s"]);
-    b.push_back((*y)["prefill_s"]);
-    c.push_back(a.back() / b.back());
-    d.push_back((*x)["decode_ms"]);
-    e.push_back((*y)["decode_ms"]);
-    f.push_back(d.back() / e.back());
-  }
-  unlink(config.c_str());
-  if (repeats == 0) return 0;
-  std::printf(
-      "prefill    %.3f s -> %.3f s, %.2fx; decode %.2f ms -> %.2f ms, %.2fx (medians of %d runs of "
-      "each in turn)\n",
-      sluice::lab::Median(a), sluice::lab::Median(b), sluice::lab::Median(c),
-      sluice::lab::Median(d), sluice::lab::Median(e), sluice::lab::Median(f), repeats);
-  return 0;
+  if (o.spaces) o.separator = " ";
+  if (o.child) return Child(o);
+  const absl::Status status = Compare(o, {argv + 1, argv + argc});
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return 1;
 }
