@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -8,7 +7,7 @@
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
-#include "sluice/runtime/weights/gguf.h"
+#include "sluice/runtime/lab/evaluate/trained.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
@@ -92,11 +91,14 @@ Modes RandomModes(size_t layers, double omega, uint64_t seed) {
     m[order[i]] = host::LayerMode::kSparse;
   return m;
 }
-// Share of the layers that change between the two prompts of a pair, among those that are not
-// always the same.
-double Flipped(const TaskResult& r, size_t* free_layers) {
-  double flips = 0;
-  size_t open = 0;
+// Of the layers that are not always the same, the share that change between the two prompts of a
+// pair.
+struct Flips {
+  double share = 0;
+  size_t open_layers = 0;
+};
+Flips FlipsOf(const TaskResult& r) {
+  Flips f;
   for (size_t layer = 0; layer < r.asked[0].size(); ++layer) {
     size_t full = 0, changed = 0;
     for (size_t i = 0; i < r.asked.size(); ++i) {
@@ -105,17 +107,126 @@ double Flipped(const TaskResult& r, size_t* free_layers) {
       changed += r.asked[i][layer] != r.unasked[i][layer];
     }
     if (full == 0 || full == 2 * r.asked.size()) continue;
-    ++open;
-    flips += static_cast<double>(changed) / static_cast<double>(r.asked.size());
+    ++f.open_layers;
+    f.share += static_cast<double>(changed) / static_cast<double>(r.asked.size());
   }
-  *free_layers = open;
-  return open == 0 ? 0 : flips / static_cast<double>(open);
+  if (f.open_layers > 0) f.share /= static_cast<double>(f.open_layers);
+  return f;
+}
+
+void PrintTaskRow(const std::string& name, const TaskResult& r, const std::string& flips) {
+  PrintRow("%-22s %10.3f %10.3f %10.4f %10.3f %8s\n", name, r.omega_retrieval, r.omega_holistic,
+           r.accuracy, r.perplexity, flips);
+}
+// What the training seeds gave, one value a seed.
+struct Learned {
+  std::vector<double> retrieval, holistic, accuracy, perplexity, flips;
+  std::vector<Gguf> files;
+};
+absl::StatusOr<Learned> MeasureLearned(const host::Model& model, const std::vector<int32_t>& held,
+                                       const EvaluateOptions& o) {
+  Learned l;
+  for (int seed = 1; seed <= kSeeds; ++seed) {
+    const std::string name = absl::StrCat("learned, seed ", seed);
+    SLUICE_ASSIGN_OR_RETURN(Gguf weights, OpenTrained(o, "flux_attention", seed));
+    host::LayerRouting layers;
+    layers.weights = &weights;
+    SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, layers, true, name));
+    const Flips flips = FlipsOf(r);
+    PrintTaskRow(name, r, absl::StrCat(std::lround(100 * flips.share), "%/", flips.open_layers));
+    l.flips.push_back(flips.share);
+    l.retrieval.push_back(r.omega_retrieval);
+    l.holistic.push_back(r.omega_holistic);
+    l.accuracy.push_back(r.accuracy);
+    l.perplexity.push_back(r.perplexity);
+    l.files.push_back(std::move(weights));
+  }
+  return l;
+}
+// The accuracy of random layers at the learned routers' rate.
+absl::StatusOr<std::vector<double>> MeasureRandom(const host::Model& model,
+                                                  const std::vector<int32_t>& held,
+                                                  const EvaluateOptions& o, double omega) {
+  std::vector<double> accuracy;
+  for (int i = 0; i < kRandom; ++i) {
+    const std::string name = absl::StrCat("random ", i + 1);
+    host::LayerRouting layers;
+    layers.fixed =
+        RandomModes(static_cast<size_t>(model.shape.layers), omega, static_cast<uint64_t>(i));
+    SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, layers, false, name));
+    PrintTaskRow(name, r, "-");
+    accuracy.push_back(r.accuracy);
+  }
+  return accuracy;
+}
+
+void PrintVerdicts(const TaskResult& dense, const Learned& l, const std::vector<double>& random) {
+  std::printf(
+      "\nlearned, mean +- spread over %d seeds: sparse layers %s (retrieval), %s (holistic); facts "
+      "%s; perplexity %s\n",
+      kSeeds, MeanAndSpread(l.retrieval, 3).c_str(), MeanAndSpread(l.holistic, 3).c_str(),
+      MeanAndSpread(l.accuracy, 4).c_str(), MeanAndSpread(l.perplexity, 3).c_str());
+
+  const double retrieval = Mean(l.retrieval), holistic = Mean(l.holistic);
+  std::printf("B2 sparse layers within 0.10 of 0.45 and 1.00, apart by 0.25: %s\n",
+              Verdict(std::abs(retrieval - 0.45) <= 0.10 && std::abs(holistic - 1.0) <= 0.10 &&
+                      holistic - retrieval >= 0.25));
+
+  const double accuracy = Mean(l.accuracy);
+  const double lost = dense.accuracy - accuracy;
+  const double random_lost = dense.accuracy - Mean(random);
+  std::printf(
+      "B3 facts at least 97 %% of dense (%.1f %%), random subsets lose 3x the points (%.1f against "
+      "%.1f): %s\n",
+      100 * accuracy / dense.accuracy, 100 * random_lost, 100 * lost,
+      Verdict(accuracy >= 0.97 * dense.accuracy && random_lost >= 3 * std::max(lost, 0.0) &&
+              random_lost > 0));
+  std::printf(
+      "B4 questions in the last 100 tokens flip 20 %% of the layers that vary (%.0f %% +- %.0f): "
+      "%s\n",
+      100 * Mean(l.flips), 100 * Spread(l.flips), Verdict(Mean(l.flips) >= 0.2));
+}
+
+// Prefill of one prompt, dense and routed in turn, and decode after it.
+absl::Status Speed(const host::Model& model, const Gguf& weights, const char* name,
+                   const std::vector<int32_t>& tokens, const EvaluateOptions& o) {
+  host::EngineOptions options;
+  options.threads = o.threads;
+  options.max_tokens = o.speed_length + 64;
+  options.layers.weights = &weights;
+  SLUICE_ASSIGN_OR_RETURN(EnginePair pair, EnginePair::Create(model, options));
+  std::vector<double> dense_s, routed_s, speed, share, router, decode;
+  double omega = 0;
+  for (int64_t i = 0; i < o.repeats; ++i) {
+    Note(absl::StrCat(name, " prefill ", i + 1, "/", o.repeats));
+    SLUICE_RETURN_IF_ERROR(pair.Prefill(tokens));
+    const host::Timing& dense = pair.dense->timing();
+    const host::Timing& routed = pair.routed->timing();
+    omega = Omega(pair.routed->modes());
+    // What could be saved at most: the share of dense attention that the sparse layers' plans
+    // leave out.
+    const double ceiling =
+        dense.total_s / (dense.total_s - dense.attend_s * (1 - pair.PairsKept()));
+    dense_s.push_back(dense.total_s);
+    routed_s.push_back(routed.total_s);
+    speed.push_back(dense.total_s / routed.total_s);
+    share.push_back(speed.back() / ceiling);
+    router.push_back(routed.route_s / routed.total_s);
+
+    const double before = routed.total_s;
+    for (int k = 0; k < 32; ++k) SLUICE_RETURN_IF_ERROR(pair.routed->Feed({100 + k}, 1 << 30));
+    decode.push_back((pair.routed->timing().total_s - before) * 1e3 / 32);
+  }
+  PrintRow("%-12s %8.3f %10.3f %10.3f %9.2fx %12.3f %9.2f%% %10.2f\n", name, omega, Median(dense_s),
+           Median(routed_s), Median(speed), Median(share), 100 * Median(router), Median(decode));
+  std::printf("B5 router at most 1 %% of prefill, speed at least 0.8 of the ceiling: %s\n",
+              Verdict(Median(router) <= 0.01 && Median(share) >= 0.8));
+  return absl::OkStatus();
 }
 }  // namespace
 
 absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptions& o) {
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held,
-                          ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> held, ReadHeldOut(o));
   if (o.length < 256 || 2 * o.length >= static_cast<int64_t>(held.size()) ||
       o.speed_length >= static_cast<int64_t>(held.size()))
     return absl::InvalidArgumentError(absl::StrCat("prompts of ", o.length, " and ", o.speed_length,
@@ -129,120 +240,26 @@ absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptio
       layers, static_cast<long long>(o.prompts), static_cast<long long>(o.length));
   std::printf("%-22s %10s %10s %10s %10s %8s\n", "layers", "sparse:ret", "sparse:hol", "facts",
               "ppl", "flips");
-  const auto row = [](const std::string& name, const TaskResult& r, const std::string& flips) {
-    ClearNote();
-    std::printf("%-22s %10.3f %10.3f %10.4f %10.3f %8s\n", name.c_str(), r.omega_retrieval,
-                r.omega_holistic, r.accuracy, r.perplexity, flips.c_str());
-    std::fflush(stdout);
-  };
-  row("all full", dense, "-");
+  PrintTaskRow("all full", dense, "-");
+
   host::LayerRouting all;
   all.fixed = Modes(layers, host::LayerMode::kSparse);
   SLUICE_ASSIGN_OR_RETURN(const TaskResult sparse,
                           MeasureTasks(model, held, o, all, false, "all sparse"));
-  row("all sparse", sparse, "-");
-  std::vector<double> ret, hol, acc, ppl, flips, random_acc;
-  std::vector<Gguf> files;
-  for (int seed = 1; seed <= kSeeds; ++seed) {
-    SLUICE_ASSIGN_OR_RETURN(Gguf w,
-                            Gguf::Open(absl::StrCat(o.folder, "/flux_attention-s", seed, ".gguf")));
-    host::LayerRouting learned;
-    learned.weights = &w;
-    SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, learned, true,
-                                                             absl::StrCat("learned, seed ", seed)));
-    size_t open = 0;
-    flips.push_back(Flipped(r, &open));
-    row(absl::StrCat("learned, seed ", seed), r,
-        absl::StrCat(static_cast<int>(std::lround(100 * flips.back())), "%/", open));
-    ret.push_back(r.omega_retrieval);
-    hol.push_back(r.omega_holistic);
-    acc.push_back(r.accuracy);
-    ppl.push_back(r.perplexity);
-    files.push_back(std::move(w));
-  }
-  for (int i = 0; i < kRandom; ++i) {
-    host::LayerRouting random;
-    random.fixed = RandomModes(layers, Mean(ret), static_cast<uint64_t>(i));
-    SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, random, false,
-                                                             absl::StrCat("random ", i + 1)));
-    row(absl::StrCat("random ", i + 1), r, "-");
-    random_acc.push_back(r.accuracy);
-  }
-  const double lost = dense.accuracy - Mean(acc), random_lost = dense.accuracy - Mean(random_acc);
-  std::printf(
-      "\nlearned, mean +- spread over %d seeds: sparse layers %.3f +- %.3f (retrieval), %.3f +- "
-      "%.3f (holistic); facts "
-      "%.4f "
-      "+- %.4f; perplexity %.3f +- %.3f\n",
-      kSeeds, Mean(ret), Spread(ret), Mean(hol), Spread(hol), Mean(acc), Spread(acc), Mean(ppl),
-      Spread(ppl));
-  std::printf("B2 sparse layers within 0.10 of 0.45 and 1.00, apart by 0.25: %s\n",
-              Verdict(std::abs(Mean(ret) - 0.45) <= 0.10 && std::abs(Mean(hol) - 1.0) <= 0.10 &&
-                      Mean(hol) - Mean(ret) >= 0.25));
-  std::printf(
-      "B3 facts at least 97 %% of dense (%.1f %%), random subsets lose 3x the points (%.1f against "
-      "%.1f): %s\n",
-      100 * Mean(acc) / dense.accuracy, 100 * random_lost, 100 * lost,
-      Verdict(Mean(acc) >= 0.97 * dense.accuracy && random_lost >= 3 * std::max(lost, 0.0) &&
-              random_lost > 0));
-  std::printf(
-      "B4 questions in the last 100 tokens flip 20 %% of the layers that vary (%.0f %% +- %.0f): "
-      "%s\n",
-      100 * Mean(flips), 100 * Spread(flips), Verdict(Mean(flips) >= 0.2));
+  PrintTaskRow("all sparse", sparse, "-");
+  SLUICE_ASSIGN_OR_RETURN(const Learned learned, MeasureLearned(model, held, o));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<double> random,
+                          MeasureRandom(model, held, o, Mean(learned.retrieval)));
+  PrintVerdicts(dense, learned, random);
   if (o.speed_length == 0) return absl::OkStatus();
 
-  // Speed, on text without questions and on a retrieval prompt; dense and routed alternate.
-  const Prompts p = [&] {
-    Prompts q;
-    q.retrieval = host::PlantFacts(model.tokenizer, held, o.speed_length, 4, 1);
-    q.plain.assign(held.begin(), held.begin() + o.speed_length);
-    return q;
-  }();
+  // Speed, on a retrieval prompt and on text without questions.
   std::printf("\n%-12s %8s %10s %10s %10s %12s %10s %10s\n", "prefill", "sparse", "dense s",
               "routed s", "speed", "of ceiling", "router", "decode ms");
-  for (const auto& [name, tokens] :
-       {std::pair<const char*, const std::vector<int32_t>*>{"retrieval", &p.retrieval.tokens},
-        {"holistic", &p.plain}}) {
-    host::EngineOptions dense_options, routed_options;
-    dense_options.threads = routed_options.threads = o.threads;
-    dense_options.max_tokens = routed_options.max_tokens = o.speed_length + 64;
-    routed_options.layers.weights = &files[0];
-    std::vector<double> dense_s, routed_s, speed, share, router, decode;
-    double omega = 0;
-    SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> a,
-                            host::Engine::Create(model, dense_options));
-    SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> b,
-                            host::Engine::Create(model, routed_options));
-    for (int64_t i = 0; i < o.repeats; ++i) {
-      Note(absl::StrCat(name, " prefill ", i + 1, "/", o.repeats));
-      a->Reset();
-      SLUICE_RETURN_IF_ERROR(a->Feed(*tokens, o.speed_length));
-      b->Reset();
-      SLUICE_RETURN_IF_ERROR(b->Feed(*tokens, o.speed_length));
-      const host::Timing &d = a->timing(), &r = b->timing();
-      omega = Omega(b->modes());
-      // What could be saved at most: the share of dense attention that the sparse layers' plans
-      // leave out.
-      const double kept = static_cast<double>(b->counters().exact_pairs) /
-                          static_cast<double>(a->counters().exact_pairs);
-      const double ceiling = d.total_s / (d.total_s - d.attend_s * (1 - kept));
-      dense_s.push_back(d.total_s);
-      routed_s.push_back(r.total_s);
-      speed.push_back(d.total_s / r.total_s);
-      share.push_back(speed.back() / ceiling);
-      router.push_back(r.route_s / r.total_s);
-      const double before = b->timing().total_s;
-      for (int k = 0; k < 32; ++k) SLUICE_RETURN_IF_ERROR(b->Feed({100 + k}, 1 << 30));
-      decode.push_back((b->timing().total_s - before) * 1e3 / 32);
-    }
-    ClearNote();
-    std::printf("%-12s %8.3f %10.3f %10.3f %9.2fx %12.3f %9.2f%% %10.2f\n", name, omega,
-                Median(dense_s), Median(routed_s), Median(speed), Median(share),
-                100 * Median(router), Median(decode));
-    std::printf("B5 router at most 1 %% of prefill, speed at least 0.8 of the ceiling: %s\n",
-                Verdict(Median(router) <= 0.01 && Median(share) >= 0.8));
-  }
-  return absl::OkStatus();
+  const host::FactPrompt retrieval = host::PlantFacts(model.tokenizer, held, o.speed_length, 4, 1);
+  SLUICE_RETURN_IF_ERROR(Speed(model, learned.files[0], "retrieval", retrieval.tokens, o));
+  return Speed(model, learned.files[0], "holistic", {held.begin(), held.begin() + o.speed_length},
+               o);
 }
 }  // namespace lab
 SLUICE_END_NAMESPACE

@@ -10,6 +10,7 @@
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
+#include "sluice/runtime/lab/evaluate/trained.h"
 #include "sluice/runtime/text/encoder.h"
 #include "sluice/runtime/text/text_file.h"
 
@@ -75,7 +76,8 @@ absl::StatusOr<Measured> Accuracy(const Encoder& e, const std::vector<Query>& qu
           (best == classes || logits[c] > logits[best]))
         best = c;
     }
-    ++of_four, four += best == queries[i].family;
+    ++of_four;
+    four += best == queries[i].family;
   }
   return Measured{right / static_cast<double>(std::max<size_t>(1, queries.size())),
                   four / std::max(1.0, of_four)};
@@ -104,22 +106,21 @@ absl::Status Speed(const std::vector<std::pair<std::string, const Encoder*>>& en
       "\nbatch of 64 sequences of 128 tokens, medians of %lld\n%-12s %12s %9s %12s %12s %12s\n",
       static_cast<long long>(repeats), "encoder", "sequences/s", "speed", "MACs", "parameters",
       "of dense");
+  const auto parameters = [&](size_t i) {
+    return static_cast<double>(encoders[i].second->layer_parameters());
+  };
   for (size_t i = 0; i < encoders.size(); ++i) {
     const double s = Median(seconds[i]);
-    std::printf("%-12s %12.0f %8.2fx %11.1f%% %12lld %11.1f%%\n", encoders[i].first.c_str(),
+    std::printf("%-12s %12.0f %8.2fx %11.1f%% %12.0f %11.1f%%\n", encoders[i].first.c_str(),
                 static_cast<double>(batch.size()) / s, Median(seconds[0]) / s,
-                100 * static_cast<double>(macs[i]) / static_cast<double>(macs[0]),
-                static_cast<long long>(encoders[i].second->layer_parameters()),
-                100 * static_cast<double>(encoders[i].second->layer_parameters()) /
-                    static_cast<double>(encoders[0].second->layer_parameters()));
+                100 * static_cast<double>(macs[i]) / static_cast<double>(macs[0]), parameters(i),
+                100 * parameters(i) / parameters(0));
   }
-  const double saved = 1 - static_cast<double>(encoders[1].second->layer_parameters()) /
-                               static_cast<double>(encoders[0].second->layer_parameters());
+  const double saved = 1 - parameters(1) / parameters(0);
   const double flops = static_cast<double>(macs[2]) / static_cast<double>(macs[0]);
   std::printf(
       "B1 half the layers: -48 %% +- 1 of the layer parameters (%.1f): %s; all but one: 11.5 %% +- "
-      "0.7 of the MACs "
-      "(%.1f): %s\n",
+      "0.7 of the MACs (%.1f): %s\n",
       -100 * saved, Verdict(std::abs(saved - 0.48) <= 0.01), 100 * flops,
       Verdict(std::abs(flops - 0.115) <= 0.007));
   const double speed = Median(seconds[0]) / Median(seconds[2]);
@@ -127,94 +128,118 @@ absl::Status Speed(const std::vector<std::pair<std::string, const Encoder*>>& en
               Verdict(speed >= 3));
   return absl::OkStatus();
 }
-}  // namespace
 
-absl::Status EvaluateShrp(const EvaluateOptions& o) {
-  const auto open = [&](const std::string& name) { return Gguf::Open(o.folder + "/" + name); };
-  SLUICE_ASSIGN_OR_RETURN(const Gguf file, open("intent-encoder-q8_0.gguf"));
-  SLUICE_ASSIGN_OR_RETURN(const Encoder dense, Encoder::Load(file));
-  const auto load = [&](const std::string& run, const std::string& head,
-                        int seed) -> absl::StatusOr<Encoder> {
-    SLUICE_ASSIGN_OR_RETURN(const Gguf c,
-                            open(absl::StrCat("shrp-", run, "-", head, "-s", seed, ".gguf")));
-    return Encoder::Load(file, &c);
-  };
-  const auto threads = MakeTbbExecutor(o.threads);
-  std::printf(
-      "SHRP (arXiv 2512.20635): encoder of %lld layers, %lld heads of %lld, %zu task families\n",
-      static_cast<long long>(dense.shape().layers), static_cast<long long>(dense.shape().heads),
-      static_cast<long long>(dense.shape().head_dim()), dense.labels().size());
+// Held-out queries of both sets; none when one of them is not there.
+absl::StatusOr<std::vector<Query>> ReadSets(const EvaluateOptions& o, const Encoder& e) {
   std::vector<Query> queries;
   for (const char* set : {"pool_a", "mmlu_pro"}) {
     const std::string path = absl::StrCat(o.data, "/", set, "/queries.jsonl.gz");
     if (!std::filesystem::exists(path)) {
       std::printf("accuracy SKIPPED: it needs %s (--data FOLDER)\n", path.c_str());
-      queries.clear();
-      break;
+      return std::vector<Query>();
     }
-    SLUICE_RETURN_IF_ERROR(ReadQueries(path, dense, &queries));
+    SLUICE_RETURN_IF_ERROR(ReadQueries(path, e, &queries));
   }
-  if (!queries.empty()) {
-    std::printf("%zu held-out queries\n\n%-34s %9s %10s %12s\n", queries.size(), "encoder",
+  return queries;
+}
+
+// Accuracy of the encoder and of what pruning leaves of it, all over the same queries.
+class Accuracies {
+ public:
+  Accuracies(const EvaluateOptions& o, const Gguf& file, const std::vector<Query>& queries,
+             Executor& threads)
+      : o_(o), file_(file), queries_(queries), threads_(threads) {}
+  absl::Status Run(const Encoder& dense) {
+    std::printf("%zu held-out queries\n\n%-34s %9s %10s %12s\n", queries_.size(), "encoder",
                 "accuracy", "of dense", "pool_a only");
-    double base = 0;
-    const auto row = [&](const std::string& name, const Measured& m) {
-      ClearNote();
-      base = base > 0 ? base : m.accuracy;
-      std::printf("%-34s %9.4f %9.1f%% %12.4f\n", name.c_str(), m.accuracy, 100 * m.accuracy / base,
-                  m.four);
-      std::fflush(stdout);
-      return m.accuracy;
-    };
-    SLUICE_ASSIGN_OR_RETURN(const Measured whole, Accuracy(dense, queries, *threads));
-    row("dense", whole);
-    SLUICE_ASSIGN_OR_RETURN(const Encoder routed, load("half", "routed", 1));
-    SLUICE_ASSIGN_OR_RETURN(const Measured with, Accuracy(routed, queries, *threads));
-    row("half, routed, seed 1", with);
-    SLUICE_ASSIGN_OR_RETURN(const Measured without, Accuracy(routed.Pruned(), queries, *threads));
-    row("half, cut, not tuned after, seed 1", without);
-    std::vector<double> kept[2], random[2];
-    for (int run : {0, 1}) {
-      const std::string name = run == 0 ? "half" : "most";
-      for (int seed = 1; seed <= kHeadSeeds; ++seed) {
-        for (const char* head : {"usage_head", "random_head"}) {
-          Note(absl::StrCat(name, ", ", head, ", seed ", seed));
-          SLUICE_ASSIGN_OR_RETURN(const Encoder e, load(name, head, seed));
-          SLUICE_ASSIGN_OR_RETURN(const Measured m, Accuracy(e, queries, *threads));
-          const bool used = head[0] == 'u';
-          (used ? kept : random)[run].push_back(
-              row(absl::StrCat(run == 0 ? "half" : "all but one",
-                               used ? ", most used head" : ", random head", ", seed ", seed),
-                  m));
-        }
-      }
-    }
+    SLUICE_ASSIGN_OR_RETURN(const Measured whole, Accuracy(dense, queries_, threads_));
+    dense_ = whole.accuracy;
+    Row("dense", whole);
+    SLUICE_ASSIGN_OR_RETURN(const Encoder routed, Load("half-routed", 1));
+    SLUICE_ASSIGN_OR_RETURN(const double with, Measure("half, routed, seed 1", routed));
+    SLUICE_ASSIGN_OR_RETURN(const double without,
+                            Measure("half, cut, not tuned after, seed 1", routed.Pruned()));
+    SLUICE_ASSIGN_OR_RETURN(const Heads half, CompareHeads("half", "half"));
+    SLUICE_ASSIGN_OR_RETURN(const Heads most, CompareHeads("most", "all but one"));
+
     std::printf("\n");
-    for (int run : {0, 1})
-      std::printf(
-          "%s: most used head %.4f +- %.4f (%.1f %% of dense), random head after the same training "
-          "%.4f +- %.4f\n",
-          run == 0 ? "half" : "all but one", Mean(kept[run]), Spread(kept[run]),
-          100 * Mean(kept[run]) / base, Mean(random[run]), Spread(random[run]));
+    PrintHeads("half", half);
+    PrintHeads("all but one", most);
     std::printf(
         "B2 half keeps 93 %% of dense (%.1f): %s; most used over random head by 1 point (%.2f "
-        "half, %.2f all but one): "
-        "%s\n",
-        100 * Mean(kept[0]) / base, Verdict(Mean(kept[0]) >= 0.93 * base),
-        100 * (Mean(kept[0]) - Mean(random[0])), 100 * (Mean(kept[1]) - Mean(random[1])),
-        Verdict(Mean(kept[0]) - Mean(random[0]) >= 0.01));
-    std::printf("B3 cut within 1 point of routed (%.2f): %s\n",
-                100 * (with.accuracy - without.accuracy),
-                Verdict(std::abs(with.accuracy - without.accuracy) <= 0.01));
+        "half, %.2f all but one): %s\n",
+        100 * Mean(half.used) / dense_, Verdict(Mean(half.used) >= 0.93 * dense_),
+        100 * half.Gain(), 100 * most.Gain(), Verdict(half.Gain() >= 0.01));
+    std::printf("B3 cut within 1 point of routed (%.2f): %s\n", 100 * (with - without),
+                Verdict(std::abs(with - without) <= 0.01));
+    return absl::OkStatus();
   }
+
+ private:
+  // Accuracy with the most used head kept of every pruned layer, and with a random one; a seed.
+  struct Heads {
+    std::vector<double> used, random;
+    double Gain() const { return Mean(used) - Mean(random); }
+  };
+  absl::StatusOr<Encoder> Load(const std::string& name, int seed) const {
+    SLUICE_ASSIGN_OR_RETURN(const Gguf c, OpenTrained(o_, "shrp-" + name, seed));
+    return Encoder::Load(file_, &c);
+  }
+  void Row(const std::string& name, const Measured& m) const {
+    PrintRow("%-34s %9.4f %9.1f%% %12.4f\n", name, m.accuracy, 100 * m.accuracy / dense_, m.four);
+  }
+  absl::StatusOr<double> Measure(const std::string& name, const Encoder& e) const {
+    SLUICE_ASSIGN_OR_RETURN(const Measured m, Accuracy(e, queries_, threads_));
+    Row(name, m);
+    return m.accuracy;
+  }
+  absl::StatusOr<Heads> CompareHeads(const std::string& run, const std::string& name) const {
+    Heads heads;
+    for (int seed = 1; seed <= kHeadSeeds; ++seed) {
+      const auto measure = [&](const char* head, const char* what) -> absl::StatusOr<double> {
+        Note(absl::StrCat(run, ", ", head, ", seed ", seed));
+        SLUICE_ASSIGN_OR_RETURN(const Encoder e, Load(absl::StrCat(run, "-", head), seed));
+        return Measure(absl::StrCat(name, ", ", what, ", seed ", seed), e);
+      };
+      SLUICE_ASSIGN_OR_RETURN(const double used, measure("usage_head", "most used head"));
+      SLUICE_ASSIGN_OR_RETURN(const double random, measure("random_head", "random head"));
+      heads.used.push_back(used);
+      heads.random.push_back(random);
+    }
+    return heads;
+  }
+  void PrintHeads(const char* name, const Heads& h) const {
+    std::printf(
+        "%s: most used head %s (%.1f %% of dense), random head after the same training %s\n", name,
+        MeanAndSpread(h.used, 4).c_str(), 100 * Mean(h.used) / dense_,
+        MeanAndSpread(h.random, 4).c_str());
+  }
+
+  const EvaluateOptions& o_;
+  const Gguf& file_;
+  const std::vector<Query>& queries_;
+  Executor& threads_;
+  double dense_ = 0;
+};
+}  // namespace
+
+absl::Status EvaluateShrp(const EvaluateOptions& o) {
+  SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(o.folder + "/intent-encoder-q8_0.gguf"));
+  SLUICE_ASSIGN_OR_RETURN(const Encoder dense, Encoder::Load(file));
+  const auto threads = MakeTbbExecutor(o.threads);
+  std::printf(
+      "SHRP (arXiv 2512.20635): encoder of %lld layers, %lld heads of %lld, %zu task families\n",
+      static_cast<long long>(dense.shape().layers), static_cast<long long>(dense.shape().heads),
+      static_cast<long long>(dense.shape().head_dim()), dense.labels().size());
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<Query> queries, ReadSets(o, dense));
+  if (!queries.empty()) SLUICE_RETURN_IF_ERROR(Accuracies(o, file, queries, *threads).Run(dense));
   return ShrpSpeed(o);
 }
 
 absl::Status ShrpSpeed(const EvaluateOptions& o) {
   SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(o.folder + "/intent-encoder-q8_0.gguf"));
-  SLUICE_ASSIGN_OR_RETURN(const Gguf six, Gguf::Open(o.folder + "/shrp-half-usage_head-s1.gguf"));
-  SLUICE_ASSIGN_OR_RETURN(const Gguf eleven,
-                          Gguf::Open(o.folder + "/shrp-most-usage_head-s1.gguf"));
+  SLUICE_ASSIGN_OR_RETURN(const Gguf six, OpenTrained(o, "shrp-half-usage_head", 1));
+  SLUICE_ASSIGN_OR_RETURN(const Gguf eleven, OpenTrained(o, "shrp-most-usage_head", 1));
   SLUICE_ASSIGN_OR_RETURN(const Encoder dense, Encoder::Load(file));
   SLUICE_ASSIGN_OR_RETURN(const Encoder half, Encoder::Load(file, &six));
   SLUICE_ASSIGN_OR_RETURN(const Encoder most, Encoder::Load(file, &eleven));

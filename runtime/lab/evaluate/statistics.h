@@ -1,6 +1,6 @@
 #ifndef SLUICE_RUNTIME_LAB_EVALUATE_STATISTICS_H_
 #define SLUICE_RUNTIME_LAB_EVALUATE_STATISTICS_H_
-// What every evaluation prints: means, spreads, medians, verdicts and progress.
+// What every evaluation prints: rows of a table, means, spreads, medians, verdicts and progress.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -8,13 +8,24 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_format.h"
+#include "sluice/api/version.h"
+
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 constexpr int kSeeds = 3;  // trained weights a method
 
-// Progress on one line of stderr; Row clears it before a line of the table.
+// Progress on one line of stderr; PrintRow clears it.
 inline void Note(const std::string& what) { std::fprintf(stderr, "\r%-70s", what.c_str()); }
 inline void ClearNote() { std::fprintf(stderr, "\r%70s\r", ""); }
+
+// A line of a table, seen as soon as it is known.
+template <class... Args>
+void PrintRow(const absl::FormatSpec<Args...>& format, const Args&... args) {
+  ClearNote();
+  absl::PrintF(format, args...);
+  std::fflush(stdout);
+}
 
 inline double Mean(const std::vector<double>& x) {
   return std::accumulate(x.begin(), x.end(), 0.0) /
@@ -24,6 +35,9 @@ inline double Spread(const std::vector<double>& x) {  // largest distance from t
   double d = 0;
   for (double v : x) d = std::max(d, std::abs(v - Mean(x)));
   return d;
+}
+inline std::string MeanAndSpread(const std::vector<double>& x, int digits) {
+  return absl::StrFormat("%.*f +- %.*f", digits, Mean(x), digits, Spread(x));
 }
 inline double Median(std::vector<double> x) {
   std::sort(x.begin(), x.end());

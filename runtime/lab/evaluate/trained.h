@@ -1,0 +1,55 @@
+#ifndef SLUICE_RUNTIME_LAB_EVALUATE_TRAINED_H_
+#define SLUICE_RUNTIME_LAB_EVALUATE_TRAINED_H_
+// What an evaluation reads: text that no training saw, and the weights that each training seed
+// gave.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/lab/evaluate/evaluate.h"
+#include "sluice/runtime/weights/gguf.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+inline absl::StatusOr<std::vector<int32_t>> ReadHeldOut(const EvaluateOptions& o) {
+  return ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1);
+}
+inline absl::StatusOr<Gguf> OpenTrained(const EvaluateOptions& o, absl::string_view name,
+                                        int seed) {
+  return Gguf::Open(absl::StrCat(o.folder, "/", name, "-s", seed, ".gguf"));
+}
+
+// One engine dense and one routed, fed the same tokens in turn.
+struct EnginePair {
+  std::unique_ptr<host::Engine> dense, routed;
+
+  static absl::StatusOr<EnginePair> Create(const host::Model& model,
+                                           const host::EngineOptions& routed) {
+    host::EngineOptions plain;
+    plain.threads = routed.threads;
+    plain.max_tokens = routed.max_tokens;
+    EnginePair pair;
+    SLUICE_ASSIGN_OR_RETURN(pair.dense, host::Engine::Create(model, plain));
+    SLUICE_ASSIGN_OR_RETURN(pair.routed, host::Engine::Create(model, routed));
+    return pair;
+  }
+  // Both from nothing, without logits.
+  absl::Status Prefill(const std::vector<int32_t>& tokens) {
+    for (host::Engine* e : {dense.get(), routed.get()}) {
+      e->Reset();
+      SLUICE_RETURN_IF_ERROR(e->Feed(tokens, static_cast<int64_t>(tokens.size())));
+    }
+    return absl::OkStatus();
+  }
+  // What routing leaves of the attention.
+  double PairsKept() const {
+    return static_cast<double>(routed->counters().exact_pairs) /
+           static_cast<double>(dense->counters().exact_pairs);
+  }
+};
+}  // namespace lab
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_LAB_EVALUATE_TRAINED_H_
