@@ -29,8 +29,9 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float
     for (int64_t c = 0; c < kPanelKeys; c += N) {
       VF acc = hn::Zero(d);
       for (int64_t j = 0; j < heads; ++j) {
-        acc = hn::MulAdd(hn::Set(d, weight[j]),
-                         hn::Max(hn::LoadU(d, s + j * kPanelKeys + c), hn::Zero(d)), acc);
+        const VF dot = hn::LoadU(d, s + j * kPanelKeys + c);
+        const VF relu = hn::IfThenZeroElse(hn::Lt(dot, hn::Zero(d)), dot);  // NaN stays NaN
+        acc = hn::MulAdd(hn::Set(d, weight[j]), relu, acc);
       }
       hn::Store(acc, d, sum + c);
     }

@@ -8,7 +8,8 @@
 namespace sluice::kernels {
 // Token indexer scores of DSA (arXiv 2512.02556): score[s] = sum_j weight[j] * max(0, q[j] . k[s])
 // for one query, q [heads, dim], n keys with row stride in bytes, optional ids (then k row s is
-// keys[ids[s]]). Weights may be negative. scratch: IndexScratchFloats(heads, dim). O(n heads dim).
+// keys[ids[s]]). Weights may be negative. NaN in a product makes the score NaN. scratch:
+// IndexScratchFloats(heads, dim). O(n heads dim).
 inline constexpr int64_t IndexScratchFloats(int64_t heads, int64_t dim) {
   return 64 * dim + 64 * heads;
 }

@@ -1,8 +1,7 @@
 #ifndef SLUICE_RUNTIME_KERNELS_INDEX_SCORE_INDEX_SCORE_REFERENCE_H_
 #define SLUICE_RUNTIME_KERNELS_INDEX_SCORE_INDEX_SCORE_REFERENCE_H_
 // The specification: plain loops in double precision.
-#include <algorithm>
-#include <cstddef>
+#include <cstdint>
 
 namespace sluice::kernels {
 // q [heads, dim], key [dim].
@@ -12,7 +11,7 @@ inline double IndexScoreReference(const float* q, const float* weight, int64_t h
   for (int64_t j = 0; j < heads; ++j) {
     double dot = 0;
     for (int64_t i = 0; i < dim; ++i) dot += static_cast<double>(q[j * dim + i]) * key[i];
-    sum += weight[j] * std::max(0.0, dot);
+    sum += weight[j] * (dot < 0 ? 0 : dot);
   }
   return sum;
 }

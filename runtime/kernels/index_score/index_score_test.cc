@@ -35,5 +35,30 @@ TEST(IndexScore, ContiguousAndGathered) {
     }
   });
 }
+// ReLU of NaN is NaN: a score of 0 would be as good as any other.
+TEST(IndexScore, NanComesOut) {
+  ForEachTarget([&](const char* target) {
+    const int64_t heads = 3;
+    const int64_t dim = 16;
+    const int64_t n = 70;
+    const std::vector<float> q = Normal(heads * dim, 1);
+    std::vector<float> k = Normal(n * dim, 3);
+    k[5 * dim + 2] = kNan;
+    k[68 * dim] = kNan;
+    k[9 * dim + 1] = kInf;
+    const std::vector<float> w = {1, -2, 0.5};
+    std::vector<float> s(n);
+    std::vector<float> scratch(IndexScratchFloats(heads, dim));
+    IndexScore(q.data(), w.data(), heads, dim, k.data(), DType::kF32, dim * 4, nullptr, n, s.data(),
+               scratch.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const double want = IndexScoreReference(q.data(), w.data(), heads, dim, &k[i * dim]);
+      EXPECT_EQ(std::isnan(s[i]), std::isnan(want)) << target << " " << i;
+      if (std::isinf(want)) {
+        EXPECT_EQ(s[i], want) << target;
+      }
+    }
+  });
+}
 }  // namespace
 }  // namespace sluice::kernels
