@@ -73,7 +73,7 @@ class MeanPool {
       const TileQueries q = branch.Queries(tile);
       const int64_t visible = q.last / config_.block + 1;
       float* best = scratch[plan.best];
-      std::fill(best, best + visible, 0.0f);
+      std::fill(best, best + visible, -HUGE_VALF);  // what only NaN speaks for is never chosen
 
       const int64_t group = GroupSize(plan.shape);
       for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {

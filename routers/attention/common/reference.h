@@ -1,0 +1,133 @@
+#ifndef SLUICE_ROUTERS_ATTENTION_COMMON_REFERENCE_H_
+#define SLUICE_ROUTERS_ATTENTION_COMMON_REFERENCE_H_
+// Steps that references of attention routers share: plain loops, full sorts, double precision, and
+// nothing of the routers' own primitives.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "sluice/api/attention_router.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace attention::reference {
+using Vector = std::vector<double>;
+using Lists = std::vector<std::vector<uint32_t>>;  // [queries * heads]: keys, ascending
+
+inline double Product(const Vector& a, const Vector& b) {
+  double sum = 0;
+  for (size_t x = 0; x < a.size(); ++x) sum += a[x] * b[x];
+  return sum;
+}
+inline Vector Query(const HeadsView<const float>& q, int64_t i, int64_t head, double scale) {
+  Vector query(q.at(i, head), q.at(i, head) + q.dim);
+  for (double& x : query) x *= scale;
+  return query;
+}
+inline Vector Key(const KvView& k, int64_t s, int64_t kv) {
+  Vector key(k.dim);
+  for (int64_t x = 0; x < k.dim; ++x) key[x] = k.Get(s, kv, x);
+  return key;
+}
+inline Vector MeanOf(const std::vector<Vector>& rows) {
+  Vector mean(rows[0].size());
+  for (const Vector& row : rows) {
+    for (size_t x = 0; x < mean.size(); ++x) mean[x] += row[x];
+  }
+  for (double& x : mean) x /= static_cast<double>(rows.size());
+  return mean;
+}
+// The mean of the keys of a block that are there.
+inline Vector MeanKey(const KvView& k, int64_t b, int64_t block, int64_t kv) {
+  std::vector<Vector> keys;
+  for (int64_t s = b * block; s < std::min(k.rows, (b + 1) * block); ++s)
+    keys.push_back(Key(k, s, kv));
+  return MeanOf(keys);
+}
+
+// NaN anywhere: all is NaN. Only -inf: all is 0.
+inline Vector Softmax(const Vector& x) {
+  double most = -HUGE_VAL;
+  for (double e : x) most = std::max(most, e);
+  Vector p(x.size());
+  double sum = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    p[i] = most == -HUGE_VAL && !std::isnan(x[i]) ? 0 : std::exp(x[i] - most);
+    sum += p[i];
+  }
+  for (double& e : p) e = sum == 0 ? 0 : e / sum;
+  return p;
+}
+
+// Units by falling score, equal ones by rising number. NaN and -inf are left out.
+inline std::vector<int64_t> Ranked(const Vector& score) {
+  std::vector<int64_t> order;
+  for (int64_t u = 0; u < std::ssize(score); ++u) {
+    if (score[u] > -HUGE_VAL) order.push_back(u);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return score[a] > score[b]; });
+  return order;
+}
+// The k best units, ascending.
+inline std::vector<int64_t> Best(const Vector& score, int64_t k) {
+  std::vector<int64_t> best = Ranked(score);
+  if (std::ssize(best) > k) best.resize(k);
+  std::sort(best.begin(), best.end());
+  return best;
+}
+
+// How many blocks a list keeps: k, else the share p of the score, else those above tau. Forced
+// blocks come first and use the budget up, or are kept beside it.
+struct Budget {
+  int64_t k = 0;
+  double p = 0;
+  double tau = 0;
+  int64_t sink = 1;
+  int64_t local = 2;
+  bool count_forced = true;
+
+  // Ascending. `own` is the block of the tile's first query; blocks after it overlap the tile.
+  std::vector<int64_t> Select(const Vector& score, int64_t own) const {
+    std::vector<int64_t> kept;
+    int64_t room = k;
+    double total = 0;
+    double held = 0;
+    for (int64_t b = 0; b < std::ssize(score); ++b) {
+      const double weight = score[b] > 0 ? score[b] : 0;
+      const bool forced = b < sink || b > own - local;
+      if (forced) kept.push_back(b);
+      if (!forced || count_forced) total += weight;
+      if (!forced || !count_forced) continue;
+      --room;
+      held += weight;
+    }
+    for (int64_t b : Ranked(score)) {
+      if (b < sink || b > own - local) continue;
+      const bool wanted = k > 0   ? room > 0
+                          : p > 0 ? score[b] >= 0 && (p >= 1 || held < p * total)
+                                  : score[b] > tau;
+      if (!wanted) break;
+      kept.push_back(b);
+      --room;
+      held += score[b];
+    }
+    std::sort(kept.begin(), kept.end());
+    return kept;
+  }
+};
+
+// The keys of blocks that the query at a position sees.
+inline std::vector<uint32_t> KeysOf(const std::vector<int64_t>& blocks, int64_t block,
+                                    int64_t position) {
+  std::vector<uint32_t> keys;
+  for (int64_t b : blocks) {
+    for (int64_t s = b * block; s < (b + 1) * block && s <= position; ++s)
+      keys.push_back(static_cast<uint32_t>(s));
+  }
+  return keys;
+}
+}  // namespace attention::reference
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_ROUTERS_ATTENTION_COMMON_REFERENCE_H_
