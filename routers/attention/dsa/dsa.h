@@ -7,7 +7,8 @@
 //   SCORE   sum_j w_j ReLU(q_j . k) of every earlier token
 //   SELECT  the k best tokens, one list a token, shared by all heads
 //
-// O(keys * index_heads * index_dim) a query.
+// NaN scores are never selected; a query without any other keeps its own token, so that a NaN query
+// comes out as NaN. O(keys * index_heads * index_dim) a query.
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
 
@@ -61,9 +62,11 @@ class Dsa {
       const int64_t keys = in.q_begin + i + 1;
       float* scores = scratch[plan.scores];
       indexer.ScoreKeys(i, nullptr, keys, scores, scratch[plan.index]);
-      const auto top = kernels::TopK(scores, keys, std::min(config_.k, keys), branch.tokens(i),
-                                     scratch[plan.top]);
-      branch.set_count(i, top.count);
+      uint32_t* tokens = branch.tokens(i);
+      int64_t count =
+          kernels::TopK(scores, keys, std::min(config_.k, keys), tokens, scratch[plan.top]).count;
+      if (count == 0) tokens[count++] = static_cast<uint32_t>(keys - 1);
+      branch.set_count(i, count);
     });
     return absl::OkStatus();
   }

@@ -2,49 +2,63 @@
 
 #include <gtest/gtest.h>
 
+#include "sluice/routers/attention/dsa/dsa_reference.h"
 #include "sluice/routers/builtin.h"
-#include "sluice/runtime/kernels/index_score/index_score_reference.h"
-#include "sluice/runtime/kernels/top_k/top_k_reference.h"
-#include "sluice/tests/support/router_harness.h"
+#include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-// A random indexer over the data: queries, signed weights and keys of its own.
-struct IndexData {
-  std::vector<float> q, w, k;
-  void Attach(SessionOptions& s, AttentionInputs& in, int64_t heads, int64_t dim) {
-    const auto fill = [&](std::vector<float>& x, int64_t n, uint64_t unit) {
-      for (int64_t i = 0; i < n; ++i)
-        x.push_back(static_cast<float>(RandomNormal({5, 0, 0, unit, static_cast<uint64_t>(i)})));
-    };
-    if (q.empty()) {
-      fill(q, in.q.rows * heads * dim, 1);
-      fill(w, in.q.rows * heads, 2);
-      fill(k, in.k.rows * dim, 3);
+std::string Dsa(int64_t k) { return absl::StrCat("dsa:k=", k); }
+
+// With an indexer of the host's, and with the attention's own queries and keys in its stead.
+TEST(Dsa, ListsAreTheReferences) {
+  for (const ReferenceCase& c : ReferenceCases()) {
+    const AttentionData a = c.Data(1);
+    for (bool trained : {false, true}) {
+      IndexData index;
+      HarnessOptions o = c.Options();
+      if (trained)
+        o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 7, 24); };
+      for (int64_t k : {1, 50, 230, 4096}) ExpectListsOf(attention::DsaReference{k}, Dsa(k), a, o);
     }
-    s.index_heads = static_cast<int>(heads);
-    s.index_dim = static_cast<int>(dim);
-    in.index.q = {q.data(), in.q.rows, heads, dim, heads * dim, dim};
-    in.index.weight = {w.data(), in.q.rows, heads, heads};
-    in.index.k = {k.data(), DType::kF32, in.k.rows, 1, dim, dim, dim};
   }
-};
-TEST(Dsa, ListIsTheSortedTopKOfTheReference) {
-  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 40, 4, 2, 32, 32, 1);
+}
+TEST(Dsa, TiesGoToTheLowestToken) {
+  const AttentionData a =
+      WithTies(MakeAttentionData(DataKind::kGaussian, 333, 100, 4, 2, 16, 24, 2), 16);
   IndexData index;
   HarnessOptions o;
-  o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
-  const RoutedRun r = RunRouter("dsa:k=50", a, o);
-  ASSERT_TRUE(r.status.ok()) << r.status;
-  for (int64_t i = 0; i < 40; ++i) {
-    std::vector<float> score;
-    for (int64_t s = 0; s <= 260 + i; ++s)
-      score.push_back(static_cast<float>(kernels::IndexScoreReference(
-          &index.q[i * 128], &index.w[i * 8], 8, 16, &index.k[s * 16])));
-    EXPECT_GE(IoU(r.lists[i * 4], kernels::TopKReference(score.data(), score.size(), 50)),
-              0.96);                                // rounding may swap the last
-    EXPECT_EQ(r.lists[i * 4], r.lists[i * 4 + 3]);  // shared by all heads
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
+    index.Attach(s, in, 4, 8);
+    for (std::vector<float>* x : {&index.q, &index.w, &index.k}) {
+      for (float& e : *x) e = std::nearbyint(e);
+    }
+  };
+  for (int64_t k : {3, 20, 90, 200}) {
+    ExpectListsOf(attention::DsaReference{k}, Dsa(k), a);
+    ExpectListsOf(attention::DsaReference{k}, Dsa(k), a, o);
   }
+}
+// ReLU makes no number of NaN: such tokens are in no list, nor are those of score -inf. What a NaN
+// query attends to is NaN.
+TEST(Dsa, NanAndInfiniteScores) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 40, 4, 2, 32, 24, 3);
+  IndexData index;
+  HarnessOptions o;
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 2, 8); };
+  ASSERT_TRUE(RunRouter(Dsa(50), a, o).status.ok());  // fills the index data
+  for (int64_t s = 0; s < 300; s += 5) {
+    a.k[s * 64] = NAN;
+    index.k[s * 8 + 1] = s % 2 == 0 ? NAN : INFINITY;
+  }
+  a.q[7 * 4 * 32] = NAN;
+  index.q[9 * 2 * 8] = NAN;
+  index.w[11 * 2] = NAN;
+  for (int64_t k : {50, 280, 4096}) {
+    ExpectListsOf(attention::DsaReference{k}, Dsa(k), a);
+    ExpectListsOf(attention::DsaReference{k}, Dsa(k), a, o);
+  }
+  EXPECT_TRUE(std::isnan(RunRouter(Dsa(50), a).o[7 * 4 * 24]));
 }
 TEST(Dsa, ScalingTheWeightsOfATokenChangesNothing) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 40, 4, 2, 32, 32, 1);
@@ -52,8 +66,16 @@ TEST(Dsa, ScalingTheWeightsOfATokenChangesNothing) {
   HarnessOptions o;
   o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
   const RoutedRun before = RunRouter("dsa:k=50", a, o);
+  ASSERT_TRUE(before.status.ok()) << before.status;
   for (float& w : index.w) w *= 4;
   EXPECT_EQ(RunRouter("dsa:k=50", a, o).lists, before.lists);
+  for (float& w : index.w) w = -w;
+  EXPECT_NE(RunRouter("dsa:k=50", a, o).lists, before.lists);
+}
+TEST(Dsa, RefusesIndexInputsOfAnotherShape) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 300, 40, 4, 2, 32, 32, 1);
+  IndexData index;
+  HarnessOptions o;
   o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
     index.Attach(s, in, 8, 16);
     in.index.k.dim = 15;
