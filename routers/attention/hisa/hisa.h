@@ -9,7 +9,8 @@
 //   SCORE   DSA's indexer on them
 //   SELECT  the k best tokens
 //
-// O((keys / block + m * block) * index_heads * index_dim) a query.
+// NaN scores are never selected; a query without any other keeps its own token, so that a NaN query
+// comes out as NaN. O((keys / block + m * block) * index_heads * index_dim) a query.
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/sum.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
@@ -92,10 +93,12 @@ class Hisa {
       indexer.ScoreKeys(i, ids, candidates, scores, scratch[plan.index]);
 
       uint32_t* picked = scratch[plan.picked];
-      const int64_t count = kernels::TopK(scores, candidates, std::min(config_.k, candidates),
-                                          picked, scratch[plan.top])
-                                .count;
-      for (int64_t j = 0; j < count; ++j) branch.tokens(i)[j] = ids[picked[j]];
+      int64_t count = kernels::TopK(scores, candidates, std::min(config_.k, candidates), picked,
+                                    scratch[plan.top])
+                          .count;
+      uint32_t* tokens = branch.tokens(i);
+      for (int64_t j = 0; j < count; ++j) tokens[j] = ids[picked[j]];
+      if (count == 0) tokens[count++] = static_cast<uint32_t>(keys - 1);
       branch.set_count(i, count);
     });
     return absl::OkStatus();
