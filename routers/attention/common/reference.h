@@ -38,10 +38,10 @@ inline Vector MeanOf(const std::vector<Vector>& rows) {
   for (double& x : mean) x /= static_cast<double>(rows.size());
   return mean;
 }
-// The mean of the keys of a block that are there.
-inline Vector MeanKey(const KvView& k, int64_t b, int64_t block, int64_t kv) {
+// The mean of those keys of a block that stand before `end`.
+inline Vector MeanKey(const KvView& k, int64_t b, int64_t block, int64_t end, int64_t kv) {
   std::vector<Vector> keys;
-  for (int64_t s = b * block; s < std::min(k.rows, (b + 1) * block); ++s)
+  for (int64_t s = b * block; s < std::min(end, (b + 1) * block); ++s)
     keys.push_back(Key(k, s, kv));
   return MeanOf(keys);
 }

@@ -28,6 +28,14 @@ inline void ScoreSoftmax(const float* q, int64_t rows, const float* table, int64
   for (int64_t i = 0; i < rows; ++i) kernels::Softmax(score + i * units, units);
 }
 
+// The same over a table whose last unit is `last` [d] instead.
+inline void ScoreSoftmaxLast(const float* q, int64_t rows, const float* table, const float* last,
+                             int64_t units, int64_t d, float* score, float* gemm) {
+  ScoreDot(q, rows, table, units, d, score, gemm);
+  kernels::GemmNT(q, d, last, d, rows, 1, d, score + units - 1, units, gemm);
+  for (int64_t i = 0; i < rows; ++i) kernels::Softmax(score + i * units, units);
+}
+
 // best [units] = the largest of best and every row.
 inline void MaxOverRows(const float* score, int64_t rows, int64_t units, float* best) {
   for (int64_t i = 0; i < rows; ++i) {

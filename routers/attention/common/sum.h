@@ -47,6 +47,13 @@ class BlockMeans {
     Append(keys, executor, [](float*, int64_t) {});
   }
 
+  // out [width] = the mean of a block's keys before `end`, for queries that see no more of it.
+  void MeanBefore(const KvView& keys, int64_t head, int64_t block, int64_t end, float* out) const {
+    const int64_t begin = block * l_.block;
+    kernels::Pool(kernels::PoolKind::kMean, keys.at(begin, head), keys.dtype, keys.row_stride,
+                  end - begin, l_.width, out);
+  }
+
   float* At(int64_t head, int64_t block) const {
     return mean_ + (head * l_.blocks + block) * l_.width;
   }

@@ -34,7 +34,7 @@ struct HisaReference {
     for (int64_t b = 0; b * block <= last; ++b) {
       std::vector<reference::Vector> means;
       for (int64_t stream = 0; stream < keys.heads; ++stream)
-        means.push_back(reference::MeanKey(keys, b, block, stream));
+        means.push_back(reference::MeanKey(keys, b, block, last + 1, stream));
       of_block.push_back(Score(in, i, means));
     }
     of_block.front() = HUGE_VAL;

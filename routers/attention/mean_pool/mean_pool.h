@@ -3,7 +3,9 @@
 // Block selection by mean-pooled keys. Training-free; the baseline that learned block routers must
 // beat.
 //
-//   SUM     mean of each block of keys, appended as keys arrive
+//   SUM     mean of each block of keys, appended as keys arrive; of a tile's last block, of the
+//   keys
+//           up to the tile's last query
 //   SCORE   q . mean * scale, softmax over the visible blocks, then the largest over the tile's
 //           queries and the group's heads
 //   SELECT  the best k blocks, or the fewest that hold the share p; first and last are forced
@@ -38,7 +40,7 @@ class MeanPool {
   struct Plan : RouterPlan {
     using RouterPlan::RouterPlan;
     BlockMeans::Layout means;
-    Scratch<float> queries, scores, best, gemm;
+    Scratch<float> queries, last, scores, best, gemm;
     Scratch<std::byte> select;
   };
 
@@ -52,6 +54,7 @@ class MeanPool {
     plan.means = BlockMeans::AddTo(plan, s.kv_heads, config_.block, s.head_dim);
     const int64_t blocks = plan.means.blocks;
     plan.queries = plan.AddScratch<float>(kTile * s.head_dim);
+    plan.last = plan.AddScratch<float>(s.head_dim);
     plan.scores = plan.AddScratch<float>(kTile * blocks);
     plan.best = plan.AddScratch<float>(blocks);
     plan.gemm = AddGemmScratch(plan, s.head_dim);
@@ -75,12 +78,16 @@ class MeanPool {
       float* best = scratch[plan.best];
       std::fill(best, best + visible, -HUGE_VALF);  // what only NaN speaks for is never chosen
 
+      // What comes after the tile has no say, and chunks give the lists of one call.
+      float* last = scratch[plan.last];
+      means.MeanBefore(in.k, kv, visible - 1, q.last + 1, last);
+
       const int64_t group = GroupSize(plan.shape);
       for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
         const int64_t rows = Queries(in, RowsOf(branch, tile), head, scratch[plan.queries]);
         float* scores = scratch[plan.scores];
-        ScoreSoftmax(scratch[plan.queries], rows, means.At(kv, 0), visible, in.q.dim, scores,
-                     scratch[plan.gemm]);
+        ScoreSoftmaxLast(scratch[plan.queries], rows, means.At(kv, 0), last, visible, in.q.dim,
+                         scores, scratch[plan.gemm]);
         MaxOverRows(scores, rows, visible, best);
       }
 

@@ -12,12 +12,13 @@ struct MeanPoolReference {
   int64_t tile = 64;
 
   // What queries [from, to) of all heads of a group say of the blocks that the last of them sees:
-  // the largest probability. -inf where every probability is NaN.
+  // the largest probability, of means over keys up to there. -inf where all of them are NaN.
   reference::Vector Scores(const AttentionInputs& in, int64_t from, int64_t to, int64_t kv) const {
     const int64_t group = in.q.heads / in.k.heads;
     const int64_t blocks = (in.q_begin + to - 1) / block + 1;
     std::vector<reference::Vector> means;
-    for (int64_t b = 0; b < blocks; ++b) means.push_back(reference::MeanKey(in.k, b, block, kv));
+    for (int64_t b = 0; b < blocks; ++b)
+      means.push_back(reference::MeanKey(in.k, b, block, in.q_begin + to, kv));
 
     reference::Vector best(blocks, -HUGE_VAL);
     for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {

@@ -33,6 +33,21 @@ TEST(MeanPool, ListsAreTheReferences) {
       ExpectListsOf(rule.reference, absl::StrCat("mean_pool:", rule.text), a, c.Options());
   }
 }
+// Blocks longer than a tile, and tiles that end inside a block: what comes after the tile has no
+// say.
+TEST(MeanPool, ChunksOfTilesGiveTheListsOfOneCall) {
+  for (int64_t q : {448, 410}) {
+    const AttentionData a = MakeAttentionData(DataKind::kNeedles, 448, q, 4, 2, 32, 24, 5);
+    for (const char* rule :
+         {"block=128,sink=0,local=1,k=0,p=0.6", "block=256,k=0,p=0.5,sink=0,local=1",
+          "block=32,k=0,p=0.5,sink=0,local=1", "block=32,k=5"}) {
+      HarnessOptions o;
+      o.chunk = 64;
+      const std::string policy = absl::StrCat("mean_pool:", rule);
+      EXPECT_EQ(RunRouter(policy, a, o).lists, RunRouter(policy, a).lists) << policy << " " << q;
+    }
+  }
+}
 TEST(MeanPool, TiesGoToTheLowestBlock) {
   for (int64_t q : {200, 1}) {
     const AttentionData a =

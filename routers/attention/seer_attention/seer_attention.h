@@ -5,7 +5,8 @@
 // choice: the diagonal block is always kept (upstream may drop it), dense tail rows are a switch.
 //
 //   PREP    queries and keys from before RoPE
-//   SUM     mean of each block, turned to the block's start
+//   SUM     mean of each block, turned to the block's start; of a tile's last block, of the keys up
+//           to the tile's last query
 //   SCORE   q . mean * scale, softmax over key blocks, one list a query head
 //   SELECT  gate above tau, or as many blocks a row as a target density wants
 #include "sluice/routers/attention/common/prep.h"
@@ -45,7 +46,7 @@ class SeerAttention {
   struct Plan : RouterPlan {
     using RouterPlan::RouterPlan;
     BlockMeans::Layout gates;
-    Scratch<float> gate, scores, gemm;
+    Scratch<float> gate, last, scores, gemm;
     Scratch<std::byte> select;
   };
 
@@ -55,6 +56,7 @@ class SeerAttention {
     Plan plan(s);
     plan.gates = BlockMeans::AddTo(plan, s.kv_heads, config_.block, s.head_dim);
     plan.gate = plan.AddScratch<float>(s.head_dim);
+    plan.last = plan.AddScratch<float>(s.head_dim);
     plan.scores = plan.AddScratch<float>(plan.gates.blocks);
     plan.gemm = AddGemmScratch(plan, s.head_dim);
     plan.select = AddSelectScratch(plan, plan.gates.blocks);
@@ -85,9 +87,14 @@ class SeerAttention {
       MeanQuery(in.q_pre, RowsOf(branch, tile), head, in.scale, gate);
       RotateTo(gate, d, own * config_.block, in.rope_base);
 
+      // What comes after the tile has no say, and chunks give the lists of one call.
+      const int64_t kv = head / GroupSize(plan.shape);
+      float* last = scratch[plan.last];
+      gates.MeanBefore(in.k_pre, kv, visible - 1, q.last + 1, last);
+      RotateTo(last, d, (visible - 1) * config_.block, in.rope_base);
+
       float* scores = scratch[plan.scores];
-      ScoreSoftmax(gate, 1, gates.At(head / GroupSize(plan.shape), 0), visible, d, scores,
-                   scratch[plan.gemm]);
+      ScoreSoftmaxLast(gate, 1, gates.At(kv, 0), last, visible, d, scores, scratch[plan.gemm]);
 
       const int64_t row = branch.row_of(head, tile);
       branch.set_count(row, SelectBlocks(Budget(in, q), scores, visible, own, scratch[plan.select],

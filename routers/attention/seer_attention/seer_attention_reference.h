@@ -26,7 +26,7 @@ struct SeerAttentionReference {
   }
 
   // Gate probabilities of the blocks that the last of queries [from, to) sees: mean query and mean
-  // keys from before RoPE, each turned to the start of its block.
+  // keys up to there, from before RoPE, each turned to the start of its block.
   reference::Vector Gate(const AttentionInputs& in, int64_t from, int64_t to, int64_t head) const {
     const int64_t kv = head / (in.q.heads / in.k.heads);
     const int64_t own = (in.q_begin + from) / block;
@@ -37,7 +37,7 @@ struct SeerAttentionReference {
 
     reference::Vector score;
     for (int64_t b = 0; b * block <= in.q_begin + to - 1; ++b) {
-      const reference::Vector mean = reference::MeanKey(in.k_pre, b, block, kv);
+      const reference::Vector mean = reference::MeanKey(in.k_pre, b, block, in.q_begin + to, kv);
       score.push_back(reference::Product(q, Turned(mean, b * block, in.rope_base)));
     }
     return reference::Softmax(score);

@@ -56,6 +56,17 @@ TEST(SeerAttention, ListsAreTheReferences) {
     }
   }
 }
+// Tiles that end inside a block: what comes after the tile has no say.
+TEST(SeerAttention, ChunksOfTilesGiveTheListsOfOneCall) {
+  for (int64_t q : {448, 410}) {
+    const AttentionData a = MakeAttentionData(DataKind::kNeedles, 448, q, 4, 2, 32, 24, 5);
+    for (const char* rule : {"block=64,tau=0.2", "block=32,tau=0.1", "block=64,density=0.4"}) {
+      HarnessOptions o;
+      o.chunk = 64;
+      EXPECT_EQ(RunRouter(Seer(rule), a, o).lists, RunRouter(Seer(rule), a).lists) << rule << q;
+    }
+  }
+}
 // Without RoPE, gates of whole numbers tie exactly.
 TEST(SeerAttention, TiesGoToTheLowestBlock) {
   for (int64_t q : {109, 1}) {
