@@ -71,6 +71,10 @@ struct AttentionPlanInfo {
   size_t sequence_bytes = 0;  // per sequence, shared by its layers (cascades)
   PlanLayout layout;
   bool keeps_plans = false;  // RunContext::plans must lend a builder a layer
+  // All that any query may see, whatever the data: the first `reach_first` keys of its sequence and
+  // the last `reach_last` up to itself, so that a host can drop the others. -1: any key.
+  int64_t reach_first = -1;
+  int64_t reach_last = -1;
 };
 
 // Projections of a learned token indexer (DSA, HISA): per token `heads` index queries and weights,

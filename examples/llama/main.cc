@@ -19,6 +19,7 @@
 #include "llama.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"

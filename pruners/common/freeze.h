@@ -2,6 +2,7 @@
 #define SLUICE_PRUNERS_COMMON_FREEZE_H_
 // Freeze: pruning is routing with a constant gate. Where a router's decisions hardly depend on the
 // item, its use of the units over data becomes a mask over units, and what is not kept can go.
+#include <cmath>
 #include <vector>
 
 #include "sluice/api/router.h"
@@ -10,6 +11,18 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace pruning {
+// The unit that stays where only one may: the most used, by counts, shares or scores. Ties go to
+// the lowest index, NaN never wins; -1 where there is no number. O(units).
+template <class T>
+int64_t MostUsed(absl::Span<const T> usage) {
+  int64_t best = -1;
+  for (size_t u = 0; u < usage.size(); ++u) {
+    if (std::isnan(static_cast<double>(usage[u]))) continue;
+    if (best < 0 || usage[u] > usage[static_cast<size_t>(best)]) best = static_cast<int64_t>(u);
+  }
+  return best;
+}
+
 // Runs `router` over every batch of `data` and keeps the units that its items used most, by the sum
 // of their mixing weights: mask [1, units]. `target`: kRatio, kCount or kCost over the units
 // (column_cost: of a unit). Ties keep the lowest unit. O(the router's Runs + units log units).

@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/pruners/common/freeze.h"
 #include "sluice/pruners/head/shrp/shrp_reference.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
@@ -107,7 +108,8 @@ TEST(Encoder, RoutedAndPrunedAgreeBitForBitWhereTheKeptHeadIsPicked) {
   const Encoder cut = Routed().Pruned();
   std::vector<int32_t> kept(12, -1);
   for (size_t l = 6; l < 12; ++l)
-    kept[l] = static_cast<int32_t>(shrp::Freeze(absl::MakeConstSpan(Routed().layers()[l].usage)));
+    kept[l] =
+        static_cast<int32_t>(pruning::MostUsed(absl::MakeConstSpan(Routed().layers()[l].usage)));
   const Encoder::Result pruned = Infer(cut, Batch());
   EXPECT_EQ(Infer(Routed(), Batch(), kept).logits, pruned.logits);
   const Encoder::Result routed = Infer(Routed(), Batch());

@@ -1,4 +1,7 @@
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/generate.h"
+#include "sluice/runtime/host/scoring.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

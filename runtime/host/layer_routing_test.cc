@@ -32,7 +32,10 @@ EngineOptions Options(std::vector<LayerMode> fixed = {}) {
   EngineOptions o;
   o.max_tokens = 2048;
   o.layers.fixed = std::move(fixed);
-  if (o.layers.fixed.empty()) o.layers.weights = &Weights();
+  if (o.layers.fixed.empty()) {
+    o.layers.router = "flux_attention";
+    o.layers.weights = &Weights();
+  }
   return o;
 }
 std::vector<float> Decode(Engine& e, const std::vector<int32_t>& tokens) {
@@ -111,7 +114,7 @@ TEST(LayerRouting, ReproducesTheTrainersDecisions) {
       Logits(*e, Golden(w, static_cast<int64_t>(p)), 999);
       for (size_t layer = 0; layer < 6; ++layer) {
         const float* want = &logits[2 * (p * 6 + layer)];
-        EXPECT_NEAR(e->layer_logits()[2 * layer], want[0], 1e-2)
+        EXPECT_NEAR(e->layer_score(static_cast<int64_t>(layer)), std::max(want[0], want[1]), 1e-2)
             << "seed " << seed << " layer " << layer;
         EXPECT_EQ(e->modes()[layer] == kF, want[1] > want[0])
             << "seed " << seed << " layer " << layer;
@@ -198,16 +201,39 @@ TEST(LayerRouting, TriangleAndBlockSelectionRunAsSparseModes) {
   EXPECT_LT(t->counters().exact_pairs, d->counters().exact_pairs);
   EXPECT_LT(b->counters().exact_pairs, d->counters().exact_pairs);
 }
+// Any attention router may serve the steps of sparse layers, as long as nothing is evicted.
+TEST(LayerRouting, StepsMayRunAnyRouter) {
+  const std::vector<int32_t> tokens = Golden(Weights(), 0);
+  EngineOptions o = Options({6, kS});
+  o.layers.sparse_decode = "mean_pool:k=4";
+  const auto e = Make(o);
+  Logits(*e, {tokens.begin(), tokens.begin() + 600}, 599);
+  const int64_t before = e->counters().exact_pairs;
+  for (float x : Decode(*e, {tokens[600]})) ASSERT_TRUE(std::isfinite(x));
+  const int64_t read = e->counters().exact_pairs - before;
+  EXPECT_GT(read, 0);
+  EXPECT_LT(read, 6 * Mini().shape.heads * 601);
+}
 TEST(LayerRouting, BadOptionsAreExplained) {
   const auto message = [](const EngineOptions& o) {
     return std::string(Engine::Create(Mini(), o).status().message());
   };
   EXPECT_THAT(message(Options({kF, kS})), testing::HasSubstr("2 fixed layer modes for 6 layers"));
+  // What a step comes back to must still be there.
   EngineOptions o = Options();
-  o.layers.sparse_decode = "mean_pool:k=4";
-  EXPECT_THAT(message(o), testing::HasSubstr("decode with sink_window"));
-  o.layers.sparse_decode = "sink_window:last_dense=4";
-  EXPECT_THAT(message(o), testing::HasSubstr("not for decode"));
+  o.layers.evict = true;
+  for (const char* decode : {"mean_pool:k=4", "sink_window:last_dense=4", "dense"}) {
+    o.layers.sparse_decode = decode;
+    EXPECT_THAT(message(o), testing::HasSubstr(decode + std::string("' may come back to any")));
+  }
+  o = Options();
+  o.layers.router = "no_such";
+  EXPECT_THAT(message(o), testing::HasSubstr("no method 'no_such'; known: "));
+  o.layers.router = "ftp_static";
+  EXPECT_THAT(message(o), testing::HasSubstr("cannot route layers here"));
+  o.layers.router = "flux_attention";
+  o.layers.weights = nullptr;
+  EXPECT_THAT(message(o), testing::HasSubstr("needs trained weights"));
 }
 }  // namespace
 }  // namespace host

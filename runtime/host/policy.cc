@@ -3,57 +3,128 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <optional>
+#include <variant>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/regular_file.h"
-#include "sluice/runtime/dynload/plugin_library.h"
+#include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
 namespace {
-// The schedule of block sparsities is in the file; exactly its budget is computed.
-absl::Status UsePruning(const Gguf& w, TokenPruning::By by, EngineOptions& o) {
-  const uint64_t layers[] = {static_cast<uint64_t>(*w.Int("sluice.ftp.layers"))};
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<float> schedule, w.ReadF32("ftp.schedule", layers));
-  o.pruning.sparsity.assign(schedule.begin(), schedule.end());
-  o.pruning.by = by;
-  o.pruning.weights = &w;
-  o.pruning.topk = true;
-  o.quality_stride = 0;  // no plan to measure: the tokens are not there
-  return absl::OkStatus();
+// A method with weights in the models' folder: a line of its policies.txt.
+struct Bundled {
+  std::string text;  // "ftp:topk=1": what the policy means where it does not say otherwise
+  std::string file;
+  std::string name() const { return text.substr(0, text.find(':')); }
+};
+std::vector<Bundled> BundledPolicies() {
+  std::vector<Bundled> all;
+  std::ifstream list(ModelsFolder() + "/policies.txt");
+  for (std::string line; std::getline(list, line);) {
+    const std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    if (words.size() != 2 || words[0][0] == '#') continue;
+    all.push_back({words[0], absl::StrCat(ModelsFolder(), "/", words[1])});
+  }
+  return all;
 }
-struct Learned {
-  const char *name, *file, *layers_key;
-  absl::Status (*use)(const Gguf& weights, EngineOptions& o);
-};
-constexpr Learned kLearned[] = {
-    {"flux_attention", "/flux_attention-s1.gguf", "sluice.flux.layers",
-     [](const Gguf& w, EngineOptions& o) {
-       o.layers.weights = &w;
-       return absl::OkStatus();
-     }},
-    {"informed_routing", "/informed_routing-lff25-s1.gguf", "sluice.informed.layers",
-     [](const Gguf& w, EngineOptions& o) {
-       o.tokens.weights = &w;
-       o.tokens.gate = TokenRouting::Gate::kLearned;
-       return absl::OkStatus();
-     }},
-    {"ftp", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
-     [](const Gguf& w, EngineOptions& o) { return UsePruning(w, TokenPruning::By::kLearned, o); }},
-    {"ftp_static", "/ftp-full30-s1.gguf", "sluice.ftp.layers",
-     [](const Gguf& w, EngineOptions& o) { return UsePruning(w, TokenPruning::By::kStatic, o); }},
-};
-absl::StatusOr<Gguf> Weights(const Learned& l, const std::string& file, const Model& model) {
+// A method's name with its domain or without.
+bool SameName(absl::string_view given, absl::string_view bare) {
+  return given == bare || absl::EndsWith(given, absl::StrCat("/", bare));
+}
+
+// A file says under sluice.<method>.layers what it was trained for.
+absl::StatusOr<Gguf> Weights(const std::string& file, const Model& model) {
   SLUICE_ASSIGN_OR_RETURN(Gguf w, Gguf::Open(file));
-  SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int(l.layers_key));
-  if (layers != model.shape.layers)
-    return absl::InvalidArgumentError(absl::StrCat(file, " is trained for ", layers,
-                                                   " layers, the model has ", model.shape.layers));
+  for (const auto& [key, value] : w.values()) {
+    if (!absl::StartsWith(key, "sluice.") || !absl::EndsWith(key, ".layers")) continue;
+    const auto* layers = std::get_if<int64_t>(&value);
+    if (layers != nullptr && *layers != model.shape.layers)
+      return absl::InvalidArgumentError(absl::StrCat(
+          file, " is trained for ", *layers, " layers, the model has ", model.shape.layers));
+  }
   return w;
 }
+absl::StatusOr<std::vector<double>> Schedule(const Gguf* w, const Model& model) {
+  const uint64_t layers[] = {static_cast<uint64_t>(model.shape.layers)};
+  for (const auto& [name, tensor] :
+       w == nullptr ? std::map<std::string, GgufTensor>() : w->tensors()) {
+    if (!absl::EndsWith(name, ".schedule")) continue;
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<float> schedule, w->ReadF32(name, layers));
+    return std::vector<double>(schedule.begin(), schedule.end());
+  }
+  return absl::InvalidArgumentError(
+      "needs the sparsity of every block: weights=FILE, with a tensor whose name ends in "
+      ".schedule");
+}
+
+// A policy that names a router of items, taken apart.
+struct ItemPolicy {
+  const RouteTraits* traits = nullptr;
+  std::string text;  // without `weights`
+  std::optional<Gguf> weights;
+};
+absl::StatusOr<ItemPolicy> ReadItemPolicy(const RouterFactory& method, const Spec& spec,
+                                          const Model& model) {
+  ItemPolicy p;
+  p.traits = &method.traits();
+  std::vector<std::string> options;
+  std::string file;
+  const auto add = [&](const KeyValue& option) {
+    const std::string start = absl::StrCat(option.first, "=");
+    const bool given = std::any_of(options.begin(), options.end(), [&](const std::string& o) {
+      return absl::StartsWith(o, start);
+    });
+    if (option.first == "weights") {
+      file = std::string(option.second);
+    } else if (!given) {
+      options.push_back(absl::StrCat(start, option.second));
+    }
+  };
+  for (const KeyValue& option : spec.options) add(option);
+  for (const Bundled& b : BundledPolicies()) {
+    if (!SameName(method.name(), b.name())) continue;
+    if (file.empty()) file = b.file;
+    SLUICE_ASSIGN_OR_RETURN(const Spec defaults, ParseSpec(b.text));
+    for (const KeyValue& option : defaults.options) add(option);
+  }
+  p.text = std::string(method.name());
+  if (!options.empty()) absl::StrAppend(&p.text, ":", absl::StrJoin(options, ","));
+  if (!file.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(p.weights, Weights(file, model));
+  }
+  return p;
+}
+
+absl::Status Use(const ItemPolicy& p, const Model& model, EngineOptions& o) {
+  const RouteTraits& t = *p.traits;
+  const Gguf* weights = p.weights ? &*p.weights : nullptr;
+  if (t.domain == Domain::kLayer) {
+    o.layers.router = p.text;
+    o.layers.weights = weights;
+  } else if (t.domain == Domain::kToken && t.combine == Combine::kWeightedSum) {
+    o.tokens.router = p.text;
+    o.tokens.weights = weights;
+  } else if (t.domain == Domain::kToken && t.combine == Combine::kReplace) {
+    o.pruning.router = p.text;
+    o.pruning.weights = weights;
+    SLUICE_ASSIGN_OR_RETURN(o.pruning.sparsity, Schedule(weights, model));
+    o.quality_stride = 0;  // no plan to measure: the tokens are not there
+  } else {
+    return absl::UnimplementedError(
+        "this host routes attention, layers and tokens, which this method does not");
+  }
+  return absl::OkStatus();
+}
+
 // The files that a policy names by weights=, wherever in a composition.
 std::vector<std::string> WeightFiles(const std::string& policy) {
   static constexpr char kKey[] = "weights=";
@@ -86,8 +157,8 @@ absl::StatusOr<DType> ReadCacheType(const std::string& s) {
 
 std::vector<std::string> LearnedPolicies(const Model& model) {
   std::vector<std::string> names;
-  for (const Learned& l : kLearned) {
-    if (Weights(l, ModelsFolder() + l.file, model).ok()) names.push_back(l.name);
+  for (const Bundled& b : BundledPolicies()) {
+    if (Weights(b.file, model).ok()) names.push_back(b.name());
   }
   return names;
 }
@@ -95,8 +166,8 @@ std::vector<std::string> LearnedPolicies(const Model& model) {
 absl::StatusOr<uint64_t> PolicyFingerprint(const std::string& policy) {
   std::vector<std::string> files = WeightFiles(policy);
   const std::string name = policy.substr(0, policy.find(':'));
-  for (const Learned& l : kLearned) {
-    if (name == l.name && files.empty()) files.push_back(ModelsFolder() + l.file);
+  for (const Bundled& b : BundledPolicies()) {
+    if (SameName(name, b.name()) && files.empty()) files.push_back(b.file);
   }
   for (const std::string& folder : PluginFolders()) {
     std::vector<std::string> plugins;
@@ -119,20 +190,17 @@ absl::StatusOr<uint64_t> PolicyFingerprint(const std::string& policy) {
 
 absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, EngineOptions options,
                                                          const std::string& policy) {
-  for (const Learned& l : kLearned) {
-    if (policy.substr(0, policy.find(':')) != l.name) continue;
-    SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(policy));
-    std::string file = ModelsFolder() + l.file;
-    for (const auto& [key, value] : spec.options) {
-      if (key != "weights")
-        return absl::InvalidArgumentError(
-            absl::StrCat(l.name, ": unknown key '", key, "'; known: weights"));
-      file = std::string(value);
-    }
-    auto w = Weights(l, file, model);
-    if (!w.ok())
-      return absl::Status(w.status().code(), absl::StrCat(l.name, ": ", w.status().message()));
-    SLUICE_RETURN_IF_ERROR(l.use(*w, options));
+  const Registry& methods = InstalledMethods().registry;
+  const auto spec = ParseSpec(policy);
+  const auto method = spec.ok() ? methods.routers.Find(spec->name)
+                                : absl::StatusOr<const RouterFactory*>(spec.status());
+  if (method.ok() && !methods.attention.Find(spec->name).ok()) {
+    const auto named = [&](const absl::Status& s) {
+      return absl::Status(s.code(), absl::StrCat(spec->name, ": ", s.message()));
+    };
+    const auto p = ReadItemPolicy(**method, *spec, model);
+    if (!p.ok()) return named(p.status());
+    if (const absl::Status used = Use(*p, model, options); !used.ok()) return named(used);
     return Engine::Create(model, options);
   }
   options.router = policy;

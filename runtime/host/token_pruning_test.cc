@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/pruners/token/ftp/ftp.h"
+#include "sluice/pruners/token/ftp/ftp_reference.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -17,7 +18,10 @@
 SLUICE_BEGIN_NAMESPACE
 namespace host {
 namespace {
-using By = TokenPruning::By;
+constexpr char kLearned[] = "token/ftp";
+constexpr char kExact[] = "token/ftp:topk=1";
+constexpr char kStatic[] = "ftp_static";
+constexpr char kRandom[] = "token/random";
 const RandomWeights& Weights() {
   static const auto* made = new RandomWeights({{"hidden", 64}});
   return *made;
@@ -28,25 +32,41 @@ const RandomWeights& TokenWeights() {
   return *made;
 }
 const std::vector<double> kMixed = {0, 0.4, 0.3, 0.6, 0.2, 0.8};
-EngineOptions Options(By by, std::vector<double> sparsity) {
+EngineOptions Options(const std::string& router, std::vector<double> sparsity) {
   EngineOptions o;
   o.max_tokens = 1024;
-  o.pruning.by = by;
+  o.pruning.router = router;
   o.pruning.sparsity = std::move(sparsity);
   o.pruning.weights = &Weights();
   return o;
 }
 
+TEST(ReceivedAttention, AgreesWithTheReference) {
+  const int64_t rows = 40, heads = 4, kv = 2, d = 16;
+  const std::vector<float> q = RandomFeatures(rows, heads * d, 1),
+                           k = RandomFeatures(rows, kv * d, 2);
+  for (int64_t m : {1, 7, 40}) {
+    const HeadsView<const float> qv = {q.data(), m, heads, d, heads * d, d};
+    const KvView kvv = {k.data(), DType::kF32, rows, kv, d, kv * d, d};
+    std::vector<float> got(rows), own(m);
+    ReceivedAttention score;
+    score.Run(qv, kvv, 0.25f, false, got.data());
+    const std::vector<double> want = sluice::reference::ReceivedAttention(qv, kvv, 0.25);
+    for (size_t j = 0; j < got.size(); ++j) EXPECT_NEAR(got[j], want[j], 1e-4 * (1 + want[j]));
+    score.Run(qv, kvv, 0.25f, true, own.data());
+    EXPECT_NEAR(own.back(), got.back(), 1e-4);  // only the last query votes for the last key
+  }
+}
 TEST(TokenPruning, NoSparsityIsBitIdenticalToDense) {
   const std::vector<int32_t> tokens = Tokens(600);
   EngineOptions dense;
   dense.max_tokens = 1024;
   const std::vector<float> want = Logits(*Make(dense), tokens, 0);
-  for (By by : {By::kLearned, By::kStatic, By::kRandom})
+  for (const char* by : {kLearned, kStatic, kRandom})
     EXPECT_EQ(Logits(*Make(Options(by, std::vector<double>(6, 0.0))), tokens, 0), want);
 }
 TEST(TokenPruning, FullSparsityComputesTheFirstTokenOnly) {
-  for (By by : {By::kStatic, By::kRandom}) {
+  for (const char* by : {kStatic, kRandom}) {
     const auto e = Make(Options(by, std::vector<double>(6, 1.0)));
     Logits(*e, Tokens(50), 49);
     EXPECT_EQ(e->block_counters(0).executed, 50);  // always dense: it fills the score table
@@ -58,10 +78,10 @@ TEST(TokenPruning, FullSparsityComputesTheFirstTokenOnly) {
 }
 TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
   const std::vector<int32_t> tokens = Tokens(24);
-  const std::vector<float> got = Logits(*Make(Options(By::kStatic, kMixed)), tokens, 0);
+  const std::vector<float> got = Logits(*Make(Options(kStatic, kMixed)), tokens, 0);
   reference::Rows x = reference::Embed(Mini(), tokens);
   for (size_t layer = 0; layer < 6; ++layer) {
-    const size_t k = static_cast<size_t>(ftp::Kept(kMixed[layer], 24));
+    const size_t k = static_cast<size_t>(quota::Kept(kMixed[layer], 24));
     std::vector<bool> computed(24);
     for (size_t t = 0; t < 24; ++t)
       computed[t] = t == 0 || t > 24 - k;  // the first, then the most recent
@@ -77,9 +97,9 @@ TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
 }
 TEST(TokenPruning, ChunksAndThreadsDoNotMatter) {
   const std::vector<int32_t> tokens = Tokens(300);
-  for (By by : {By::kLearned, By::kStatic, By::kRandom}) {
-    EngineOptions o = Options(by, kMixed), small = o;
-    o.pruning.topk = small.pruning.topk = true;
+  for (const char* by : {kExact, kStatic, kRandom}) {
+    EngineOptions o = Options(by, kMixed);
+    EngineOptions small = o;
     small.chunk = 64;
     small.threads = 1;
     ExpectNear(Logits(*Make(small), tokens, 250), Logits(*Make(o), tokens, 250), 5e-3f);
@@ -89,13 +109,12 @@ TEST(TokenPruning, DecodingOverRaggedCachesEqualsOneFeed) {
   // After the prompt every token is computed by every block, over whatever keys each block kept.
   const std::vector<int32_t> tokens = Tokens(320), prompt(tokens.begin(), tokens.begin() + 300),
                              rest(tokens.begin() + 300, tokens.end());
-  for (By by : {By::kLearned, By::kStatic}) {
-    EngineOptions o = Options(by, kMixed);
-    o.pruning.topk = true;
+  for (const char* by : {kExact, kStatic}) {
+    const EngineOptions o = Options(by, kMixed);
     const auto a = Make(o), b = Make(o);
     Logits(*a, prompt, 299);
     Logits(*b, prompt, 299);
-    for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(a->cache_rows(i), ftp::Kept(kMixed[i], 300)) << i;
+    for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(a->cache_rows(i), quota::Kept(kMixed[i], 300)) << i;
     const std::vector<float> whole = Logits(*a, rest, 300);
     std::vector<float> decoded;
     for (int32_t t : rest) {
@@ -103,11 +122,11 @@ TEST(TokenPruning, DecodingOverRaggedCachesEqualsOneFeed) {
       decoded.insert(decoded.end(), one.begin(), one.end());
     }
     ExpectNear(decoded, whole, 5e-3f);
-    EXPECT_EQ(a->cache_rows(5), ftp::Kept(0.8, 300) + 20);
+    EXPECT_EQ(a->cache_rows(5), quota::Kept(0.8, 300) + 20);
   }
 }
 TEST(TokenPruning, DecodingSkipsBlocksAboveTheThreshold) {
-  EngineOptions o = Options(By::kStatic, kMixed);
+  EngineOptions o = Options(kStatic, kMixed);
   o.pruning.decode = 0.5;
   const auto e = Make(o);
   Logits(*e, Tokens(100), 99);
@@ -115,8 +134,8 @@ TEST(TokenPruning, DecodingSkipsBlocksAboveTheThreshold) {
   Logits(*e, {5}, 100);
   EXPECT_EQ(e->cache_rows(3), kept3);
   EXPECT_EQ(e->cache_rows(1), kept1 + 1);
-  EXPECT_EQ(e->block_counters(5).approximated, 101 - ftp::Kept(0.8, 100));
-  const auto dense = Make(Options(By::kStatic, std::vector<double>(6, 0.0)));
+  EXPECT_EQ(e->block_counters(5).approximated, 101 - quota::Kept(0.8, 100));
+  const auto dense = Make(Options(kStatic, std::vector<double>(6, 0.0)));
   Logits(*dense, {5}, 0);
   EXPECT_EQ((e->linear().macs - macs) * 6, dense->linear().macs * 4);
 }
@@ -126,7 +145,7 @@ TEST(TokenPruning, CausalDecisionsDoNotSeeWhatFollows) {
   std::vector<int32_t> tokens = Tokens(200), other = tokens;
   for (size_t i = 150; i < 200; ++i) other[i] = 17;
   for (bool causal : {true, false}) {
-    EngineOptions o = Options(By::kLearned, kMixed);
+    EngineOptions o = Options(kLearned, kMixed);
     o.pruning.causal = causal;
     const auto a = Make(o), b = Make(o);
     const std::vector<float> x = Logits(*a, tokens, 0), y = Logits(*b, other, 0);
@@ -166,7 +185,7 @@ TEST(TokenPruning, ReproducesTheTrainer) {
       }
       // The whole pruned model: how many tokens every block computes, and the loss of what follows
       // the prompt.
-      EngineOptions o = Options(By::kLearned, {schedule.begin(), schedule.end()});
+      EngineOptions o = Options(kLearned, {schedule.begin(), schedule.end()});
       o.max_tokens = 2048;
       o.pruning.weights = &*w;
       o.pruning.causal = *w->Int("sluice.ftp.causal") != 0;
@@ -193,7 +212,7 @@ TEST(TokenPruning, CountersFallWithTheSparsity) {
   const std::vector<int32_t> tokens = Tokens(1000);
   int64_t macs = 0, pairs = 0;
   for (double s : {0.0, 0.25, 0.5, 0.9}) {
-    const auto e = Make(Options(By::kStatic, {0, s, s, s, s, s}));
+    const auto e = Make(Options(kStatic, {0, s, s, s, s, s}));
     Logits(*e, tokens, 999);
     const double linear = (1 + 5 * (1 - s)) / 6, attention = (1 + 5 * (1 - s) * (1 - s)) / 6;
     if (s == 0) {
@@ -208,7 +227,7 @@ TEST(TokenPruning, CountersFallWithTheSparsity) {
 }
 TEST(TokenPruning, ShortPromptsRun) {
   for (int64_t n : {1, 2, 3}) {
-    for (By by : {By::kLearned, By::kStatic, By::kRandom}) {
+    for (const char* by : {kLearned, kStatic, kRandom}) {
       const auto e = Make(Options(by, std::vector<double>(6, 0.9)));
       for (float x : Logits(*e, Tokens(n), 0)) ASSERT_TRUE(std::isfinite(x));
       for (int64_t i = 0; i < 6; ++i) EXPECT_GE(e->cache_rows(i), 1);
@@ -219,14 +238,14 @@ TEST(TokenPruning, RefusesWhatItCannotRun) {
   const auto refuses = [](const EngineOptions& o, const char* why) {
     EXPECT_THAT(std::string(Engine::Create(Mini(), o).status().message()), testing::HasSubstr(why));
   };
-  refuses(Options(By::kStatic, {0, 0.5}), "one a block: 6");
-  refuses(Options(By::kStatic, std::vector<double>(6, 1.5)), "outside [0, 1]");
-  refuses(Options(By::kStatic, std::vector<double>(6, NAN)), "outside [0, 1]");
-  EngineOptions o = Options(By::kLearned, kMixed);
+  refuses(Options(kStatic, {0, 0.5}), "one a block: 6");
+  refuses(Options(kStatic, std::vector<double>(6, 1.5)), "outside [0, 1]");
+  refuses(Options(kStatic, std::vector<double>(6, NAN)), "outside [0, 1]");
+  EngineOptions o = Options(kLearned, kMixed);
   o.pruning.weights = nullptr;
-  refuses(o, "needs weights");
-  o = Options(By::kStatic, kMixed);
-  o.tokens.gate = TokenRouting::Gate::kRandom;
+  refuses(o, "needs trained weights");
+  o = Options(kStatic, kMixed);
+  o.tokens.router = "token/informed_routing";
   o.tokens.weights = &TokenWeights();
   refuses(o, "without layer routing, token routing");
 }

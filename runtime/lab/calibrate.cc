@@ -24,7 +24,7 @@ absl::Status RunCalibrate(const CalibrateRun& run) {
     std::fprintf(stderr, "\r%-60s", what.c_str());
   };
   SLUICE_ASSIGN_OR_RETURN(const std::string bytes,
-                          host::CalibrateInformedRouting(model, tokens, run.fit, progress));
+                          CalibrateInformedRouting(model, tokens, run.fit, progress));
   SLUICE_RETURN_IF_ERROR(WriteWholeFile(run.out, bytes));
   std::printf("\nwrote %s (%zu bytes)\n", run.out.c_str(), bytes.size());
   return absl::OkStatus();

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "sluice/runtime/host/calibrate.h"
+#include "sluice/runtime/lab/calibrate_informed.h"
 #include "sluice/runtime/lab/evaluate/pruning_task.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -15,7 +15,7 @@ struct CalibrateRun {
   std::string model, tokens;
   int64_t skip = 0;
   int64_t count = 2048;  // tokens to fit on
-  host::CalibrateOptions fit;
+  CalibrateOptions fit;
   std::string out = "informed_routing.gguf";
 };
 absl::Status RunCalibrate(const CalibrateRun& run);

@@ -1,4 +1,7 @@
 #include "sluice/runtime/lab/demo.h"
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/generate.h"
+#include "sluice/runtime/host/scoring.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,3 +1,4 @@
+#include "sluice/runtime/host/generate.h"
 #include "sluice/runtime/lab/generate.h"
 
 #include <cstdio>

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/generate.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {

@@ -1,4 +1,6 @@
 #include "sluice/runtime/lab/score.h"
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/scoring.h"
 
 #include <cmath>
 #include <cstdio>

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/facts.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {

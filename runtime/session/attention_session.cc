@@ -350,6 +350,7 @@ int64_t AttentionSession::known_keys(int layer, int64_t sequence) const {
   return known->second.layers[layer].keys;
 }
 const AttentionRouter& AttentionSession::router() const { return *impl_->router; }
+const AttentionPlanInfo& AttentionSession::info() const { return impl_->plan->info(); }
 const SessionOptions& AttentionSession::options() const { return impl_->options; }
 Executor& AttentionSession::executor() const { return *impl_->executor; }
 const AttentionCounters& AttentionSession::counters(int layer) const {

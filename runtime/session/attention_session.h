@@ -75,6 +75,7 @@ class AttentionSession {
   int64_t known_keys(int layer, int64_t sequence = 0) const;
 
   const AttentionRouter& router() const;
+  const AttentionPlanInfo& info() const;  // of the router's plan
   const SessionOptions& options() const;
   Executor& executor() const;
   // Measured since the session was made, or since ResetCounters.

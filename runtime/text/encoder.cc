@@ -4,9 +4,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <numeric>
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/pruners/builtin.h"
+#include "sluice/pruners/common/freeze.h"
 #include "sluice/runtime/attend/attend.h"
 #include "sluice/runtime/kernels/gelu/gelu.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
@@ -32,6 +36,14 @@ absl::StatusOr<std::vector<int64_t>> ConvertedLayers(const Gguf& f, int64_t laye
           absl::StrCat("sluice.shrp.layers names layer ", l, " of ", layers));
   }
   return *list;
+}
+// x [n, width] -> out [width].
+void MeanOfRows(const float* x, int64_t n, int64_t width, float* out) {
+  std::fill(out, out + width, 0.0f);
+  for (int64_t t = 0; t < n; ++t) {
+    for (int64_t c = 0; c < width; ++c) out[c] += x[t * width + c];
+  }
+  for (int64_t c = 0; c < width; ++c) out[c] /= static_cast<float>(n);
 }
 absl::StatusOr<std::vector<float>> Read(const Gguf& f, const std::string& name, int64_t in,
                                         int64_t out = 0) {
@@ -80,20 +92,25 @@ absl::Status CheckContent(const Gguf& f, const EncoderShape& s) {
 
 // What one worker needs for one sequence.
 struct Encoder::Scratch {
-  explicit Scratch(const EncoderShape& m)
+  Scratch(const EncoderShape& m, const std::vector<EncoderLayer>& layers)
       : x(Size(m.context * m.width)),
         y(x.size()),
         qkv(3 * x.size()),
         o(x.size()),
         hidden(Size(m.context * std::max(m.ffn, m.width))),
         gemm(kernels::GemmScratchFloats(Size(std::max(m.width, m.ffn)))),
-        pooled(Size(m.width)),
-        gate(Size(m.heads)) {
+        pooled(Size(m.width)) {
     PlanLayout layout;
     layout.AddBranch({.rows = (m.context + kTile - 1) / kTile, .entry_slots = 1});
     auto storage = PlanStorage::Create(layout);
     SLUICE_DCHECK(storage.ok());
     plan = *std::move(storage);
+    size_t route_bytes = 0;
+    for (const EncoderLayer& l : layers) {
+      if (l.plan != nullptr) route_bytes = std::max(route_bytes, l.plan->info().workspace_bytes);
+    }
+    route_memory.Resize(route_bytes);
+    picked.Reserve(1, 1);
     // All heads at once, or one.
     for (int64_t heads : {m.heads, int64_t{1}}) {
       AttendShape s;
@@ -111,6 +128,20 @@ struct Encoder::Scratch {
     kernels::GemmNT(a, Size(in), w, Size(in), Size(n), Size(out), Size(in), c, Size(out),
                     gemm.data());
     macs += n * in * out;
+  }
+  // The head that a layer's router takes for the n tokens of x. The plan was made for them: the
+  // router cannot fail.
+  int32_t Pick(const EncoderLayer& l, int64_t n, int64_t width) {
+    const int64_t rows[] = {0, n};
+    RouteInputs in;
+    in.items = 1;
+    in.hidden = {x.data(), n, width, width};
+    in.item_rows = rows;
+    picked.Clear();
+    const absl::Status routed =
+        l.router->Run(*l.plan, in, {route_memory.workspace(), nullptr}, picked.view());
+    SLUICE_DCHECK(routed.ok());
+    return picked.view().unit[0];
   }
   // Every token sees every token. qkv [n, heads, 3, d] -> o [n, heads * d].
   void Attention(int64_t n, int64_t heads, int64_t d) {
@@ -148,13 +179,33 @@ struct Encoder::Scratch {
       for (int64_t c = 0; c < rows; ++c) qkv[Size(t * rows + c)] += bias[c];
     Attention(n, heads, d);
   }
-  std::vector<float> x, y, qkv, o, hidden, gemm, pooled, gate;
+  std::vector<float> x, y, qkv, o, hidden, gemm, pooled;
   std::unique_ptr<PlanStorage> plan;
   std::vector<Attend> attend;
-  OwnedWorkspace memory;
+  OwnedWorkspace memory, route_memory;
+  AssignmentBuffer picked;
   InlineExecutor inline_executor;
   int64_t macs = 0;
 };
+
+absl::Status Encoder::MakeRouter(const Gguf& f, int64_t i, EncoderLayer& l) const {
+  SLUICE_ASSIGN_OR_RETURN(const std::string method, f.Text("sluice.method"));
+  SLUICE_ASSIGN_OR_RETURN(l.router,
+                          BuiltinPruners().routers.Create(absl::StrCat(method, ":layer=", i), &f));
+  const RouteTraits& t = l.router->traits();
+  if (t.domain != Domain::kHead || t.reads != kReadsHidden)
+    return absl::InvalidArgumentError(absl::StrCat(
+        t.name, " cannot route an encoder's heads; allowed: head routers that read hidden states"));
+  SLUICE_ASSIGN_OR_RETURN(
+      l.plan,
+      l.router->MakePlan(
+          {.items = 1, .units = shape_.heads, .hidden = shape_.width, .rows = shape_.context}));
+  if (l.plan->info().max_entries != 1)
+    return absl::InvalidArgumentError(absl::StrCat(t.name, " gives an item up to ",
+                                                   l.plan->info().max_entries,
+                                                   " heads; this encoder runs one"));
+  return absl::OkStatus();
+}
 
 absl::Status Encoder::ReadLayer(const Gguf& f, int64_t i, bool converted, EncoderLayer& l) const {
   const int64_t width = shape_.width, d = shape_.head_dim();
@@ -173,12 +224,7 @@ absl::Status Encoder::ReadLayer(const Gguf& f, int64_t i, bool converted, Encode
       return absl::InvalidArgumentError(
           absl::StrCat("sluice.shrp.expand ", expand, "; allowed 1 to ", shape_.ffn));
     if (l.experts > 1) {
-      SLUICE_ASSIGN_OR_RETURN(Shrp router, Shrp::Create({i}, f));
-      if (router.width() != width || router.heads() != shape_.heads)
-        return absl::InvalidArgumentError(
-            absl::StrCat("a router for width ", router.width(), " and ", router.heads(),
-                         " heads; the encoder has ", width, " and ", shape_.heads));
-      l.router = std::move(router);
+      SLUICE_RETURN_IF_ERROR(MakeRouter(f, i, l));
       SLUICE_ASSIGN_OR_RETURN(l.usage, Read(f, p + "shrp.usage", shape_.heads));
     }
     SLUICE_RETURN_IF_ERROR(ReadAffine(f, p + "shrp.up", d, expand, l.up, l.up_bias));
@@ -266,14 +312,16 @@ Encoder Encoder::Pruned() const {
   Encoder e = *this;
   const int64_t d = shape_.head_dim(), rows = 3 * d;
   for (EncoderLayer& l : e.layers_) {
-    if (!l.router.has_value()) continue;
-    const int64_t keep = std::max<int64_t>(0, shrp::Freeze(absl::MakeConstSpan(l.usage)));
+    if (l.router == nullptr) continue;
+    const int64_t keep = std::max<int64_t>(0, pruning::MostUsed(absl::MakeConstSpan(l.usage)));
     l.qkv = std::vector<float>(l.qkv.begin() + keep * rows * shape_.width,
                                l.qkv.begin() + (keep + 1) * rows * shape_.width);
     l.qkv_bias = std::vector<float>(l.qkv_bias.begin() + keep * rows,
                                     l.qkv_bias.begin() + (keep + 1) * rows);
     l.experts = 1;
     l.router.reset();
+    l.plan.reset();
+    l.router_parameters = 0;
     l.usage.clear();
   }
   return e;
@@ -335,7 +383,7 @@ int64_t Encoder::layer_parameters() const {
          {&l.qkv, &l.qkv_bias, &l.out, &l.out_bias, &l.up, &l.up_bias, &l.down, &l.down_bias,
           &l.middle.weight, &l.middle.bias, &l.last.weight, &l.last.bias})
       n += w->size();
-    if (l.router.has_value()) n += Size((l.router->width() + 1) * l.router->heads());
+    n += Size(l.router_parameters);
   }
   return static_cast<int64_t>(n);
 }
@@ -382,9 +430,8 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
       int32_t pick = 0;
       if (!forced.empty() && forced[i] >= 0) {
         pick = forced[i];
-      } else if (l.router.has_value()) {
-        shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
-        pick = l.router->Pick(s.pooled.data(), s.gate.data());
+      } else if (l.router != nullptr) {
+        pick = s.Pick(l, n, width);
         s.macs += width * m.heads;
       }
       picks[i] = pick;
@@ -393,7 +440,7 @@ void Encoder::RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>
     }
     norm(l.last, s.x.data());
   }
-  shrp::PoolSequence(s.x.data(), n, width, s.pooled.data());
+  MeanOfRows(s.x.data(), n, width, s.pooled.data());
   for (int64_t c = 0; c < m.classes; ++c) {
     double sum = static_cast<double>(classifier_bias_[Size(c)]);
     for (int64_t j = 0; j < width; ++j)
@@ -427,7 +474,7 @@ absl::StatusOr<Encoder::Result> Encoder::Run(const std::vector<std::vector<int32
   r.logits.resize(sequences.size() * Size(shape_.classes));
   r.picks.resize(sequences.size() * layers_.size());
   std::vector<std::unique_ptr<Scratch>> scratch(Size(executor.num_workers()));
-  for (auto& s : scratch) s = std::make_unique<Scratch>(shape_);
+  for (auto& s : scratch) s = std::make_unique<Scratch>(shape_, layers_);
   executor.ParallelFor(
       static_cast<int64_t>(sequences.size()), 1, [&](int64_t b, int64_t e, int worker) {
         for (int64_t i = b; i < e; ++i)
@@ -442,7 +489,7 @@ std::vector<float> Encoder::HeadOutputs(int64_t layer, int64_t first, int64_t he
                                         const std::vector<float>& x) const {
   const EncoderLayer& l = layers_[Size(layer)];
   const int64_t d = shape_.head_dim(), n = static_cast<int64_t>(x.size()) / shape_.width;
-  Scratch s(shape_);
+  Scratch s(shape_, layers_);
   s.Heads(l, x.data(), n, shape_.width, first, heads, d);
   return {s.o.begin(), s.o.begin() + n * heads * d};
 }

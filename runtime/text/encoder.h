@@ -1,8 +1,8 @@
 #ifndef SLUICE_RUNTIME_TEXT_ENCODER_H_
 #define SLUICE_RUNTIME_TEXT_ENCODER_H_
 // A small BERT-style classifier: says which task family a text is of. Layers are dense, or
-// converted by SHRP (pruners/head/shrp) and then routed over all heads or pruned to one. Sequences
-// run side by side, each at its own length: there is no padding that could vote or cost.
+// converted to heads of which a head router takes one, and then routed over all or pruned to one.
+// Sequences run side by side, each at its own length: there is no padding that could vote or cost.
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "sluice/api/executor.h"
-#include "sluice/pruners/head/shrp/shrp.h"
+#include "sluice/api/router.h"
 #include "sluice/runtime/text/tokenizer.h"
 #include "sluice/runtime/weights/gguf.h"
 
@@ -31,8 +31,12 @@ struct EncoderLayer {
   std::vector<float> out, out_bias;                 // dense only
   std::vector<float> up, up_bias, down, down_bias;  // FFN, or the expander of a converted layer
   EncoderNorm middle, last;                         // `middle`: dense only
-  std::optional<Shrp> router;                       // a converted layer with more than one head
-  std::vector<float> usage;                         // and what training counted
+  // Of a converted layer with more than one head: the router that the file names, and how often
+  // training saw it pick each head.
+  std::shared_ptr<const Router> router;
+  std::shared_ptr<const Router::Plan> plan;
+  int64_t router_parameters = 0;
+  std::vector<float> usage;
 };
 
 class Encoder {
@@ -69,6 +73,7 @@ class Encoder {
   struct Scratch;
   void RunOne(const std::vector<int32_t>& ids, const std::vector<int32_t>& forced, Scratch& s,
               float* logits, int32_t* picks) const;
+  absl::Status MakeRouter(const Gguf& f, int64_t i, EncoderLayer& l) const;
   absl::Status ReadLayer(const Gguf& f, int64_t i, bool converted, EncoderLayer& l) const;
   EncoderShape shape_;
   std::vector<float> tokens_, places_, classifier_, classifier_bias_;

@@ -22,10 +22,11 @@ void Prefill(benchmark::State& state) {
   sluice::host::EngineOptions o;
   o.max_tokens = state.range(0);
   o.chunk = 1024;
-  o.tokens.gate = state.range(1) > 0 ? sluice::host::TokenRouting::Gate::kRandom
-                                     : sluice::host::TokenRouting::Gate::kOff;
-  o.tokens.weights = &Weights();
-  o.tokens.rate = static_cast<double>(state.range(1)) / 100;
+  if (state.range(1) > 0) {
+    o.tokens.router = "token/informed_routing";
+    o.tokens.weights = &Weights();
+    o.tokens.random = {static_cast<double>(state.range(1)) / 100};
+  }
   auto e = sluice::host::Engine::Create(Mini(), o);
   if (!e.ok()) return state.SkipWithError(std::string(e.status().message()).c_str());
   std::vector<int32_t> tokens(state.range(0));

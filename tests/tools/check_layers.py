@@ -14,6 +14,10 @@ LAYERS = [("api", 0), ("runtime/base", 1), ("runtime/kernels", 1), ("routers", 2
 ONLY_IN = {"tbb/": ["runtime/base"], "hwy/": ["runtime/kernels"], "cblas.h": ["runtime/host"], "google/protobuf": ["runtime/service", "runtime/cli", "examples/clients"],
            "zmq": ["runtime/service", "runtime/cli", "examples/clients"], "sqlite3.h": ["runtime/store"], "hiredis/": ["runtime/store"],
            "httplib.h": ["runtime/service"]}
+# Hosts make methods by their registered names: none of these may include a method's own header.
+BY_NAME = ("runtime/attend/", "runtime/dispatch/", "runtime/session/", "runtime/text/", "runtime/host/", "runtime/dynload/",
+           "runtime/service/")
+METHOD = re.compile(r"(routers|pruners)/(?!common/)[^/]+/(?!common/)[^/]+/")
 FREE = ("tests/", "examples/", "plugins/")
 
 
@@ -50,6 +54,9 @@ def main():
             target = inc[len("sluice/"):]
             if target.startswith(FREE):
                 bad.append(f"{path}:{n}: a library may not include {inc}")
+                continue
+            if path.startswith(BY_NAME) and METHOD.match(target):
+                bad.append(f"{path}:{n}: includes the method {target}; hosts make methods by name")
                 continue
             there, there_rank = layer(target)
             if there is None or (there_rank < rank):

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "sluice/api/one_unit.h"
 #include "sluice/api/router.h"
+#include "sluice/pruners/common/freeze.h"
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -46,17 +47,6 @@ class Usage {
  private:
   std::vector<int64_t> count_;
 };
-
-// The expert that stays: the most used; ties to the lowest index, NaN never. Empty: -1.
-template <class T>
-int64_t Freeze(absl::Span<const T> usage) {
-  int64_t best = -1;
-  for (size_t e = 0; e < usage.size(); ++e) {
-    if (std::isnan(static_cast<double>(usage[e]))) continue;
-    if (best < 0 || usage[e] > usage[best]) best = static_cast<int64_t>(e);
-  }
-  return best;
-}
 
 // Parameters and multiply-adds a token, of sequences of n tokens.
 struct Cost {
@@ -126,7 +116,7 @@ class Shrp {
   int64_t heads() const { return router_.out; }
   static int32_t Decide(const float* logits, int64_t heads) {
     return static_cast<int32_t>(
-        std::max<int64_t>(0, shrp::Freeze(absl::MakeConstSpan(logits, heads))));
+        std::max<int64_t>(0, pruning::MostUsed(absl::MakeConstSpan(logits, heads))));
   }
   // Head of one item. O(width heads). `logits` [heads].
   int32_t Pick(const float* feature, float* logits) const {

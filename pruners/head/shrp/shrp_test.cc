@@ -72,7 +72,9 @@ TEST(Shrp, PoolsTheMeanOfTheTokens) {
   EXPECT_EQ(out[1], 4);
 }
 TEST(Shrp, FreezeKeepsTheMostUsedHead) {
-  const auto freeze = [](std::vector<double> u) { return shrp::Freeze(absl::MakeConstSpan(u)); };
+  const auto freeze = [](std::vector<double> u) {
+    return pruning::MostUsed(absl::MakeConstSpan(u));
+  };
   EXPECT_EQ(freeze({0.2, 0.5, 0.3}), 1);
   EXPECT_EQ(freeze({0.4, 0.2, 0.4}), 0);  // ties go to the lowest index
   EXPECT_EQ(freeze({NAN, 0.1, 0.2}), 2);

@@ -10,25 +10,17 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "sluice/api/attention_plan.h"
 #include "sluice/api/one_unit.h"
 #include "sluice/api/router.h"
-#include "sluice/runtime/kernels/convert/convert.h"
+#include "sluice/pruners/token/common/quota.h"
 #include "sluice/runtime/kernels/linear.h"
-#include "sluice/runtime/kernels/softmax/softmax.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace ftp {
-enum Unit : int32_t { kCompute = 0, kSkip = 1 };
+using quota::kCompute;
+using quota::kSkip;
+using quota::Unit;
 constexpr int64_t kFactors = 4;
-constexpr int64_t kScoreQueries = 64;  // inferred: the last computed queries vote
-
-// Tokens that a block with this sparsity computes when it computes an exact number: round((1 - s)
-// n), at least 1.
-inline int64_t Kept(double sparsity, int64_t n) {
-  return std::clamp<int64_t>(std::llround((1 - sparsity) * static_cast<double>(n)),
-                             std::min<int64_t>(1, n), n);
-}
 
 // The four factors of every token [n, 4]: position t / (n - 1), log(1 + score), rank / n (0:
 // highest score, ties and NaN by index, NaN last), sparsity of the block. `causal`: a token is
@@ -73,85 +65,13 @@ inline void Factors(absl::Span<const float> score, double sparsity, bool causal,
   }
 }
 
-// Attention that every key receives from the last queries: mean over heads and over the queries at
-// or after the key, times the number of keys (uniform attention gives about 1, whatever the
-// length). q [m, heads, d]: the queries of the last m keys, in order; k [rows, kv_heads, d], both
-// after RoPE. O(m rows heads d). Inferred: the paper does not define its score. `self_only`: each
-// of the m keys by its own query alone, what a causal decision may know (out [m]).
-class ReceivedAttention {
- public:
-  void Run(const HeadsView<const float>& q, const KvView& k, float scale, bool self_only,
-           float* out) {
-    const int64_t m = q.rows, rows = k.rows, d = k.dim,
-                  group = q.heads / std::max<int64_t>(1, k.heads);
-    if (m == 0) return;
-    keys_.resize(rows * d);
-    logits_.resize(m * rows);
-    scratch_.resize(kernels::GemmScratchFloats(d));
-    std::fill(out, out + (self_only ? m : rows), 0.0f);
-    for (int64_t h = 0; h < q.heads; ++h) {
-      if (h % group == 0) {
-        for (int64_t j = 0; j < rows; ++j)
-          kernels::ConvertToF32(k.at(j, h / group), k.dtype, d, &keys_[j * d]);
-      }
-      kernels::GemmNT(q.data + h * q.head_stride, q.row_stride, keys_.data(), d, m, rows, d,
-                      logits_.data(), rows, scratch_.data());
-      for (int64_t i = 0; i < m; ++i) {
-        float* row = &logits_[i * rows];
-        const int64_t visible = rows - m + i + 1;
-        for (int64_t j = 0; j < visible; ++j) row[j] *= scale;
-        kernels::Softmax(row, visible);
-        if (self_only) {
-          out[i] += row[visible - 1] * static_cast<float>(visible);
-        } else {
-          for (int64_t j = 0; j < visible; ++j) out[j] += row[j];
-        }
-      }
-    }
-    const float heads = static_cast<float>(q.heads);
-    for (int64_t j = 0; j < (self_only ? m : rows); ++j) {
-      const int64_t votes = self_only ? 1 : std::min(m, rows - j);
-      out[j] *= (self_only ? 1.0f : static_cast<float>(rows)) / (heads * static_cast<float>(votes));
-    }
-  }
-
- private:
-  std::vector<float> keys_, logits_, scratch_;
-};
-
-// The k items with the largest value compute, the first item always does; ties to the lowest index,
-// NaN last.
-template <class Value>
-void AssignTop(int64_t items, int64_t k, absl::Span<int32_t> order, Assignment& out,
-               const Value& value) {
-  for (int64_t i = 0; i < items; ++i) order[i] = static_cast<int32_t>(i);
-  const auto before = [&](int32_t a, int32_t b) {
-    if ((a == 0) != (b == 0)) return a == 0;
-    const double x = value(a), y = value(b);
-    if (std::isnan(x) || std::isnan(y))
-      return std::isnan(x) == std::isnan(y) ? a < b : std::isnan(y);
-    return x != y ? x > y : a < b;
-  };
-  std::nth_element(order.begin(), order.begin() + std::min(k, items), order.begin() + items,
-                   before);
-  one_unit::Assign(items, 2, out, [&](int64_t i) -> one_unit::Choice {
-    return {kSkip, static_cast<float>(value(static_cast<int32_t>(i)))};
-  });
-  for (int64_t r = 0; r < std::min(k, items); ++r) out.unit[order[r]] = kCompute;
-}
-
-// The units of both routers.
-inline UnitInfo DescribeUnit(int64_t unit) {
-  if (unit == kSkip) return {UnitKind::kSkip, 0.0, Concurrency::kRows};
-  return {UnitKind::kHost, 1.0, Concurrency::kAlone};
-}
 }  // namespace ftp
 
 // The learned router. Items: the tokens of one sequence in order, without padding; feedback
-// [items]: the attention that each received (ftp::ReceivedAttention); units {0: compute, 1: skip}.
-// The first token always computes (inferred: the attention sink). A tie computes; a logit that is
-// not a number computes under `threshold` and is never selected under `topk`. O(items (hidden + log
-// items)).
+// [items]: the attention that each received (runtime/host/received_attention.h); units {0: compute,
+// 1: skip}. The first token always computes (inferred: the attention sink). A tie computes; a logit
+// that is not a number computes under `threshold` and is never selected under `topk`. O(items
+// (hidden + log items)).
 class Ftp {
  public:
   static constexpr RouteTraits kTraits = {
@@ -208,7 +128,7 @@ class Ftp {
   static ftp::Unit Decide(const float* logits) {
     return logits[ftp::kSkip] > logits[ftp::kCompute] ? ftp::kSkip : ftp::kCompute;
   }
-  UnitInfo DescribeUnit(const Plan&, int64_t unit) const { return ftp::DescribeUnit(unit); }
+  UnitInfo DescribeUnit(const Plan&, int64_t unit) const { return quota::DescribeUnit(unit); }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
     Plan p;
@@ -237,7 +157,7 @@ class Ftp {
     Logits(p, {factors, n, ftp::kFactors, ftp::kFactors}, ctx, logits);
 
     if (config_.topk != 0) {
-      ftp::AssignTop(n, ftp::Kept(config_.sparsity, n), order, out, [&](int64_t i) {
+      quota::AssignTop(n, quota::Kept(config_.sparsity, n), order, out, [&](int64_t i) {
         return static_cast<double>(logits[2 * i + ftp::kCompute]) -
                static_cast<double>(logits[2 * i + ftp::kSkip]);
       });
@@ -286,7 +206,7 @@ class FtpStatic {
     r.config_ = c;
     return r;
   }
-  UnitInfo DescribeUnit(const Plan&, int64_t unit) const { return ftp::DescribeUnit(unit); }
+  UnitInfo DescribeUnit(const Plan&, int64_t unit) const { return quota::DescribeUnit(unit); }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
     Plan p;
@@ -296,7 +216,7 @@ class FtpStatic {
   }
   absl::Status Run(const Plan&, const RouteInputs& in, const RunContext&, Assignment& out) const {
     const int64_t n = in.items;
-    const int64_t recent = n - ftp::Kept(config_.sparsity, n) + 1;
+    const int64_t recent = n - quota::Kept(config_.sparsity, n) + 1;
     one_unit::Assign(n, 2, out, [&](int64_t i) -> one_unit::Choice {
       return {i == 0 || i >= recent ? ftp::kCompute : ftp::kSkip, static_cast<float>(i)};
     });

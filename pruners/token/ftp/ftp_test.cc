@@ -60,22 +60,6 @@ TEST(Ftp, NaNScoresRankLast) {
   EXPECT_FLOAT_EQ(f[4 + 2], 2.0f / 3);
   for (float x : f) EXPECT_TRUE(std::isfinite(x));
 }
-TEST(Ftp, ReceivedAttentionAgreesWithTheReference) {
-  const int64_t rows = 40, heads = 4, kv = 2, d = 16;
-  const std::vector<float> q = RandomFeatures(rows, heads * d, 1),
-                           k = RandomFeatures(rows, kv * d, 2);
-  for (int64_t m : {1, 7, 40}) {
-    const HeadsView<const float> qv = {q.data(), m, heads, d, heads * d, d};
-    const KvView kvv = {k.data(), DType::kF32, rows, kv, d, kv * d, d};
-    std::vector<float> got(rows), own(m);
-    ftp::ReceivedAttention score;
-    score.Run(qv, kvv, 0.25f, false, got.data());
-    const std::vector<double> want = reference::ReceivedAttention(qv, kvv, 0.25);
-    for (size_t j = 0; j < got.size(); ++j) EXPECT_NEAR(got[j], want[j], 1e-4 * (1 + want[j]));
-    score.Run(qv, kvv, 0.25f, true, own.data());
-    EXPECT_NEAR(own.back(), got.back(), 1e-4);  // only the last query votes for the last key
-  }
-}
 TEST(Ftp, RouterAgreesWithTheReference) {
   const size_t n = 50;
   const std::vector<float> s = Scores(n, 9);
@@ -109,18 +93,18 @@ TEST(Ftp, TopKKeepsExactlyTheBudget) {
   for (double s : {0.0, 0.3, 0.5, 1.0}) {
     for (const char* name : {"ftp:topk=1,sparsity=", "ftp_static:sparsity="}) {
       const std::vector<int32_t> unit = Route(absl::StrCat(name, s), f);
-      EXPECT_EQ(std::count(unit.begin(), unit.end(), ftp::kCompute), ftp::Kept(s, 41));
+      EXPECT_EQ(std::count(unit.begin(), unit.end(), ftp::kCompute), quota::Kept(s, 41));
       EXPECT_EQ(unit[0], ftp::kCompute);
     }
   }
-  EXPECT_EQ(ftp::Kept(1, 41), 1);
-  EXPECT_EQ(ftp::Kept(0.5, 0), 0);
+  EXPECT_EQ(quota::Kept(1, 41), 1);
+  EXPECT_EQ(quota::Kept(0.5, 0), 0);
   EXPECT_TRUE(Route("ftp", {}).empty());
   // Ties go to the lowest index.
   std::vector<int32_t> order(10), unit(10);
   AssignmentBuffer tied;
   tied.Reserve(10, 10);
-  ftp::AssignTop(10, 3, absl::MakeSpan(order), tied.view(), [](int64_t) { return 0.5; });
+  quota::AssignTop(10, 3, absl::MakeSpan(order), tied.view(), [](int64_t) { return 0.5; });
   EXPECT_EQ((std::vector<int32_t>(tied.view().unit.begin(), tied.view().unit.end())),
             (std::vector<int32_t>{0, 0, 0, 1, 1, 1, 1, 1, 1, 1}));
 }

@@ -41,6 +41,10 @@ class SinkWindow {
     Plan plan(s);
     plan.layout.max_tile = kTile;
     plan.layout.AddBranch({.rows = MaxTiles(s, kTile), .entry_slots = 2});
+    if (config_.last_dense == 0) {
+      plan.reach_first = config_.sink;
+      plan.reach_last = config_.window;
+    }
     return plan;
   }
 

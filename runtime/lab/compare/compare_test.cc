@@ -1,3 +1,4 @@
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/compare/compare.h"
 
 #include <gmock/gmock.h>
@@ -167,7 +168,7 @@ TEST(Compare, ErrorsSayWhatIsAllowed) {
   EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"nothing"}; }),
               HasSubstr("policy 'nothing': no method 'nothing'"));
   EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:k=1"}; }),
-              HasSubstr("ftp: unknown key 'k'; known: weights"));
+              HasSubstr("unknown key 'k'; known: sparsity, topk, causal"));
   EXPECT_THAT(error([](CompareOptions& o) { o.policies = {"ftp:weights=/nowhere"}; }),
               HasSubstr("/nowhere"));
   EXPECT_THAT(error([](CompareOptions& o) { o.policies.clear(); }),

@@ -5,6 +5,7 @@
 #include "absl/strings/str_join.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/search/search.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/compare/compare.h"
 
 SLUICE_BEGIN_NAMESPACE

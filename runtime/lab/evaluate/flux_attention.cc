@@ -5,6 +5,8 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
 #include "sluice/runtime/lab/evaluate/trained.h"
@@ -130,6 +132,7 @@ absl::StatusOr<Learned> MeasureLearned(const host::Model& model, const std::vect
     const std::string name = absl::StrCat("learned, seed ", seed);
     SLUICE_ASSIGN_OR_RETURN(Gguf weights, OpenTrained(o, "flux_attention", seed));
     host::LayerRouting layers;
+    layers.router = "layer/flux_attention";
     layers.weights = &weights;
     SLUICE_ASSIGN_OR_RETURN(const TaskResult r, MeasureTasks(model, held, o, layers, true, name));
     const Flips flips = FlipsOf(r);
@@ -193,6 +196,7 @@ absl::Status Speed(const host::Model& model, const Gguf& weights, const char* na
   host::EngineOptions options;
   options.threads = o.threads;
   options.max_tokens = o.speed_length + 64;
+  options.layers.router = "layer/flux_attention";
   options.layers.weights = &weights;
   SLUICE_ASSIGN_OR_RETURN(EnginePair pair, EnginePair::Create(model, options));
   std::vector<double> dense_s, routed_s, speed, share, router, decode;

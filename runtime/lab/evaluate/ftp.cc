@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/lab/evaluate/pruning_task.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
@@ -11,7 +12,6 @@
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
-using By = host::TokenPruning::By;
 constexpr double kSparsity = 0.3;  // what the bundled schedule and routers were made for
 constexpr int64_t kLength = 1024;  // and the prompts they were trained on
 constexpr int kRandomSeeds = 5;
@@ -59,9 +59,9 @@ class FtpEvaluation {
     return absl::OkStatus();
   }
 
-  host::TokenPruning Pruning(By by) const {
+  host::TokenPruning Pruning(const std::string& router) const {
     host::TokenPruning p;
-    p.by = by;
+    p.router = router;
     p.sparsity = schedule_;
     return p;
   }
@@ -87,16 +87,16 @@ class FtpEvaluation {
     dense_accuracy_ = dense.accuracy();
     Retention("dense", dense);
     for (int seed = 1; seed <= kRandomSeeds; ++seed) {
-      host::TokenPruning p = Pruning(By::kRandom);
-      p.seed = static_cast<uint64_t>(seed);
+      const host::TokenPruning p = Pruning(absl::StrCat("token/random:seed=", seed));
       SLUICE_ASSIGN_OR_RETURN(const PruningScore s, Measure(p, "random"));
       random_.push_back(Retention(absl::StrCat("random tokens, seed ", seed), s));
     }
-    host::TokenPruning p = Pruning(By::kStatic);
+    host::TokenPruning p = Pruning("token/ftp_static");
     p.sparsity = UniformSchedule(model_, kSparsity);
     SLUICE_ASSIGN_OR_RETURN(const PruningScore flat, Measure(p, "uniform"));
     uniform_ = Retention("static router, uniform schedule", flat);
-    SLUICE_ASSIGN_OR_RETURN(const PruningScore searched, Measure(Pruning(By::kStatic), "static"));
+    SLUICE_ASSIGN_OR_RETURN(const PruningScore searched,
+                            Measure(Pruning("token/ftp_static"), "static"));
     static_ = Retention("static router, searched schedule", searched);
     return absl::OkStatus();
   }
@@ -105,16 +105,15 @@ class FtpEvaluation {
     SLUICE_ASSIGN_OR_RETURN(const Gguf full, OpenTrained(o_, "ftp-full30", seed));
     SLUICE_ASSIGN_OR_RETURN(const Gguf blind, OpenTrained(o_, "ftp-nopos30", seed));
     const std::string at = absl::StrCat(", seed ", seed);
-    host::TokenPruning p = Pruning(By::kLearned);
+    host::TokenPruning p = Pruning("token/ftp:topk=1");
     p.weights = &full;
-    p.topk = true;
     SLUICE_ASSIGN_OR_RETURN(const PruningScore exact, Measure(p, "learned" + at));
     learned_.push_back(Retention("learned, exact budget" + at, exact));
-    p.topk = false;
+    p.router = "token/ftp";
     SLUICE_ASSIGN_OR_RETURN(const PruningScore free, Measure(p, "threshold" + at));
     threshold_.push_back(Retention("learned, threshold" + at, free));
     threshold_sparsity_.push_back(free.sparsity);
-    p.topk = true;
+    p.router = "token/ftp:topk=1";
     p.weights = &blind;
     SLUICE_ASSIGN_OR_RETURN(const PruningScore lost, Measure(p, "no position" + at));
     blind_.push_back(Retention("without position" + at, lost));
@@ -147,7 +146,7 @@ class FtpEvaluation {
     for (int seed = 1; seed <= kSeeds; ++seed) {
       Note(absl::StrCat("perplexity, seed ", seed));
       SLUICE_ASSIGN_OR_RETURN(const Gguf causal, OpenTrained(o_, "ftp-causal30", seed));
-      host::TokenPruning p = Pruning(By::kLearned);
+      host::TokenPruning p = Pruning("token/ftp");
       p.weights = &causal;
       p.causal = true;
       SLUICE_ASSIGN_OR_RETURN(const Forced forced, Force(p));
@@ -189,9 +188,8 @@ class FtpEvaluation {
     SLUICE_ASSIGN_OR_RETURN(const Gguf weights, OpenTrained(o_, "ftp-full30", 1));
     host::EngineOptions pruned;
     pruned.threads = o_.threads;
-    pruned.pruning.by = By::kLearned;
+    pruned.pruning.router = "token/ftp:topk=1";
     pruned.pruning.weights = &weights;
-    pruned.pruning.topk = true;
     pruned.pruning.sparsity = UniformSchedule(model_, kTimedSparsity);
     for (int64_t length : {int64_t{1024}, int64_t{4096}}) {
       pruned.max_tokens = length;

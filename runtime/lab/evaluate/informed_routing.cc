@@ -3,8 +3,9 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
-#include "sluice/runtime/host/calibrate.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/lab/calibrate_informed.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
 #include "sluice/runtime/lab/evaluate/trained.h"
@@ -12,7 +13,6 @@
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
-using Gate = host::TokenRouting::Gate;
 constexpr int kPercents[] = {25, 40};
 constexpr int64_t kRank = 64;
 constexpr int64_t kWindow = 2048;
@@ -182,14 +182,15 @@ class InformedEvaluation {
   absl::StatusOr<Result> MeasureLearned(const WeightSource& weights, double budget,
                                         const std::string& name) const {
     host::TokenRouting t;
-    t.gate = Gate::kLearned;
+    t.router = "token/informed_routing";
     t.weights = &weights;
     double low = -8, high = 8;
     for (int turn = 0; turn < 8; ++turn) {
-      t.offset = (low + high) / 2;
+      const double offset = (low + high) / 2;
+      t.router = absl::StrCat("token/informed_routing:offset=", offset);
       SLUICE_ASSIGN_OR_RETURN(const Result r,
                               Measure(sample_, t, absl::StrCat("budget of ", name)));
-      (r.sparsity > budget ? low : high) = t.offset;
+      (r.sparsity > budget ? low : high) = offset;
     }
     return Measure(text_, t, name);
   }
@@ -213,9 +214,9 @@ class InformedEvaluation {
     c.sparsity.push_back(routed.sparsity);
 
     host::TokenRouting coin;  // at the same rates, a unit
-    coin.gate = Gate::kRandom;
+    coin.router = "token/informed_routing";
     coin.weights = &forecasts;
-    coin.rates = routed.rates;
+    coin.random = routed.rates;
     coin.seed = static_cast<uint64_t>(seed);
     SLUICE_ASSIGN_OR_RETURN(const Result tossed, Measure(text_, coin, "random" + at));
     c.random.push_back(CostOf("random gate" + at, tossed));
@@ -226,12 +227,12 @@ class InformedEvaluation {
     return absl::OkStatus();
   }
   absl::Status MeasureRidge(const GateCosts& c) const {
-    host::CalibrateOptions options;
+    CalibrateOptions options;
     options.rank = kRank;
     options.sparsity = c.budget();
     options.threads = o_.threads;
     SLUICE_ASSIGN_OR_RETURN(const std::string bytes,
-                            host::CalibrateInformedRouting(model_, rest_, options, Note));
+                            CalibrateInformedRouting(model_, rest_, options, Note));
     SLUICE_ASSIGN_OR_RETURN(
         const Gguf ridge,
         Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()}));

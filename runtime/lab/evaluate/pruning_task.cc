@@ -1,4 +1,5 @@
 #include "sluice/runtime/lab/evaluate/pruning_task.h"
+#include "sluice/runtime/host/facts.h"
 
 #include <algorithm>
 
@@ -81,10 +82,8 @@ absl::StatusOr<std::vector<double>> SearchSchedule(const host::Model& model,
     host::EngineOptions eo;
     eo.threads = o.threads;
     eo.max_tokens = o.length + 512;
-    eo.pruning.by =
-        o.weights != nullptr ? host::TokenPruning::By::kLearned : host::TokenPruning::By::kStatic;
+    eo.pruning.router = o.weights != nullptr ? "token/ftp:topk=1" : "token/ftp_static";
     eo.pruning.weights = o.weights;
-    eo.pruning.topk = true;
     eo.pruning.sparsity = schedule;
     SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> e, host::Engine::Create(model, eo));
     SLUICE_ASSIGN_OR_RETURN(const PruningScore s, ScorePruning(*e, prompts));

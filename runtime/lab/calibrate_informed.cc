@@ -1,4 +1,4 @@
-#include "sluice/runtime/host/calibrate.h"
+#include "sluice/runtime/lab/calibrate_informed.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,7 +9,7 @@
 #include "sluice/runtime/weights/gguf_writer.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace host {
+namespace lab {
 namespace {
 using Progress = std::function<void(const std::string&)>;
 
@@ -17,7 +17,7 @@ using Progress = std::function<void(const std::string&)>;
 // over the tokens: what it fits on is never stored.
 class InformedCalibration {
  public:
-  InformedCalibration(const Model& model, const std::vector<int32_t>& tokens,
+  InformedCalibration(const host::Model& model, const std::vector<int32_t>& tokens,
                       const CalibrateOptions& o, const Progress& progress)
       : model_(model),
         tokens_(tokens),
@@ -56,13 +56,14 @@ class InformedCalibration {
   }
 
   absl::Status EachToken(const See& see) const {
-    EngineOptions eo;
+    host::EngineOptions eo;
     eo.threads = o_.threads;
     eo.max_tokens = o_.window;
     eo.observe = [&](int64_t layer, int64_t unit, int64_t n, const float* h, const float* u) {
       for (int64_t i = 0; i < n; ++i) see(2 * layer + unit, h + i * width_, u + i * width_);
     };
-    SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> e, Engine::Create(model_, eo));
+    SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> e,
+                            host::Engine::Create(model_, eo));
     for (size_t at = 0; at < tokens_.size(); at += static_cast<size_t>(o_.window)) {
       e->Reset();
       const size_t end = std::min(tokens_.size(), at + static_cast<size_t>(o_.window));
@@ -173,7 +174,7 @@ class InformedCalibration {
     return add("up.bias", {w}, f.up.bias);
   }
 
-  const Model& model_;
+  const host::Model& model_;
   const std::vector<int32_t>& tokens_;
   const CalibrateOptions& o_;
   const Progress& progress_;
@@ -185,11 +186,11 @@ class InformedCalibration {
 };
 }  // namespace
 
-absl::StatusOr<std::string> CalibrateInformedRouting(const Model& model,
+absl::StatusOr<std::string> CalibrateInformedRouting(const host::Model& model,
                                                      const std::vector<int32_t>& tokens,
                                                      const CalibrateOptions& o,
                                                      const Progress& progress) {
   return InformedCalibration(model, tokens, o, progress).Run();
 }
-}  // namespace host
+}  // namespace lab
 SLUICE_END_NAMESPACE

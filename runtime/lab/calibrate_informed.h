@@ -1,5 +1,5 @@
-#ifndef SLUICE_RUNTIME_HOST_CALIBRATE_H_
-#define SLUICE_RUNTIME_HOST_CALIBRATE_H_
+#ifndef SLUICE_RUNTIME_LAB_CALIBRATE_INFORMED_H_
+#define SLUICE_RUNTIME_LAB_CALIBRATE_INFORMED_H_
 // Informed Routing for a model without gradient descent: forecasters by reduced-rank ridge
 // regression on the units' dense inputs and outputs, routers by regressing the logarithm of the
 // forecast error on the same inputs, one threshold over all units for the wanted sparsity. Our own
@@ -12,7 +12,7 @@
 #include "sluice/runtime/host/model.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace host {
+namespace lab {
 struct CalibrateOptions {
   int64_t rank = 64;
   double ridge = 1e-3;     // of the mean variance of the inputs
@@ -23,8 +23,8 @@ struct CalibrateOptions {
 // GGUF bytes with the keys of informed_routing. Needs more tokens than the model is wide. O(units
 // tokens width^2).
 absl::StatusOr<std::string> CalibrateInformedRouting(
-    const Model& model, const std::vector<int32_t>& tokens, const CalibrateOptions& options,
+    const host::Model& model, const std::vector<int32_t>& tokens, const CalibrateOptions& options,
     const std::function<void(const std::string&)>& progress = {});
-}  // namespace host
+}  // namespace lab
 SLUICE_END_NAMESPACE
-#endif  // SLUICE_RUNTIME_HOST_CALIBRATE_H_
+#endif  // SLUICE_RUNTIME_LAB_CALIBRATE_INFORMED_H_

@@ -1,0 +1,26 @@
+#ifndef SLUICE_RUNTIME_HOST_FACTS_H_
+#define SLUICE_RUNTIME_HOST_FACTS_H_
+// Prompts whose answers are known.
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sluice/runtime/text/tokenizer.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+// Documentation text with planted facts, as the bundled model was trained on: statements at spread
+// depths, questions with their answers at the end. `separator` stands around statements and before
+// questions (models learn one).
+struct FactPrompt {
+  std::vector<int32_t> tokens;
+  std::vector<uint8_t> answer, text;                       // marks: answer tokens; plain text
+  std::vector<std::pair<std::string, std::string>> facts;  // name, code; in the order asked
+};
+FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length,
+                      int64_t count, uint64_t seed, const std::string& separator = "\n");
+std::string FactQuestion(const std::string& name, const std::string& separator = "\n");
+}  // namespace host
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_HOST_FACTS_H_

@@ -1,0 +1,96 @@
+#include "sluice/runtime/host/item_routers.h"
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "sluice/runtime/dynload/installed.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+namespace {
+// Whether a method's help, one line a key, speaks of this one.
+bool Knows(const std::string& help, const std::string& key) {
+  const std::vector<absl::string_view> lines = absl::StrSplit(help, '\n');
+  return std::any_of(lines.begin(), lines.end(), [&](absl::string_view line) {
+    return absl::StartsWith(absl::StripLeadingAsciiWhitespace(line), absl::StrCat(key, "="));
+  });
+}
+}  // namespace
+
+absl::StatusOr<RouteTraits> TraitsOf(const std::string& text) {
+  SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(text));
+  const auto factory = InstalledMethods().registry.routers.Find(spec.name);
+  if (!factory.ok()) return WithRefused(factory.status());
+  return (*factory)->traits();
+}
+
+absl::Status ItemRouters::Add(const std::string& text, const std::vector<HostKey>& keys,
+                              const WeightSource* weights, const RouteShape& shape) {
+  const FactoryMap<Router>& methods = InstalledMethods().registry.routers;
+  SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(text));
+  const auto factory = methods.Find(spec.name);
+  if (!factory.ok()) return WithRefused(factory.status());
+
+  std::string full = text;
+  bool first = spec.options.empty();
+  for (const HostKey& k : keys) {
+    const bool given = std::any_of(spec.options.begin(), spec.options.end(),
+                                   [&](const KeyValue& option) { return option.first == k.key; });
+    if (given || (k.optional && !Knows((*factory)->Describe(), k.key))) continue;
+    absl::StrAppend(&full, first ? ":" : ",", k.key, "=", k.value);
+    first = false;
+  }
+
+  Held held;
+  SLUICE_ASSIGN_OR_RETURN(held.router, methods.Create(full, weights));
+  SLUICE_ASSIGN_OR_RETURN(held.plan, held.router->MakePlan(shape));
+  held_.push_back(std::move(held));
+  return absl::OkStatus();
+}
+
+void ItemRouters::Reserve() {
+  size_t bytes = 0;
+  int64_t items = 0;
+  int64_t entries = 0;
+  int64_t dropped = 0;
+  for (const Held& h : held_) {
+    const RoutePlanInfo& info = h.plan->info();
+    bytes = std::max(bytes, info.workspace_bytes);
+    items = std::max(items, info.shape.items);
+    entries = std::max(entries, info.max_entries);
+    dropped = std::max(dropped, info.max_dropped);
+  }
+  workspace_.Resize(bytes);
+  assigned_.Reserve(items, entries, dropped);
+}
+
+absl::StatusOr<int32_t> ItemRouters::HostUnit(size_t i) const {
+  const int64_t units = info(i).shape.units;
+  int32_t found = -1;
+  for (int64_t u = 0; u < units; ++u) {
+    if (unit(i, u).kind != UnitKind::kHost) continue;
+    if (found >= 0) found = -2;
+    if (found == -1) found = static_cast<int32_t>(u);
+  }
+  if (found < 0)
+    return absl::UnimplementedError(absl::StrCat(
+        traits().name, " has ", found == -1 ? "no unit" : "several units",
+        " for the host to run; this host runs routers that execute a block or leave it out"));
+  return found;
+}
+
+absl::StatusOr<Assignment*> ItemRouters::Run(size_t i, const RouteInputs& in) {
+  assigned_.Clear();
+  const RunContext ctx = {{workspace_.data(), workspace_.bytes()}, executor_};
+  Assignment& out = assigned_.view();
+  SLUICE_RETURN_IF_ERROR(held_[i].router->Run(*held_[i].plan, in, ctx, out));
+  SLUICE_RETURN_IF_ERROR(ValidateAssignment(out));
+  if (out.items != in.items)
+    return absl::InternalError(
+        absl::StrCat(traits().name, " decided for ", out.items, " of ", in.items, " items"));
+  return &out;
+}
+}  // namespace host
+SLUICE_END_NAMESPACE
