@@ -4,7 +4,7 @@
 
 namespace {
 using namespace sluice;
-class Cheapest : public agent_common::Unlearned {
+class Cheapest : public agent::Unlearned {
  public:
   static constexpr absl::string_view kName = "cheapest";
   struct Config {
@@ -18,15 +18,14 @@ class Cheapest : public agent_common::Unlearned {
   static absl::StatusOr<Cheapest> Create(const Config& c) { return Cheapest(c); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    return agent_common::Walk(
-        p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
-          agent_common::TakeBest(s, w, [&](int j) {
-            const Agent& a = p.graph->agent(s.first_agent + j);
-            double ability = a.ability.empty() ? 0.5 : 0;
-            for (size_t t = 0; t < a.ability.size(); ++t) ability += q.intent[t] * a.ability[t];
-            return ability >= config_.able ? 2 / (1 + a.cost_usd) : ability - 2;  // able ones first
-          });
-        });
+    return agent::Walk(p.layout, 0, q, d, trace, [&](const agent::Stage& s, agent::Weights& w) {
+      agent::TakeBest(s, w, [&](int j) {
+        const Agent& a = p.graph->agent(s.first_agent + j);
+        double ability = a.ability.empty() ? 0.5 : 0;
+        for (size_t t = 0; t < a.ability.size(); ++t) ability += q.intent[t] * a.ability[t];
+        return ability >= config_.able ? 2 / (1 + a.cost_usd) : ability - 2;  // able ones first
+      });
+    });
   }
 
  private:

@@ -98,13 +98,13 @@ TEST(LayerRouting, ReproducesTheTrainersDecisions) {
     const std::vector<float> features = *w.ReadF32("golden.features", {64, 24});
     const std::vector<float> logits = *w.ReadF32("golden.logits", {2, 24});
     for (size_t i = 0; i < 24; ++i) {
-      auto r = FluxAttention::Create({static_cast<int64_t>(i % 6)}, w);
+      auto r = layer::FluxAttention::Create({static_cast<int64_t>(i % 6)}, w);
       ASSERT_TRUE(r.ok()) << r.status();
       std::vector<float> scratch(r->scratch_floats());
       float got[2];
       r->Logits(&features[i * 64], scratch.data(), got);
       for (size_t k : {0u, 1u}) EXPECT_NEAR(got[k], logits[2 * i + k], 1e-4);
-      EXPECT_EQ(FluxAttention::Decide(got), FluxAttention::Decide(&logits[2 * i]));
+      EXPECT_EQ(layer::FluxAttention::Decide(got), layer::FluxAttention::Decide(&logits[2 * i]));
     }
     EngineOptions o = Options();
     o.layers.weights = &w;

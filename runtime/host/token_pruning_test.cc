@@ -81,7 +81,7 @@ TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
   const std::vector<float> got = Logits(*Make(Options(kStatic, kMixed)), tokens, 0);
   reference::Rows x = reference::Embed(Mini(), tokens);
   for (size_t layer = 0; layer < 6; ++layer) {
-    const size_t k = static_cast<size_t>(quota::Kept(kMixed[layer], 24));
+    const size_t k = static_cast<size_t>(token::quota::Kept(kMixed[layer], 24));
     std::vector<bool> computed(24);
     for (size_t t = 0; t < 24; ++t)
       computed[t] = t == 0 || t > 24 - k;  // the first, then the most recent
@@ -114,7 +114,8 @@ TEST(TokenPruning, DecodingOverRaggedCachesEqualsOneFeed) {
     const auto a = Make(o), b = Make(o);
     Logits(*a, prompt, 299);
     Logits(*b, prompt, 299);
-    for (int64_t i = 0; i < 6; ++i) EXPECT_EQ(a->cache_rows(i), quota::Kept(kMixed[i], 300)) << i;
+    for (int64_t i = 0; i < 6; ++i)
+      EXPECT_EQ(a->cache_rows(i), token::quota::Kept(kMixed[i], 300)) << i;
     const std::vector<float> whole = Logits(*a, rest, 300);
     std::vector<float> decoded;
     for (int32_t t : rest) {
@@ -122,7 +123,7 @@ TEST(TokenPruning, DecodingOverRaggedCachesEqualsOneFeed) {
       decoded.insert(decoded.end(), one.begin(), one.end());
     }
     ExpectNear(decoded, whole, 5e-3f);
-    EXPECT_EQ(a->cache_rows(5), quota::Kept(0.8, 300) + 20);
+    EXPECT_EQ(a->cache_rows(5), token::quota::Kept(0.8, 300) + 20);
   }
 }
 TEST(TokenPruning, DecodingSkipsBlocksAboveTheThreshold) {
@@ -134,7 +135,7 @@ TEST(TokenPruning, DecodingSkipsBlocksAboveTheThreshold) {
   Logits(*e, {5}, 100);
   EXPECT_EQ(e->cache_rows(3), kept3);
   EXPECT_EQ(e->cache_rows(1), kept1 + 1);
-  EXPECT_EQ(e->block_counters(5).approximated, 101 - quota::Kept(0.8, 100));
+  EXPECT_EQ(e->block_counters(5).approximated, 101 - token::quota::Kept(0.8, 100));
   const auto dense = Make(Options(kStatic, std::vector<double>(6, 0.0)));
   Logits(*dense, {5}, 0);
   EXPECT_EQ((e->linear().macs - macs) * 6, dense->linear().macs * 4);
@@ -169,7 +170,7 @@ TEST(TokenPruning, ReproducesTheTrainer) {
                                schedule = *w->ReadF32("ftp.schedule", {6}),
                                ids = *w->ReadF32("golden.ids",
                                                  {(*w->Tensor("golden.ids"))->elements});
-      auto r = Ftp::Create({}, *w);
+      auto r = token::Ftp::Create({}, *w);
       ASSERT_TRUE(r.ok()) << r.status();
       const int64_t n = static_cast<int64_t>(rows);
       auto plan = r->MakePlan({.items = n});
@@ -181,7 +182,7 @@ TEST(TokenPruning, ReproducesTheTrainer) {
         // Margins of a sharp router reach tens: 1e-4 of the value.
         for (size_t j = 2 * i; j < 2 * i + 2; ++j)
           ASSERT_NEAR(got[j], logits[j], 1e-4 * std::max(1.0f, std::abs(logits[j]))) << name;
-        ASSERT_EQ(Ftp::Decide(&got[2 * i]), Ftp::Decide(&logits[2 * i])) << name;
+        ASSERT_EQ(token::Ftp::Decide(&got[2 * i]), token::Ftp::Decide(&logits[2 * i])) << name;
       }
       // The whole pruned model: how many tokens every block computes, and the loss of what follows
       // the prompt.

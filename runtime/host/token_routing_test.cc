@@ -213,7 +213,7 @@ TEST(TokenRouting, ReproducesTheTrainer) {
                                forecasts = *w->ReadF32("golden.forecasts", {384, 48});
       int64_t approximated = 0;
       for (int64_t u = 0; u < 12; ++u) {
-        auto r = InformedRouting::Create({u / 2, u % 2, 0}, *w);
+        auto r = token::InformedRouting::Create({u / 2, u % 2, 0}, *w);
         ASSERT_TRUE(r.ok()) << r.status();
         auto plan = r->MakePlan({.items = 4, .hidden = 384});
         OwnedWorkspace memory(plan->workspace_bytes);
@@ -225,8 +225,10 @@ TEST(TokenRouting, ReproducesTheTrainer) {
         for (size_t i = 0; i < 4; ++i) {
           const float* want = &logits[(static_cast<size_t>(u) * 4 + i) * 2];
           for (size_t j = 0; j < 2; ++j) ASSERT_NEAR(got[2 * i + j], want[j], 1e-4) << name;
-          ASSERT_EQ(InformedRouting::Decide(got + 2 * i), InformedRouting::Decide(want)) << name;
-          approximated += InformedRouting::Decide(want);
+          ASSERT_EQ(token::InformedRouting::Decide(got + 2 * i),
+                    token::InformedRouting::Decide(want))
+              << name;
+          approximated += token::InformedRouting::Decide(want);
         }
         for (size_t i = 0; i < y.size(); ++i)
           ASSERT_NEAR(y[i], forecasts[static_cast<size_t>(u) * 4 * 384 + i], 1e-4) << name;

@@ -75,17 +75,17 @@ class InformedCalibration {
   }
   // A unit each, from h to `target(unit, h, u)` [width].
   template <class Target>
-  absl::StatusOr<std::vector<FeatureForecaster>> Fit(const char* what, int64_t rank,
-                                                     const Target& target) const {
+  absl::StatusOr<std::vector<token::FeatureForecaster>> Fit(const char* what, int64_t rank,
+                                                            const Target& target) const {
     Say(absl::StrCat("observing, ", what));
-    std::vector<RidgeFit> sums(units_, RidgeFit(width_));
+    std::vector<token::RidgeFit> sums(units_, token::RidgeFit(width_));
     SLUICE_RETURN_IF_ERROR(EachToken([&](size_t unit, const float* h, const float* u) {
       sums[unit].Add(h, target(unit, h, u));
     }));
-    std::vector<FeatureForecaster> out;
-    for (const RidgeFit& s : sums) {
+    std::vector<token::FeatureForecaster> out;
+    for (const token::RidgeFit& s : sums) {
       Say(absl::StrCat("solving, ", what, " ", out.size() + 1, "/", units_));
-      SLUICE_ASSIGN_OR_RETURN(FeatureForecaster f, s.Solve(rank, o_.ridge));
+      SLUICE_ASSIGN_OR_RETURN(token::FeatureForecaster f, s.Solve(rank, o_.ridge));
       out.push_back(std::move(f));
     }
     return out;
@@ -110,9 +110,9 @@ class InformedCalibration {
       y[0] = static_cast<float>(std::log(error));
       return y.data();
     };
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<FeatureForecaster> errors,
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<token::FeatureForecaster> errors,
                             Fit("errors", 1, log_error));
-    for (const FeatureForecaster& f : errors) {
+    for (const token::FeatureForecaster& f : errors) {
       ErrorLine line = {f.down.weight, f.down.bias[0] * f.up.weight[0] + f.up.bias[0]};
       for (float& w : line.weight) w *= f.up.weight[0];
       lines_.push_back(std::move(line));
@@ -167,7 +167,7 @@ class InformedCalibration {
     SLUICE_RETURN_IF_ERROR(add("router1.weight", {2, 2}, {1, -1, 0, 0}));
     SLUICE_RETURN_IF_ERROR(add("router1.bias", {2}, {0, 0}));
     if (o_.rank == 0) return absl::OkStatus();
-    const FeatureForecaster& f = forecasters_[unit];
+    const token::FeatureForecaster& f = forecasters_[unit];
     SLUICE_RETURN_IF_ERROR(add("down.weight", {w, r}, f.down.weight));
     SLUICE_RETURN_IF_ERROR(add("down.bias", {r}, f.down.bias));
     SLUICE_RETURN_IF_ERROR(add("up.weight", {r, w}, f.up.weight));
@@ -180,9 +180,9 @@ class InformedCalibration {
   const Progress& progress_;
   const int64_t width_;
   const size_t units_;
-  std::vector<FeatureForecaster> forecasters_;  // of u, a unit
-  std::vector<ErrorLine> lines_;                // a unit
-  float threshold_ = 0;                         // of the predicted log error
+  std::vector<token::FeatureForecaster> forecasters_;  // of u, a unit
+  std::vector<ErrorLine> lines_;                       // a unit
+  float threshold_ = 0;                                // of the predicted log error
 };
 }  // namespace
 

@@ -17,6 +17,7 @@
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace head {
 namespace shrp {
 // The item of one sequence: the mean over its tokens, without padding. x [n, width] -> out [width].
 // O(n width).
@@ -169,5 +170,6 @@ class Shrp {
  private:
   Linear router_;
 };
+}  // namespace head
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_HEAD_SHRP_SHRP_H_

@@ -8,6 +8,7 @@
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace head {
 namespace {
 constexpr int64_t kWidth = 48, kHeads = 12;
 const RandomWeights& Weights() {
@@ -126,4 +127,5 @@ TEST(Shrp, ErrorsSayWhatIsWrong) {
               testing::HasSubstr("wanted 12 units"));
 }
 }  // namespace
+}  // namespace head
 SLUICE_END_NAMESPACE

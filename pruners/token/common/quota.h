@@ -9,6 +9,7 @@
 #include "sluice/api/router.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 namespace quota {
 enum Unit : int32_t { kCompute = 0, kSkip = 1 };
 
@@ -46,5 +47,6 @@ inline UnitInfo DescribeUnit(int64_t unit) {
   return {UnitKind::kHost, 1.0, Concurrency::kAlone};
 }
 }  // namespace quota
+}  // namespace token
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_TOKEN_COMMON_QUOTA_H_

@@ -1,6 +1,6 @@
 #include "sluice/pruners/token/ftp/ftp.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class RouterOf<Ftp>;
-template class RouterOf<FtpStatic>;
+template class RouterOf<token::Ftp>;
+template class RouterOf<token::FtpStatic>;
 SLUICE_END_NAMESPACE

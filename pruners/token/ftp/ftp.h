@@ -16,6 +16,7 @@
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 namespace ftp {
 using quota::kCompute;
 using quota::kSkip;
@@ -226,5 +227,6 @@ class FtpStatic {
  private:
   Config config_;
 };
+}  // namespace token
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_TOKEN_FTP_FTP_H_

@@ -8,6 +8,7 @@
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 namespace {
 const RandomWeights& Weights() {
   static const auto* w = new RandomWeights({{"hidden", 64}});
@@ -134,4 +135,5 @@ TEST(Ftp, ErrorsSayWhatIsWrong) {
               testing::HasSubstr("token/ftp reads attention feedback and was given none"));
 }
 }  // namespace
+}  // namespace token
 SLUICE_END_NAMESPACE

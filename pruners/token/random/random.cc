@@ -1,5 +1,5 @@
 #include "sluice/pruners/token/random/random.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class RouterOf<RandomTokens>;
+template class RouterOf<token::RandomTokens>;
 SLUICE_END_NAMESPACE

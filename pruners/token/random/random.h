@@ -5,6 +5,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 // Items: the tokens of one sequence in order; units {0: compute, 1: skip}. Exactly round((1 -
 // sparsity) items) compute, at least one: the first token and those with the largest of one draw a
 // token, the same at any time and on any machine. O(items).
@@ -66,5 +67,6 @@ class RandomTokens {
  private:
   Config config_;
 };
+}  // namespace token
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_TOKEN_RANDOM_RANDOM_H_

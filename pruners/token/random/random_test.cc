@@ -6,6 +6,7 @@
 #include "sluice/pruners/token/random/random_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 namespace {
 std::vector<int32_t> Route(const std::string& spec, int64_t n) {
   auto router = BuiltinPruners().routers.Create(spec);
@@ -43,4 +44,5 @@ TEST(RandomTokens, LayersAndSeedsDrawOnTheirOwn) {
   EXPECT_NE(one, Route("token/random:sparsity=0.5,seed=2", 200));
 }
 }  // namespace
+}  // namespace token
 SLUICE_END_NAMESPACE

@@ -1,5 +1,5 @@
 #include "sluice/routers/agent/amro_s/amro_s.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AgentRouterOf<AmroS>;
+template class AgentRouterOf<agent::AmroS>;
 SLUICE_END_NAMESPACE

@@ -19,6 +19,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 class AmroS {
  public:
   static constexpr absl::string_view kName = "amro_s";
@@ -36,7 +37,7 @@ class AmroS {
     Ability ability = Ability::kPrior;
     bool rho_by_intent = false, normalise_rows = false;
     int64_t seed = 1;
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       using R = Range<double>;
@@ -76,7 +77,7 @@ class AmroS {
       utility.VisitFields(v);
     }
   };
-  struct Plan : agent_common::Plan {
+  struct Plan : WalkPlan {
     int64_t tau = 0, arms = 0, ability = 0, counts = 0;  // where these parts of the state begin
   };
   static absl::StatusOr<AmroS> Create(const Config& c) {
@@ -92,9 +93,9 @@ class AmroS {
   }
 
   absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
-    Plan p{agent_common::Plan::Of(std::move(g)), 0, 0, 0, 0};
-    const agent_common::Layout& l = p.layout;
-    const agent_common::ArmTable arms(l);
+    Plan p{WalkPlan::Of(std::move(g)), 0, 0, 0, 0};
+    const Layout& l = p.layout;
+    const ArmTable arms(l);
     p.arms = l.tasks * l.edges;
     p.ability = p.arms + arms.cells();
     p.counts = p.ability + l.tasks * l.agents;
@@ -110,42 +111,41 @@ class AmroS {
 
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
                    AgentDecision& d, AgentTrace* trace) const {
-    const agent_common::Layout& l = p.layout;
-    return agent_common::Walk(
-        l, static_cast<uint64_t>(config_.seed), q, d, trace,
-        [&](const agent_common::Stage& s, agent_common::Weights& w) {
-          std::fill_n(w.tau.begin(), s.size, 0.0);
-          std::fill_n(w.eta.begin(), s.size, 0.0);
-          double evidence = 0;
-          for (int t = 0; t < l.tasks; ++t) {
-            const double wt = q.intent[t];
-            if (wt <= 0) continue;
-            const double* tau = &state[t * l.edges + s.first_edge];
-            const double scale = config_.normalise_rows ? wt * RowScale(s, tau) : wt;
-            for (int j = 0; j < s.size; ++j) w.tau[j] += scale * tau[j];
-            if (config_.ability_weight > 0) {
-              const double* ability = &state[p.ability + t * l.agents + s.first_agent];
-              AddNormalised(
-                  s, wt * config_.ability_weight, [&](int j) { return ability[j]; }, w.eta);
-            }
-            evidence += wt * state[p.counts + t];
-          }
-          AddLive(p, s, q, w.eta);
-          double top = 0;
-          for (int j = 0; j < s.size; ++j) {
-            if (s.open[j]) top = std::max(top, w.tau[j]);
-          }
-          for (int j = 0; j < s.size; ++j)
-            w.p[j] = Power(w.tau[j] / top, config_.alpha) * Power(w.eta[j], config_.beta);
-          w.q0 = config_.anneal > 0
-                     ? 1 - (1 - config_.q0) * config_.anneal / (config_.anneal + evidence)
-                     : config_.q0;
-        });
+    const Layout& l = p.layout;
+    return Walk(l, static_cast<uint64_t>(config_.seed), q, d, trace,
+                [&](const Stage& s, Weights& w) {
+                  std::fill_n(w.tau.begin(), s.size, 0.0);
+                  std::fill_n(w.eta.begin(), s.size, 0.0);
+                  double evidence = 0;
+                  for (int t = 0; t < l.tasks; ++t) {
+                    const double wt = q.intent[t];
+                    if (wt <= 0) continue;
+                    const double* tau = &state[t * l.edges + s.first_edge];
+                    const double scale = config_.normalise_rows ? wt * RowScale(s, tau) : wt;
+                    for (int j = 0; j < s.size; ++j) w.tau[j] += scale * tau[j];
+                    if (config_.ability_weight > 0) {
+                      const double* ability = &state[p.ability + t * l.agents + s.first_agent];
+                      AddNormalised(
+                          s, wt * config_.ability_weight, [&](int j) { return ability[j]; }, w.eta);
+                    }
+                    evidence += wt * state[p.counts + t];
+                  }
+                  AddLive(p, s, q, w.eta);
+                  double top = 0;
+                  for (int j = 0; j < s.size; ++j) {
+                    if (s.open[j]) top = std::max(top, w.tau[j]);
+                  }
+                  for (int j = 0; j < s.size; ++j)
+                    w.p[j] = Power(w.tau[j] / top, config_.alpha) * Power(w.eta[j], config_.beta);
+                  w.q0 = config_.anneal > 0
+                             ? 1 - (1 - config_.q0) * config_.anneal / (config_.anneal + evidence)
+                             : config_.q0;
+                });
   }
 
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
-    const agent_common::Layout& l = p.layout;
-    agent_common::ArmTable(l).Observe(kColumns * l.tasks * l.edges, o, out);
+    const Layout& l = p.layout;
+    ArmTable(l).Observe(kColumns * l.tasks * l.edges, o, out);
     if (!o.accepted) return;  // the gate: no pheromone moves
     const UtilityConfig& u = config_.utility;
     const double f =
@@ -167,7 +167,7 @@ class AmroS {
   }
 
   void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
-    const agent_common::Layout& l = p.layout;
+    const Layout& l = p.layout;
     for (int t = 0; t < l.tasks; ++t) {
       for (int s = 0; s < l.stages; ++s) {
         const int rows = s == 0 ? 1 : l.size[s - 1], n = l.size[s];
@@ -191,13 +191,12 @@ class AmroS {
         }
       }
     }
-    agent_common::ArmTable(l).Fold(config_.utility, sums.subspan(kColumns * l.tasks * l.edges),
-                                   state.subspan(p.arms, p.ability - p.arms));
+    ArmTable(l).Fold(config_.utility, sums.subspan(kColumns * l.tasks * l.edges),
+                     state.subspan(p.arms, p.ability - p.arms));
     Derive(p, state);
   }
 
  private:
-  using UtilityConfig = agent_common::UtilityConfig;
   enum Column : uint32_t { kVisits, kDecay, kDeposit, kColumns };
   struct Batch {
     double visits = 0, decay = 0, deposit = 0;  // decay: sum of log(1 - rho)
@@ -221,8 +220,8 @@ class AmroS {
     return config_.tau_max > 0 ? std::min(tau, config_.tau_max) : tau;
   }
   void Derive(const Plan& p, absl::Span<double> state) const {
-    const agent_common::Layout& l = p.layout;
-    const agent_common::ArmTable arms(l);
+    const Layout& l = p.layout;
+    const ArmTable arms(l);
     const absl::Span<const double> seen = state.subspan(p.arms, p.ability - p.arms);
     for (int t = 0; t < l.tasks; ++t) {
       double count = 0;
@@ -240,14 +239,14 @@ class AmroS {
       }
     }
   }
-  static double RowScale(const agent_common::Stage& s, const double* tau) {
+  static double RowScale(const Stage& s, const double* tau) {
     double sum = 0;
     for (int j = 0; j < s.size; ++j) sum += tau[j];
     return s.size / sum;
   }
   // eta_j += scale * (x_j scaled to [0, 1] over the open candidates); all equal: 1.
   template <class X>
-  static void AddNormalised(const agent_common::Stage& s, double scale, const X& x,
+  static void AddNormalised(const Stage& s, double scale, const X& x,
                             std::array<double, kMaxStageAgents>& eta) {
     double lo = INFINITY, hi = -INFINITY;
     for (int j = 0; j < s.size; ++j) {
@@ -260,7 +259,7 @@ class AmroS {
       if (s.open[j]) eta[j] += hi > lo ? scale * ((x(j) - lo) / (hi - lo)) : scale;
     }
   }
-  void AddLive(const Plan& p, const agent_common::Stage& s, const AgentRequest& q,
+  void AddLive(const Plan& p, const Stage& s, const AgentRequest& q,
                std::array<double, kMaxStageAgents>& eta) const {
     const double eps = config_.live_epsilon;
     auto agent = [&](int j) -> const Agent& { return p.graph->stages[s.index][j]; };
@@ -289,5 +288,6 @@ class AmroS {
   }
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_AMRO_S_AMRO_S_H_

@@ -9,6 +9,7 @@
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 struct AmroSReference {
   using Matrix = std::vector<std::vector<double>>;
   double alpha = 1, beta = 2, rho = 0.02, q = 1;
@@ -53,5 +54,6 @@ struct AmroSReference {
     }
   }
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_AMRO_S_AMRO_S_REFERENCE_H_

@@ -8,6 +8,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 // Agents of stage s are numbered from here in MakeGraph(2, {3, 4}).
 constexpr int32_t kSecond = 3;
@@ -212,4 +213,5 @@ TEST(AmroS, NamesAWrongSetting) {
               testing::HasSubstr("deposit infinity"));
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

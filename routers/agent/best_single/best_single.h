@@ -6,11 +6,12 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class BestSingle : public agent_common::ArmLearner {
+namespace agent {
+class BestSingle : public ArmLearner {
  public:
   static constexpr absl::string_view kName = "best_single";
   struct Config {
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       utility.VisitFields(v);
@@ -19,32 +20,32 @@ class BestSingle : public agent_common::ArmLearner {
   static absl::StatusOr<BestSingle> Create(const Config& c) { return BestSingle(c); }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
                    AgentDecision& d, AgentTrace* trace) const {
-    const agent_common::ArmTable arms(p.layout);
-    return agent_common::Walk(
-        p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
-          std::array<double, kMaxTasks>
-              seen;  // a task counts for what was seen of it, by any agent of the stage
-          double weight = 0;
-          for (int t = 0; t < p.layout.tasks; ++t) {
-            seen[t] = utility_.prior;
-            for (int k = 0; k < s.size; ++k) {
-              seen[t] += state[arms.cell(t, s.first_agent + k, agent_common::ArmTable::kCount)];
-            }
-            weight += seen[t];
-          }
-          agent_common::TakeBest(s, w, [&](int j) {
-            const Agent& agent = p.graph->stages[s.index][j];
-            double sum = 0;
-            for (int t = 0; t < p.layout.tasks; ++t) {
-              sum += seen[t] * arms.Of(utility_, agent, state, t, s.first_agent + j).utility;
-            }
-            return sum / weight;
-          });
-        });
+    const ArmTable arms(p.layout);
+    return Walk(p.layout, 0, q, d, trace, [&](const Stage& s, Weights& w) {
+      std::array<double, kMaxTasks>
+          seen;  // a task counts for what was seen of it, by any agent of the stage
+      double weight = 0;
+      for (int t = 0; t < p.layout.tasks; ++t) {
+        seen[t] = utility_.prior;
+        for (int k = 0; k < s.size; ++k) {
+          seen[t] += state[arms.cell(t, s.first_agent + k, ArmTable::kCount)];
+        }
+        weight += seen[t];
+      }
+      TakeBest(s, w, [&](int j) {
+        const Agent& agent = p.graph->stages[s.index][j];
+        double sum = 0;
+        for (int t = 0; t < p.layout.tasks; ++t) {
+          sum += seen[t] * arms.Of(utility_, agent, state, t, s.first_agent + j).utility;
+        }
+        return sum / weight;
+      });
+    });
   }
 
  private:
   explicit BestSingle(const Config& c) : ArmLearner(c.utility) {}
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_BEST_SINGLE_BEST_SINGLE_H_

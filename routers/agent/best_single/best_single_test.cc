@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(BestSingle, IgnoresTheQuery) {
   AgentUnderTest a("best_single:prior=0.001", MakeGraph(2, {2}));
@@ -19,4 +20,5 @@ TEST(BestSingle, IgnoresTheQuery) {
   EXPECT_EQ(a.Route(1, {0, 1}).path[0], 1);
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

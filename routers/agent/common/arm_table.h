@@ -10,7 +10,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace agent_common {
+namespace agent {
 // Utility of an answer: quality - cost_weight * USD - latency_weight * seconds.
 struct UtilityConfig {
   double cost_weight = 0, latency_weight = 0;
@@ -99,7 +99,7 @@ class ArmTable {
 // Routers whose whole state is an ArmTable.
 class ArmLearner {
  public:
-  using Plan = agent_common::Plan;
+  using Plan = WalkPlan;
   absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
     Plan p = Plan::Of(std::move(g));
     p.sums = p.state = ArmTable(p.layout).cells();
@@ -124,6 +124,6 @@ class ArmLearner {
   }
   UtilityConfig utility_;
 };
-}  // namespace agent_common
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_COMMON_ARM_TABLE_H_

@@ -12,7 +12,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace agent_common {
+namespace agent {
 // Numbers of a graph that a decision needs, counted once.
 struct Layout {
   int stages = 0, tasks = 0;
@@ -39,10 +39,10 @@ struct Layout {
     return first_edge[s] + row * size[s] + (path[s] - first_agent[s]);
   }
 };
-struct Plan : AgentPlanInfo {
+struct WalkPlan : AgentPlanInfo {
   Layout layout;
-  static Plan Of(std::shared_ptr<const AgentGraph> g) {
-    Plan p;
+  static WalkPlan Of(std::shared_ptr<const AgentGraph> g) {
+    WalkPlan p;
     p.layout = Layout::Of(*g);
     p.graph = std::move(g);
     return p;
@@ -168,14 +168,14 @@ void TakeBest(const Stage& s, Weights& w, const Score& score) {
 }
 // Routers that never learn.
 struct Unlearned {
-  using Plan = agent_common::Plan;
+  using Plan = WalkPlan;
   absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
     return Plan::Of(std::move(g));
   }
-  void InitialState(const agent_common::Plan&, absl::Span<double>) const {}
-  void Observe(const agent_common::Plan&, const AgentOutcome&, std::vector<SumDelta>&) const {}
-  void Fold(const agent_common::Plan&, absl::Span<const int64_t>, absl::Span<double>) const {}
+  void InitialState(const Plan&, absl::Span<double>) const {}
+  void Observe(const Plan&, const AgentOutcome&, std::vector<SumDelta>&) const {}
+  void Fold(const Plan&, absl::Span<const int64_t>, absl::Span<double>) const {}
 };
-}  // namespace agent_common
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_

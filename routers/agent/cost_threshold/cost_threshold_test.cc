@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(CostThreshold, AsksTheStrongAgentWhereTheCheapOneFails) {
   AgentUnderTest a("cost_threshold:threshold=0.3,prior=0.001", MakeGraph(2, {3}));
@@ -21,4 +22,5 @@ TEST(CostThreshold, AsksTheStrongAgentWhereTheCheapOneFails) {
   EXPECT_NE(a.Route(1, {0, 1}, nullptr, blocked).path[0], 2);
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

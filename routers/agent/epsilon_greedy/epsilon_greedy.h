@@ -6,13 +6,14 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class EpsilonGreedy : public agent_common::ArmLearner {
+namespace agent {
+class EpsilonGreedy : public ArmLearner {
  public:
   static constexpr absl::string_view kName = "epsilon_greedy";
   struct Config {
     double epsilon = 0.05;
     int64_t seed = 1;
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       v("epsilon", epsilon, Range<double>{0, 1}, "share of decisions drawn uniformly");
@@ -23,21 +24,21 @@ class EpsilonGreedy : public agent_common::ArmLearner {
   static absl::StatusOr<EpsilonGreedy> Create(const Config& c) { return EpsilonGreedy(c); }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
                    AgentDecision& d, AgentTrace* trace) const {
-    return agent_common::Walk(
-        p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-        [&](const agent_common::Stage& s, agent_common::Weights& w) {
-          agent_common::TakeBest(s, w, [&](int j) { return Of(p, state, s, q.intent, j).utility; });
-          for (int j = 0; j < s.size; ++j) {
-            if (s.open[j] && w.p[j] > 0) w.greedy = j;
-            w.p[j] = 1;
-          }
-          w.q0 = 1 - config_.epsilon;
-        });
+    return Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+                [&](const Stage& s, Weights& w) {
+                  TakeBest(s, w, [&](int j) { return Of(p, state, s, q.intent, j).utility; });
+                  for (int j = 0; j < s.size; ++j) {
+                    if (s.open[j] && w.p[j] > 0) w.greedy = j;
+                    w.p[j] = 1;
+                  }
+                  w.q0 = 1 - config_.epsilon;
+                });
   }
 
  private:
   explicit EpsilonGreedy(const Config& c) : ArmLearner(c.utility), config_(c) {}
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_EPSILON_GREEDY_EPSILON_GREEDY_H_

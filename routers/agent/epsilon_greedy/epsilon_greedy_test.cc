@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(EpsilonGreedy, PropensityIsTheShareOfBothRules) {
   AgentUnderTest a("epsilon_greedy:epsilon=0.2", MakeGraph(1, {4}));
@@ -25,4 +26,5 @@ TEST(EpsilonGreedy, WeighsCost) {
   EXPECT_EQ(a.Route(1, {1}).path[0], 0);  // .8 - .1 against .9 - 1
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

@@ -1,5 +1,5 @@
 #include "sluice/routers/agent/knn/knn.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AgentRouterOf<Knn>;
+template class AgentRouterOf<agent::Knn>;
 SLUICE_END_NAMESPACE

@@ -11,13 +11,14 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class Knn : public agent_common::Unlearned {
+namespace agent {
+class Knn : public Unlearned {
  public:
   static constexpr absl::string_view kName = "knn";
   static constexpr int64_t kMaxNeighbours = 256;
   struct Config {
     int64_t k = 32;
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       v("k", k, Range<int64_t>{1, kMaxNeighbours},
@@ -79,15 +80,14 @@ class Knn : public agent_common::Unlearned {
       for (; at > 0 && near[at - 1].first < dot; --at) near[at] = near[at - 1];
       near[at] = {dot, static_cast<int32_t>(i)};
     }
-    return agent_common::Walk(p.layout, 0, q, d, trace,
-                              [&](const agent_common::Stage& s, agent_common::Weights& w) {
-                                agent_common::TakeBest(s, w, [&](int j) {
-                                  double sum = 0;
-                                  for (int64_t i = 0; i < n; ++i)
-                                    sum += utility_[near[i].second * agents_ + s.first_agent + j];
-                                  return n > 0 ? sum / static_cast<double>(n) : 0.0;
-                                });
-                              });
+    return Walk(p.layout, 0, q, d, trace, [&](const Stage& s, Weights& w) {
+      TakeBest(s, w, [&](int j) {
+        double sum = 0;
+        for (int64_t i = 0; i < n; ++i)
+          sum += utility_[near[i].second * agents_ + s.first_agent + j];
+        return n > 0 ? sum / static_cast<double>(n) : 0.0;
+      });
+    });
   }
 
  private:
@@ -101,5 +101,6 @@ class Knn : public agent_common::Unlearned {
   int64_t rows_ = 0, width_ = 0, agents_ = 0;
   std::vector<float> features_, utility_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_KNN_KNN_H_

@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 // Four stored queries in two directions; agent 0 answers the first two, agent 1 the others.
 class Stored : public WeightSource {
@@ -47,4 +48,5 @@ TEST(Knn, WeighsCostAndWantsFeatures) {
   EXPECT_FALSE(BuiltinRouters().agents.Create("knn").ok());  // needs weights
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

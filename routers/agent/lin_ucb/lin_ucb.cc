@@ -1,5 +1,5 @@
 #include "sluice/routers/agent/lin_ucb/lin_ucb.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AgentRouterOf<LinUcb>;
+template class AgentRouterOf<agent::LinUcb>;
 SLUICE_END_NAMESPACE

@@ -11,6 +11,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 class LinUcb {
  public:
   static constexpr absl::string_view kName = "lin_ucb";
@@ -18,7 +19,7 @@ class LinUcb {
   struct Config {
     double explore = 0.3, ridge = 1;
     int64_t width = 0;
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       v("explore", explore, Range<double>{0, 1000}, "alpha: deviations added to the mean");
@@ -27,12 +28,12 @@ class LinUcb {
       utility.VisitFields(v);
     }
   };
-  struct Plan : agent_common::Plan {
+  struct Plan : WalkPlan {
     int64_t dim = 0, triangle = 0, per_arm_sums = 0, per_arm_state = 0;
   };
   static absl::StatusOr<LinUcb> Create(const Config& c) { return LinUcb(c); }
   absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
-    Plan p{agent_common::Plan::Of(std::move(g)), 0, 0, 0, 0};
+    Plan p{WalkPlan::Of(std::move(g)), 0, 0, 0, 0};
     p.dim = p.layout.tasks + config_.width;
     if (p.dim > kMaxDim) {
       return absl::InvalidArgumentError(
@@ -66,25 +67,24 @@ class LinUcb {
       return absl::InvalidArgumentError(absl::StrCat("lin_ucb: query has ", q.features.size(),
                                                      " features, wanted ", config_.width));
     }
-    return agent_common::Walk(
-        p.layout, 0, q, d, trace, [&](const agent_common::Stage& s, agent_common::Weights& w) {
-          std::array<double, kMaxDim> x;
-          Context(p, q.intent, q.features, x);
-          agent_common::TakeBest(s, w, [&](int j) {
-            const double* arm = &state[(s.first_agent + j) * p.per_arm_state];
-            const double* inverse = arm + p.triangle + p.dim;
-            const double* theta = inverse + p.dim * p.dim;
-            double mean = 0, variance = 0;
-            for (int64_t i = 0; i < p.dim; ++i) {
-              if (x[i] == 0) continue;
-              mean += theta[i] * x[i];
-              double row = 0;
-              for (int64_t k = 0; k < p.dim; ++k) row += inverse[i * p.dim + k] * x[k];
-              variance += x[i] * row;
-            }
-            return mean + config_.explore * std::sqrt(std::max(variance, 0.0));
-          });
-        });
+    return Walk(p.layout, 0, q, d, trace, [&](const Stage& s, Weights& w) {
+      std::array<double, kMaxDim> x;
+      Context(p, q.intent, q.features, x);
+      TakeBest(s, w, [&](int j) {
+        const double* arm = &state[(s.first_agent + j) * p.per_arm_state];
+        const double* inverse = arm + p.triangle + p.dim;
+        const double* theta = inverse + p.dim * p.dim;
+        double mean = 0, variance = 0;
+        for (int64_t i = 0; i < p.dim; ++i) {
+          if (x[i] == 0) continue;
+          mean += theta[i] * x[i];
+          double row = 0;
+          for (int64_t k = 0; k < p.dim; ++k) row += inverse[i * p.dim + k] * x[k];
+          variance += x[i] * row;
+        }
+        return mean + config_.explore * std::sqrt(std::max(variance, 0.0));
+      });
+    });
   }
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
     if (static_cast<int64_t>(o.features.size()) < config_.width) return;
@@ -158,5 +158,6 @@ class LinUcb {
   }
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_LIN_UCB_LIN_UCB_H_

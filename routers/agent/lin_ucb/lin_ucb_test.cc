@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(LinUcb, IsRidgeRegressionPlusDeviation) {
   AgentUnderTest a("lin_ucb:explore=0.5,ridge=2,width=1,cost_weight=0", MakeGraph(1, {1}));
@@ -43,4 +44,5 @@ TEST(LinUcb, SaysWhatFeaturesItWants) {
               testing::HasSubstr("0 features, wanted 3"));
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

@@ -11,6 +11,7 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 class MasCascade {
  public:
   static constexpr absl::string_view kName = "mas_cascade";
@@ -18,7 +19,7 @@ class MasCascade {
     double rate = 0.05, temperature = 1, ability_logit = 2;
     bool baseline = false;
     int64_t seed = 1;
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       v("rate", rate, Range<double>{0, 100}, "step of the policy gradient");
@@ -31,7 +32,7 @@ class MasCascade {
       utility.VisitFields(v);
     }
   };
-  using Plan = agent_common::Plan;
+  using Plan = WalkPlan;
   static absl::StatusOr<MasCascade> Create(const Config& c) { return MasCascade(c); }
   absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
     Plan p = Plan::Of(std::move(g));
@@ -40,7 +41,7 @@ class MasCascade {
     return p;
   }
   void InitialState(const Plan& p, absl::Span<double> state) const {
-    const agent_common::Layout& l = p.layout;
+    const Layout& l = p.layout;
     for (int t = 0; t < l.tasks; ++t) {
       for (int s = 0; s < l.stages; ++s) {
         for (int e = 0; e < (s == 0 ? 1 : l.size[s - 1]) * l.size[s]; ++e) {
@@ -53,21 +54,21 @@ class MasCascade {
   }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
                    AgentDecision& d, AgentTrace* trace) const {
-    const agent_common::Layout& l = p.layout;
-    return agent_common::Walk(l, static_cast<uint64_t>(config_.seed), q, d, trace,
-                              [&](const agent_common::Stage& s, agent_common::Weights& w) {
-                                std::fill_n(w.tau.begin(), s.size, 0.0);
-                                for (int t = 0; t < l.tasks; ++t) {
-                                  if (q.intent[t] <= 0) continue;
-                                  for (int j = 0; j < s.size; ++j) {
-                                    w.tau[j] += q.intent[t] * state[t * l.edges + s.first_edge + j];
-                                  }
-                                }
-                                Softmax(w.tau.data(), s.size, w.p.data());
-                              });
+    const Layout& l = p.layout;
+    return Walk(l, static_cast<uint64_t>(config_.seed), q, d, trace,
+                [&](const Stage& s, Weights& w) {
+                  std::fill_n(w.tau.begin(), s.size, 0.0);
+                  for (int t = 0; t < l.tasks; ++t) {
+                    if (q.intent[t] <= 0) continue;
+                    for (int j = 0; j < s.size; ++j) {
+                      w.tau[j] += q.intent[t] * state[t * l.edges + s.first_edge + j];
+                    }
+                  }
+                  Softmax(w.tau.data(), s.size, w.p.data());
+                });
   }
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
-    const agent_common::Layout& l = p.layout;
+    const Layout& l = p.layout;
     const double reward = o.quality - config_.utility.cost_weight * o.cost_usd -
                           config_.utility.latency_weight * o.latency_s;
     for (int t = 0; t < l.tasks; ++t) {
@@ -80,7 +81,7 @@ class MasCascade {
     }
   }
   void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
-    const agent_common::Layout& l = p.layout;
+    const Layout& l = p.layout;
     for (int t = 0; t < l.tasks; ++t) {
       for (int s = 0; s < l.stages; ++s) {
         for (int r = 0; r < (s == 0 ? 1 : l.size[s - 1]); ++r) {
@@ -116,5 +117,6 @@ class MasCascade {
   }
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_MAS_CASCADE_MAS_CASCADE_H_

@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(MasCascade, StepIsTheGradientOfExpectedReward) {
   AgentUnderTest a("mas_cascade:rate=0.5,temperature=2", MakeGraph(1, {2}));
@@ -30,4 +31,5 @@ TEST(MasCascade, LearnsTheSecondStageGivenTheFirst) {
   }
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

@@ -1,5 +1,5 @@
 #include "sluice/routers/agent/random/random.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AgentRouterOf<Random>;
+template class AgentRouterOf<agent::Random>;
 SLUICE_END_NAMESPACE

@@ -5,7 +5,8 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class Random : public agent_common::Unlearned {
+namespace agent {
+class Random : public Unlearned {
  public:
   static constexpr absl::string_view kName = "random";
   struct Config {
@@ -18,15 +19,14 @@ class Random : public agent_common::Unlearned {
   static absl::StatusOr<Random> Create(const Config& c) { return Random(c); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-                              [](const agent_common::Stage& s, agent_common::Weights& w) {
-                                std::fill_n(w.p.begin(), s.size, 1.0);
-                              });
+    return Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+                [](const Stage& s, Weights& w) { std::fill_n(w.p.begin(), s.size, 1.0); });
   }
 
  private:
   explicit Random(const Config& c) : config_(c) {}
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_RANDOM_RANDOM_H_

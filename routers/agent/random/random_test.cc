@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(Random, DrawsEveryOpenAgentAlike) {
   AgentUnderTest a("random", MakeGraph(1, {4}));
@@ -17,4 +18,5 @@ TEST(Random, DrawsEveryOpenAgentAlike) {
   EXPECT_NEAR(a.Route(7, {1}, nullptr, blocked).propensity, 1.0 / 3, 1e-12);
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

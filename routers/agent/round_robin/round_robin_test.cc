@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(RoundRobin, TakesTurnsAmongOpenAgents) {
   AgentUnderTest a("round_robin", MakeGraph(1, {3}));
@@ -18,4 +19,5 @@ TEST(RoundRobin, TakesTurnsAmongOpenAgents) {
   }
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

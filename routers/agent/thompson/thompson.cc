@@ -1,5 +1,5 @@
 #include "sluice/routers/agent/thompson/thompson.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AgentRouterOf<Thompson>;
+template class AgentRouterOf<agent::Thompson>;
 SLUICE_END_NAMESPACE

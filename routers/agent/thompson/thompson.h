@@ -6,12 +6,13 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class Thompson : public agent_common::ArmLearner {
+namespace agent {
+class Thompson : public ArmLearner {
  public:
   static constexpr absl::string_view kName = "thompson";
   struct Config {
     int64_t seed = 1;
-    agent_common::UtilityConfig utility;
+    UtilityConfig utility;
     template <class V>
     void VisitFields(V&& v) {
       v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the draws");
@@ -21,20 +22,19 @@ class Thompson : public agent_common::ArmLearner {
   static absl::StatusOr<Thompson> Create(const Config& c) { return Thompson(c); }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
                    AgentDecision& d, AgentTrace* trace) const {
-    return agent_common::Walk(
-        p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-        [&](const agent_common::Stage& s, agent_common::Weights& w) {
-          std::array<Arm, kMaxStageAgents> arm;
-          for (int j = 0; j < s.size; ++j) {
-            if (!s.open[j]) continue;
-            const auto e = Of(p, state, s, q.intent, j);
-            const double n = e.count + utility_.prior;
-            arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
-            w.tau[j] = n;
-            w.eta[j] = e.utility;
-          }
-          Best(s, arm, w.p);
-        });
+    return Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+                [&](const Stage& s, Weights& w) {
+                  std::array<Arm, kMaxStageAgents> arm;
+                  for (int j = 0; j < s.size; ++j) {
+                    if (!s.open[j]) continue;
+                    const auto e = Of(p, state, s, q.intent, j);
+                    const double n = e.count + utility_.prior;
+                    arm[j] = {e.quality * n, (1 - e.quality) * n, e.quality - e.utility};
+                    w.tau[j] = n;
+                    w.eta[j] = e.utility;
+                  }
+                  Best(s, arm, w.p);
+                });
   }
 
  private:
@@ -44,7 +44,7 @@ class Thompson : public agent_common::ArmLearner {
   };
   // p_j = P(arm j has the largest utility), by quadrature of density times the others'
   // distributions. Drawing from p is Thompson sampling, and p is its exact propensity.
-  static void Best(const agent_common::Stage& s, const std::array<Arm, kMaxStageAgents>& arm,
+  static void Best(const Stage& s, const std::array<Arm, kMaxStageAgents>& arm,
                    std::array<double, kMaxStageAgents>& p) {
     constexpr int kPoints = 96;
     double lo = -INFINITY, hi = -INFINITY;
@@ -85,5 +85,6 @@ class Thompson : public agent_common::ArmLearner {
   }
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_THOMPSON_THOMPSON_H_

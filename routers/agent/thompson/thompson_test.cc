@@ -7,6 +7,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 // Plain Monte Carlo over the same posteriors.
 double DrawBeta(double a, double b,
@@ -58,4 +59,5 @@ TEST(Thompson, EvidenceSharpensIt) {
   EXPECT_GT(trace[0].p, 0.999);
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

@@ -1,5 +1,5 @@
 #include "sluice/routers/agent/weighted/weighted.h"
 
 SLUICE_BEGIN_NAMESPACE
-template class AgentRouterOf<Weighted>;
+template class AgentRouterOf<agent::Weighted>;
 SLUICE_END_NAMESPACE

@@ -4,7 +4,8 @@
 #include "sluice/routers/agent/common/stage_walk.h"
 
 SLUICE_BEGIN_NAMESPACE
-class Weighted : public agent_common::Unlearned {
+namespace agent {
+class Weighted : public Unlearned {
  public:
   static constexpr absl::string_view kName = "weighted";
   struct Config {
@@ -17,16 +18,16 @@ class Weighted : public agent_common::Unlearned {
   static absl::StatusOr<Weighted> Create(const Config& c) { return Weighted(c); }
   absl::Status Run(const Plan& p, absl::Span<const double>, const AgentRequest& q, AgentDecision& d,
                    AgentTrace* trace) const {
-    return agent_common::Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
-                              [&](const agent_common::Stage& s, agent_common::Weights& w) {
-                                for (int j = 0; j < s.size; ++j)
-                                  w.p[j] = p.graph->stages[s.index][j].weight;
-                              });
+    return Walk(p.layout, static_cast<uint64_t>(config_.seed), q, d, trace,
+                [&](const Stage& s, Weights& w) {
+                  for (int j = 0; j < s.size; ++j) w.p[j] = p.graph->stages[s.index][j].weight;
+                });
   }
 
  private:
   explicit Weighted(const Config& c) : config_(c) {}
   Config config_;
 };
+}  // namespace agent
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_AGENT_WEIGHTED_WEIGHTED_H_

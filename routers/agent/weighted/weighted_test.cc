@@ -6,6 +6,7 @@
 #include "sluice/tests/support/agent_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace agent {
 namespace {
 TEST(Weighted, DrawsByWeight) {
   auto graph = MakeGraph(1, {3});
@@ -24,4 +25,5 @@ TEST(Weighted, FallsBackToUniformWhenOnlyWeightlessAgentsAreOpen) {
   EXPECT_EQ(AgentUnderTest("weighted", graph).Route(1, {1}, nullptr, blocked).path[0], 0);
 }
 }  // namespace
+}  // namespace agent
 SLUICE_END_NAMESPACE

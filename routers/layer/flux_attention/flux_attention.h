@@ -12,6 +12,7 @@
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace layer {
 // The feature: mean over heads and over the first and last `pool` tokens of the queries BEFORE
 // RoPE. Queries arrive in any chunks, in order of position; the result does not depend on the
 // chunks. Prompts shorter than 2 * pool count tokens twice, as the published code does.
@@ -219,5 +220,6 @@ class FluxAttention {
   int64_t pool_ = 0;
   Linear enc0_, enc1_, head0_, head1_, head2_;
 };
+}  // namespace layer
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_LAYER_FLUX_ATTENTION_FLUX_ATTENTION_H_

@@ -8,6 +8,7 @@
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace layer {
 namespace {
 RandomWeights Weights(int64_t dim) {
   return RandomWeights({{"dim", dim}, {"layers", 2}, {"pool", 10}});
@@ -172,4 +173,5 @@ TEST(FluxAttention, ErrorsSayWhatIsWrong) {
               testing::HasSubstr("must be positive"));
 }
 }  // namespace
+}  // namespace layer
 SLUICE_END_NAMESPACE

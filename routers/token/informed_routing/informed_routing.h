@@ -13,6 +13,7 @@
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 // f(h) = W2 phi(W1 h + b1) + b2, phi SiLU or none: what a unit would have added to the residual
 // stream.
 struct FeatureForecaster {
@@ -202,5 +203,6 @@ class InformedRouting {
   ReluPair router_;
   FeatureForecaster forecaster_;
 };
+}  // namespace token
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_INFORMED_ROUTING_H_

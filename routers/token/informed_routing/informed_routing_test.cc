@@ -9,6 +9,7 @@
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 namespace {
 RandomWeights Weights(int64_t rank = 8, int64_t silu = 1) {
   return RandomWeights(
@@ -224,4 +225,5 @@ TEST(InformedRouting, ErrorsSayWhatIsWrong) {
               testing::HasSubstr("attn.up.weight"));
 }
 }  // namespace
+}  // namespace token
 SLUICE_END_NAMESPACE

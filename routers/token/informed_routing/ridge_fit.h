@@ -13,6 +13,7 @@
 #include "sluice/routers/token/informed_routing/informed_routing.h"
 
 SLUICE_BEGIN_NAMESPACE
+namespace token {
 class RidgeFit {
  public:
   explicit RidgeFit(int64_t dim) : dim_(dim), xx_(dim * dim), xy_(dim * dim), x_(dim), y_(dim) {}
@@ -158,5 +159,6 @@ class RidgeFit {
   int64_t dim_, rows_ = 0;
   std::vector<double> xx_, xy_, x_, y_;
 };
+}  // namespace token
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_TOKEN_INFORMED_ROUTING_RIDGE_FIT_H_

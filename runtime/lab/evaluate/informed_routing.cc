@@ -30,16 +30,16 @@ class FitProbe {
     p.units_.resize(2 * model.shape.layers);
     for (size_t u = 0; u < p.units_.size(); ++u) {
       SLUICE_ASSIGN_OR_RETURN(
-          InformedRouting r,
-          InformedRouting::Create({static_cast<int64_t>(u / 2), static_cast<int64_t>(u % 2), 0},
-                                  weights));
+          token::InformedRouting r,
+          token::InformedRouting::Create(
+              {static_cast<int64_t>(u / 2), static_cast<int64_t>(u % 2), 0}, weights));
       p.units_[u].router.push_back(std::move(r));
     }
     return p;
   }
   void Add(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u) {
     Unit& s = units_[2 * layer + unit];
-    const InformedRouting& r = s.router[0];
+    const token::InformedRouting& r = s.router[0];
     const int64_t d = r.dim();
     auto plan = r.MakePlan({.items = n, .hidden = d});
     if (workspace_.bytes() < plan->workspace_bytes) workspace_.Resize(plan->workspace_bytes);
@@ -75,7 +75,7 @@ class FitProbe {
 
  private:
   struct Unit {
-    std::vector<InformedRouting> router;  // one
+    std::vector<token::InformedRouting> router;  // one
     double error = 0, square = 0;
     int64_t rows = 0;
     std::vector<double> sum;
