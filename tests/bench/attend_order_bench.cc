@@ -1,0 +1,111 @@
+// Who walks: every query over its own list (query-major), or a stream's panels over the queries
+// that chose them (KV-major). Per-token lists of `dsa`, 512 keys a query, 16 k keys, width 128, by
+// the number of query heads that share a KV head. Execution only, the last 1,024 queries.
+#include <benchmark/benchmark.h>
+
+#include <memory>
+
+#include "sluice/routers/builtin.h"
+#include "sluice/runtime/attend/attend.h"
+#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/tests/support/attention_data.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+constexpr int64_t kTokens = 16384;
+constexpr int64_t kQueries = 1024;
+constexpr int64_t kKvHeads = 2;
+constexpr int64_t kDim = 128;
+
+// A plan of one chunk at the end of a long prompt, made once.
+struct Planned {
+  explicit Planned(int64_t group)
+      : data(MakeAttentionData(DataKind::kClustered, kTokens, kQueries, group * kKvHeads, kKvHeads,
+                               kDim, kDim, 1)),
+        executor(MakeTbbExecutor(0)) {
+    const auto router = *BuiltinRouters().attention.Create("dsa:k=512");
+    shape = {.max_queries = kQueries,
+             .max_kv = kTokens,
+             .heads = static_cast<int>(group * kKvHeads),
+             .kv_heads = static_cast<int>(kKvHeads),
+             .head_dim = static_cast<int>(kDim),
+             .value_dim = static_cast<int>(kDim),
+             .workers = executor->num_workers()};
+    const auto plan = *router->MakePlan(shape);
+    storage = *PlanStorage::Create(plan->info().layout);
+    layout = plan->info().layout;
+    OwnedWorkspace memory(plan->info().workspace_bytes);
+    OwnedWorkspace state(plan->info().state_bytes);
+    RouterState known = {state.data(), nullptr, 0};
+    const absl::Status planned =
+        router->Run(*plan, data.Inputs(), known, {memory.workspace(), executor.get()}, *storage);
+    SLUICE_DCHECK(planned.ok());
+  }
+  AttentionData data;
+  std::unique_ptr<Executor> executor;
+  AttentionShape shape;
+  PlanLayout layout;
+  std::unique_ptr<PlanStorage> storage;
+};
+
+void Order(benchmark::State& state, AttendMode mode, int64_t token_group) {
+  Planned p(state.range(0));
+  AttendShape shape = {.max_queries = kQueries,
+                       .max_kv = kTokens,
+                       .heads = p.shape.heads,
+                       .kv_heads = p.shape.kv_heads,
+                       .head_dim = p.shape.head_dim,
+                       .value_dim = p.shape.value_dim,
+                       .workers = p.shape.workers};
+  shape.Cover(p.layout);
+  AttendOptions options;
+  options.mode = mode;
+  options.token_group = token_group;
+  const auto attend = Attend::Create(shape, options);
+  SLUICE_DCHECK(attend.ok());
+  OwnedWorkspace memory(attend->workspace_bytes());
+  const AttentionInputs given = p.data.Inputs();
+  AttendInputs in;
+  in.q = given.q;
+  in.k = given.k;
+  in.v = given.v;
+  in.scale = given.scale;
+  const int64_t width = p.shape.heads * kDim;
+  std::vector<float> o(static_cast<size_t>(kQueries * width));
+  AttentionCounters counted;
+  AttendOutputs out;
+  out.o = {o.data(), kQueries, p.shape.heads, kDim, width, kDim};
+  out.counters = &counted;
+  for (auto _ : state) {
+    const absl::Status run =
+        attend->Run(p.storage->plan(), in, {memory.workspace(), p.executor.get()}, out);
+    if (!run.ok()) state.SkipWithError(std::string(run.message()).c_str());
+  }
+  state.counters["kv_MB"] = static_cast<double>(counted.kv_bytes) * 1e-6 /
+                            static_cast<double>(std::max<int64_t>(1, state.iterations()));
+}
+// Each query alone; the default, a union of 8 queries' lists; and 256 queries a panel.
+BENCHMARK_CAPTURE(Order, query_major, AttendMode::kQueryMajor, 1)
+    ->Arg(1)
+    ->Arg(2)
+    ->Arg(4)
+    ->Arg(16)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(Order, query_major_union_of_8, AttendMode::kQueryMajor, 8)
+    ->Arg(1)
+    ->Arg(2)
+    ->Arg(4)
+    ->Arg(16)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(Order, kv_major, AttendMode::kKvMajor, 8)
+    ->Arg(1)
+    ->Arg(2)
+    ->Arg(4)
+    ->Arg(16)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+}  // namespace
+SLUICE_END_NAMESPACE
+BENCHMARK_MAIN();
