@@ -163,6 +163,11 @@ struct SummaryTable {
   int64_t at(int64_t kv, int64_t row) const { return per_head ? kv * k.rows + row : row; }
 };
 
+// Beyond these no plan goes: what readers add and multiply then stays within 64 bits.
+inline constexpr int64_t kMostPlanQueries = int64_t{1} << 31;
+inline constexpr int64_t kMostPlanKeys = int64_t{1} << 32;
+inline constexpr int64_t kMostPlanHeads = int64_t{1} << 16;
+
 struct AttentionPlan {
   int64_t q_begin = 0;  // absolute position of the first query
   int64_t q_count = 0;

@@ -221,6 +221,8 @@ class PlanBuilder {
   // What a stranger may not have changed; null where the record itself is a stranger's.
   const sluice_attention_plan* given_ = nullptr;
   const sluice_plan_branch* given_branches_ = nullptr;
+  // Borders of the tiles of an own order: one more a list than it has tiles.
+  static int64_t TileBorders(int64_t rows) { return 2 * rows + 2; }
 
  private:
   // What plan() reads the record into. Made by the first plan(): plug-ins, which only write, build
@@ -314,7 +316,8 @@ inline absl::Status PlanBuilder::CheckBranch(int i) const {
     return bad("has storage that the host did not give");
   if (b.scope > 2 || b.encoding > 4 || b.token_mask > 4 || b.order > 1 || b.stop > 2)
     return bad("has an unknown scope, encoding, mask, order or stop rule");
-  if (b.tile <= 0 || b.block <= 0 || b.num_tiles < 0 || b.init_from >= i || b.init_from < -1)
+  if (b.tile <= 0 || b.tile > kMostPlanQueries || b.block <= 0 || b.block > kMostPlanKeys ||
+      b.num_tiles < 0 || b.init_from >= i || b.init_from < -1)
     return bad("has tile ", b.tile, ", block ", b.block, ", ", b.num_tiles, " tiles, init_from ",
                b.init_from);
   const int64_t lists = NumLists(static_cast<ListScope>(b.scope), r_->heads, r_->kv_heads);
@@ -323,7 +326,8 @@ inline absl::Status PlanBuilder::CheckBranch(int i) const {
   const int64_t rows = lists * b.num_tiles;
   const auto encoding = static_cast<Encoding>(b.encoding);
   if ((b.has_bias && !layout.bias) || (b.has_mask && !layout.mask) ||
-      (b.has_order && (layout.order_slots == 0 || rows > layout.rows)))
+      (b.has_order &&
+       (layout.order_slots == 0 || rows > layout.rows || rows + lists > TileBorders(layout.rows))))
     return bad("uses biases, masks or an order that it did not ask for");
   const int64_t covering = (r_->q_count + b.tile - 1) / b.tile;
   if (!b.has_order && b.num_tiles != covering)
@@ -362,10 +366,15 @@ inline absl::Status PlanBuilder::Adopt(absl::Span<const int32_t> q_positions) {
       r.num_tables > r.max_tables)
     return bad("has ", r.num_branches, " branches of ", r.max_branches, " and ", r.num_tables,
                " tables of ", r.max_tables);
-  if (r.merge > 2 || r.perm_scope > 2 || r.q_count < 0 || r.heads <= 0 || r.kv_heads <= 0 ||
-      r.heads % r.kv_heads != 0 || r.kv_len < 0)
+  if (r.merge > 2 || r.perm_scope > 2 || r.q_count < 0 || r.q_count > kMostPlanQueries ||
+      r.heads <= 0 || r.heads > kMostPlanHeads || r.kv_heads <= 0 || r.heads % r.kv_heads != 0 ||
+      r.kv_len < 0 || r.kv_len >= kMostPlanKeys)
     return bad("has merge ", int{r.merge}, ", ", r.q_count, " queries, ", r.kv_len, " keys, heads ",
                r.heads, "/", r.kv_heads);
+  for (int i = 0; i < r.num_tables; ++i) {
+    if (r.tables[i].k.rows < 0 || r.tables[i].k.rows > kMostPlanKeys)
+      return bad("has a summary table of ", r.tables[i].k.rows, " rows");
+  }
   const int64_t lists = NumLists(static_cast<ListScope>(r.perm_scope), r.heads, r.kv_heads);
   const int64_t weights = r.num_branches * r.q_count * r.heads;
   if ((r.has_perm && (r.perm_slots / lists < r.kv_len)) ||
@@ -572,7 +581,7 @@ inline void PlanStorage::Make(const PlanLayout& layout) {
     b.bias.resize(l.bias ? l.rows * slots : 0);
     b.mask.resize(l.mask ? l.rows * slots : 0);
     b.q_order.resize(l.order_slots);
-    b.tile_begin.resize(l.order_slots > 0 ? 2 * l.rows + 2 : 0);
+    b.tile_begin.resize(l.order_slots > 0 ? TileBorders(l.rows) : 0);
     b.terms.resize(l.terms);
     b.term_begin.resize(l.terms > 0 ? std::max<int64_t>(l.rows, 1) + 1 : 0);
     r.row_begin = b.row_begin.data();

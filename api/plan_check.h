@@ -24,6 +24,9 @@ inline absl::Status Header(const AttentionPlan& p) {
   if (p.q_count < 0 || p.kv_len < 0 || p.q_begin < 0) return Bad("negative size");
   if (p.kv_len > std::numeric_limits<uint32_t>::max())
     return Bad("kv_len ", p.kv_len, " does not fit 32 bits");
+  if (p.q_count > kMostPlanQueries || p.q_begin > kMostPlanKeys || p.heads > kMostPlanHeads)
+    return Bad(p.q_count, " queries from ", p.q_begin, " on and ", p.heads, " heads; allowed ",
+               kMostPlanQueries, ", ", kMostPlanKeys, " and ", kMostPlanHeads);
   if (p.heads <= 0 || p.kv_heads <= 0 || p.heads % p.kv_heads != 0) {
     return Bad(p.heads, " query heads and ", p.kv_heads,
                " KV heads: the first must be a multiple of the second");
@@ -50,12 +53,19 @@ inline absl::Status Header(const AttentionPlan& p) {
     return Bad("branch_weight must be [branches, q_count, heads]");
   if (p.merge == Merge::kMean && p.branches.size() != 1)
     return Bad("a mean over memberships takes one branch, and has ", p.branches.size());
+  // Their states are kept by slot, and without an order there are none.
+  if (p.merge == Merge::kMean && p.branches[0].q_order.empty())
+    return Bad("a mean over memberships needs tiles in an order of their own");
   for (size_t i = 0; i < p.tables.size(); ++i) {
     const SummaryTable& t = p.tables[i];
+    if (t.rows() < 0 || t.rows() > kMostPlanKeys || t.k.dtype > DType::kI8 ||
+        t.v.dtype > DType::kI8 || t.k.dtype < DType::kF32 || t.v.dtype < DType::kF32)
+      return Bad("summary table ", i + 1, " has ", t.rows(), " rows of types ",
+                 static_cast<int>(t.k.dtype), " and ", static_cast<int>(t.v.dtype));
     const int64_t n = t.rows() * (t.per_head ? p.kv_heads : 1);
-    if (t.rows() < 0 || t.v.rows != t.rows() || t.k.heads != p.kv_heads ||
-        t.v.heads != p.kv_heads || std::ssize(t.log_count) != n ||
-        t.begin.size() != t.count.size() || (!t.begin.empty() && std::ssize(t.begin) != n) ||
+    if (t.v.rows != t.rows() || t.k.heads != p.kv_heads || t.v.heads != p.kv_heads ||
+        std::ssize(t.log_count) != n || t.begin.size() != t.count.size() ||
+        (!t.begin.empty() && std::ssize(t.begin) != n) ||
         (t.rows() > 0 &&
          (t.k.data == nullptr || t.v.data == nullptr || t.log_count.data() == nullptr)))
       return Bad("summary table ", i + 1, " has ", t.rows(), " rows of keys, ", t.v.rows,
@@ -64,12 +74,44 @@ inline absl::Status Header(const AttentionPlan& p) {
   return absl::OkStatus();
 }
 
+// One term of a pattern. Distances of two terms, and their products, fit 64 bits.
+inline absl::Status Term(const AttentionPlan& p, size_t bi, const PatternTerm& t) {
+  constexpr int64_t kMostDistance = int64_t{1} << 31;
+  const auto bad = [bi](auto&&... why) { return Bad("branch ", bi, ": ", why...); };
+  if (t.kind > PatternKind::kBox || t.a < 0 || t.a > kMostDistance || t.b < 0 ||
+      t.b > kMostDistance || t.dims > 3 || !std::isfinite(t.slope) ||
+      std::fabs(t.slope) * static_cast<double>(p.kv_len) > static_cast<double>(kMostPlanKeys))
+    return bad("a pattern term of kind ", static_cast<int>(t.kind), " with a ", t.a, ", b ", t.b,
+               ", slope ", t.slope);
+  const bool by_stride = t.kind == PatternKind::kStrideAbsolute ||
+                         t.kind == PatternKind::kStrideRelative || t.kind == PatternKind::kDilated;
+  if (by_stride && t.a == 0) return bad("a pattern of stride 0");
+  if (t.kind == PatternKind::kDilated && t.b == 0) return bad("a pattern of dilation 0");
+  if (t.kind != PatternKind::kBox) return absl::OkStatus();
+
+  int64_t points = 1;
+  for (int x = 0; x < t.dims; ++x) {
+    if (t.extent[x] <= 0 || t.stride[x] <= 0 || t.dilation[x] <= 0 || t.window[x] <= 0 ||
+        t.window[x] > t.extent[x] / t.dilation[x] || t.stride[x] > t.window[x])
+      return bad("dimension ", x, " of a box: extent ", t.extent[x], ", window ", t.window[x],
+                 ", stride ", t.stride[x], ", dilation ", t.dilation[x]);
+    if (points > kMostPlanKeys / t.extent[x])
+      return bad("a box of more than ", kMostPlanKeys, " points");
+    points *= t.extent[x];
+  }
+  const int64_t units = (p.kv_len + p.branches[bi].block - 1) / p.branches[bi].block;
+  if (t.dims == 0 || points < units) return bad("a box of ", points, " points for ", units);
+  return absl::OkStatus();
+}
+
 // Shapes of a branch and its query order.
 inline absl::Status Shape(const AttentionPlan& p, size_t bi) {
   const AttentionBranch& b = p.branches[bi];
   const auto bad = [bi](auto&&... why) { return Bad("branch ", bi, ": ", why...); };
-  if (b.block <= 0 || b.tile <= 0)
-    return bad("block ", b.block, " and tile ", b.tile, " must be positive");
+  if (b.block <= 0 || b.block > kMostPlanKeys || b.tile <= 0 || b.tile > kMostPlanQueries)
+    return bad("block ", b.block, " and tile ", b.tile, ", allowed 1 to ", kMostPlanKeys,
+               " and 1 to ", kMostPlanQueries);
+  if (b.window < 0) return bad("window ", b.window, " is negative");
   if (b.num_lists != NumLists(b.scope, p.heads, p.kv_heads) || b.num_tiles < 0)
     return bad(b.num_lists, " lists of ", b.num_tiles, " tiles");
   if (b.init_from >= static_cast<int>(bi)) return bad("init_from must name an earlier branch");
@@ -106,25 +148,9 @@ inline absl::Status Shape(const AttentionPlan& p, size_t bi) {
   }
   if (b.encoding == Encoding::kPattern) {
     if (std::ssize(b.term_begin) != b.num_lists + 1) return bad("term_begin must be [lists + 1]");
-    for (const PatternTerm& t : b.terms) {
-      const bool strided =
-          t.kind >= PatternKind::kStrideAbsolute && t.kind != PatternKind::kPowersOfTwo;
-      if (t.kind > PatternKind::kBox || t.a < 0 || t.b < 0 || t.dims > 3 || !std::isfinite(t.slope))
-        return bad("a pattern term of kind ", static_cast<int>(t.kind), " with a ", t.a, ", b ",
-                   t.b);
-      if (strided && t.kind != PatternKind::kBox && t.a == 0) return bad("a pattern of stride 0");
-      if (t.kind == PatternKind::kDilated && t.b == 0) return bad("a pattern of dilation 0");
-      int64_t points = 1;
-      for (int x = 0; x < t.dims; ++x) {
-        if (t.extent[x] <= 0 || t.stride[x] <= 0 || t.dilation[x] <= 0 || t.window[x] <= 0 ||
-            t.window[x] > t.extent[x] / t.dilation[x] || t.stride[x] > t.window[x])
-          return bad("dimension ", x, " of a box: extent ", t.extent[x], ", window ", t.window[x],
-                     ", stride ", t.stride[x], ", dilation ", t.dilation[x]);
-        points *= t.extent[x];
-      }
-      if (t.kind == PatternKind::kBox && (t.dims == 0 || points * b.block < p.kv_len))
-        return bad("a box of ", points, " points for ", p.kv_len, " keys");
-    }
+    // Distances are between keys where they stand; a permuted list has others.
+    if (!p.key_perm.empty()) return bad("a pattern over permuted keys");
+    for (const PatternTerm& t : b.terms) SLUICE_RETURN_IF_ERROR(Term(p, bi, t));
     return absl::OkStatus();
   }
   const int64_t rows = b.num_lists * b.num_tiles;

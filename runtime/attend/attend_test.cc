@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
+#include <limits>
 #include <random>
 
 #include "sluice/api/plan_check.h"
@@ -508,7 +510,7 @@ TEST(Attend, StaticPatternsInClosedForm) {
   const auto patterns = Patterns();
   for (size_t i = 0; i < patterns.size(); ++i) {
     for (int64_t block : {1, 16}) {
-      for (MaskClass mask : {MaskClass::kCausal, MaskClass::kNone}) {
+      for (MaskClass mask : {MaskClass::kCausal, MaskClass::kLowerBound, MaskClass::kNone}) {
         for (int64_t queries : {150, 40, 1}) {
           AttentionData a =
               MakeAttentionData(DataKind::kGaussian, 150, queries, 4, 2, 16, 16, 3 + i);
@@ -525,6 +527,7 @@ TEST(Attend, StaticPatternsInClosedForm) {
           b.num_tiles = (queries + 31) / 32;
           b.num_lists = 2;
           b.token_mask = mask;
+          b.window = 45;
           b.terms = terms;
           b.term_begin = begin;
           AttentionPlan& p = t.plan;
@@ -541,6 +544,60 @@ TEST(Attend, StaticPatternsInClosedForm) {
       }
     }
   }
+}
+
+// Plans that a fuzzer found to overflow, or to write beside the states of their slots.
+TEST(Attend, PlansThatCannotRunAreRefused) {
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 40, 8, 4, 2, 16, 16, 3);
+  const auto status = [&](const std::function<void(AttentionPlan&, AttentionBranch&)>& spoil) {
+    auto t = RandomPlan({Encoding::kTokens, ListScope::kKvHead, 4, 1, 0, 0.5}, a, 5);
+    spoil(t->plan, t->branches[0]);
+    return CheckPlanBounds(t->plan).message();
+  };
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(status([](AttentionPlan&, AttentionBranch&) {}), "");
+  EXPECT_THAT(status([](AttentionPlan& p, AttentionBranch&) { p.merge = Merge::kMean; }),
+              testing::HasSubstr("order of their own"));
+  EXPECT_THAT(status([](AttentionPlan& p, AttentionBranch&) { p.q_begin = kMost; }),
+              testing::HasSubstr("queries from"));
+  EXPECT_THAT(status([](AttentionPlan&, AttentionBranch& b) { b.tile = kMost; }),
+              testing::HasSubstr("tile"));
+  EXPECT_THAT(status([](AttentionPlan&, AttentionBranch& b) { b.block = kMost; }),
+              testing::HasSubstr("block"));
+  EXPECT_THAT(status([](AttentionPlan&, AttentionBranch& b) { b.window = -1; }),
+              testing::HasSubstr("window"));
+
+  const std::vector<int32_t> begin = {0, 1, 1};
+  const auto term = [&](PatternTerm t) {
+    return status([&](AttentionPlan&, AttentionBranch& b) {
+      b.encoding = Encoding::kPattern;
+      b.terms = absl::MakeConstSpan(&t, 1);
+      b.term_begin = begin;
+    });
+  };
+  EXPECT_EQ(term({.kind = PatternKind::kBand, .a = 3, .slope = 0.5}), "");
+  EXPECT_THAT(term({.kind = PatternKind::kBand, .a = 3, .slope = 1e300}),
+              testing::HasSubstr("slope"));
+  EXPECT_THAT(term({.kind = PatternKind::kDilated, .a = kMost, .b = 2}),
+              testing::HasSubstr("pattern term"));
+  EXPECT_THAT(term({.kind = PatternKind::kStrideAbsolute, .a = 2, .b = kMost}),
+              testing::HasSubstr("pattern term"));
+  constexpr int32_t kWide = std::numeric_limits<int32_t>::max();
+  EXPECT_THAT(term({.kind = PatternKind::kBox,
+                    .dims = 3,
+                    .extent = {kWide, kWide, kWide},
+                    .window = {1, 1, 1}}),
+              testing::HasSubstr("points"));
+  std::vector<uint32_t> perm(40);
+  EXPECT_THAT(status([&](AttentionPlan& p, AttentionBranch& b) {
+                const PatternTerm sink = {.kind = PatternKind::kSink, .a = 5};
+                p.key_perm = perm;
+                p.perm_scope = ListScope::kAllHeads;
+                b.encoding = Encoding::kPattern;
+                b.terms = absl::MakeConstSpan(&sink, 1);
+                b.term_begin = begin;
+              }),
+              testing::HasSubstr("permuted"));
 }
 
 // A branch whose tiles hold queries in an order of their own, of uneven sizes, differing by list.

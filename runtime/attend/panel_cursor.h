@@ -65,7 +65,7 @@ class PanelCursor {
     if (pattern_) {
       const int64_t end = b_.token_mask == MaskClass::kNone ? plan.kv_len : q_.last + 1;
       runs_ = pattern::PatternRuns(b_, q_.list, {q_.first, q_.last + 1}, std::min(end, plan.kv_len),
-                          plan.kv_len);
+                                   plan.kv_len);
       return;
     }
     const int64_t row = b_.row_of(q_.list, tile);
@@ -256,18 +256,21 @@ class PanelCursor {
         return true;
       }
     }
+    Restrict(mask, r);
+    return true;
+  }
+  // Gives a run its mask, and cuts off what no query of the tile sees.
+  void Restrict(MaskClass mask, Run& r) const {
     r.mask = mask == MaskClass::kNone         ? MaskClass::kNone
              : mask == MaskClass::kLowerBound ? MaskClass::kLowerBound
                                               : MaskClass::kCausal;
-    if (perm_ == nullptr && r.mask != MaskClass::kNone) {
-      r.hi = std::min(r.hi, q_.last + 1);
-      if (r.mask == MaskClass::kLowerBound) {
-        r.lo = std::max(r.lo, q_.first - b_.window + 1);
-        if (r.lo > q_.last - b_.window) r.mask = MaskClass::kCausal;  // the bound binds no row
-      }
-      if (r.lo >= r.hi) r.lo = r.hi = -1;  // clipped away; touches no neighbour
+    if (perm_ != nullptr || r.mask == MaskClass::kNone) return;
+    r.hi = std::min(r.hi, q_.last + 1);
+    if (r.mask == MaskClass::kLowerBound) {
+      r.lo = std::max(r.lo, q_.first - b_.window + 1);
+      if (r.lo > q_.last - b_.window) r.mask = MaskClass::kCausal;  // the bound binds no row
     }
-    return true;
+    if (r.lo >= r.hi) r.lo = r.hi = -1;  // clipped away; touches no neighbour
   }
   // The next run of the list or pattern; false at the end.
   bool ReadNext(Run& r) {
@@ -284,7 +287,7 @@ class PanelCursor {
     r = Run{};
     r.lo = range.lo;
     r.hi = range.hi;
-    r.mask = b_.token_mask == MaskClass::kNone ? MaskClass::kNone : MaskClass::kCausal;
+    Restrict(b_.token_mask, r);
     return true;
   }
   // Loads the next run, extended by the entries that continue it. False at the end of the list.
