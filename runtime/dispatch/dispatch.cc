@@ -134,7 +134,8 @@ class DispatchRun {
     if (units_[t.unit].concurrency != Concurrency::kAlone) ctx.executor = nullptr;
 
     const int64_t limit = units_[t.unit].max_rows;
-    const int64_t most = limit > 0 ? limit : t.end - t.begin;
+    const int64_t all = t.end - t.begin;
+    const int64_t most = limit > 0 ? std::min(limit, all) : all;
     for (int64_t b = t.begin; b < t.end; b += most) {
       const int64_t n = std::min(most, t.end - b);
       const UnitRows rows = {

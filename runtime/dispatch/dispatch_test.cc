@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <limits>
 
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
@@ -59,7 +60,9 @@ UnitInfo Mixed(int64_t u) {
   return {.kind = UnitKind::kHost,
           .cost = 1.0 + static_cast<double>(u),
           .concurrency = static_cast<Concurrency>(u % 3),
-          .max_rows = u == 4 ? 3 : 0};
+          .max_rows = u == 4   ? 3
+                      : u == 3 ? std::numeric_limits<int64_t>::max()
+                               : 0};
 }
 absl::StatusOr<Dispatch> Make(const Problem& p, int workers = 1) {
   return Dispatch::Create({.max_items = p.items,
