@@ -1,6 +1,7 @@
 #ifndef SLUICE_API_ASSIGNMENT_H_
 #define SLUICE_API_ASSIGNMENT_H_
 // What an assignment router writes and Dispatch runs: which units every item goes to.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -87,6 +88,28 @@ class AssignmentBuffer {
 };
 
 namespace assignment_internal {
+// Whether CheckRow would pass every row: all of its conditions, none of its words.
+inline bool RowsHold(const Assignment& a) {
+  const int64_t* row_ptr = a.row_ptr.data();
+  const int32_t* unit = a.unit.data();
+  const float* weight = a.weight.data();
+  const float* score = a.score.empty() ? nullptr : a.score.data();
+  const auto slots = static_cast<int64_t>(std::min(a.unit.size(), a.weight.size()));
+  int64_t e = row_ptr[0];
+  for (int64_t i = 0; i < a.items; ++i) {
+    const int64_t end = row_ptr[i + 1];
+    if (end < e || end > slots) return false;
+    for (int64_t before = -1; e < end; ++e) {
+      const int64_t u = unit[e];
+      if (u <= before || u >= a.units || !std::isfinite(weight[e])) return false;
+      if (score != nullptr && std::isnan(score[e])) return false;
+      before = u;
+    }
+  }
+  return true;
+}
+
+// The same with the reason.
 inline absl::Status CheckRow(const Assignment& a, int64_t i) {
   const int64_t begin = a.row_ptr[static_cast<size_t>(i)];
   const int64_t end = a.row_ptr[static_cast<size_t>(i) + 1];
@@ -156,7 +179,8 @@ inline absl::Status ValidateAssignment(const Assignment& a) {
                                                    " scores and ", a.unit.size(),
                                                    " units; give none or all"));
   }
-  for (int64_t i = 0; i < a.items; ++i) {
+  const bool hold = assignment_internal::RowsHold(a);
+  for (int64_t i = 0; !hold && i < a.items; ++i) {
     if (absl::Status s = assignment_internal::CheckRow(a, i); !s.ok()) return s;
   }
   return assignment_internal::CheckDropped(a);

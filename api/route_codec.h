@@ -75,82 +75,83 @@ inline RoutePlanInfo FromC(const RouteShape& asked, const sluice_route_info& c) 
   return p;
 }
 
+// Both ways run in every call: every field is named, so that nothing is cleared first.
 inline sluice_route_inputs ToC(const RouteInputs& in) {
-  sluice_route_inputs c = {};
-  c.struct_size = sizeof c;
-  c.items = in.items;
-  c.scores = ToC(in.scores);
-  c.features = ToC(in.features);
-  c.hidden = ToC(in.hidden);
   const HeadsView<const float>& q = in.queries;
-  c.queries = {q.data,       static_cast<int32_t>(q.dtype), 0, q.rows, q.heads, q.dim, q.row_stride,
-               q.head_stride};
-  c.feedback = in.feedback.data();
-  c.num_feedback = in.feedback.size();
-  c.positions = in.positions.data();
-  c.num_positions = in.positions.size();
-  c.item_rows = in.item_rows.data();
-  c.num_item_rows = in.item_rows.size();
-  c.lengths = in.lengths.data();
-  c.num_lengths = in.lengths.size();
-  c.conditions = in.conditions.data();
-  c.num_conditions = in.conditions.size();
-  c.unit_bias = in.unit_bias.data();
-  c.num_unit_bias = in.unit_bias.size();
-  c.layer = in.layer;
-  c.step = in.step;
-  c.task = in.task;
-  return c;
+  return {.struct_size = sizeof(sluice_route_inputs),
+          .items = in.items,
+          .scores = ToC(in.scores),
+          .features = ToC(in.features),
+          .hidden = ToC(in.hidden),
+          .queries = {.data = q.data,
+                      .dtype = static_cast<int32_t>(q.dtype),
+                      .reserved = 0,
+                      .rows = q.rows,
+                      .heads = q.heads,
+                      .dim = q.dim,
+                      .row_stride = q.row_stride,
+                      .head_stride = q.head_stride},
+          .feedback = in.feedback.data(),
+          .num_feedback = in.feedback.size(),
+          .positions = in.positions.data(),
+          .num_positions = in.positions.size(),
+          .item_rows = in.item_rows.data(),
+          .num_item_rows = in.item_rows.size(),
+          .lengths = in.lengths.data(),
+          .num_lengths = in.lengths.size(),
+          .conditions = in.conditions.data(),
+          .num_conditions = in.conditions.size(),
+          .unit_bias = in.unit_bias.data(),
+          .num_unit_bias = in.unit_bias.size(),
+          .layer = in.layer,
+          .step = in.step,
+          .task = in.task};
 }
 inline RouteInputs FromC(const sluice_route_inputs& c) {
-  RouteInputs in;
-  in.items = c.items;
-  in.scores = FromC(c.scores);
-  in.features = FromC(c.features);
-  in.hidden = FromC(c.hidden);
   const sluice_view& q = c.queries;
-  in.queries = {
-      static_cast<const float*>(q.data), q.rows, q.heads, q.dim, q.row_stride, q.head_stride};
-  in.feedback = FromC(c.feedback, c.num_feedback);
-  in.positions = FromC(c.positions, c.num_positions);
-  in.item_rows = FromC(c.item_rows, c.num_item_rows);
-  in.lengths = FromC(c.lengths, c.num_lengths);
-  in.conditions = FromC(c.conditions, c.num_conditions);
-  in.unit_bias = FromC(c.unit_bias, c.num_unit_bias);
-  in.layer = c.layer;
-  in.step = c.step;
-  in.task = c.task;
-  return in;
+  return {.items = c.items,
+          .scores = FromC(c.scores),
+          .features = FromC(c.features),
+          .hidden = FromC(c.hidden),
+          .queries = {static_cast<const float*>(q.data), q.rows, q.heads, q.dim, q.row_stride,
+                      q.head_stride},
+          .feedback = FromC(c.feedback, c.num_feedback),
+          .positions = FromC(c.positions, c.num_positions),
+          .item_rows = FromC(c.item_rows, c.num_item_rows),
+          .lengths = FromC(c.lengths, c.num_lengths),
+          .conditions = FromC(c.conditions, c.num_conditions),
+          .unit_bias = FromC(c.unit_bias, c.num_unit_bias),
+          .layer = c.layer,
+          .step = c.step,
+          .task = c.task};
 }
 
 // The storage of an assignment; what the router sets is copied back by Take.
 inline sluice_assignment ToC(const Assignment& a) {
-  sluice_assignment c = {};
-  c.struct_size = sizeof c;
-  c.row_ptr = a.row_ptr.data();
-  c.row_ptr_size = static_cast<int64_t>(a.row_ptr.size());
-  c.unit = a.unit.data();
-  c.weight = a.weight.data();
-  c.score = a.score.empty() ? nullptr : a.score.data();
-  c.entry_slots = static_cast<int64_t>(std::min(a.unit.size(), a.weight.size()));
-  if (c.score != nullptr)
-    c.entry_slots = std::min(c.entry_slots, static_cast<int64_t>(a.score.size()));
-  c.dropped = reinterpret_cast<sluice_dropped_pair*>(a.dropped.data());
-  c.dropped_slots = static_cast<int64_t>(a.dropped.size());
-  c.items = a.items;
-  c.units = a.units;
-  return c;
+  const size_t both = std::min(a.unit.size(), a.weight.size());
+  const size_t slots = a.score.empty() ? both : std::min(both, a.score.size());
+  return {.struct_size = sizeof(sluice_assignment),
+          .row_ptr = a.row_ptr.data(),
+          .row_ptr_size = static_cast<int64_t>(a.row_ptr.size()),
+          .unit = a.unit.data(),
+          .weight = a.weight.data(),
+          .score = a.score.empty() ? nullptr : a.score.data(),
+          .entry_slots = static_cast<int64_t>(slots),
+          .dropped = reinterpret_cast<sluice_dropped_pair*>(a.dropped.data()),
+          .dropped_slots = static_cast<int64_t>(a.dropped.size()),
+          .items = a.items,
+          .units = a.units,
+          .num_dropped = 0,
+          .nan_scores = 0};
 }
 inline Assignment FromC(const sluice_assignment& c) {
-  Assignment a;
   const auto slots = static_cast<size_t>(c.entry_slots);
-  a.row_ptr = FromC(c.row_ptr, static_cast<size_t>(c.row_ptr_size));
-  a.unit = FromC(c.unit, slots);
-  a.weight = FromC(c.weight, slots);
-  a.score = FromC(c.score, slots);
-  a.dropped =
-      FromC(reinterpret_cast<DroppedPair*>(c.dropped), static_cast<size_t>(c.dropped_slots));
-  return a;
+  auto* dropped = reinterpret_cast<DroppedPair*>(c.dropped);
+  return {.row_ptr = FromC(c.row_ptr, static_cast<size_t>(c.row_ptr_size)),
+          .unit = FromC(c.unit, slots),
+          .weight = FromC(c.weight, slots),
+          .score = FromC(c.score, slots),
+          .dropped = FromC(dropped, static_cast<size_t>(c.dropped_slots))};
 }
 // What one side of the border wrote, as the other side's record has it.
 inline void Take(const Assignment& from, sluice_assignment* to) {
@@ -159,11 +160,22 @@ inline void Take(const Assignment& from, sluice_assignment* to) {
   to->num_dropped = from.num_dropped;
   to->nan_scores = from.nan_scores;
 }
-inline void Take(const sluice_assignment& from, Assignment* to) {
-  to->items = from.items;
-  to->units = from.units;
+// The host's: what a plug-in wrote for so many items and units, and all that must hold of it before
+// anything reads it. Allocation-free when it succeeds; O(entries).
+inline absl::Status TakeChecked(const RouteTraits& t, int64_t items, int64_t units,
+                                const sluice_assignment& from, Assignment* to) {
+  if (from.items != items || from.units != units || from.nan_scores < 0)
+    return absl::InternalError(absl::StrCat(t.name, ": the plug-in assigned ", from.items,
+                                            " items to ", from.units, " units, asked were ", items,
+                                            " and ", units, ", and counted ", from.nan_scores,
+                                            " scores that are no numbers"));
+  // What was compared, not what was read: a load of both numbers at once would have to wait for the
+  // plug-in's two stores, which is a fifth of a small call.
+  to->items = items;
+  to->units = units;
   to->num_dropped = from.num_dropped;
   to->nan_scores = from.nan_scores;
+  return ValidateAssignment(*to);
 }
 
 // Texts of traits live as long as the table that they are in. Traits are constexpr: their texts are

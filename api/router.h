@@ -46,6 +46,13 @@ enum class Domain : uint8_t {
   kWeight
 };
 
+// What stands before the slash of a method's name; "?" of numbers that are no domain.
+constexpr const char* DomainName(Domain d) {
+  constexpr const char* kNames[] = {"?",      "layer",   "token", "head",  "attention",
+                                    "expert", "adapter", "agent", "weight"};
+  return kNames[d <= Domain::kWeight ? static_cast<size_t>(d) : 0];
+}
+
 // Earlier plans that a host lends to compositions: one builder a layer, kept between calls.
 class PlanBuilder;
 class PlanLender {
@@ -328,24 +335,28 @@ inline absl::Status CheckRouteShape(const RouteTraits& t, const RouteShape& s) {
 }
 
 namespace router_internal {
-// One input: absent where it must not be, or of another shape than planned.
+// One input: absent where it must not be, or of another shape than planned. What is right costs a
+// comparison or two; only what is wrong is put into words.
 struct InputCheck {
   const RouteTraits& t;
+  uint32_t used;  // RouteReads
   absl::Status status;
 
-  void operator()(uint32_t bit, absl::string_view what, bool given, int64_t rows, int64_t want_rows,
-                  int64_t cols, int64_t want_cols) {
-    if (!status.ok() || ((t.reads | t.may_read) & bit) == 0) return;
-    if (!given) {
-      if ((t.reads & bit) != 0 && want_rows > 0)
-        status = absl::InvalidArgumentError(
-            absl::StrCat(t.name, " reads ", what, " and was given none"));
-      return;
-    }
-    if (rows != want_rows || cols != want_cols)
-      status =
-          absl::InvalidArgumentError(absl::StrCat(t.name, ": ", what, " [", rows, ", ", cols,
-                                                  "], wanted [", want_rows, ", ", want_cols, "]"));
+  [[gnu::always_inline]] void operator()(uint32_t bit, const char* what, bool given, int64_t rows,
+                                         int64_t want_rows, int64_t cols, int64_t want_cols) {
+    if ((used & bit) == 0) return;
+    const bool missed = (t.reads & bit) != 0 && want_rows > 0;
+    if (given ? rows == want_rows && cols == want_cols : !missed) return;
+    Fail(what, given, rows, want_rows, cols, want_cols);
+  }
+
+  [[gnu::cold, gnu::noinline]] void Fail(const char* what, bool given, int64_t rows,
+                                         int64_t want_rows, int64_t cols, int64_t want_cols) {
+    if (!status.ok()) return;  // the first stands
+    status = absl::InvalidArgumentError(
+        given ? absl::StrCat(t.name, ": ", what, " [", rows, ", ", cols, "], wanted [", want_rows,
+                             ", ", want_cols, "]")
+              : absl::StrCat(t.name, " reads ", what, " and was given none"));
   }
 };
 
@@ -375,12 +386,13 @@ inline absl::Status CheckRouteRun(const RouteTraits& t, const RoutePlanInfo& p,
   if (in.items < 0 || in.items > s.items)
     return absl::InvalidArgumentError(
         absl::StrCat(t.name, ": ", in.items, " items, planned for at most ", s.items));
-  SLUICE_RETURN_IF_ERROR(router_internal::CheckItemRows(t, in));
+  if (!in.lengths.empty() || !in.item_rows.empty())
+    SLUICE_RETURN_IF_ERROR(router_internal::CheckItemRows(t, in));
   if (in.rows() > p.max_rows())
     return absl::InvalidArgumentError(
         absl::StrCat(t.name, ": ", in.rows(), " rows, planned for at most ", p.max_rows()));
 
-  router_internal::InputCheck check{t, absl::OkStatus()};
+  router_internal::InputCheck check{t, t.reads | t.may_read, absl::OkStatus()};
   const int64_t rows = in.rows();
   check(kReadsScores, "scores", !in.scores.empty(), in.scores.rows, in.items, in.scores.cols,
         s.units);

@@ -15,7 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
-#include "sluice/api/plan_check.h"
+#include "sluice/api/plan_codec.h"
 #include "sluice/api/plugin.h"
 #include "sluice/runtime/dynload/child_check.h"
 
@@ -152,12 +152,7 @@ class RemoteRouter final : public Router {
     ErrorText e;
     const sluice_code code = t_->run(self_, Of(plan), &inputs, &context.c, &record, &e.c);
     if (code != 0) return e.Status(code);
-    route_codec::Take(record, &out);
-    if (out.items != in.items || out.units != plan.info().shape.units)
-      return absl::InternalError(absl::StrCat(traits_.name, ": the plug-in assigned ", out.items,
-                                              " items to ", out.units, " units, asked were ",
-                                              in.items, " and ", plan.info().shape.units));
-    return ValidateAssignment(out);
+    return route_codec::TakeChecked(traits_, in.items, plan.info().shape.units, record, &out);
   }
   UnitInfo DescribeUnit(const Plan& plan, int64_t unit) const override {
     if (t_->describe_unit == nullptr) return {};
@@ -261,25 +256,14 @@ class RemoteAttentionRouter final : public AttentionRouter {
                    const RunContext& ctx, PlanBuilder& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(traits_, plan.info().shape, in));
     const LentContext context(ctx);
-    sluice_attention_plan& record = *out.record();
-    record.num_branches = 0;  // one who sets nothing is found out
-    record.num_tables = 0;
+    plan_codec::Offer(out);
     ErrorText e;
     const sluice_code code =
         t_->run(self_, static_cast<const PlanOf&>(plan).plan,
                 reinterpret_cast<const sluice_attention_inputs*>(&in),
-                reinterpret_cast<sluice_attention_state*>(&state), &context.c, &record, &e.c);
+                reinterpret_cast<sluice_attention_state*>(&state), &context.c, out.record(), &e.c);
     if (code != 0) return e.Status(code);
-    SLUICE_RETURN_IF_ERROR(out.Adopt(in.q_positions));
-    if (record.q_count != in.q.rows || record.kv_len > in.kv_len() || record.heads != in.q.heads ||
-        record.kv_heads != in.k.heads) {
-      return absl::InternalError(absl::StrCat("the plan is for ", record.q_count, " queries, ",
-                                              record.kv_len, " keys and heads ", record.heads, "/",
-                                              record.kv_heads));
-    }
-    const AttentionPlan& view = out.plan();
-    SLUICE_RETURN_IF_ERROR(CheckPlanBounds(view));
-    SLUICE_RETURN_IF_ERROR(CheckPlanLists(view));
+    SLUICE_RETURN_IF_ERROR(plan_codec::Take(in, out));
     state.keys = in.kv_len();
     return absl::OkStatus();
   }
@@ -584,11 +568,6 @@ absl::Span<const sluice_agent_router_v1* const> Agents(const sluice_plugin_v1* p
   if (p->struct_size < offsetof(sluice_plugin_v1, agents) + sizeof p->agents) return {};
   return {p->agents, p->num_agents};
 }
-const char* DomainName(uint32_t d) {
-  constexpr const char* kNames[] = {"?",      "layer",   "token", "head",  "attention",
-                                    "expert", "adapter", "agent", "weight"};
-  return kNames[d < 9 ? d : 0];
-}
 template <class Table>
 bool HasName(const Table* t) {
   return t->name != nullptr && *t->name != 0;
@@ -596,10 +575,13 @@ bool HasName(const Table* t) {
 // "domain/method", of a domain that routers may have.
 bool HasName(const sluice_router_v1* t) {
   const sluice_route_traits* traits = t->traits;
-  return traits != nullptr &&
-         traits->struct_size >= offsetof(sluice_route_traits, may_read) + sizeof(uint32_t) &&
-         traits->name != nullptr &&
-         absl::StartsWith(traits->name, absl::StrCat(DomainName(traits->domain), "/"));
+  if (traits == nullptr ||
+      traits->struct_size < offsetof(sluice_route_traits, may_read) + sizeof(uint32_t) ||
+      traits->name == nullptr ||
+      traits->domain > static_cast<uint32_t>(Domain::kWeight))  // what Domain cannot hold
+    return false;
+  const char* domain = DomainName(static_cast<Domain>(traits->domain));
+  return absl::StartsWith(traits->name, absl::StrCat(domain, "/"));
 }
 bool HasName(const sluice_attention_router_v2* t) {
   const sluice_attention_traits* traits = t->traits;
