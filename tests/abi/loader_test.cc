@@ -113,13 +113,30 @@ TEST(Plugins, PlansThatBreakTheRulesAreFoundOut) {
   o.methods = &r;
   o.validate = false;  // the codec alone has to see it
   EXPECT_TRUE(RunRouter("liar:how=0", a, o).status.ok());
-  for (int how = 1; how <= 28; ++how) {
+  for (int how = 1; how <= 39; ++how) {
     const absl::Status s = RunRouter(absl::StrCat("liar:how=", how), a, o).status;
     EXPECT_FALSE(s.ok()) << how;
   }
   EXPECT_THAT(RunRouter("liar:how=2", a, o).status.message(),
               HasSubstr("names key 4294967295 of 40"));
   EXPECT_THAT(RunRouter("liar:how=20", a, o).status.message(), HasSubstr("more than 2^46 bytes"));
+}
+
+TEST(Plugins, AssignmentsThatBreakTheRulesAreFoundOut) {
+  Registry r;
+  ASSERT_TRUE(LoadPlugin(kBad + "/liars.so", r).ok());
+  InlineExecutor one;
+  for (int how = 0; how <= 11; ++how) {
+    const auto router = r.routers.Create(absl::StrCat("assignment_liar:how=", how));
+    ASSERT_TRUE(router.ok()) << router.status();
+    const auto plan = (*router)->MakePlan({.items = 3});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    AssignmentBuffer out;
+    out.Reserve(3, (*plan)->info().max_entries, (*plan)->info().max_dropped);
+    RouteInputs in;
+    in.items = 3;
+    EXPECT_EQ((*router)->Run(**plan, in, {{}, &one}, out.view()).ok(), how == 0) << how;
+  }
 }
 
 TEST(Plugins, BadOnesAreRefusedWithAReason) {
