@@ -240,9 +240,9 @@ typedef struct sluice_pattern_term {
   double slope;
   int32_t extent[3], window[3], stride[3], dilation[3];
 } sluice_pattern_term;
-/* One branch. Storage is the host's, sized by sluice_branch_layout; the router fills it and the
- * fields below. Row r owns the slots from row_begin[r] on. Numbers of enumerations are those of
- * api/attention_plan.h. */
+/* One of several side by side, so it never grows. Storage is the host's, sized by
+ * sluice_branch_layout; the router fills it and the fields below. Row r owns the slots from
+ * row_begin[r] on. Numbers of enumerations are those of api/attention_plan.h. */
 typedef struct sluice_plan_branch {
   size_t struct_size;
   sluice_branch_layout layout;
@@ -331,7 +331,7 @@ typedef struct sluice_attention_router_v2 {
   void (*truncate)(const void* router, const void* plan, sluice_attention_state*, int64_t keys);
 } sluice_attention_router_v2;
 
-/* ---- Agent routers (since 1.1): a query -> one agent a stage. What the functions must do is in
+/* ---- Agent routers: a query -> one agent a stage. What the functions must do is in
  * api/agent_router.h; sums and state belong to the host, which keeps them. ---- */
 typedef struct sluice_agent {
   size_t struct_size;
@@ -451,7 +451,7 @@ typedef struct sluice_plugin_v1 {
   const sluice_router_v1* const* routers;
   size_t num_attention;
   const sluice_attention_router_v2* const* attention;
-  /* since 1.1 */
+  /* may be missing at the end */
   size_t num_agents;
   const sluice_agent_router_v1* const* agents;
   size_t num_pruners;
@@ -465,7 +465,7 @@ typedef const sluice_plugin_v1* (*sluice_plugin_entry_v1_fn)(uint32_t host_major
 }
 #endif
 
-/* Frozen by release 1.0. */
+/* Frozen at 2.0 (tests/abi/frozen/2_0). */
 #ifdef __cplusplus
 #define SLUICE_ABI_ASSERT(...) static_assert(__VA_ARGS__, #__VA_ARGS__)
 #else
@@ -493,7 +493,7 @@ SLUICE_ABI_ASSERT(sizeof(sluice_dropped_pair) == 8 &&
                   offsetof(sluice_assignment, num_dropped) == 88);
 SLUICE_ABI_ASSERT(offsetof(sluice_route_inputs, feedback) == 168 &&
                   offsetof(sluice_route_inputs, task) == 280);
-/* Frozen by release 1.1. */
+/* Of agent routers. */
 SLUICE_ABI_ASSERT(sizeof(sluice_agent_candidate) == 24 && sizeof(sluice_sum_delta) == 16);
 SLUICE_ABI_ASSERT(offsetof(sluice_plugin_v1, agents) == 80 &&
                   offsetof(sluice_agent_router_v1, fold) == 88);
