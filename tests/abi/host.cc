@@ -6,15 +6,20 @@
 #include "sluice/api/one_unit.h"
 #include "sluice/runtime/dynload/plugin_library.h"
 
+namespace {
+int Fail(const absl::Status& s) {
+  std::fprintf(stderr, "%s\n", s.ToString().c_str());
+  return 1;
+}
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace sluice;
   Registry r;
   const auto info = LoadPlugin(argc > 1 ? argv[1] : "", r);
+  if (!info.ok()) return Fail(info.status());
   const auto router = r.attention.Create("strided:stride=3,local=2");
-  if (!info.ok() || !router.ok())
-    return std::fprintf(stderr, "%s\n",
-                        (info.ok() ? router.status() : info.status()).ToString().c_str()),
-           1;
+  if (!router.ok()) return Fail(router.status());
   AttentionShape s;
   s.max_queries = s.max_kv = 1000;
   s.heads = 4;
@@ -28,8 +33,8 @@ int main(int argc, char** argv) {
   const auto out = *PlanStorage::Create((*plan)->info().layout);
   RouterState state;
   InlineExecutor one;
-  if (const absl::Status run = (*router)->Run(**plan, in, state, {{}, &one}, *out); !run.ok())
-    return std::fprintf(stderr, "%s\n", run.ToString().c_str()), 1;
+  const absl::Status run = (*router)->Run(**plan, in, state, {{}, &one}, *out);
+  if (!run.ok()) return Fail(run);
   const AttentionBranch& branch = out->plan().branches[0];
   for (size_t row = 0; row < branch.rows.count.size(); ++row) {
     std::printf("%zu:", row);

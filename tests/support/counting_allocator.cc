@@ -11,6 +11,10 @@ void* Allocate(std::size_t n) {
   if (void* p = std::malloc(n > 0 ? n : 1)) return p;
   throw std::bad_alloc();
 }
+void* AllocateOrNull(std::size_t n) noexcept {
+  ++allocations;
+  return std::malloc(n > 0 ? n : 1);
+}
 void* AllocateAligned(std::size_t n, std::align_val_t align) {
   ++allocations;
   const std::size_t a = static_cast<std::size_t>(align);
