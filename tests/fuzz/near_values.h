@@ -16,6 +16,8 @@ class NearValues {
     if (lo >= hi) return lo;
     return bytes_.ConsumeIntegralInRange<int64_t>(lo, hi);
   }
+  // In [0, hi]; hi once the bytes are used up.
+  int64_t UpTo(int64_t hi) { return hi - Within(0, hi); }
   // In [lo, hi] as a rule, else beside it or anywhere.
   int64_t Near(int64_t lo, int64_t hi) {
     const auto kind = bytes_.ConsumeIntegral<uint8_t>();
@@ -32,7 +34,10 @@ class NearValues {
       return value;
     }
     left_ = bytes_.ConsumeIntegral<uint8_t>();
-    return left_ == 255 ? Odd() : left_ == 254 ? value + 1 : value;
+    if (left_ < 232) return value;
+    const bool odd = left_ >= 244;
+    left_ = 0;
+    return odd ? Odd() : value + 1;
   }
   // Mostly small.
   float Number() {

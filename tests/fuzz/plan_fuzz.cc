@@ -66,17 +66,17 @@ PlanLayout MakeLayout(NearValues& from, const Problem& p) {
   const int64_t branches = from.Within(1, 3);
   for (int64_t i = 0; i < branches; ++i) {
     BranchLayout b;
-    b.rows = from.Within(0, 1) * from.Within(0, 9) + p.heads * from.Within(0, p.queries);
-    b.entry_slots = from.Within(0, 5);
-    b.token_slots = from.Within(0, 9);
-    b.prefix_slots = p.heads * from.Within(0, p.queries);
-    b.order_slots = from.Within(0, 1) * p.heads * from.Within(0, p.queries);
-    b.terms = static_cast<int32_t>(from.Within(0, 5));
+    b.rows = p.heads * from.UpTo(p.queries) + from.Within(0, 9);
+    b.entry_slots = from.UpTo(5);
+    b.token_slots = from.UpTo(9);
+    b.prefix_slots = p.heads * from.UpTo(p.queries);
+    b.order_slots = from.Within(0, 1) * p.heads * from.UpTo(p.queries);
+    b.terms = static_cast<int32_t>(from.UpTo(5));
     b.bias = static_cast<uint8_t>(from.Within(0, 1));
     b.mask = static_cast<uint8_t>(from.Within(0, 1));
     layout.AddBranch(b);
   }
-  layout.max_tile = from.Within(1, 80);
+  layout.max_tile = 1 + from.UpTo(79);
   layout.weight_slots = from.Within(0, 1) * branches * p.queries * p.heads;
   layout.perm_slots = from.Within(0, 1) * p.heads * p.keys;
   layout.bias_slots = from.Within(0, 1) * p.kv_heads * p.keys;
@@ -173,7 +173,7 @@ class Stranger {
     const int64_t slots = by_token ? b.layout.token_slots : b.layout.entry_slots;
     for (int64_t row = 0; row < b.layout.rows; ++row) {
       b.row_begin[row] = from_.Steady(row * slots);
-      b.row_count[row] = static_cast<uint32_t>(from_.Near(0, slots));
+      b.row_count[row] = static_cast<uint32_t>(from_.Steady(from_.UpTo(slots)));
       int64_t key = 0;
       for (int64_t i = row * b.layout.token_slots; i < (row + 1) * b.layout.token_slots; ++i) {
         key += from_.Within(0, 12);
