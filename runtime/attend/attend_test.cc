@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <string>
 
 #include "sluice/api/plan_check.h"
 #include "sluice/runtime/attend/attend_reference.h"
@@ -552,7 +553,7 @@ TEST(Attend, PlansThatCannotRunAreRefused) {
   const auto status = [&](const std::function<void(AttentionPlan&, AttentionBranch&)>& spoil) {
     auto t = RandomPlan({Encoding::kTokens, ListScope::kKvHead, 4, 1, 0, 0.5}, a, 5);
     spoil(t->plan, t->branches[0]);
-    return CheckPlanBounds(t->plan).message();
+    return std::string(CheckPlanBounds(t->plan).message());
   };
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   EXPECT_EQ(status([](AttentionPlan&, AttentionBranch&) {}), "");
