@@ -21,10 +21,6 @@ void* AllocateAligned(std::size_t n, std::align_val_t align) {
   if (void* p = std::aligned_alloc(a, (n + a - 1) / a * a)) return p;
   throw std::bad_alloc();
 }
-void* AllocateOrNull(std::size_t n) noexcept {
-  ++allocations;
-  return std::malloc(n > 0 ? n : 1);
-}
 }  // namespace
 int64_t AllocationCount() { return allocations; }
 void* operator new(std::size_t n) { return Allocate(n); }

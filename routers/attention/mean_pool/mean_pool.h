@@ -4,8 +4,7 @@
 // beat.
 //
 //   SUM     mean of each block of keys, appended as keys arrive; of a tile's last block, of the
-//   keys
-//           up to the tile's last query
+//           keys up to the tile's last query
 //   SCORE   q . mean * scale, softmax over the visible blocks, then the largest over the tile's
 //           queries and the group's heads
 //   SELECT  the best k blocks, or the fewest that hold the share p; first and last are forced
