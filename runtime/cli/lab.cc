@@ -26,7 +26,8 @@ void LabModel::AddTo(CLI::App& app) {
 void LabModel::AddRoutedTo(CLI::App& app) {
   AddTo(app);
   app.add_option("--router", engine.router,
-                 "attention router, name:key=value,...  (`sluice list` names them)")
+                 "policy, name:key=value,...: a router of attention, layers or tokens, or a "
+                 "composition  (`sluice list` names them)")
       ->capture_default_str();
   app.add_option("--dense-layers", engine.dense_layers, "first layers that stay dense")
       ->capture_default_str()

@@ -1,7 +1,4 @@
 #include "sluice/runtime/host/engine.h"
-#include "sluice/runtime/host/facts.h"
-#include "sluice/runtime/host/generate.h"
-#include "sluice/runtime/host/scoring.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,6 +7,10 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/generate.h"
+#include "sluice/runtime/host/scoring.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {

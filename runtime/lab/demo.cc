@@ -1,7 +1,4 @@
 #include "sluice/runtime/lab/demo.h"
-#include "sluice/runtime/host/facts.h"
-#include "sluice/runtime/host/generate.h"
-#include "sluice/runtime/host/scoring.h"
 
 #include <algorithm>
 #include <chrono>
@@ -14,7 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/generate.h"
 #include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/lab/progress.h"
 #include "sluice/runtime/lab/score.h"

@@ -1,10 +1,11 @@
-#include "sluice/runtime/host/generate.h"
 #include "sluice/runtime/lab/generate.h"
 
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/host/generate.h"
+#include "sluice/runtime/host/policy.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
@@ -18,7 +19,7 @@ absl::Status RunGenerate(const host::Model& model, host::EngineOptions engine,
         "a prompt of ", given, " tokens and ", o.count,
         " more; allowed: one or more, together the model's context of ", model.shape.context));
   engine.max_tokens = given + o.count;
-  SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
+  SLUICE_ASSIGN_OR_RETURN(const auto e, host::CreateWithPolicy(model, engine, engine.router));
   std::printf("%s", o.prompt.c_str());
   const auto say = [&](int32_t id) {
     std::printf("%s", model.tokenizer.Decode({id}).c_str());

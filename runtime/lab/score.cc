@@ -1,12 +1,13 @@
 #include "sluice/runtime/lab/score.h"
-#include "sluice/runtime/host/facts.h"
-#include "sluice/runtime/host/scoring.h"
 
 #include <cmath>
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/host/facts.h"
+#include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/progress.h"
 #include "sluice/runtime/report/report.h"
 
@@ -51,7 +52,13 @@ absl::Status RunPerplexity(const host::Model& model, host::EngineOptions engine,
                           ReadTokens(o.tokens, o.skip, o.windows * o.count));
   if (!o.nll.empty()) SLUICE_RETURN_IF_ERROR(CheckWritable(o.nll));
   engine.max_tokens = o.count;
-  SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
+  SLUICE_ASSIGN_OR_RETURN(const auto e, host::CreateWithPolicy(model, engine, engine.router));
+  if (e->prunes())
+    return absl::InvalidArgumentError(
+        absl::StrCat(engine.router,
+                     " chooses among all tokens of a text before it reads them: its perplexity "
+                     "would know what comes. `sluice facts` and `sluice evaluate ftp` ask after "
+                     "the prompt"));
   double sum = 0;
   std::vector<float> nll;
   for (int64_t w = 0; w < o.windows; ++w) {
@@ -77,7 +84,7 @@ absl::Status RunFacts(const host::Model& model, host::EngineOptions engine, cons
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> all,
                           ReadTokens(o.tokens, 0, o.prompts * o.length));
   engine.max_tokens = o.length;
-  SLUICE_ASSIGN_OR_RETURN(const auto e, host::Engine::Create(model, engine));
+  SLUICE_ASSIGN_OR_RETURN(const auto e, host::CreateWithPolicy(model, engine, engine.router));
   double right = 0;
   double asked = 0;
   double density = 0;

@@ -1,4 +1,3 @@
-#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/compare/compare.h"
 
 #include <gmock/gmock.h>
@@ -10,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/tests/support/host_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE

@@ -1,11 +1,11 @@
 #include "sluice/runtime/lab/evaluate/pruning_task.h"
-#include "sluice/runtime/host/facts.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/policies/search/genetic.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
 
