@@ -31,6 +31,11 @@ absl::Status CheckShape(const AttendShape& s, const AttendOptions& o) {
         absl::StrCat("split_keys is ", o.split_keys, ", must be a multiple of ", kPanelKeys));
   if (!(o.softcap >= 0) || std::isinf(o.softcap))
     return Bad(absl::StrCat("softcap is ", o.softcap, "; 0 is off, else it must be positive"));
+  if ((o.bf16 == kernels::Bf16Unit::kAmx || o.bf16 == kernels::Bf16Unit::kAvx512) &&
+      kernels::GetBf16Attention(o.bf16) == nullptr)
+    return absl::UnimplementedError(
+        absl::StrCat("attend: this CPU or build has no ",
+                     o.bf16 == kernels::Bf16Unit::kAmx ? "AMX" : "AVX512-BF16"));
   if (o.token_group < 1) return Bad(absl::StrCat("token_group is ", o.token_group, ", at least 1"));
   return absl::OkStatus();
 }
@@ -77,7 +82,7 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   const int64_t cuts =
       options.split_keys > 0 ? (s.max_kv + options.split_keys - 1) / options.split_keys : 1;
   a.max_splits_ = std::clamp<int64_t>(cuts, 1, attend_internal::kMaxSplits);
-  const kernels::AmxAttention* amx = options.matrix_tiles ? kernels::GetAmxAttention() : nullptr;
+  const kernels::Bf16Attention* bf16 = kernels::GetBf16Attention(options.bf16);
 
   Layout& at = a.at_;
   Sizes all;
@@ -97,17 +102,17 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   at.kt = one.Add<float>(s.head_dim, kPanelKeys);
   at.v = one.Add<float>(a.dv_pad_, kPanelKeys);
   at.mask = one.Add<uint64_t>(a.rows_);
-  const int64_t tiles_scratch = amx != nullptr ? amx->scratch_floats(a.rows_, a.dv_pad_) : 0;
-  at.scratch = one.Add<float>(std::max(kernels::AttentionScratchFloats(a.rows_), tiles_scratch));
+  const int64_t bf16_scratch = bf16 != nullptr ? bf16->scratch_floats(a.rows_, a.dv_pad_) : 0;
+  at.scratch = one.Add<float>(std::max(kernels::AttentionScratchFloats(a.rows_), bf16_scratch));
   at.bits = one.Add<uint64_t>(item_queries, a.words_);
   const bool probabilities = options.probabilities || options.feedback;
   at.prob = one.Add<float>(probabilities ? a.rows_ : 0, kPanelKeys);
   at.mass = one.Add<int64_t>(options.feedback ? s.heads : 0, s.max_kv);
   at.norm = one.Add<int64_t>(options.feedback ? s.heads : 0);
-  if (amx != nullptr) {
-    at.aq = one.Add<uint16_t>(amx->packed_queries(a.rows_, s.head_dim));
-    at.ak = one.Add<uint16_t>(amx->packed_keys(s.head_dim));
-    at.av = one.Add<uint16_t>(amx->packed_values(a.dv_pad_));
+  if (bf16 != nullptr) {
+    at.aq = one.Add<uint16_t>(bf16->packed_queries(a.rows_, s.head_dim));
+    at.ak = one.Add<uint16_t>(bf16->packed_keys(s.head_dim));
+    at.av = one.Add<uint16_t>(bf16->packed_values(a.dv_pad_));
   }
   at.counters = one.Add<AttentionCounters>(1);
   at.stride = static_cast<size_t>(one.bytes());
@@ -135,7 +140,7 @@ AttendRun::AttendRun(const Attend& a, const AttentionPlan& plan, const AttendInp
     : a_(a), plan_(plan), in_(in), ws_(ctx.workspace), ex_(*ctx.executor), out_(out) {
   g_ = plan.heads / plan.kv_heads;
   const bool bf16 = in.k.dtype == DType::kBF16 && in.v.dtype == DType::kBF16;
-  if (a.options_.matrix_tiles && bf16) amx_ = kernels::GetAmxAttention();
+  if (bf16) bf16_ = kernels::GetBf16Attention(a.options_.bf16);
   fused_ = Fused();
   grouped_ = Groupable();
   second_pass_ = !out.probabilities.empty() || out.feedback.key_mass != nullptr;
@@ -380,7 +385,8 @@ void AttendRun::PackQueries(const Rows& r, int w) const {
     float* to = q + row * in_.q.dim;
     for (int64_t x = 0; x < in_.q.dim; ++x) to[x] = from[x] * scale;
   });
-  if (amx_ != nullptr) amx_->pack_queries(q, r.count(), in_.q.dim, Worker<uint16_t>(w, a_.at_.aq));
+  if (bf16_ != nullptr)
+    bf16_->pack_queries(q, r.count(), in_.q.dim, Worker<uint16_t>(w, a_.at_.aq));
 }
 
 AttendRun::PanelState AttendRun::RowSide(const Rows& r, int w, int64_t branch) const {
@@ -447,14 +453,14 @@ float AttendRun::Fold(PanelState& p, const KvView& k, const KvView& v, int64_t k
   p.n = panel.n;
   p.mask = mask;
   p.bias = panel.has_bias ? panel.bias : nullptr;
-  // What hidden keys hold must not leak through the tiles' zeros times infinity.
-  if (amx_ != nullptr && k.dtype == DType::kBF16 && v.dtype == DType::kBF16 &&
+  // What hidden keys hold must not leak through zeros times infinity.
+  if (bf16_ != nullptr && k.dtype == DType::kBF16 && v.dtype == DType::kBF16 &&
       (mask == nullptr || kernels::AllFinite(vs, p.n, v.dim))) {
     uint16_t* ak = Worker<uint16_t>(w, a_.at_.ak);
     uint16_t* av = Worker<uint16_t>(w, a_.at_.av);
-    amx_->pack_keys(ks, p.n, p.d, ak);
-    amx_->pack_values(vs, p.n, v.dim, av);
-    return amx_->attend(p, Worker<uint16_t>(w, a_.at_.aq), ak, av);
+    bf16_->pack_keys(ks, p.n, p.d, ak);
+    bf16_->pack_values(vs, p.n, v.dim, av);
+    return bf16_->attend(p, Worker<uint16_t>(w, a_.at_.aq), ak, av);
   }
   PackFp32(p, ks, vs, v.dim, w);
   return kernels::AttendPanel(p);

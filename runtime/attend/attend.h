@@ -15,6 +15,7 @@
 #include "sluice/api/router.h"
 #include "sluice/api/tensor_view.h"
 #include "sluice/api/workspace.h"
+#include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 
 SLUICE_BEGIN_NAMESPACE
 enum class AttendMode : uint8_t {
@@ -44,9 +45,10 @@ struct AttendShape {
 };
 struct AttendOptions {
   AttendMode mode = AttendMode::kQueryMajor;
-  bool matrix_tiles = true;   // bf16 caches: AMX or AVX512-BF16 where the CPU has them
-  int64_t split_keys = 4096;  // decode: one query's list is cut every so many listed keys and
-                              // merged in order; 0: never
+  // What works on bf16 caches. A unit asked for by name must be there.
+  kernels::Bf16Unit bf16 = kernels::Bf16Unit::kBest;
+  int64_t split_keys = 4096;   // decode: one query's list is cut every so many listed keys and
+                               // merged in order; 0: never
   int64_t token_group = 8;     // per-query token lists run as the union of this many queries
   float softcap = 0;           // > 0: logit = cap * tanh(logit / cap)
   bool probabilities = false;  // allow AttendOutputs::probabilities

@@ -142,7 +142,7 @@ class AttendRun {
   Workspace ws_;
   Executor& ex_;
   const AttendOutputs& out_;
-  const kernels::AmxAttention* amx_ = nullptr;
+  const kernels::Bf16Attention* bf16_ = nullptr;  // of bf16 caches
   bool fused_ = true;
   bool grouped_ = false;
   bool second_pass_ = false;

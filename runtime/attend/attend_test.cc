@@ -238,17 +238,57 @@ TEST(Attend, EveryEncodingScopeAndMask) {
     }
   }
 }
+// The units that may work on a cache of this type, by name; kBest is one of them.
+std::vector<kernels::Bf16Unit> UnitsFor(DType type) {
+  std::vector<kernels::Bf16Unit> units = {kernels::Bf16Unit::kNone};
+  if (type != DType::kBF16) return units;
+  for (kernels::Bf16Unit u : {kernels::Bf16Unit::kAmx, kernels::Bf16Unit::kAvx512}) {
+    if (kernels::GetBf16Attention(u) != nullptr) units.push_back(u);
+  }
+  return units;
+}
 TEST(Attend, HalfPrecisionCaches) {
   for (DType type : {DType::kBF16, DType::kF16}) {
     AttentionData a = MakeAttentionData(DataKind::kGaussian, 260, 100, 8, 2, 64, 64, 3);
     a.Convert(type);
     auto t = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 64, 64}, a, 5);
-    AttendOptions fp32;
-    fp32.matrix_tiles = false;
     const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale());
-    ExpectNear(RunPlan(t->plan, a, fp32), want, 2e-5, DTypeName(type));
-    ExpectNear(RunPlan(t->plan, a, {}), want, 2e-2,
-               absl::StrCat(DTypeName(type), " with matrix tiles where present"));
+    for (kernels::Bf16Unit unit : UnitsFor(type)) {
+      AttendOptions options;
+      options.bf16 = unit;
+      const bool fp32 = unit == kernels::Bf16Unit::kNone;
+      ExpectNear(RunPlan(t->plan, a, options), want, fp32 ? 2e-5 : 2e-2,
+                 absl::StrCat(DTypeName(type), " unit ", static_cast<int>(unit)));
+    }
+  }
+}
+TEST(Attend, ABf16UnitByNameMustBeThere) {
+  AttendShape s;
+  s.max_queries = s.max_kv = 64;
+  s.heads = s.kv_heads = 1;
+  s.head_dim = s.value_dim = 16;
+  for (kernels::Bf16Unit unit : {kernels::Bf16Unit::kBest, kernels::Bf16Unit::kAmx,
+                                 kernels::Bf16Unit::kAvx512, kernels::Bf16Unit::kNone}) {
+    AttendOptions options;
+    options.bf16 = unit;
+    const bool free = unit == kernels::Bf16Unit::kBest || unit == kernels::Bf16Unit::kNone;
+    EXPECT_EQ(Attend::Create(s, options).ok(), free || kernels::GetBf16Attention(unit) != nullptr);
+  }
+}
+TEST(Attend, Bf16UnitsGiveTheSameBitsForAnyThreadCount) {
+  for (int64_t q : {90, 1}) {
+    AttentionData a = MakeAttentionData(DataKind::kGaussian, 700, q, 8, 2, 32, 48, 17);
+    a.Convert(DType::kBF16);
+    auto t = RandomPlan({Encoding::kBlocks, ListScope::kKvHead, 64, 64}, a, 5);
+    for (kernels::Bf16Unit unit : UnitsFor(DType::kBF16)) {
+      AttendOptions options;
+      options.split_keys = 128;
+      options.bf16 = unit;
+      const Result one = RunPlan(t->plan, a, options, 1);
+      const Result four = RunPlan(t->plan, a, options, 4);
+      EXPECT_EQ(one.o, four.o);
+      ExpectNear(one, AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale()), 2e-2, "split");
+    }
   }
 }
 TEST(Attend, SameBitsForAnyThreadCount) {
@@ -777,47 +817,55 @@ TEST(Attend, FeedbackIsTheSumOfProbabilities) {
 }
 
 // Which outputs are NaN when one input is: those that see it, and no others.
-TEST(Attend, NanGoesWhereItIsSeen) {
-  for (DType type : {DType::kF32, DType::kBF16}) {
-    for (bool infinite : {false, true}) {
-      const float bad = infinite ? INFINITY : NAN;
-      for (int where = 0; where < 3; ++where) {  // q, k, v
-        AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 200, 2, 2, 16, 16, 81);
-        if (type != DType::kF32) a.Convert(type);
-        auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 64, 1, 0, 1.0}, a, 3);
-        for (uint32_t& c : t->count) c = 1;
-        t->entries.assign(t->begin.size(),
-                          PlanEntry{0, 200, EntryState::kExact, MaskClass::kCausal, 0, 0});
-        for (size_t r = 0; r < t->begin.size(); ++r) t->begin[r] = static_cast<int64_t>(r);
-        t->branches[0].rows = {t->begin, t->count};
-        t->branches[0].entries = t->entries;
-        t->plan.branches = t->branches;
-        const int64_t key = 100, element = (key * 2 + 1) * 16 + 5;
-        std::vector<float>& x = where == 0 ? a.q : where == 1 ? a.k : a.v;
-        x[element] = bad;
-        if (type != DType::kF32 && where > 0) {
-          std::vector<uint32_t>& raw = where == 1 ? a.kraw : a.vraw;
-          reinterpret_cast<uint16_t*>(raw.data())[element] = F32ToBF16(bad);
-        }
-        const Result r = RunPlan(t->plan, a, {});
-        ASSERT_TRUE(r.status.ok());
-        for (int64_t i = 0; i < 200; ++i) {
-          for (int64_t h = 0; h < 2; ++h) {
-            const bool sees = h == 1 && (where == 0 ? i == key : i >= key);
-            bool finite = true;
-            for (int64_t d = 0; d < 16; ++d)
-              finite = finite && std::isfinite(r.o[(i * 2 + h) * 16 + d]);
-            // An infinite key may also lose every row: its logit is -inf where the query is
-            // negative.
-            if (sees && !(infinite && where == 1)) {
-              EXPECT_FALSE(finite) << DTypeName(type) << " where " << where << " query " << i;
-            }
-            if (!sees) {
-              EXPECT_TRUE(finite) << DTypeName(type) << " where " << where << " query " << i;
-            }
+void ExpectNanWhereSeen(DType type, kernels::Bf16Unit unit) {
+  for (bool infinite : {false, true}) {
+    const float bad = infinite ? INFINITY : NAN;
+    AttendOptions options;
+    options.bf16 = unit;
+    for (int where = 0; where < 3; ++where) {  // q, k, v
+      AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 200, 2, 2, 16, 16, 81);
+      if (type != DType::kF32) a.Convert(type);
+      auto t = RandomPlan({Encoding::kRuns, ListScope::kKvHead, 64, 1, 0, 1.0}, a, 3);
+      for (uint32_t& c : t->count) c = 1;
+      t->entries.assign(t->begin.size(),
+                        PlanEntry{0, 200, EntryState::kExact, MaskClass::kCausal, 0, 0});
+      for (size_t r = 0; r < t->begin.size(); ++r) t->begin[r] = static_cast<int64_t>(r);
+      t->branches[0].rows = {t->begin, t->count};
+      t->branches[0].entries = t->entries;
+      t->plan.branches = t->branches;
+      const int64_t key = 100, element = (key * 2 + 1) * 16 + 5;
+      std::vector<float>& x = where == 0 ? a.q : where == 1 ? a.k : a.v;
+      x[element] = bad;
+      if (type != DType::kF32 && where > 0) {
+        std::vector<uint32_t>& raw = where == 1 ? a.kraw : a.vraw;
+        reinterpret_cast<uint16_t*>(raw.data())[element] = F32ToBF16(bad);
+      }
+      const Result r = RunPlan(t->plan, a, options);
+      ASSERT_TRUE(r.status.ok());
+      for (int64_t i = 0; i < 200; ++i) {
+        for (int64_t h = 0; h < 2; ++h) {
+          const bool sees = h == 1 && (where == 0 ? i == key : i >= key);
+          bool finite = true;
+          for (int64_t d = 0; d < 16; ++d)
+            finite = finite && std::isfinite(r.o[(i * 2 + h) * 16 + d]);
+          // An infinite key may also lose every row: its logit is -inf where the query is
+          // negative.
+          if (sees && !(infinite && where == 1)) {
+            EXPECT_FALSE(finite) << DTypeName(type) << " where " << where << " query " << i;
+          }
+          if (!sees) {
+            EXPECT_TRUE(finite) << DTypeName(type) << " where " << where << " query " << i;
           }
         }
       }
+    }
+  }
+}
+TEST(Attend, NanGoesWhereItIsSeen) {
+  for (DType type : {DType::kF32, DType::kBF16}) {
+    for (kernels::Bf16Unit unit : UnitsFor(type)) {
+      SCOPED_TRACE(absl::StrCat("unit ", static_cast<int>(unit)));
+      ExpectNanWhereSeen(type, unit);
     }
   }
 }

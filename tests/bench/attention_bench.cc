@@ -1,11 +1,12 @@
 // Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside
-// both, bf16 beside fp32. Causal, head width 64, 8 query heads, 2 KV heads. Every number is one
-// whole prefill of `tokens`.
+// both, bf16 units beside fp32. Causal, head width 64 (`dim`, where it is named), 8 query heads, 2
+// KV heads. Every number is one whole prefill of `tokens`; decode: one query after `tokens` keys.
 #include <benchmark/benchmark.h>
 #include <cblas.h>
 
 #include <cstdlib>
 #include <map>
+#include <tuple>
 
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/attend/attend.h"
@@ -23,12 +24,12 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr int64_t kHeads = 8, kKvHeads = 2, kDim = 64, kChunk = 512;
 
-const AttentionData& Data(int64_t tokens, DType type) {
-  static std::map<std::pair<int64_t, int>, AttentionData> all;
-  auto [it, fresh] = all.try_emplace({tokens, static_cast<int>(type)});
+const AttentionData& Data(int64_t tokens, DType type, int64_t dim = kDim) {
+  static std::map<std::tuple<int64_t, int, int64_t>, AttentionData> all;
+  auto [it, fresh] = all.try_emplace({tokens, static_cast<int>(type), dim});
   if (fresh) {
     it->second =
-        MakeAttentionData(DataKind::kClustered, tokens, tokens, kHeads, kKvHeads, kDim, kDim, 1);
+        MakeAttentionData(DataKind::kClustered, tokens, tokens, kHeads, kKvHeads, dim, dim, 1);
     if (type != DType::kF32) it->second.Convert(type);
   }
   return it->second;
@@ -40,14 +41,15 @@ Executor& Threads() {
 }
 
 struct Routed {
-  Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}) {
+  Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}, int64_t d = kDim)
+      : dim(d) {
     router = *BuiltinRouters().attention.Create(spec);
     const AttentionShape s = {.max_queries = kChunk,
                               .max_kv = tokens,
                               .heads = static_cast<int>(kHeads),
                               .kv_heads = static_cast<int>(kKvHeads),
-                              .head_dim = static_cast<int>(kDim),
-                              .value_dim = static_cast<int>(kDim),
+                              .head_dim = static_cast<int>(dim),
+                              .value_dim = static_cast<int>(dim),
                               .workers = Threads().num_workers()};
     plan = *router->MakePlan(s);
     const AttentionPlanInfo& info = plan->info();
@@ -64,7 +66,7 @@ struct Routed {
     attend_ws.Resize(attend->workspace_bytes());
     memory.Resize(info.state_bytes);
     storage = *PlanStorage::Create(info.layout);
-    o.resize(tokens * kHeads * kDim);
+    o.resize(tokens * kHeads * dim);
   }
   void Prefill(const AttentionData& a, bool plan_it, bool run_it) {
     memory.Clear();
@@ -84,10 +86,27 @@ struct Routed {
       ai.v = in.v;
       ai.scale = in.scale;
       AttendOutputs out;
-      out.o = {o.data() + at * kHeads * kDim, kChunk, kHeads, kDim, kHeads * kDim, kDim};
+      out.o = {o.data() + at * kHeads * dim, kChunk, kHeads, dim, kHeads * dim, dim};
       out.counters = &counters;
       (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
     }
+  }
+  // One query after all the others; the plan lists every key.
+  void Decode(const AttentionData& a) {
+    AttentionInputs in = a.Inputs();
+    in.q.data = in.q.at(a.q_count - 1, 0);
+    in.q.rows = 1;
+    in.q_begin = a.q_count - 1;
+    (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
+    AttendInputs ai;
+    ai.q = in.q;
+    ai.k = in.k;
+    ai.v = in.v;
+    ai.scale = in.scale;
+    AttendOutputs out;
+    out.o = {o.data(), 1, kHeads, dim, kHeads * dim, dim};
+    out.counters = &counters;
+    (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
   }
   std::unique_ptr<const AttentionRouter> router;
   std::unique_ptr<const AttentionRouter::Plan> plan;
@@ -95,6 +114,7 @@ struct Routed {
   OwnedWorkspace plan_ws, attend_ws, memory;
   RouterState state;
   std::unique_ptr<PlanStorage> storage;
+  int64_t dim;
   std::vector<float> o;
   AttentionCounters counters;
 };
@@ -103,15 +123,31 @@ void Report(benchmark::State& state, const Routed& r) {
   state.counters["GFLOP/s"] =
       benchmark::Counter(2e-9 * static_cast<double>(r.counters.macs), benchmark::Counter::kIsRate);
 }
-void Dense(benchmark::State& state, DType type, bool amx) {
+// Arguments: tokens and head width.
+void Dense(benchmark::State& state, DType type, kernels::Bf16Unit unit) {
   AttendOptions options;
-  options.matrix_tiles = amx;
-  if (amx && kernels::GetAmxAttention() == nullptr) {
-    state.SkipWithError("no AMX on this CPU");
+  options.bf16 = unit;
+  if (unit != kernels::Bf16Unit::kNone && kernels::GetBf16Attention(unit) == nullptr) {
+    state.SkipWithError("this CPU lacks the unit");
     return;
   }
-  Routed r("dense", state.range(0), options);
-  for (auto _ : state) r.Prefill(Data(state.range(0), type), true, true);
+  Routed r("dense", state.range(0), options, state.range(1));
+  const AttentionData& a = Data(state.range(0), type, state.range(1));
+  for (auto _ : state) r.Prefill(a, true, true);
+  Report(state, r);
+}
+void Decode(benchmark::State& state, DType type, kernels::Bf16Unit unit) {
+  AttendOptions options;
+  options.bf16 = unit;
+  if (unit != kernels::Bf16Unit::kNone && kernels::GetBf16Attention(unit) == nullptr) {
+    state.SkipWithError("this CPU lacks the unit");
+    return;
+  }
+  Routed r("dense", state.range(0), options, state.range(1));
+  const AttentionData& a = Data(state.range(0), type, state.range(1));
+  r.memory.Clear();
+  r.state = {r.memory.data(), nullptr, 0};
+  for (auto _ : state) r.Decode(a);
   Report(state, r);
 }
 // Block-sparse at a fixed budget; `part` 0: execution only (plans of the last chunk size are
@@ -208,24 +244,26 @@ void OneDnn(benchmark::State& state) {
 BENCHMARK(OneDnn)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 #endif
 BENCHMARK(OpenBlas)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(Dense, f32, DType::kF32, false)
-    ->Arg(4096)
-    ->Arg(16384)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
-BENCHMARK_CAPTURE(Dense, f16, DType::kF16, false)
-    ->Arg(16384)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
-BENCHMARK_CAPTURE(Dense, bf16, DType::kBF16, false)
-    ->Arg(16384)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
-BENCHMARK_CAPTURE(Dense, bf16_amx, DType::kBF16, true)
-    ->Arg(4096)
-    ->Arg(16384)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
+constexpr auto kNone = kernels::Bf16Unit::kNone;
+void Prefills(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"tokens", "dim"})->Unit(benchmark::kMillisecond)->UseRealTime();
+  for (int64_t tokens : {4096, 16384}) {
+    for (int64_t dim : {64, 128}) b->Args({tokens, dim});
+  }
+}
+void Steps(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"tokens", "dim"})->Unit(benchmark::kMicrosecond)->UseRealTime();
+  for (int64_t dim : {64, 128}) b->Args({16384, dim});
+}
+BENCHMARK_CAPTURE(Dense, f32, DType::kF32, kNone)->Apply(Prefills);
+BENCHMARK_CAPTURE(Dense, f16, DType::kF16, kNone)->Apply(Prefills);
+BENCHMARK_CAPTURE(Dense, bf16, DType::kBF16, kNone)->Apply(Prefills);
+BENCHMARK_CAPTURE(Dense, bf16_avx512, DType::kBF16, kernels::Bf16Unit::kAvx512)->Apply(Prefills);
+BENCHMARK_CAPTURE(Dense, bf16_amx, DType::kBF16, kernels::Bf16Unit::kAmx)->Apply(Prefills);
+BENCHMARK_CAPTURE(Decode, f32, DType::kF32, kNone)->Apply(Steps);
+BENCHMARK_CAPTURE(Decode, bf16, DType::kBF16, kNone)->Apply(Steps);
+BENCHMARK_CAPTURE(Decode, bf16_avx512, DType::kBF16, kernels::Bf16Unit::kAvx512)->Apply(Steps);
+BENCHMARK_CAPTURE(Decode, bf16_amx, DType::kBF16, kernels::Bf16Unit::kAmx)->Apply(Steps);
 // 16 k tokens, 256 blocks: 13 blocks a row are density 0.10 of the causal pairs.
 BENCHMARK_CAPTURE(Sparse, f32_density_0_10, DType::kF32, "mean_pool:k=13,local=1", false)
     ->Arg(16384)

@@ -200,7 +200,7 @@ TEST_P(AttentionRouters, HalfPrecisionKeysGiveTheSameLists) {
     AttentionData a = Data(260, 260, 8);
     a.Convert(t);
     HarnessOptions o;
-    o.attend.matrix_tiles = false;
+    o.attend.bf16 = kernels::Bf16Unit::kNone;
     if (traits().feedback != 0) o.chunk = 128;  // they skip what earlier calls had no use for
     const RoutedRun r = Run(Small(), a, o);
     AttentionData f = a;

@@ -29,5 +29,20 @@ float AttendPanel(const AttentionPanel& p) { return HWY_DYNAMIC_DISPATCH(AttendP
 void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride) {
   HWY_DYNAMIC_DISPATCH(PanelProbabilities)(p, prob, prob_stride);
 }
+const Bf16Attention* GetBf16Attention(Bf16Unit unit) {
+  switch (unit) {
+    case Bf16Unit::kAmx:
+      return bf16_internal::Amx();
+    case Bf16Unit::kAvx512:
+      return bf16_internal::Avx512();
+    case Bf16Unit::kNone:
+      return nullptr;
+    case Bf16Unit::kBest:
+      break;
+  }
+  if (const Bf16Attention* amx = bf16_internal::Amx(); amx != nullptr) return amx;
+  const Bf16Attention* dots = bf16_internal::Avx512();
+  return dots != nullptr && bf16_internal::Avx512OutrunsFp32() ? dots : nullptr;
+}
 }  // namespace sluice::kernels
 #endif

@@ -52,10 +52,11 @@ float AttendPanel(const AttentionPanel& p);
 // keys give 0.
 void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride);
 
-// The same step on bf16 matrix tiles (AMX), for CPUs that have them: q, k, v and the probabilities
-// are rounded to bf16, sums stay fp32. Null where the CPU, the operating system or the build has
-// none.
-struct AmxAttention {
+// The same step in bf16, for CPUs with instructions for it: q, k, v and the probabilities are
+// rounded to bf16, sums stay fp32. `attend` reads p without kt, v and q. Its values must be finite
+// where p has a mask (AllFinite): a hidden key weighs 0, and 0 times infinity would be NaN.
+struct Bf16Attention {
+  const char* name;
   int64_t (*packed_keys)(int64_t d);     // uint16 elements of a packed key panel
   int64_t (*packed_values)(int64_t dv);  // of a packed value panel
   int64_t (*packed_queries)(int64_t rows, int64_t d);
@@ -66,6 +67,19 @@ struct AmxAttention {
                       uint16_t* out);  // bf16 sources only
   float (*attend)(const AttentionPanel& p, const uint16_t* q, const uint16_t* k, const uint16_t* v);
 };
-const AmxAttention* GetAmxAttention();
+enum class Bf16Unit : uint8_t {
+  kBest,    // AMX, else AVX512-BF16 where it outruns fp32 multiply-adds, else none
+  kAmx,     // matrix tiles
+  kAvx512,  // vector dot products (AVX512-BF16)
+  kNone,    // convert to fp32
+};
+// Null where the CPU, the operating system or the build lacks the unit.
+const Bf16Attention* GetBf16Attention(Bf16Unit unit = Bf16Unit::kBest);
+
+namespace bf16_internal {
+const Bf16Attention* Amx();
+const Bf16Attention* Avx512();
+bool Avx512OutrunsFp32();
+}  // namespace bf16_internal
 }  // namespace sluice::kernels
 #endif  // SLUICE_RUNTIME_KERNELS_ATTENTION_PANEL_ATTENTION_PANEL_H_
