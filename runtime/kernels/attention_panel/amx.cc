@@ -150,7 +150,7 @@ class TilePanel {
     if (!whole) std::memcpy(p_.o + r0 * p_.dv, strip_, rows * p_.dv * sizeof(float));
   }
 
-  const AttentionPanel& p_;
+  const AttentionPanel p_;  // of its own, so that what is stored cannot change it
   const uint16_t* q_;
   const uint16_t* k_;
   const uint16_t* v_;

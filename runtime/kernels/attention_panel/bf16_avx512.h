@@ -244,7 +244,7 @@ class SoftmaxRows {
     }
   }
 
-  const AttentionPanel& p_;
+  const AttentionPanel p_;  // of its own, so that what is stored cannot change it
   const uint64_t all_;
   const bool plain_;
   __m512 gains_ = _mm512_setzero_ps();
