@@ -277,6 +277,14 @@ BENCHMARK_CAPTURE(Sparse, f32_planning_mean_pool, DType::kF32, "mean_pool:k=13,l
     ->Arg(16384)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime();
+BENCHMARK_CAPTURE(Sparse, f32_planning_hip, DType::kF32, "hip", true)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(Sparse, f32_planning_hisa, DType::kF32, "hisa:k=512", true)
+    ->Arg(16384)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 }  // namespace
 SLUICE_END_NAMESPACE
 BENCHMARK_MAIN();
