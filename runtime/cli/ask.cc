@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <thread>
 
 #include "absl/strings/escaping.h"
@@ -24,6 +25,11 @@ absl::StatusOr<std::unique_ptr<Client>> Connection::Open() const {
   Client::Options o;
   o.timeout = std::chrono::milliseconds(timeout_ms);
   o.server_key = server_key;
+  if (server_key.empty() != secret_key_file.empty())
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--",
+        server_key.empty() ? "secret-key without --server-key" : "server-key without --secret-key",
+        ": encryption needs both, and without them everything goes in the clear"));
   if (!server_key.empty()) {
     SLUICE_ASSIGN_OR_RETURN(o.keys, ReadSecretKey(secret_key_file));
   }
@@ -138,12 +144,16 @@ int WarmUp(const Connection& c, const std::string& path, double share) {
   if (!log.ok()) return Fail(log.status());
   const auto client = c.Open();
   if (!client.ok()) return Fail(client.status());
-  uint64_t fresh = 0, known = 0;
+  uint64_t fresh = 0, known = 0, untold = 0;
   const size_t rows = static_cast<size_t>(share * static_cast<double>(log->rows.size()));
   for (size_t i = 0; i < rows; ++i) {
     const OutcomeLog::Row& r = log->rows[i];
     v1::Request q;
     for (size_t a = 0; a < log->agents.size(); ++a) {
+      if (std::isnan(r.quality[a])) {
+        ++untold;
+        continue;
+      }
       v1::Outcome& o = *q.mutable_feedback()->add_outcomes();
       v1::Labelled& l = *o.mutable_labelled();
       l.set_key(absl::StrCat(r.id, "\n", log->agents[a]));
@@ -151,9 +161,10 @@ int WarmUp(const Connection& c, const std::string& path, double share) {
       l.set_task(log->tasks[r.task]);
       l.mutable_features()->Add(r.features.begin(), r.features.end());
       o.set_quality(r.quality[a]);
-      o.set_cost_usd(r.cost_usd[a]);
-      o.set_latency_s(r.latency_s[a]);
+      o.set_cost_usd(ZeroIfUnknown(r.cost_usd[a]));
+      o.set_latency_s(ZeroIfUnknown(r.latency_s[a]));
     }
+    if (q.feedback().outcomes().empty()) continue;
     const auto answer = (*client)->Call(q);
     if (!answer.ok()) return Fail(answer.status());
     for (const v1::FeedbackResult& f : answer->feedback().results()) {
@@ -164,8 +175,12 @@ int WarmUp(const Connection& c, const std::string& path, double share) {
     if (isatty(2) && i % 64 == 0) std::fprintf(stderr, "\r%zu of %zu queries\033[K", i, rows);
   }
   if (isatty(2)) std::fprintf(stderr, "\r\033[K");
-  std::printf("%llu outcomes learned, %llu known before\n", static_cast<unsigned long long>(fresh),
+  std::printf("%llu outcomes learned, %llu known before", static_cast<unsigned long long>(fresh),
               static_cast<unsigned long long>(known));
+  if (untold > 0)
+    std::printf(", %llu skipped: the log does not tell them",
+                static_cast<unsigned long long>(untold));
+  std::printf("\n");
   return 0;
 }
 int ReadExperiment(const Connection& c) {

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <memory>
@@ -53,7 +54,7 @@ absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::stri
 struct ReplayArgs {
   std::string log, curve, export_to, report;
   std::vector<std::string> policies;  // empty: all built-in ones
-  std::vector<double> weights = {0, 5, 20};
+  std::vector<double> weights;        // empty: 0, 5 and 20 where the log tells costs, else 0
   int seeds = 5;
   uint64_t first_seed = 1;
   ReplayOptions o;
@@ -289,8 +290,19 @@ class ReplayReport {
   Report report_;
 };
 
-absl::Status RunReplay(const ReplayArgs& a) {
-  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog log, LoadOutcomeLog(a.log));
+const std::vector<double> kCostWeights = {0, 5, 20};
+const std::vector<double> kNoCosts = {0};
+
+absl::Status RunReplay(ReplayArgs a) {
+  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog all, LoadOutcomeLog(a.log));
+  if (a.weights.empty()) a.weights = all.Complete({.cost = true}).ok() ? kCostWeights : kNoCosts;
+  const bool weighs_cost =
+      std::any_of(a.weights.begin(), a.weights.end(), [](double w) { return w != 0; });
+  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog log,
+                          all.Complete({.cost = weighs_cost, .latency = a.o.latency_weight != 0}));
+  if (log.rows.size() < all.rows.size())
+    std::fprintf(stderr, "%zu of %zu rows are skipped: they do not tell every agent's answer\n",
+                 all.rows.size() - log.rows.size(), all.rows.size());
   return ReplayReport(a, log).Run();
 }
 }  // namespace
@@ -304,9 +316,9 @@ void AddReplay(CLI::App& app, const Exit& exit) {
       ->required();
   s->add_option("--policy", a->policies,
                 "as in the server's configuration; default: all built-in ones");
-  s->add_option("--cost-weight", a->weights, "utility lost per USD")
-      ->delimiter(',')
-      ->capture_default_str();
+  s->add_option("--cost-weight", a->weights,
+                "utility lost per USD; without it 0, 5 and 20, or 0 where the log tells no costs")
+      ->delimiter(',');
   s->add_option("--latency-weight", a->o.latency_weight, "utility lost per second")
       ->capture_default_str();
   s->add_option("--seeds", a->seeds, "repetitions")

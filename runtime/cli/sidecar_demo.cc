@@ -105,7 +105,7 @@ absl::StatusOr<Earned> RouteAll(const SidecarDemo& demo, const OutcomeLog& log, 
       o.set_receipt(d.receipt());
       o.set_quality(rows[k]->quality[a]);
       o.set_cost_usd(rows[k]->cost_usd[a]);
-      o.set_latency_s(rows[k]->latency_s[a]);
+      o.set_latency_s(ZeroIfUnknown(rows[k]->latency_s[a]));
       e.last_decision = d.id();
       if (i < demo.queries - demo.queries / 3) continue;
       e.quality += o.quality();
@@ -163,7 +163,8 @@ void PrintWhy(uint64_t decision, Client& client) {
 }
 
 absl::Status RunSidecarDemo(const SidecarDemo& demo) {
-  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog log, LoadOutcomeLog(demo.log));
+  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog all, LoadOutcomeLog(demo.log));
+  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog log, all.Complete({.cost = true}));
   SLUICE_ASSIGN_OR_RETURN(const auto server, LocalServer::Start([&](const std::string& folder) {
                             return ServerConfig(demo, log, folder);
                           }));

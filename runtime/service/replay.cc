@@ -1,21 +1,20 @@
 #include "sluice/runtime/service/replay.h"
 
 #include <algorithm>
-#include <map>
+#include <cmath>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/store/ledger.h"
-#include "sluice/runtime/text/text_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
+// Of an answer that is told; what has no weight may be unknown.
 double Utility(const OutcomeLog::Row& r, size_t agent, double cost_weight, double latency_weight) {
-  return r.quality[agent] - cost_weight * r.cost_usd[agent] - latency_weight * r.latency_s[agent];
+  return r.quality[agent] - cost_weight * ZeroIfUnknown(r.cost_usd[agent]) -
+         latency_weight * ZeroIfUnknown(r.latency_s[agent]);
 }
 // Each task's best agent on average.
 std::vector<size_t> TaskBest(const OutcomeLog& log, double cost_weight, double latency_weight) {
@@ -48,7 +47,8 @@ class Stored final : public WeightSource {
       const auto& column = name == "knn.quality" ? r.quality
                            : name == "knn.cost"  ? r.cost_usd
                                                  : r.latency_s;
-      if (name != "knn.features") out.insert(out.end(), column.begin(), column.end());
+      if (name == "knn.features") continue;
+      for (double x : column) out.push_back(static_cast<float>(ZeroIfUnknown(x)));
     }
     return out;
   }
@@ -56,138 +56,6 @@ class Stored final : public WeightSource {
  private:
   const OutcomeLog& log_;
   std::vector<size_t> rows_;
-};
-
-// Reads a log line by line; the first gives the columns.
-class LogReader {
- public:
-  explicit LogReader(const std::string& path) : path_(path) {}
-  absl::Status ReadLine(absl::string_view text) {
-    ++line_;
-    text = absl::StripSuffix(text, "\r");
-    if (text.empty()) return absl::OkStatus();
-    const std::vector<absl::string_view> cells = absl::StrSplit(text, ',');
-    return columns_.empty() ? ReadHeader(cells) : ReadRow(cells);
-  }
-  absl::StatusOr<OutcomeLog> Done() {
-    if (log_.rows.empty()) return absl::InvalidArgumentError(absl::StrCat(path_, ": no rows"));
-    if (!intents_.empty() && intents_.size() != log_.tasks.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path_, ": ", intents_.size(), " intent columns for ", log_.tasks.size(), " tasks"));
-    }
-    return std::move(log_);
-  }
-
- private:
-  enum Kind { kId, kTask, kIntent, kFeature, kQuality, kCost, kLatency };
-  struct Column {
-    Kind kind;
-    size_t index;  // among the columns of its kind: which task, feature or agent
-  };
-  using Names = std::map<std::string, size_t>;
-
-  absl::Status ReadHeader(const std::vector<absl::string_view>& cells) {
-    for (absl::string_view name : cells) SLUICE_RETURN_IF_ERROR(AddColumn(name));
-    if (agents_.empty())
-      return absl::InvalidArgumentError(absl::StrCat(path_, ": no column quality:AGENT"));
-    return absl::OkStatus();
-  }
-  absl::Status AddColumn(absl::string_view name) {
-    const std::pair<absl::string_view, absl::string_view> parts =
-        absl::StrSplit(name, absl::MaxSplits(':', 1));
-    const std::string of(parts.second);
-    if (name == "id") {
-      columns_.push_back({kId, 0});
-    } else if (name == "task") {
-      columns_.push_back({kTask, 0});
-    } else if (parts.first == "intent") {
-      columns_.push_back({kIntent, IndexOf(of, intents_, log_.tasks)});
-    } else if (parts.first == "feature") {
-      columns_.push_back({kFeature, features_++});
-    } else if (parts.first == "quality") {
-      columns_.push_back({kQuality, IndexOf(of, agents_, log_.agents)});
-    } else if (parts.first == "cost_usd") {
-      columns_.push_back({kCost, IndexOf(of, agents_, log_.agents)});
-    } else if (parts.first == "latency_s") {
-      columns_.push_back({kLatency, IndexOf(of, agents_, log_.agents)});
-    } else {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path_, ": column '", name,
-                       "'; known: id, task, intent:TASK, feature:N, quality:AGENT, "
-                       "cost_usd:AGENT, latency_s:AGENT"));
-    }
-    return absl::OkStatus();
-  }
-  static size_t IndexOf(const std::string& name, Names& known, std::vector<std::string>& list) {
-    const auto [at, fresh] = known.emplace(name, known.size());
-    if (fresh) list.push_back(name);
-    return at->second;
-  }
-
-  absl::Status ReadRow(const std::vector<absl::string_view>& cells) {
-    if (cells.size() != columns_.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(path_, ":", line_, ": ", cells.size(),
-                                                     " cells, the header has ", columns_.size()));
-    }
-    OutcomeLog::Row r;
-    r.intent.resize(intents_.size());
-    r.features.resize(features_);
-    for (auto* v : {&r.quality, &r.cost_usd, &r.latency_s}) v->resize(agents_.size());
-    for (size_t i = 0; i < cells.size(); ++i) {
-      if (columns_[i].kind == kId) {
-        r.id = std::string(cells[i]);
-      } else if (columns_[i].kind == kTask) {
-        r.task = TaskOf(cells[i]);
-      } else {
-        SLUICE_RETURN_IF_ERROR(ReadNumber(cells[i], i, r));
-      }
-    }
-    double sum = 0;
-    for (double w : r.intent) sum += w;
-    for (double& w : r.intent) w = sum > 0 ? w / sum : 1.0 / static_cast<double>(r.intent.size());
-    log_.rows.push_back(std::move(r));
-    return absl::OkStatus();
-  }
-  int TaskOf(absl::string_view name) {
-    auto at = std::find(log_.tasks.begin(), log_.tasks.end(), name);
-    if (at == log_.tasks.end()) at = log_.tasks.insert(log_.tasks.end(), std::string(name));
-    return static_cast<int>(at - log_.tasks.begin());
-  }
-  absl::Status ReadNumber(absl::string_view cell, size_t column, OutcomeLog::Row& r) const {
-    double x = 0;  // of an empty cell
-    if (!cell.empty() && (!absl::SimpleAtod(cell, &x) || !std::isfinite(x))) {
-      return absl::InvalidArgumentError(absl::StrCat(path_, ":", line_, ": '", cell, "' in column ",
-                                                     column + 1, " is no number"));
-    }
-    const auto [kind, index] = columns_[column];
-    switch (kind) {
-      case kIntent:
-        r.intent[index] = x;
-        break;
-      case kFeature:
-        r.features[index] = static_cast<float>(x);
-        break;
-      case kQuality:
-        r.quality[index] = x;
-        break;
-      case kCost:
-        r.cost_usd[index] = x;
-        break;
-      case kLatency:
-        r.latency_s[index] = x;
-        break;
-      case kId:
-      case kTask:
-        break;
-    }
-    return absl::OkStatus();
-  }
-
-  const std::string& path_;
-  OutcomeLog log_;
-  std::vector<Column> columns_;
-  Names agents_, intents_;
-  size_t features_ = 0, line_ = 0;
 };
 
 // Rows of the log in the seed's order: those learned from before, and those replayed.
@@ -269,8 +137,8 @@ class Learning {
     outcome.propensity = propensity;
     outcome.quality = r.quality[a];
     outcome.accepted = r.quality[a] >= o_.gate;
-    outcome.cost_usd = r.cost_usd[a];
-    outcome.latency_s = r.latency_s[a];
+    outcome.cost_usd = ZeroIfUnknown(r.cost_usd[a]);
+    outcome.latency_s = ZeroIfUnknown(r.latency_s[a]);
     deltas_.clear();
     router_.Observe(plan_, outcome, deltas_);
     ledger_.Add(epoch_, deltas_);
@@ -294,11 +162,23 @@ class Learning {
   std::vector<SumDelta> deltas_;
 };
 
+struct MeanOfTold {
+  double sum = 0;
+  double n = 0;
+  void Add(double x) {
+    sum += ZeroIfUnknown(x);
+    n += !std::isnan(x);
+  }
+  double value() const { return n > 0 ? sum / n : 0; }
+};
+
 // Decides the pool's queries over and over, each time in another order.
 absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& o, uint64_t seed,
                                     std::vector<size_t> pool, Learning& policy) {
   const std::vector<size_t> task_best = TaskBest(log, o.cost_weight, o.latency_weight);
   ReplayRun run;
+  MeanOfTold cost;
+  MeanOfTold latency;
   const int64_t last = o.decisions - o.decisions / 3;
   for (int64_t i = 0; i < o.decisions; ++i) {
     const size_t at = static_cast<size_t>(i) % pool.size();
@@ -320,41 +200,26 @@ absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& 
     if (i >= last) {
       const double n = static_cast<double>(o.decisions - last);
       run.quality += r.quality[a] / n;
-      run.cost_usd += r.cost_usd[a] / n;
-      run.latency_s += r.latency_s[a] / n;
+      cost.Add(r.cost_usd[a]);
+      latency.Add(r.latency_s[a]);
     }
   }
+  run.cost_usd = cost.value();
+  run.latency_s = latency.value();
   return run;
 }
+
+absl::Status CheckComplete(const OutcomeLog& log, const ReplayOptions& o) {
+  SLUICE_ASSIGN_OR_RETURN(
+      const OutcomeLog complete,
+      log.Complete({.cost = o.cost_weight != 0, .latency = o.latency_weight != 0}));
+  if (complete.rows.size() < log.rows.size())
+    return absl::InvalidArgumentError(
+        absl::StrCat(log.rows.size() - complete.rows.size(), " of ", log.rows.size(),
+                     " rows do not tell every agent's answer: replay OutcomeLog::Complete"));
+  return absl::OkStatus();
+}
 }  // namespace
-
-absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
-  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
-  LogReader reader(path);
-  for (absl::string_view line : absl::StrSplit(text, '\n'))
-    SLUICE_RETURN_IF_ERROR(reader.ReadLine(line));
-  return reader.Done();
-}
-
-std::shared_ptr<AgentGraph> OutcomeLog::Graph(double ability) const {
-  auto g = std::make_shared<AgentGraph>();
-  g->tasks = tasks;
-  g->stages.resize(1);
-  for (size_t a = 0; a < agents.size(); ++a) {
-    Agent agent;
-    agent.id = agent.model = agents[a];
-    agent.ability.assign(tasks.size(), ability);
-    double known = 0;
-    for (const Row& r : rows) {
-      agent.cost_usd += r.cost_usd[a] / static_cast<double>(rows.size());
-      agent.latency_s += r.latency_s[a];
-      known += r.latency_s[a] > 0;
-    }
-    agent.latency_s = known > 0 ? agent.latency_s / known : 0;
-    g->stages[0].push_back(std::move(agent));
-  }
-  return g;
-}
 
 double ReplayRun::LastThird() const {
   double sum = 0;
@@ -365,6 +230,7 @@ double ReplayRun::LastThird() const {
 
 absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& policy,
                                  const ReplayOptions& o, uint64_t seed) {
+  SLUICE_RETURN_IF_ERROR(CheckComplete(log, o));
   SLUICE_ASSIGN_OR_RETURN(Split rows, SplitRows(log, o, seed));
   const FactoryMap<AgentRouter>& agents = InstalledMethods().registry.agents;
   const Stored stored(log, rows.warm);

@@ -2,31 +2,13 @@
 #define SLUICE_RUNTIME_SERVICE_REPLAY_H_
 // Replays a log in which every agent answered every query, so that any policy's regret is known
 // exactly.
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "sluice/api/agent_router.h"
+#include "sluice/runtime/service/outcome_log.h"
 
 SLUICE_BEGIN_NAMESPACE
-// CSV (plain or gzip) with a header: id, task, then columns intent:TASK and feature:N (optional),
-// quality:AGENT, cost_usd:AGENT, latency_s:AGENT (0 or empty: not known). One row a query.
-struct OutcomeLog {
-  struct Row {
-    std::string id;
-    int task = 0;
-    std::vector<double> intent;  // [tasks]; empty: the file has none
-    std::vector<float> features;
-    std::vector<double> quality, cost_usd, latency_s;  // [agents]
-  };
-  std::vector<std::string> tasks, agents;
-  std::vector<Row> rows;
-  // One stage; costs and latencies are the log's means, abilities `ability`.
-  std::shared_ptr<AgentGraph> Graph(double ability) const;
-};
-absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path);
-
 // AMRO-S as chosen on seeds 1 to 5 of the bundled log, for a graph whose abilities start at 1.
 inline constexpr char kTunedAmroS[] =
     "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_"
@@ -46,12 +28,14 @@ struct ReplayOptions {
 struct ReplayRun {
   std::vector<float> utility,
       task_best;  // per decision: of the chosen agent; of the task's best on average
-  std::vector<int32_t> row, agent;                  // per decision: of the log; chosen
-  std::vector<float> propensity;                    // per decision: of the chosen agent
-  double quality = 0, cost_usd = 0, latency_s = 0;  // means over the last third
+  std::vector<int32_t> row, agent;  // per decision: of the log; chosen
+  std::vector<float> propensity;    // per decision: of the chosen agent
+  // Means over the last third; cost and latency of what the log tells.
+  double quality = 0, cost_usd = 0, latency_s = 0;
   double LastThird() const;
 };
-// `seed` orders the queries, splits the warm-up and is given to policies that draw.
+// Needs a log that is complete (OutcomeLog::Complete) in what the weights ask for. `seed` orders
+// the queries, splits the warm-up and is given to policies that draw.
 absl::StatusOr<ReplayRun> Replay(const OutcomeLog&, const std::string& policy, const ReplayOptions&,
                                  uint64_t seed);
 

@@ -139,10 +139,11 @@ TEST(Replay, BadLogsAreNamed) {
   EXPECT_THAT(error("id,task,price:a\n"), HasSubstr("column 'price:a'; known: id, task"));
   EXPECT_THAT(error("id,task\n1,a\n"), HasSubstr("no column quality:AGENT"));
   EXPECT_THAT(error("id,task,quality:a\n"), HasSubstr("no rows"));
-  EXPECT_THAT(error("id,task,quality:a\nx,t,1\ny,t\n"), HasSubstr(":3: 2 cells, the header has 3"));
-  EXPECT_THAT(error("id,task,quality:a\nx,t,nan\n"), HasSubstr("'nan' in column 3 is no number"));
-  EXPECT_THAT(LoadOutcomeLog("/none.csv").status().message(),
-              HasSubstr("cannot open /none.csv"));
+  EXPECT_THAT(error("id,task,quality:a\nx,t,1\ny,t\n"),
+              HasSubstr("log.csv: line 3: 2 cells, the header has 3"));
+  EXPECT_THAT(error("id,task,quality:a\nx,t,nan\n"),
+              HasSubstr("line 2: column 'quality:a' is 'nan'"));
+  EXPECT_THAT(LoadOutcomeLog("/none.csv").status().message(), HasSubstr("cannot open /none.csv"));
   const std::string truncated = folder + "/cut.csv.gz";
   FILE* from = fopen(SLUICE_POOL_A, "rb");
   std::string bytes(20000, '\0');
