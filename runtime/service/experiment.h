@@ -28,6 +28,14 @@ inline uint32_t ExperimentId(const v1::ExperimentConfig& config) {
   return static_cast<uint32_t>(HashText(text)) | 1u;
 }
 
+// Whether a change of the configuration would move units of a running experiment: the same name
+// with other arms or weights. What is changed so is another experiment, and needs a name of its
+// own, which splits units anew.
+inline bool Reweights(const v1::ExperimentConfig& was, const v1::ExperimentConfig& now) {
+  return !was.name().empty() && was.name() == now.name() && was.arm_size() > 0 &&
+         ExperimentId(was) != ExperimentId(now);
+}
+
 class Experiment {
  public:
   void Adopt(const v1::ExperimentConfig& config) {
@@ -77,15 +85,19 @@ class ExperimentBook {
   static constexpr size_t kMaxUnits = size_t{1} << 20;
 
   // Keeps what was counted when it is still the same experiment. Another one starts from nothing
-  // but what its units did before.
+  // but what its units did before they were in any arm: what they did in one is its effect, not
+  // their past. Under the same name with other weights most units are in the arm that they were in;
+  // they are not counted twice.
   void Adopt(const v1::ExperimentConfig& config) {
     config_ = config;
     const uint32_t id = ExperimentId(config);
+    const uint64_t name = HashText(config.name());
+    const bool same_split = name == name_;
     if (id == id_ && arms_.size() == static_cast<size_t>(config.arm_size())) return;
     id_ = id;
+    name_ = name;
     for (auto& [hash, u] : units_) {
-      u.before_n += u.n;
-      for (size_t m = 0; m < kMetrics; ++m) u.before[m] += u.y[m];
+      u.spent = same_split && (u.spent || u.n > 0);
       u.n = 0;
       u.y = {};
     }
@@ -106,8 +118,11 @@ class ExperimentBook {
     Unit& u = at->second;
     const std::array<double, kMetrics> value = {o.quality, o.accepted ? 1.0 : 0.0, o.cost_usd,
                                                 o.latency_s};
+    if (u.spent) return;
     if (id_ == 0 || d.experiment != id_ || d.arm >= arms_.size()) {
-      if (u.n > 0) return;  // what a unit does beside its arm says nothing of either
+      // What a unit does beside its arm says nothing of either, and what it did in an arm of
+      // another experiment may come late.
+      if (u.n > 0 || d.experiment != 0) return;
       u.before_n += 1;
       for (size_t m = 0; m < kMetrics; ++m) u.before[m] += value[m];
       return;
@@ -172,8 +187,9 @@ class ExperimentBook {
   std::string Serialize() const {
     using record_internal::Put;
     std::string out;
-    Put(out, uint8_t{1});
+    Put(out, uint8_t{2});
     Put(out, id_);
+    Put(out, name_);
     Put(out, left_out_);
     Put(out, static_cast<uint32_t>(arms_.size()));
     for (Arm a : arms_) {
@@ -187,6 +203,7 @@ class ExperimentBook {
       Put(out, hash);
       Put(out, u.n);
       Put(out, u.before_n);
+      Put(out, static_cast<uint8_t>(u.spent));
       for (size_t m = 0; m < kMetrics; ++m) {
         Put(out, u.y[m]);
         Put(out, u.before[m]);
@@ -199,10 +216,11 @@ class ExperimentBook {
     ExperimentBook read;
     const auto version = r.Get<uint8_t>();
     read.id_ = r.Get<uint32_t>();
+    read.name_ = r.Get<uint64_t>();
     read.left_out_ = r.Get<uint64_t>();
     const auto arms = r.Get<uint32_t>();
-    if (r.failed() || version != 1 || arms > 250)
-      return absl::DataLossError("experiment: no snapshot of version 1");
+    if (r.failed() || version != 2 || arms > 250)
+      return absl::DataLossError("experiment: no snapshot of version 2");
     for (uint32_t i = 0; i < arms; ++i) {
       Arm a;
       a.p = r.Get<double>();
@@ -218,6 +236,7 @@ class ExperimentBook {
       Unit u;
       u.n = r.Get<double>();
       u.before_n = r.Get<double>();
+      u.spent = r.Get<uint8_t>() != 0;
       for (size_t m = 0; m < kMetrics; ++m) {
         u.y[m] = r.Get<double>();
         u.before[m] = r.Get<double>();
@@ -234,6 +253,7 @@ class ExperimentBook {
   struct Unit {
     double n = 0, before_n = 0;
     std::array<double, kMetrics> y{}, before{};
+    bool spent = false;  // was in an arm of this split under other weights: counts no more
   };
   struct Arm {
     std::array<ClusteredMetric, kMetrics> metric;
@@ -243,7 +263,7 @@ class ExperimentBook {
   void Judge(size_t i) {
     Arm& arm = arms_[i];
     const Arm& control = arms_[0];
-    MixtureTest test(config_.effect() > 0 ? config_.effect() : 0.05);
+    MixtureTest test(config_.has_effect() ? config_.effect() : 0.05);
     test.Restore(arm.p);
     arm.p = test.Update(DifferenceOfMeans(control.metric[0], arm.metric[0]));
     if (!arm.stopped.empty()) return;
@@ -264,6 +284,7 @@ class ExperimentBook {
 
   v1::ExperimentConfig config_;
   uint32_t id_ = 0;
+  uint64_t name_ = 0;
   uint64_t left_out_ = 0;
   std::vector<Arm> arms_;
   std::unordered_map<uint64_t, Unit> units_;
