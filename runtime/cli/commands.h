@@ -7,12 +7,14 @@
 
 #include "sluice/runtime/cli/command.h"
 #include "sluice/runtime/service/client.h"
+#include "sluice/runtime/service/endpoint.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 // --endpoint and CURVE keys, alike for all commands that talk to a server.
 struct Connection {
-  std::string endpoint = "tcp://127.0.0.1:5571", server_key, secret_key_file;
+  std::string endpoint = DefaultEndpoint();
+  std::string server_key, secret_key_file;
   int timeout_ms = 2000;
   void AddTo(CLI::App& app);
   absl::StatusOr<std::unique_ptr<Client>> Open() const;

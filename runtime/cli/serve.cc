@@ -22,6 +22,7 @@ int Serve(const std::string& config, bool check, bool quiet) {
                 settings->policies->policies.size(), settings->config.active_policy().c_str());
     return 0;
   }
+  const std::string http_host = settings->config.http().host();
   Server::Options options;
   options.config_path = config;
   if (!quiet)
@@ -41,7 +42,10 @@ int Serve(const std::string& config, bool check, bool quiet) {
   if (!server.ok()) return Fail(server.status());
   for (const std::string& e : (*server)->endpoints()) std::printf("listening on %s\n", e.c_str());
   if ((*server)->http_port() > 0)
-    std::printf("page and metrics on http://127.0.0.1:%d/\n", (*server)->http_port());
+    std::printf("page and metrics on http://%s:%d/\n",
+                http_host.find(':') == std::string::npos ? http_host.c_str()
+                                                         : ("[" + http_host + "]").c_str(),
+                (*server)->http_port());
   std::fflush(stdout);
 
   absl::Status status;

@@ -1,8 +1,11 @@
 #include "sluice/runtime/service/allow_list.h"
 
 #include <atomic>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -50,13 +53,35 @@ class AllowListImpl final : public AllowList {
     return absl::OkStatus();
   }
 
+  bool Holds(const std::string& key) override {
+    std::lock_guard lock(mutex_);
+    return keys_.count(key) > 0;
+  }
+  // A file that is being rewritten badly keeps the old list: nobody is let in by a mistake.
+  void Refresh() override {
+    if (path_.empty()) return;
+    std::lock_guard lock(mutex_);
+    std::error_code error;
+    if (std::filesystem::last_write_time(path_, error) != stamp_ && !error) (void)Load();
+  }
+
  private:
   absl::Status Load() {
+    if (path_.empty()) return absl::OkStatus();
     std::error_code error;
     stamp_ = std::filesystem::last_write_time(path_, error);
     SLUICE_ASSIGN_OR_RETURN(std::vector<std::string> keys, ReadKeys(path_));
     keys_ = std::set<std::string>(keys.begin(), keys.end());
     return absl::OkStatus();
+  }
+  // The key that may come in, "" in the clear; no value: nobody.
+  std::optional<std::string> Admit(const std::vector<std::string>& frames) {
+    if (frames.size() < 6) return std::nullopt;
+    if (path_.empty()) return frames[5] == "NULL" ? std::optional<std::string>("") : std::nullopt;
+    if (frames.size() < 7 || frames[5] != "CURVE" || frames[6].size() != 32) return std::nullopt;
+    char text[kKeyText + 1];
+    zmq_z85_encode(text, reinterpret_cast<const uint8_t*>(frames[6].data()), 32);
+    return Holds(text) ? std::optional<std::string>(text) : std::nullopt;
   }
   void Loop() {
     while (!stop_) {
@@ -66,33 +91,59 @@ class AllowListImpl final : public AllowList {
       if (!socket_.recv(m)) continue;
       frames.push_back(m.to_string());
       while (socket_.get(zmq::sockopt::rcvmore) && socket_.recv(m)) frames.push_back(m.to_string());
-      std::error_code error;
-      // A file that is being rewritten badly keeps the old list: nobody is let in by a mistake.
-      if (std::filesystem::last_write_time(path_, error) != stamp_ && !error) (void)Load();
-      std::string key;
-      if (frames.size() >= 7 && frames[5] == "CURVE" && frames[6].size() == 32) {
-        char text[kKeyText + 1];
-        zmq_z85_encode(text, reinterpret_cast<const uint8_t*>(frames[6].data()), 32);
-        key = text;
-      }
-      const bool ok = !key.empty() && keys_.count(key) > 0;
+      Refresh();
+      const std::optional<std::string> key = Admit(frames);
       const std::string reply[] = {"1.0",
                                    frames.size() > 1 ? frames[1] : "",
-                                   ok ? "200" : "400",
-                                   ok ? "OK" : "not on the allow-list",
-                                   ok ? key : "",
+                                   key ? "200" : "400",
+                                   key ? "OK" : "not on the allow-list",
+                                   key.value_or(""),
                                    ""};
       for (size_t i = 0; i < 6; ++i)
         socket_.send(zmq::buffer(reply[i]),
                      i < 5 ? zmq::send_flags::sndmore : zmq::send_flags::none);
     }
   }
-  std::string path_;
+  const std::string path_;
   zmq::socket_t socket_;
+  std::mutex mutex_;  // guards what was read of the file
   std::set<std::string> keys_;
   std::filesystem::file_time_type stamp_;
   std::atomic<bool> stop_{false};
   std::thread thread_;
+};
+
+class RefusalsImpl final : public Refusals {
+ public:
+  explicit RefusalsImpl(zmq::context_t& context) : events_(context, zmq::socket_type::pair) {}
+  absl::Status Open(zmq::socket_t& socket) {
+    constexpr char kEvents[] = "inproc://sluice-refusals";
+    constexpr int kWanted = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                            ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+    if (zmq_socket_monitor(socket.handle(), kEvents, kWanted) != 0)
+      return absl::UnavailableError(absl::StrCat("zeromq: ", zmq_strerror(zmq_errno())));
+    events_.set(zmq::sockopt::linger, 0);
+    events_.connect(kEvents);
+    return absl::OkStatus();
+  }
+  Seen Take() override {
+    Seen seen;
+    zmq::message_t event;
+    while (events_.recv(event, zmq::recv_flags::dontwait)) {
+      uint16_t kind = 0;
+      if (event.size() >= sizeof kind) std::memcpy(&kind, event.data(), sizeof kind);
+      zmq::message_t address;
+      if (event.more()) (void)events_.recv(address, zmq::recv_flags::none);
+      ++seen.count;
+      seen.last = kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH       ? "not on the allow-list"
+                  : kind == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ? "another security or protocol"
+                                                                : "no greeting";
+    }
+    return seen;
+  }
+
+ private:
+  zmq::socket_t events_;
 };
 }  // namespace
 
@@ -117,5 +168,11 @@ absl::StatusOr<std::unique_ptr<AllowList>> AllowList::Start(zmq::context_t& cont
   auto list = std::make_unique<AllowListImpl>(context, path);
   SLUICE_RETURN_IF_ERROR(list->Open());
   return list;
+}
+absl::StatusOr<std::unique_ptr<Refusals>> Refusals::Watch(zmq::context_t& context,
+                                                          zmq::socket_t& socket) {
+  auto watch = std::make_unique<RefusalsImpl>(context);
+  SLUICE_RETURN_IF_ERROR(watch->Open(socket));
+  return watch;
 }
 SLUICE_END_NAMESPACE

@@ -21,6 +21,8 @@ absl::Status StatusOf(const v1::Error& e) {
       return absl::UnavailableError(e.text());
     case v1::UNIMPLEMENTED:
       return absl::UnimplementedError(e.text());
+    case v1::UNAUTHENTICATED:
+      return absl::UnauthenticatedError(e.text());
     case v1::FAILED_PRECONDITION:
       return absl::FailedPreconditionError(e.text());
     default:

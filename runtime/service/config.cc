@@ -3,14 +3,23 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <netdb.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
 #include <cmath>
 #include <fstream>
 #include <sstream>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "sluice/runtime/base/hash.h"
+#include "sluice/runtime/base/regular_file.h"
 #include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/service/endpoint.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -39,61 +48,141 @@ uint64_t Fingerprint(const AgentGraph& g) {  // names cannot hold the separators
   return HashText(all);
 }
 
-#define SLUICE_DEFAULT(message, field, value) \
-  if ((message)->field() == 0) (message)->set_##field(value)
+template <class T>
+absl::Status InRange(absl::string_view name, T x, double least, double most) {
+  const auto v = static_cast<double>(x);
+  if (v >= least && v <= most) return absl::OkStatus();
+  return absl::OutOfRangeError(
+      absl::StrCat(name, ": ", x, " is outside [", least, ", ", most, "]"));
+}
 
-absl::Status FillDefaults(v1::ServerConfig& c) {
-  if (c.endpoint().empty()) c.add_endpoint("tcp://127.0.0.1:5571");
+// A number that has its default where the file does not give it, and must be allowed where it does.
+#define SLUICE_NUMBER(message, field, value, least, most)       \
+  if (!(message)->has_##field()) (message)->set_##field(value); \
+  SLUICE_RETURN_IF_ERROR(InRange(#message "." #field, (message)->field(), least, most))
+
+absl::Status CheckNumbers(v1::ServerConfig& c) {
   auto* learning = c.mutable_learning();
-  SLUICE_DEFAULT(learning, epoch_decisions, 64);
-  SLUICE_DEFAULT(learning, window_epochs, 64);
-  SLUICE_DEFAULT(learning, publish_ms, 20);
-  SLUICE_DEFAULT(learning, gate, 0.5);
-  SLUICE_DEFAULT(learning, snapshot_every, 20000);
-  SLUICE_DEFAULT(learning, commit_ms, 2);
+  SLUICE_NUMBER(learning, epoch_decisions, 64, 1, 1 << 20);
+  SLUICE_NUMBER(learning, window_epochs, 64, 1, 4096);
+  SLUICE_NUMBER(learning, publish_ms, 20, 1, 60000);
+  SLUICE_NUMBER(learning, gate, 0.5, 0, 1);
+  SLUICE_NUMBER(learning, snapshot_every, 20000, 1, 1e9);
+  SLUICE_NUMBER(learning, commit_ms, 2, 0, 1000);
   auto* limits = c.mutable_limits();
-  SLUICE_DEFAULT(limits, max_message_bytes, 1 << 20);
-  SLUICE_DEFAULT(limits, max_batch, 1024);
-  SLUICE_DEFAULT(limits, burst, 2 * limits->requests_per_s());
-  SLUICE_DEFAULT(limits, feedback_queue, 65536);
-  SLUICE_DEFAULT(limits, explained_decisions, 8192);
+  SLUICE_NUMBER(limits, max_message_bytes, 1 << 20, 1024, 1 << 28);
+  SLUICE_NUMBER(limits, max_batch, 1024, 1, 65536);
+  SLUICE_NUMBER(limits, requests_per_s, 0, 0, 1e9);
+  SLUICE_NUMBER(limits, burst, 2 * limits->requests_per_s(), limits->requests_per_s() > 0 ? 1 : 0,
+                2e9);
+  SLUICE_NUMBER(limits, feedback_queue, 65536, 1, 1 << 24);
+  SLUICE_NUMBER(limits, explained_decisions, 8192, 1, 1 << 20);
   auto* breaker = c.mutable_breaker();
-  SLUICE_DEFAULT(breaker, failures, 5);
-  SLUICE_DEFAULT(breaker, cooldown_s, 30);
-  SLUICE_DEFAULT(breaker, probes, 2);
+  SLUICE_NUMBER(breaker, failures, 5, 1, 1e6);
+  SLUICE_NUMBER(breaker, cooldown_s, 30, 1e-3, 1e6);
+  SLUICE_NUMBER(breaker, probes, 2, 1, 1e6);
+  return InRange("http.port", c.http().port(), 0, 65535);
+}
+
+absl::Status CheckAgents(const v1::ServerConfig& c) {
+  for (const v1::StageConfig& s : c.stage()) {
+    for (const v1::AgentConfig& a : s.agent())
+      SLUICE_RETURN_IF_ERROR(InRange(absl::StrCat("agent '", a.id(), "': budget_usd_per_hour"),
+                                     a.budget_usd_per_hour(), 0, 1e9));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckExperiment(const v1::ExperimentConfig& e) {
+  if (e.name().empty() && e.arm_size() > 0)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "experiment: ", e.arm_size(), " arms without a name; the name decides who gets which arm"));
+  if (e.has_effect()) SLUICE_RETURN_IF_ERROR(InRange("experiment.effect", e.effect(), 1e-6, 1e6));
+  for (const v1::GuardrailConfig& g : e.guardrail())
+    SLUICE_RETURN_IF_ERROR(InRange("experiment.guardrail.worse_by", g.worse_by(), 0, 1e9));
+  if (e.arm_size() == 0 && e.guardrail_size() > 0)
+    return absl::InvalidArgumentError("experiment: guardrails without arms");
+  return e.name().empty() ? absl::OkStatus() : MakeAssignment(e).status();
+}
+
+absl::Status CheckTcpEndpoint(absl::string_view endpoint, absl::string_view address) {
+  const size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  const bool good = colon != absl::string_view::npos && colon > 0 &&
+                    (address.substr(colon + 1) == "*" ||
+                     (absl::SimpleAtoi(address.substr(colon + 1), &port) && port <= 65535));
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("endpoint: '", endpoint, "'; wanted tcp://HOST:PORT, the port 0 to 65535 or *"));
+}
+
+// A path that a socket may be made at. ZeroMQ removes whatever stands there first.
+absl::Status CheckIpcEndpoint(absl::string_view endpoint, absl::string_view path) {
+  constexpr size_t kMost = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.empty() || path.size() > kMost)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "endpoint: '", endpoint, "'; wanted ipc://PATH of 1 to ", kMost, " characters"));
+  if (path[0] == '@') return absl::OkStatus();
+  struct stat there = {};
+  if (stat(std::string(path).c_str(), &there) == 0 && !S_ISSOCK(there.st_mode))
+    return absl::AlreadyExistsError(
+        absl::StrCat("endpoint: '", endpoint, "' names a file that is no socket"));
+  return absl::OkStatus();
+}
+
+absl::Status CheckEndpoint(absl::string_view endpoint) {
+  absl::string_view address = endpoint;
+  if (absl::ConsumePrefix(&address, "tcp://")) return CheckTcpEndpoint(endpoint, address);
+  if (absl::ConsumePrefix(&address, "ipc://")) return CheckIpcEndpoint(endpoint, address);
+  return absl::InvalidArgumentError(
+      absl::StrCat("endpoint: '", endpoint, "'; allowed: tcp://HOST:PORT, ipc://PATH"));
+}
+
+absl::Status CheckHost(const std::string& host) {
+  addrinfo hints = {};
+  hints.ai_flags = AI_PASSIVE;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(host.c_str(), nullptr, &hints, &found);
+  if (error != 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("http.host: '", host, "': ", gai_strerror(error)));
+  freeaddrinfo(found);
+  return absl::OkStatus();
+}
+
+absl::Status CheckFile(absl::string_view name, const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  const absl::Status opened = RegularFile::Open(path).status();
+  return absl::Status(opened.code(), opened.ok() ? "" : absl::StrCat(name, ": ", opened.message()));
+}
+
+absl::Status CheckCurve(const v1::CurveConfig& c) {
+  if (c.secret_key_file().empty() != c.allow_file().empty())
+    return absl::InvalidArgumentError(
+        c.allow_file().empty()
+            ? "curve: secret_key_file without allow_file would let every client in"
+            : "curve: allow_file without secret_key_file would serve everybody, in the clear");
+  SLUICE_RETURN_IF_ERROR(CheckFile("curve.secret_key_file", c.secret_key_file()));
+  return CheckFile("curve.allow_file", c.allow_file());
+}
+
+// Fills in what is not given; nothing that is given and wrong passes for it.
+absl::Status FillDefaults(v1::ServerConfig& c) {
+  if (c.endpoint().empty()) c.add_endpoint(DefaultEndpoint());
+  for (const std::string& endpoint : c.endpoint()) SLUICE_RETURN_IF_ERROR(CheckEndpoint(endpoint));
+  SLUICE_RETURN_IF_ERROR(CheckNumbers(c));
+  SLUICE_RETURN_IF_ERROR(CheckAgents(c));
+  SLUICE_RETURN_IF_ERROR(CheckExperiment(c.experiment()));
+  SLUICE_RETURN_IF_ERROR(CheckCurve(c.curve()));
+  SLUICE_RETURN_IF_ERROR(CheckFile("intent.model", c.intent().model()));
   if (c.http().host().empty()) c.mutable_http()->set_host("127.0.0.1");
+  SLUICE_RETURN_IF_ERROR(CheckHost(c.http().host()));
   if (c.state().redis_prefix().empty()) c.mutable_state()->set_redis_prefix("sluice");
   if (c.policy().empty()) c.add_policy()->set_spec("amro_s");
-  if (!c.state().sqlite().empty() && !c.state().redis().empty()) {
+  if (!c.state().sqlite().empty() && !c.state().redis().empty())
     return absl::InvalidArgumentError(
         "state: sqlite and redis are both given; allowed: one of them, or neither");
-  }
-  if (!(learning->gate() >= 0 && learning->gate() <= 1)) {
-    return absl::OutOfRangeError(
-        absl::StrCat("learning.gate: ", learning->gate(), " is outside [0, 1]"));
-  }
-  if (learning->window_epochs() > 4096) {
-    return absl::OutOfRangeError(
-        absl::StrCat("learning.window_epochs: ", learning->window_epochs(), " is above 4096"));
-  }
-  if (!(breaker->cooldown_s() > 0 && breaker->cooldown_s() < 1e6)) {
-    return absl::OutOfRangeError(
-        absl::StrCat("breaker.cooldown_s: ", breaker->cooldown_s(), " is outside (0, 1e6)"));
-  }
-  if (limits->explained_decisions() > 1 << 20 || limits->max_batch() > 65536 ||
-      limits->feedback_queue() > 1 << 24 || limits->max_message_bytes() < 1024 ||
-      limits->max_message_bytes() > 1 << 28) {
-    return absl::OutOfRangeError(
-        "limits: allowed explained_decisions up to 2^20, max_batch up to 65536, feedback_queue up "
-        "to 2^24, "
-        "max_message_bytes 1024 to 2^28");
-  }
-  if (c.http().port() > 65535)
-    return absl::OutOfRangeError(absl::StrCat("http.port: ", c.http().port(), " is above 65535"));
-  if (!c.curve().secret_key_file().empty() && c.curve().allow_file().empty()) {
-    return absl::InvalidArgumentError(
-        "curve: secret_key_file without allow_file would let every client in");
-  }
   return absl::OkStatus();
 }
 
@@ -193,15 +282,6 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
   for (const std::string& shadow : s.config.experiment().shadow()) {
     if (set->Find(shadow) < 0)
       return named(absl::NotFoundError(absl::StrCat("experiment: no policy '", shadow, "'")));
-  }
-  for (const v1::GuardrailConfig& g : s.config.experiment().guardrail()) {
-    if (!(g.worse_by() >= 0) || std::isinf(g.worse_by()))
-      return named(absl::OutOfRangeError(
-          absl::StrCat("guardrail: worse_by ", g.worse_by(), " is not a number of at least 0")));
-  }
-  if (absl::Status status = MakeAssignment(s.config.experiment()).status();
-      !status.ok() && !s.config.experiment().name().empty()) {
-    return named(status);
   }
   s.policies = std::move(set);
   return s;

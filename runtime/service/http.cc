@@ -1,11 +1,16 @@
 #include "sluice/runtime/service/http.h"
 
+#include <arpa/inet.h>
 #include <google/protobuf/util/json_util.h>
 #include <httplib.h>
+#include <netinet/tcp.h>
 
+#include <algorithm>
 #include <mutex>
 #include <thread>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
@@ -33,6 +38,7 @@ std::string Prometheus(const v1::StatsResponse& s) {
   one("sluice_overloaded_total", "counter", "Feedback requests answered OVERLOADED.",
       s.overloaded());
   one("sluice_rate_limited_total", "counter", "Requests answered RATE_LIMITED.", s.rate_limited());
+  one("sluice_refused_total", "counter", "Connections and keys turned away.", s.refused());
   one("sluice_undeliverable_total", "counter", "Answers whose client was gone or did not read.",
       s.undeliverable());
   one("sluice_reload_total", "counter", "Configurations taken over.", s.reloads());
@@ -81,11 +87,24 @@ class HttpServerImpl final : public HttpServer {
     server_.stop();
     if (thread_.joinable()) thread_.join();
   }
-  absl::Status Open(const std::string& host, int port) {
-    server_.new_task_queue = [] { return new httplib::ThreadPool(2); };
+  absl::Status Open(const Options& o) {
+    names_ = o.names;
+    server_.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
+    server_.set_socket_options([this](socket_t s) {
+      socket_ = s;
+      ListenAlone(s);
+    });
+    server_.set_keep_alive_max_count(1);  // an idle connection would hold a thread
     server_.set_payload_max_length(4096);
-    server_.set_read_timeout(5);
+    server_.set_read_timeout(1);
     server_.set_write_timeout(5);
+    server_.set_pre_routing_handler([this](const httplib::Request& q, httplib::Response& r) {
+      const absl::Status asked = CheckOrigin(q);
+      if (asked.ok()) return httplib::Server::HandlerResponse::Unhandled;
+      r.status = 403;
+      r.set_content(absl::StrCat(asked.message(), "\n"), "text/plain; charset=utf-8");
+      return httplib::Server::HandlerResponse::Handled;
+    });
     server_.Get("/", [](const httplib::Request&, httplib::Response& r) {
       r.set_content(kPage, "text/html; charset=utf-8");
     });
@@ -122,16 +141,54 @@ class HttpServerImpl final : public HttpServer {
       q.mutable_explain()->set_decision_id(id);
       AnswerJson(q, &v1::Response::explain, r);
     });
-    if (!server_.bind_to_port(host.c_str(), port)) {
-      return absl::UnavailableError(absl::StrCat("http: cannot listen on ", host, ":", port));
+    if (!server_.bind_to_port(o.host.c_str(), o.port)) {
+      return absl::UnavailableError(absl::StrCat("http: cannot listen on ", o.host, ":", o.port,
+                                                 "; is another server there?"));
     }
-    port_ = port;
+    // The silent ones wait in this queue, and the library's own has five places.
+    listen(socket_, kWaiting);
+    port_ = o.port;
     thread_ = std::thread([this] { server_.listen_after_bind(); });
     return absl::OkStatus();
   }
   int port() const override { return port_; }
 
  private:
+  static constexpr size_t kThreads = 16;
+  static constexpr int kWaiting = 4096;
+
+  // No second server may share the port, and a connection that says nothing is not accepted: it
+  // would hold a thread, and probes would wait for it.
+  static void ListenAlone(socket_t s) {
+    const int yes = 1;
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    const int seconds = 30;
+    setsockopt(s, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
+  }
+  // Whether a browser could have been made to ask this by somebody else's page.
+  absl::Status CheckOrigin(const httplib::Request& q) const {
+    const std::string host = q.get_header_value("Host");
+    const std::string name = NameOf(host);
+    if (!IsAddress(name) && name != "localhost" &&
+        std::find(names_.begin(), names_.end(), name) == names_.end())
+      return absl::PermissionDeniedError(
+          absl::StrCat("host '", host, "'; allowed: addresses, localhost and http.allow_host"));
+    const std::string origin = q.get_header_value("Origin");
+    if (origin.empty() || origin == absl::StrCat("http://", host) ||
+        origin == absl::StrCat("https://", host))
+      return absl::OkStatus();
+    return absl::PermissionDeniedError(absl::StrCat("a page of '", origin, "' may not ask"));
+  }
+  // Of "name:port" or "[address]:port".
+  static std::string NameOf(const std::string& host) {
+    if (absl::StartsWith(host, "[")) return host.substr(1, host.find(']') - 1);
+    return absl::AsciiStrToLower(host.substr(0, host.rfind(':')));
+  }
+  static bool IsAddress(const std::string& name) {
+    in6_addr any;
+    return inet_pton(AF_INET, name.c_str(), &any) == 1 ||
+           inet_pton(AF_INET6, name.c_str(), &any) == 1;
+  }
   absl::StatusOr<v1::Response> Ask(const v1::Request& q) {
     std::lock_guard lock(mutex_);
     return client_->Call(q);
@@ -166,13 +223,15 @@ class HttpServerImpl final : public HttpServer {
   }
   std::mutex mutex_;
   std::unique_ptr<Client> client_;
+  std::vector<std::string> names_;
+  socket_t socket_ = INVALID_SOCKET;
   httplib::Server server_;
   std::thread thread_;
   int port_ = 0;
 };
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& host, int port,
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const Options& o,
                                                               zmq::context_t& context,
                                                               const std::string& endpoint) {
   Client::Options options;
@@ -181,7 +240,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string&
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
                           Client::Connect(context, endpoint, options));
   auto server = std::make_unique<HttpServerImpl>(std::move(client));
-  SLUICE_RETURN_IF_ERROR(server->Open(host, port));
+  SLUICE_RETURN_IF_ERROR(server->Open(o));
   return server;
 }
 SLUICE_END_NAMESPACE

@@ -5,6 +5,7 @@
 // nothing is shared with the serving thread.
 #include <memory>
 #include <string>
+#include <vector>
 #include <zmq.hpp>
 
 #include "absl/status/statusor.h"
@@ -13,7 +14,14 @@
 SLUICE_BEGIN_NAMESPACE
 class HttpServer {
  public:
-  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& host, int port,
+  // Requests must call the server by an address, as localhost or by one of `names`, and may not
+  // come from pages of others: a name that an attacker points here is not enough to read from it.
+  struct Options {
+    std::string host;
+    int port = 0;
+    std::vector<std::string> names;
+  };
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const Options& options,
                                                            zmq::context_t& context,
                                                            const std::string& endpoint);
   virtual ~HttpServer() = default;

@@ -2,6 +2,8 @@
 
 #include <google/protobuf/arena.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,8 +15,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/service/allow_list.h"
+#include "sluice/runtime/service/endpoint.h"
 #include "sluice/runtime/service/experiment.h"
 #include "sluice/runtime/service/health.h"
 #include "sluice/runtime/service/http.h"
@@ -99,6 +104,7 @@ class ServerImpl final : public Server {
   ~ServerImpl() override {
     http_.reset();
     learner_.reset();
+    refusals_.reset();
     allow_list_.reset();
     router_.close();
     if (wake_ >= 0) close(wake_);
@@ -139,21 +145,25 @@ class ServerImpl final : public Server {
       router_.set(zmq::sockopt::rcvhwm, 100000);
       router_.set(zmq::sockopt::sndhwm, 100000);
       router_.set(zmq::sockopt::ipv6, true);
-      if (!c.curve().secret_key_file().empty()) {
+      encrypted_ = !c.curve().secret_key_file().empty();
+      if (encrypted_) {
         SLUICE_ASSIGN_OR_RETURN(const CurveKeys keys, ReadSecretKey(c.curve().secret_key_file()));
-        SLUICE_ASSIGN_OR_RETURN(allow_list_, AllowList::Start(context_, c.curve().allow_file()));
         router_.set(zmq::sockopt::curve_server, true);
         router_.set(zmq::sockopt::curve_secretkey, keys.secret);
-        router_.set(zmq::sockopt::zap_domain, "sluice");
       }
+      SLUICE_ASSIGN_OR_RETURN(allow_list_, AllowList::Start(context_, c.curve().allow_file()));
+      router_.set(zmq::sockopt::zap_domain, "sluice");
+      SLUICE_ASSIGN_OR_RETURN(refusals_, Refusals::Watch(context_, router_));
       for (const std::string& e : c.endpoint()) {
+        if (e == DefaultEndpoint()) SLUICE_RETURN_IF_ERROR(MakeDefaultFolder());
+        SLUICE_RETURN_IF_ERROR(CheckUnused(e));
         try {
           router_.bind(e);
         } catch (const zmq::error_t& error) {
           return absl::UnavailableError(absl::StrCat("endpoint ", e, ": ", error.what(),
                                                      "; wanted tcp://host:port or ipc:///path"));
         }
-        endpoints_.push_back(router_.get(zmq::sockopt::last_endpoint));
+        endpoints_.push_back(Readable(router_.get(zmq::sockopt::last_endpoint)));
       }
       if (c.http().port() > 0) router_.bind(kInproc);
     } catch (const zmq::error_t& error) {
@@ -162,8 +172,10 @@ class ServerImpl final : public Server {
     if (c.http().port() > 0) {
       // The page's requests come in as a client's; with encryption on, inproc needs none.
       SLUICE_ASSIGN_OR_RETURN(
-          http_,
-          HttpServer::Start(c.http().host(), static_cast<int>(c.http().port()), context_, kInproc));
+          http_, HttpServer::Start({c.http().host(),
+                                    static_cast<int>(c.http().port()),
+                                    {c.http().allow_host().begin(), c.http().allow_host().end()}},
+                                   context_, kInproc));
     }
     started_ = SteadySeconds();
     return absl::OkStatus();
@@ -193,6 +205,32 @@ class ServerImpl final : public Server {
   int http_port() const override { return http_ != nullptr ? http_->port() : 0; }
 
  private:
+  // ZeroMQ removes what stands at an ipc path before it binds: another server's socket would be
+  // taken over in silence.
+  static absl::Status CheckUnused(absl::string_view endpoint) {
+    if (!absl::ConsumePrefix(&endpoint, "ipc://") || endpoint.empty() || endpoint[0] == '@')
+      return absl::OkStatus();
+    sockaddr_un address = {};
+    address.sun_family = AF_UNIX;
+    endpoint.copy(address.sun_path, sizeof address.sun_path - 1);
+    const int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (s < 0) return absl::ResourceExhaustedError("no socket is left");
+    const bool answers =
+        connect(s, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+    close(s);
+    if (!answers) return absl::OkStatus();
+    return absl::AlreadyExistsError(
+        absl::StrCat("endpoint ipc://", endpoint, ": another server listens there"));
+  }
+  // As it was asked for: sockets that speak IPv6 too call 127.0.0.1 [::ffff:127.0.0.1].
+  static std::string Readable(std::string endpoint) {
+    const size_t mapped = endpoint.find("[::ffff:");
+    const size_t end = endpoint.find(']');
+    if (mapped == std::string::npos || end == std::string::npos ||
+        endpoint.find('.') == std::string::npos)
+      return endpoint;
+    return absl::StrReplaceAll(endpoint, {{"[::ffff:", ""}, {"]", ""}});
+  }
   static constexpr char kInproc[] = "inproc://sluice-http";
   struct Peer {  // where an answer goes
     std::string identity;
@@ -212,7 +250,8 @@ class ServerImpl final : public Server {
   };
   struct Counters {
     uint64_t decisions = 0, feedbacks = 0, duplicates = 0, rejected = 0, malformed = 0,
-             overloaded = 0, rate_limited = 0, undeliverable = 0, reloads = 0, failed_reloads = 0;
+             overloaded = 0, rate_limited = 0, undeliverable = 0, refused = 0, reloads = 0,
+             failed_reloads = 0;
     double quality = 0, cost = 0;
   };
   struct Path {
@@ -290,6 +329,10 @@ class ServerImpl final : public Server {
                     was.endpoint().end())) {
       return fail("endpoint, state, learning, curve or http changed: that needs a restart");
     }
+    if (Reweights(was.experiment(), now.experiment()))
+      return fail(absl::StrCat("experiment '", now.experiment().name(),
+                               "': its arms or weights changed while it runs, which would move its "
+                               "units; give the new split another name"));
     ServerSettings before = std::exchange(settings_, *std::move(next));
     if (absl::Status status = Adopt(); !status.ok()) {
       settings_ = std::move(before);
@@ -355,7 +398,15 @@ class ServerImpl final : public Server {
       trouble_ = trouble;
     }
     if (buckets_.size() > kMaxClients) buckets_.clear();
+    allow_list_->Refresh();
+    NoteRefusals();
     NoteStoppedArms();
+  }
+  void NoteRefusals() {
+    const Refusals::Seen seen = refusals_->Take();
+    if (seen.count == 0) return;
+    counters_.refused += seen.count;
+    Log("connections refused", {{"count", absl::StrCat(seen.count)}, {"last", seen.last}});
   }
   void NoteStoppedArms() {
     Published<LearnedState>::Guard state(learner_->published(), 0);
@@ -396,12 +447,7 @@ class ServerImpl final : public Server {
     }
     response->set_request_id(request->request_id());
     bool later = false;
-    const char* user = "";
-    try {
-      if (allow_list_ != nullptr)
-        user = frame.gets("User-Id");  // NOLINT: a message's property, not stdio
-    } catch (const zmq::error_t&) {    // a peer without one: inproc
-    }
+    const std::string user = encrypted_ ? Property(frame, "User-Id") : "";
     if (request->version() != kWireVersion) {
       SetError(response->mutable_error(), v1::UNIMPLEMENTED,
                absl::StrCat("request of version ", request->version(), ", this server speaks ",
@@ -410,7 +456,11 @@ class ServerImpl final : public Server {
       SetError(response->mutable_error(), v1::DEADLINE_EXCEEDED,
                absl::StrCat("the deadline passed ", UnixMs() - request->deadline_unix_ms(),
                             " ms before the request was read"));
-    } else if (!Allowed(*user != '\0' ? std::string(user) : peer.identity)) {
+    } else if (!user.empty() && !allow_list_->Holds(user)) {
+      ++counters_.refused;
+      SetError(response->mutable_error(), v1::UNAUTHENTICATED,
+               "this key is no longer on the allow-list");
+    } else if (!Allowed(ClientOf(user, frame, peer))) {
       ++counters_.rate_limited;
       SetError(response->mutable_error(), v1::RATE_LIMITED,
                absl::StrCat("more than ", settings_.config.limits().requests_per_s(),
@@ -427,6 +477,17 @@ class ServerImpl final : public Server {
     if (!later) Send(peer, *response);
     RunShadows();
     return true;
+  }
+  // A property that the connection gave its messages; empty where there is none, as inproc has.
+  static std::string Property(zmq::message_t& frame, const char* name) {
+    const char* text = zmq_msg_gets(frame.handle(), name);
+    return text != nullptr ? text : "";
+  }
+  // Whose requests count together: of a key, or else of an address, which reconnecting keeps.
+  static std::string ClientOf(const std::string& user, zmq::message_t& frame, const Peer& peer) {
+    if (!user.empty()) return user;
+    const std::string address = Property(frame, "Peer-Address");
+    return address.empty() ? peer.identity : address;
   }
   bool Allowed(const std::string& client) {
     const double rate = settings_.config.limits().requests_per_s();
@@ -546,6 +607,13 @@ class ServerImpl final : public Server {
       SLUICE_RETURN_IF_ERROR(intent_->Infer(q.text(), absl::MakeSpan(intent_now_)));
     } else {
       intent_now_.assign(tasks, 1.0 / static_cast<double>(tasks));
+    }
+    if (!(q.max_cost_usd() >= 0) || std::isinf(q.max_cost_usd()))
+      return absl::InvalidArgumentError(absl::StrCat(
+          "max_cost_usd: ", q.max_cost_usd(), "; allowed: 0 (no limit) or a finite sum above it"));
+    for (float x : q.features()) {
+      if (!std::isfinite(x))
+        return absl::InvalidArgumentError(absl::StrCat("features: ", x, " is no finite number"));
     }
     blocked_now_.clear();
     if (health_.any_blocked() || !q.exclude().empty() || q.max_cost_usd() > 0) {
@@ -838,6 +906,9 @@ class ServerImpl final : public Server {
     for (const v1::AgentReport& a : o.agents()) {
       if (agents_.find(a.agent()) == agents_.end())
         return absl::InvalidArgumentError(absl::StrCat("no agent '", a.agent(), "'"));
+      if (!(a.latency_s() >= 0 && a.latency_s() <= 1e6))
+        return absl::InvalidArgumentError(absl::StrCat("agent '", a.agent(), "': latency_s ",
+                                                       a.latency_s(), " is outside [0, 1e6]"));
     }
     record.quality = o.quality();
     record.cost_usd = o.cost_usd();
@@ -944,6 +1015,7 @@ class ServerImpl final : public Server {
     s.set_overloaded(counters_.overloaded);
     s.set_rate_limited(counters_.rate_limited);
     s.set_undeliverable(counters_.undeliverable);
+    s.set_refused(counters_.refused);
     s.set_reloads(counters_.reloads);
     s.set_failed_reloads(counters_.failed_reloads);
     s.set_last_reload_error(reload_error_);
@@ -1070,7 +1142,9 @@ class ServerImpl final : public Server {
   std::unique_ptr<IntentModel> intent_;
   std::string intent_path_;
   zmq::context_t context_{1};
+  bool encrypted_ = false;
   std::unique_ptr<AllowList> allow_list_;
+  std::unique_ptr<Refusals> refusals_;
   zmq::socket_t router_;
   std::unique_ptr<Learner> learner_;
   std::unique_ptr<HttpServer> http_;

@@ -57,6 +57,33 @@ try:
         raise AssertionError("no timeout")
     except TimeoutError as e:
         assert "nobody-is-here" in str(e)
+    # A server that is down: every call ends in time, however many there were, and none of them runs when it comes up.
+    down = f"ipc://{work}/later"
+    with Client(down, timeout_s=0.05, tries=1) as c:
+        began = time.monotonic()
+        for _ in range(30):
+            try:
+                c.route(task="math")
+                raise AssertionError("no timeout")
+            except TimeoutError:
+                pass
+        assert time.monotonic() - began < 15
+        with open(f"{work}/later.textproto", "w") as f:
+            f.write(f'endpoint: "{down}" task: "math" stage {{ agent {{ id: "a" }} }}')
+        late = subprocess.Popen([sluice, "serve", "--quiet", "--config", f"{work}/later.textproto"], stdout=subprocess.PIPE, text=True)
+        try:
+            assert down in late.stdout.readline()
+            time.sleep(0.3)
+            with Client(down) as fresh:
+                assert fresh.stats().decisions == 0
+        finally:
+            late.kill()
+    for keys in (dict(server_key="k"), dict(secret_key="k"), dict(public_key="k", secret_key="k")):
+        try:
+            Client(endpoint, **keys)
+            raise AssertionError("in the clear")
+        except ValueError as e:
+            assert "all three" in str(e)
     assert "learned" in run(example, endpoint)
     at = ("--endpoint", endpoint)
     routed = run(sluice, "route", "--task", "code", "--exclude", "large", *at)
@@ -70,6 +97,8 @@ try:
     assert "* amro_s" in run(sluice, "policy", *at)
     assert "known: amro_s" in run(sluice, "policy", "nothing", *at, code=1)
     assert "is `sluice serve` running there?" in run(sluice, "explain", "1", "--endpoint", "ipc:///tmp/nobody-is-here", "--timeout-ms", "50", code=1)
+    for lone in (("--secret-key", f"{work}/key"), ("--server-key", "x" * 40)):
+        assert "encryption needs both" in run(sluice, "policy", *lone, *at, code=1)
     key = run(sluice, "keygen", f"{work}/key")
     assert os.stat(f"{work}/key").st_mode & 0o077 == 0 and len(open(f"{work}/key.pub").read().strip()) == 40, key
     assert "never overwritten" in run(sluice, "keygen", f"{work}/key", code=1)

@@ -561,9 +561,23 @@ TEST(Server, BudgetsBlockAnAgent) {
   EXPECT_EQ(why.stages(0).candidates(0).blocked(), "over budget");
 }
 
-TEST(Server, RateLimitIsPerClient) {
-  RunningServer s(absl::StrCat(kTwoStages, "limits { requests_per_s: 1 burst: 5 }"));
-  auto a = s.Connect(), b = s.Connect();
+TEST(Server, RateLimitIsPerKey) {
+  const std::string folder = MakeTempDir();
+  const CurveKeys server = *NewCurveKeys();
+  const CurveKeys keys[] = {*NewCurveKeys(), *NewCurveKeys()};
+  std::ofstream(folder + "/secret") << server.secret << "\n";
+  std::ofstream(folder + "/allow") << keys[0].public_key << "\n" << keys[1].public_key << "\n";
+  RunningServer s(absl::StrCat(kTwoStages, "limits { requests_per_s: 1 burst: 5 } curve { ",
+                               "secret_key_file: \"", folder, "/secret\" allow_file: \"", folder,
+                               "/allow\" }"));
+  const auto connect = [&](const CurveKeys& own) {
+    Client::Options o;
+    o.server_key = server.public_key;
+    o.keys = own;
+    return s.Connect(o);
+  };
+  auto a = connect(keys[0]);
+  auto b = connect(keys[1]);
   int served = 0;
   absl::Status refused;
   for (int i = 0; i < 12; ++i) {
@@ -692,9 +706,10 @@ TEST(Server, ConfigurationErrorsNameTheirPlace) {
   EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"amro_s\" } }"),
               HasSubstr("1 arms, allowed 2"));
   EXPECT_THAT(error(base + "experiment { name: \"x\" guardrail { worse_by: -1 } }"),
-              HasSubstr("worse_by -1"));
-  EXPECT_THAT(error(base + "experiment { name: \"x\" arm { policy: \"b\" } }"),
-              HasSubstr("experiment: no policy 'b'"));
+              HasSubstr("worse_by: -1"));
+  EXPECT_THAT(
+      error(base + "experiment { name: \"x\" arm { policy: \"b\" } arm { policy: \"c\" } }"),
+      HasSubstr("experiment: no policy 'b'"));
   EXPECT_THAT(error(base + "learning { gate: 2 }"), HasSubstr("gate: 2 is outside [0, 1]"));
   EXPECT_THAT(error(base + "curve { secret_key_file: \"k\" }"), HasSubstr("without allow_file"));
   EXPECT_THAT(error(base + "policy { spec: \"knn\" weights: \"/none.gguf\" }"),

@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "sluice/runtime/service/client.h"
+#include "sluice/runtime/service/endpoint.h"
 
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "%s\n", status.ToString().c_str());
@@ -9,7 +10,7 @@ int Fail(const absl::Status& status) {
 }
 
 int main(int argc, char** argv) {
-  auto client = sluice::Client::Connect(argc > 1 ? argv[1] : "tcp://127.0.0.1:5571");
+  auto client = sluice::Client::Connect(argc > 1 ? argv[1] : sluice::DefaultEndpoint());
   if (!client.ok()) return Fail(client.status());
 
   sluice::v1::Query query;

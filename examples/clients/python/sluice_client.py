@@ -1,7 +1,7 @@
 """Client of `sluice serve`: pyzmq and protobuf, nothing else (Debian: python3-zmq python3-protobuf).
 
     from sluice_client import Client
-    client = Client("tcp://127.0.0.1:5571")
+    client = Client()
     decision = client.route(task="math")
     client.feedback(decision, quality=1.0, cost_usd=0.004, latency_s=2.1)
 
@@ -10,6 +10,7 @@ The message classes come from api/proto by protoc: found where SLUICE_PROTO poin
 """
 import os
 import sys
+import time
 
 import zmq
 
@@ -26,19 +27,33 @@ class SluiceError(Exception):
         self.retry = code in (pb.OVERLOADED, pb.RATE_LIMITED, pb.UNAVAILABLE, pb.DEADLINE_EXCEEDED)
 
 
+def default_endpoint():
+    """Where `sluice serve` listens when its configuration names no endpoint."""
+    folder = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"ipc://{folder if folder.startswith('/') else f'/tmp/sluice-{os.getuid()}'}/sluice.sock"
+
+
 class Client:
     """timeout_s: of one try. tries: of what may be repeated safely (everything but route and set_policy).
-    server_key, public_key, secret_key: CURVE keys, Z85 text."""
+    server_key, public_key, secret_key: CURVE keys, Z85 text; all three or none.
+    A call never takes longer than its tries: what was not answered in time is taken back, and does not reach a server
+    that comes up later."""
 
-    def __init__(self, endpoint="tcp://127.0.0.1:5571", timeout_s=2.0, tries=3, server_key=None, public_key=None, secret_key=None):
-        self.endpoint, self.timeout_ms, self.tries, self._next = endpoint, int(timeout_s * 1000), tries, 1
+    def __init__(self, endpoint=None, timeout_s=2.0, tries=3, server_key=None, public_key=None, secret_key=None):
+        keys = (server_key, public_key, secret_key)
+        if any(keys) and not all(keys):
+            raise ValueError("server_key, public_key and secret_key: encryption needs all three, without them all goes in the clear")
+        self.endpoint = endpoint or default_endpoint()
+        self.timeout_ms, self.tries, self._next, self._keys = int(timeout_s * 1000), tries, 1, keys
+        self._connect()
+
+    def _connect(self):
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.linger = 0
-        if server_key:
-            self._socket.curve_serverkey = server_key.encode()
-            self._socket.curve_publickey = public_key.encode()
-            self._socket.curve_secretkey = secret_key.encode()
-        self._socket.connect(endpoint)
+        self._socket.sndtimeo = self.timeout_ms
+        if all(self._keys):
+            self._socket.curve_serverkey, self._socket.curve_publickey, self._socket.curve_secretkey = (k.encode() for k in self._keys)
+        self._socket.connect(self.endpoint)
 
     def close(self):
         self._socket.close()
@@ -55,14 +70,21 @@ class Client:
         for _ in range(1 if once else self.tries):
             request.version, request.request_id = 1, self._next
             self._next += 1
-            self._socket.send(request.SerializeToString())
-            while self._socket.poll(self.timeout_ms):
+            until = time.monotonic() + self.timeout_ms / 1000
+            try:
+                self._socket.send(request.SerializeToString())
+            except zmq.Again:
+                pass  # the queue is full: nobody has read from it
+            while self._socket.poll(max(0, int(1000 * (until - time.monotonic())))):
                 response = pb.Response.FromString(self._socket.recv())
                 if response.request_id != request.request_id:
                     continue  # of a try that was given up
                 if response.HasField("error"):
                     raise SluiceError(response.error.code, response.error.text)
                 return response
+            # What still waits in the socket goes with it.
+            self.close()
+            self._connect()
         raise TimeoutError(f"{self.endpoint}: no answer in {self.timeout_ms} ms")
 
     def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0, unit=""):

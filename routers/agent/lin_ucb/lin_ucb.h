@@ -63,7 +63,7 @@ class LinUcb {
   }
   absl::Status Run(const Plan& p, absl::Span<const double> state, const AgentRequest& q,
                    AgentDecision& d, AgentTrace* trace) const {
-    if (static_cast<int64_t>(q.features.size()) < config_.width) {
+    if (config_.width > 0 && std::ssize(q.features) != config_.width) {
       return absl::InvalidArgumentError(absl::StrCat("lin_ucb: query has ", q.features.size(),
                                                      " features, wanted ", config_.width));
     }
@@ -87,7 +87,7 @@ class LinUcb {
     });
   }
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
-    if (static_cast<int64_t>(o.features.size()) < config_.width) return;
+    if (config_.width > 0 && std::ssize(o.features) != config_.width) return;
     std::array<double, kMaxDim> x;
     Context(p, o.intent, o.features, x);
     const double utility = o.quality - config_.utility.cost_weight * o.cost_usd -
