@@ -78,15 +78,21 @@ class MeanPool {
       std::fill(best, best + visible, -HUGE_VALF);  // what only NaN speaks for is never chosen
 
       // What comes after the tile has no say, and chunks give the lists of one call.
+      const bool whole = (q.last + 1) % config_.block == 0;
       float* last = scratch[plan.last];
-      means.MeanBefore(in.k, kv, visible - 1, q.last + 1, last);
+      if (!whole) means.MeanBefore(in.k, kv, visible - 1, q.last + 1, last);
 
       const int64_t group = GroupSize(plan.shape);
       for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
         const int64_t rows = Queries(in, RowsOf(branch, tile), head, scratch[plan.queries]);
         float* scores = scratch[plan.scores];
-        ScoreSoftmaxLast(scratch[plan.queries], rows, means.At(kv, 0), last, visible, in.q.dim,
-                         scores, scratch[plan.gemm]);
+        if (whole) {
+          ScoreSoftmax(scratch[plan.queries], rows, means.At(kv, 0), visible, in.q.dim, scores,
+                       scratch[plan.gemm]);
+        } else {
+          ScoreSoftmaxLast(scratch[plan.queries], rows, means.At(kv, 0), last, visible, in.q.dim,
+                           scores, scratch[plan.gemm]);
+        }
         MaxOverRows(scores, rows, visible, best);
       }
 

@@ -89,12 +89,15 @@ class SeerAttention {
 
       // What comes after the tile has no say, and chunks give the lists of one call.
       const int64_t kv = head / GroupSize(plan.shape);
-      float* last = scratch[plan.last];
-      gates.MeanBefore(in.k_pre, kv, visible - 1, q.last + 1, last);
-      RotateTo(last, d, (visible - 1) * config_.block, in.rope_base);
-
       float* scores = scratch[plan.scores];
-      ScoreSoftmaxLast(gate, 1, gates.At(kv, 0), last, visible, d, scores, scratch[plan.gemm]);
+      if ((q.last + 1) % config_.block == 0) {
+        ScoreSoftmax(gate, 1, gates.At(kv, 0), visible, d, scores, scratch[plan.gemm]);
+      } else {
+        float* last = scratch[plan.last];
+        gates.MeanBefore(in.k_pre, kv, visible - 1, q.last + 1, last);
+        RotateTo(last, d, (visible - 1) * config_.block, in.rope_base);
+        ScoreSoftmaxLast(gate, 1, gates.At(kv, 0), last, visible, d, scores, scratch[plan.gemm]);
+      }
 
       const int64_t row = branch.row_of(head, tile);
       branch.set_count(row, SelectBlocks(Budget(in, q), scores, visible, own, scratch[plan.select],

@@ -11,6 +11,15 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
+// The greater of 0 and x, NaN where x is NaN.
+HWY_MAYBE_UNUSED static HWY_INLINE VF ReluKeepingNaN(DF d, VF x) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+  return hn::Max(hn::Zero(d), x);  // x86 returns the second operand where either is NaN
+#else
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Zero(d)), x);
+#endif
+}
+
 HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float* weight,
                                                      int64_t heads, int64_t dim, const void* keys,
                                                      DType type, int64_t row_bytes,
@@ -30,7 +39,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void IndexScore(const float* q, const float
       VF acc = hn::Zero(d);
       for (int64_t j = 0; j < heads; ++j) {
         const VF dot = hn::LoadU(d, s + j * kPanelKeys + c);
-        const VF relu = hn::IfThenZeroElse(hn::Lt(dot, hn::Zero(d)), dot);  // NaN stays NaN
+        const VF relu = ReluKeepingNaN(d, dot);
         acc = hn::MulAdd(hn::Set(d, weight[j]), relu, acc);
       }
       hn::Store(acc, d, sum + c);
