@@ -5,17 +5,13 @@
 
 #include <netdb.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 #include <cmath>
 #include <fstream>
 #include <sstream>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/regular_file.h"
 #include "sluice/runtime/dynload/installed.h"
@@ -103,39 +99,6 @@ absl::Status CheckExperiment(const v1::ExperimentConfig& e) {
   if (e.arm_size() == 0 && e.guardrail_size() > 0)
     return absl::InvalidArgumentError("experiment: guardrails without arms");
   return e.name().empty() ? absl::OkStatus() : MakeAssignment(e).status();
-}
-
-absl::Status CheckTcpEndpoint(absl::string_view endpoint, absl::string_view address) {
-  const size_t colon = address.rfind(':');
-  uint32_t port = 0;
-  const bool good = colon != absl::string_view::npos && colon > 0 &&
-                    (address.substr(colon + 1) == "*" ||
-                     (absl::SimpleAtoi(address.substr(colon + 1), &port) && port <= 65535));
-  if (good) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("endpoint: '", endpoint, "'; wanted tcp://HOST:PORT, the port 0 to 65535 or *"));
-}
-
-// A path that a socket may be made at. ZeroMQ removes whatever stands there first.
-absl::Status CheckIpcEndpoint(absl::string_view endpoint, absl::string_view path) {
-  constexpr size_t kMost = sizeof(sockaddr_un::sun_path) - 1;
-  if (path.empty() || path.size() > kMost)
-    return absl::InvalidArgumentError(absl::StrCat(
-        "endpoint: '", endpoint, "'; wanted ipc://PATH of 1 to ", kMost, " characters"));
-  if (path[0] == '@') return absl::OkStatus();
-  struct stat there = {};
-  if (stat(std::string(path).c_str(), &there) == 0 && !S_ISSOCK(there.st_mode))
-    return absl::AlreadyExistsError(
-        absl::StrCat("endpoint: '", endpoint, "' names a file that is no socket"));
-  return absl::OkStatus();
-}
-
-absl::Status CheckEndpoint(absl::string_view endpoint) {
-  absl::string_view address = endpoint;
-  if (absl::ConsumePrefix(&address, "tcp://")) return CheckTcpEndpoint(endpoint, address);
-  if (absl::ConsumePrefix(&address, "ipc://")) return CheckIpcEndpoint(endpoint, address);
-  return absl::InvalidArgumentError(
-      absl::StrCat("endpoint: '", endpoint, "'; allowed: tcp://HOST:PORT, ipc://PATH"));
 }
 
 absl::Status CheckHost(const std::string& host) {

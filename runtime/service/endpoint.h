@@ -2,16 +2,14 @@
 #define SLUICE_RUNTIME_SERVICE_ENDPOINT_H_
 // Where a server listens, and clients look for it, when nobody says: a socket in a folder that is
 // this user's alone. No page and no other user can reach it.
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -26,16 +24,14 @@ inline std::string DefaultEndpoint() {
 }
 
 // The server's part: the folder is there, and nobody else made it or may write to it.
-inline absl::Status MakeDefaultFolder() {
-  const std::string folder = DefaultFolder();
-  if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
-    return absl::UnavailableError(absl::StrCat(folder, ": ", std::strerror(errno)));
-  struct stat there = {};
-  if (lstat(folder.c_str(), &there) != 0 || !S_ISDIR(there.st_mode) || there.st_uid != getuid() ||
-      (there.st_mode & 022) != 0)
-    return absl::PermissionDeniedError(absl::StrCat(
-        folder, ": is no folder that only this user may write to; say where to listen: endpoint"));
-  return absl::OkStatus();
-}
+absl::Status MakeDefaultFolder();
+
+// Whether a server may listen there: tcp://HOST:PORT or ipc://PATH, the path no ordinary file.
+absl::Status CheckEndpoint(absl::string_view endpoint);
+// ZeroMQ removes what stands at an ipc path before it binds: another server's socket would be
+// taken over in silence.
+absl::Status CheckUnused(absl::string_view endpoint);
+// As it was asked for: sockets that speak IPv6 too call 127.0.0.1 [::ffff:127.0.0.1].
+std::string ReadableEndpoint(std::string endpoint);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_ENDPOINT_H_

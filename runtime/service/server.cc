@@ -2,8 +2,6 @@
 
 #include <google/protobuf/arena.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,8 +13,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
-#include "absl/strings/strip.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/endpoint.h"
@@ -163,7 +159,7 @@ class ServerImpl final : public Server {
           return absl::UnavailableError(absl::StrCat("endpoint ", e, ": ", error.what(),
                                                      "; wanted tcp://host:port or ipc:///path"));
         }
-        endpoints_.push_back(Readable(router_.get(zmq::sockopt::last_endpoint)));
+        endpoints_.push_back(ReadableEndpoint(router_.get(zmq::sockopt::last_endpoint)));
       }
       if (c.http().port() > 0) router_.bind(kInproc);
     } catch (const zmq::error_t& error) {
@@ -205,32 +201,6 @@ class ServerImpl final : public Server {
   int http_port() const override { return http_ != nullptr ? http_->port() : 0; }
 
  private:
-  // ZeroMQ removes what stands at an ipc path before it binds: another server's socket would be
-  // taken over in silence.
-  static absl::Status CheckUnused(absl::string_view endpoint) {
-    if (!absl::ConsumePrefix(&endpoint, "ipc://") || endpoint.empty() || endpoint[0] == '@')
-      return absl::OkStatus();
-    sockaddr_un address = {};
-    address.sun_family = AF_UNIX;
-    endpoint.copy(address.sun_path, sizeof address.sun_path - 1);
-    const int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (s < 0) return absl::ResourceExhaustedError("no socket is left");
-    const bool answers =
-        connect(s, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-    close(s);
-    if (!answers) return absl::OkStatus();
-    return absl::AlreadyExistsError(
-        absl::StrCat("endpoint ipc://", endpoint, ": another server listens there"));
-  }
-  // As it was asked for: sockets that speak IPv6 too call 127.0.0.1 [::ffff:127.0.0.1].
-  static std::string Readable(std::string endpoint) {
-    const size_t mapped = endpoint.find("[::ffff:");
-    const size_t end = endpoint.find(']');
-    if (mapped == std::string::npos || end == std::string::npos ||
-        endpoint.find('.') == std::string::npos)
-      return endpoint;
-    return absl::StrReplaceAll(endpoint, {{"[::ffff:", ""}, {"]", ""}});
-  }
   static constexpr char kInproc[] = "inproc://sluice-http";
   struct Peer {  // where an answer goes
     std::string identity;

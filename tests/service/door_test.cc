@@ -9,11 +9,9 @@
 
 #include <chrono>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <thread>
 
-#include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/endpoint.h"
 #include "sluice/tests/support/running_server.h"
 
@@ -112,25 +110,19 @@ TEST(Door, PeersWithoutAVersionAreTurnedAway) {
 }
 
 TEST(Door, ACurveServerTakesNobodyInTheClearAndForgetsRemovedKeys) {
-  const std::string folder = MakeTempDir();
-  const CurveKeys server = *NewCurveKeys();
+  const CurveFiles files;
   const CurveKeys friendly = *NewCurveKeys();
   const CurveKeys stranger = *NewCurveKeys();
-  std::ofstream(folder + "/secret") << server.secret << "\n";
-  std::ofstream(folder + "/allow") << friendly.public_key << "\n";
-  RunningServer s(absl::StrCat("endpoint: \"tcp://127.0.0.1:*\"\n", kTwoStages,
-                               "curve { secret_key_file: \"", folder, "/secret\" allow_file: \"",
-                               folder, "/allow\" }"));
-  Client::Options options;
-  options.server_key = server.public_key;
-  options.keys = friendly;
+  files.Allow({friendly});
+  RunningServer s(absl::StrCat("endpoint: \"tcp://127.0.0.1:*\"\n", kTwoStages, files.Config()));
+  Client::Options options = files.Options(friendly);
   options.timeout = std::chrono::milliseconds(5000);
   options.tries = 1;
   auto known = s.Connect(options);
   ASSERT_TRUE(known->Route(Math()).ok());
 
-  Client::Options wrong = options;
-  wrong.keys = stranger;
+  Client::Options wrong = files.Options(stranger);
+  wrong.tries = 1;
   wrong.timeout = std::chrono::milliseconds(500);
   EXPECT_FALSE(s.Connect(wrong)->Route(Math()).ok());
   for (int i = 0; i < 400 && StatsOf(*known).refused() == 0; ++i)
@@ -140,7 +132,7 @@ TEST(Door, ACurveServerTakesNobodyInTheClearAndForgetsRemovedKeys) {
 
   // The connection is there already; the key goes.
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  std::ofstream(folder + "/allow") << stranger.public_key << "\n";
+  files.Allow({stranger});
   absl::Status status;
   for (int i = 0; i < 400 && status.ok(); ++i) {
     status = known->Route(Math()).status();

@@ -562,22 +562,13 @@ TEST(Server, BudgetsBlockAnAgent) {
 }
 
 TEST(Server, RateLimitIsPerKey) {
-  const std::string folder = MakeTempDir();
-  const CurveKeys server = *NewCurveKeys();
+  const CurveFiles files;
   const CurveKeys keys[] = {*NewCurveKeys(), *NewCurveKeys()};
-  std::ofstream(folder + "/secret") << server.secret << "\n";
-  std::ofstream(folder + "/allow") << keys[0].public_key << "\n" << keys[1].public_key << "\n";
-  RunningServer s(absl::StrCat(kTwoStages, "limits { requests_per_s: 1 burst: 5 } curve { ",
-                               "secret_key_file: \"", folder, "/secret\" allow_file: \"", folder,
-                               "/allow\" }"));
-  const auto connect = [&](const CurveKeys& own) {
-    Client::Options o;
-    o.server_key = server.public_key;
-    o.keys = own;
-    return s.Connect(o);
-  };
-  auto a = connect(keys[0]);
-  auto b = connect(keys[1]);
+  files.Allow({keys[0], keys[1]});
+  RunningServer s(
+      absl::StrCat(kTwoStages, "limits { requests_per_s: 1 burst: 5 } ", files.Config()));
+  auto a = s.Connect(files.Options(keys[0]));
+  auto b = s.Connect(files.Options(keys[1]));
   int served = 0;
   absl::Status refused;
   for (int i = 0; i < 12; ++i) {
@@ -650,16 +641,11 @@ TEST(Server, ReloadsOrKeepsWhatItHad) {
 }
 
 TEST(Server, CurveLetsOnlyKnownClientsIn) {
-  const std::string folder = MakeTempDir();
-  const CurveKeys server = *NewCurveKeys(), friendly = *NewCurveKeys(), stranger = *NewCurveKeys();
-  std::ofstream(folder + "/secret") << server.secret << "\n";
-  std::ofstream(folder + "/allow") << "# clients\n" << friendly.public_key << "\n";
-  RunningServer s(absl::StrCat("endpoint: \"tcp://127.0.0.1:*\"\n", kTwoStages,
-                               "curve { secret_key_file: \"", folder, "/secret\" allow_file: \"",
-                               folder, "/allow\" }"));
-  Client::Options options;
-  options.server_key = server.public_key;
-  options.keys = friendly;
+  const CurveFiles files;
+  const CurveKeys friendly = *NewCurveKeys(), stranger = *NewCurveKeys();
+  files.Allow({friendly});
+  RunningServer s(absl::StrCat("endpoint: \"tcp://127.0.0.1:*\"\n", kTwoStages, files.Config()));
+  Client::Options options = files.Options(friendly);
   options.timeout = std::chrono::milliseconds(5000);
   options.tries = 1;
   EXPECT_TRUE(s.Connect(options)->Route(Task("math")).ok());

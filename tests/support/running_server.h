@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <fstream>
 #include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/client.h"
 #include "sluice/runtime/service/server.h"
 
@@ -19,6 +21,29 @@ inline std::string MakeTempDir() {
   EXPECT_NE(mkdtemp(path.data()), nullptr);
   return path;
 }
+// Keys of a server in a folder of its own, and the list of who may connect to it.
+struct CurveFiles {
+  std::string folder = MakeTempDir();
+  CurveKeys server = *NewCurveKeys();
+
+  CurveFiles() { std::ofstream(folder + "/secret") << server.secret << "\n"; }
+  void Allow(const std::vector<CurveKeys>& keys) const {
+    std::ofstream list(folder + "/allow");
+    list << "# clients\n";
+    for (const CurveKeys& k : keys) list << k.public_key << "\n";
+  }
+  std::string Config() const {
+    return absl::StrCat("curve { secret_key_file: \"", folder, "/secret\" allow_file: \"", folder,
+                        "/allow\" }");
+  }
+  // Of a client with these keys.
+  Client::Options Options(const CurveKeys& own) const {
+    Client::Options o;
+    o.server_key = server.public_key;
+    o.keys = own;
+    return o;
+  }
+};
 inline constexpr char kTwoStages[] = R"(
   task: "math" task: "code"
   stage { agent { id: "plan-a" cost_usd: 0.001 } agent { id: "plan-b" cost_usd: 0.01 } }
