@@ -33,7 +33,7 @@ struct Engine::Impl {
   // x [tokens, width] holds a whole feed; the others one pass.
   std::vector<float> x, h, qkv, q_pre, o, logits, key_bias;
   std::vector<int32_t> positions;
-  // Pruning: the tokens that the running block computes, and their states.
+  // Pruning: the tokens that a block computes, and their states.
   std::vector<int32_t> chosen;
   std::vector<float> gathered;
 };
@@ -44,7 +44,8 @@ struct Engine::Pass {
   float* x = nullptr;  // [n, width], the residual stream
   int64_t begin = 0;   // the first token's place: in the sequence, or among those of a pruned block
   int64_t n = 0;
-  int64_t end = 0;  // of the whole feed, in the same places
+  int64_t end = 0;                           // of the whole feed, in the same places
+  absl::Span<const int32_t> positions = {};  // of a pruned block's tokens; empty: their places
 };
 
 Engine::Engine(const Model& model, const EngineOptions& options)
@@ -246,37 +247,36 @@ absl::Status Engine::RunPruned(int64_t layer, int64_t n) {
   block_counters_[layer].executed += kept;
   block_counters_[layer].approximated += n - kept;
 
-  const std::vector<int32_t> chosen = s.chosen;
   const auto state = [&](size_t i) {
-    return &s.x[static_cast<size_t>(chosen[i] - length_) * width];
+    return &s.x[static_cast<size_t>(s.chosen[i] - length_) * width];
   };
   float* x = s.x.data();
   if (kept < n) {
     s.gathered.resize(static_cast<size_t>(kept) * width);
-    for (size_t i = 0; i < chosen.size(); ++i)
+    for (size_t i = 0; i < s.chosen.size(); ++i)
       std::copy(state(i), state(i) + width, &s.gathered[i * width]);
     x = s.gathered.data();
   }
   // Prompts run in the places of the chosen tokens; later tokens stand behind the keys that are
   // missing, at their own positions.
   const bool decoding = length_ > 0;
-  if (decoding) s.chosen.clear();
   s.routing.pruning->BeginQueries();
   for (int64_t at = 0; at < kept; at += options_.chunk) {
     const int64_t count = std::min(options_.chunk, kept - at);
-    SLUICE_RETURN_IF_ERROR(RunLayer({layer, x + static_cast<size_t>(at) * width, length_ + at,
-                                     count, length_ + (decoding ? n : kept)}));
+    Pass pass = {layer, x + static_cast<size_t>(at) * width, length_ + at, count,
+                 length_ + (decoding ? n : kept)};
+    if (!decoding) pass.positions = s.chosen;
+    SLUICE_RETURN_IF_ERROR(RunLayer(pass));
   }
-  s.chosen.clear();
   if (kept < n) {
-    for (size_t i = 0; i < chosen.size(); ++i)
+    for (size_t i = 0; i < s.chosen.size(); ++i)
       std::copy(&s.gathered[i * width], &s.gathered[i * width] + width, state(i));
   }
 
   KvCache& cache = s.cache[layer];
   if (kept > 0 && layer + 1 < model_.shape.layers && s.routing.pruning->scores()) {
     const auto scoring = Clock::now();
-    s.routing.pruning->Score(cache.keys(), chosen);
+    s.routing.pruning->Score(cache.keys(), s.chosen);
     timing_.route_s += Seconds(scoring);
   }
   cache.set_missing(length_ + n - cache.rows());
@@ -317,7 +317,7 @@ absl::Status Engine::RunAttention(const Pass& p) {
         std::copy(q, q + q_width, &s.q_pre[i * q_width]);
         cache.KeepBeforeRope(q + q_width, p.begin + i);
       }
-      Rotate(q, m.heads + m.kv_heads, p.begin + i);
+      Rotate(p, p.begin + i, m.heads + m.kv_heads, q);
     }
     const float* k = s.qkv.data() + q_width;
     cache.Append(k, k + kv_width, row, p.begin, p.n);
@@ -329,7 +329,7 @@ absl::Status Engine::RunAttention(const Pass& p) {
   // Keys and values of every token; queries, attention and output projection of the executed ones.
   s.math->MatMul(s.h.data(), layer.qkv.data() + q_width * m.width, p.n, m.width, 2 * kv_width,
                  s.qkv.data());
-  for (int64_t i = 0; i < p.n; ++i) Rotate(&s.qkv[i * 2 * kv_width], m.kv_heads, p.begin + i);
+  for (int64_t i = 0; i < p.n; ++i) Rotate(p, p.begin + i, m.kv_heads, &s.qkv[i * 2 * kv_width]);
   cache.Append(s.qkv.data(), s.qkv.data() + kv_width, 2 * kv_width, p.begin, p.n);
   return RunTokens(p, 0, [&](const UnitRows& rows, const RunContext&) {
     const int64_t n = rows.in.rows;
@@ -337,7 +337,7 @@ absl::Status Engine::RunAttention(const Pass& p) {
     s.positions.resize(n);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t token = p.begin + rows.items[i];
-      Rotate(&s.qkv[i * q_width], m.heads, token);
+      Rotate(p, token, m.heads, &s.qkv[i * q_width]);
       s.positions[i] = static_cast<int32_t>(token - cache.missing());
     }
     SLUICE_RETURN_IF_ERROR(Attend(p, s.qkv.data(), q_width, n, s.positions));
@@ -442,9 +442,8 @@ void Engine::Norm(const std::vector<float>& weight, const float* x, int64_t n) {
   impl_->math->Norm(weight, x, n, impl_->h.data());
 }
 
-void Engine::Rotate(float* x, int64_t heads, int64_t place) const {
-  const Impl& s = *impl_;
-  s.math->Rotate(x, heads, s.chosen.empty() ? place : s.chosen[place]);
+void Engine::Rotate(const Pass& p, int64_t place, int64_t heads, float* x) const {
+  impl_->math->Rotate(x, heads, p.positions.empty() ? place : p.positions[place]);
 }
 }  // namespace host
 SLUICE_END_NAMESPACE

@@ -112,7 +112,7 @@ class Engine {
                       absl::Span<const int32_t> positions);
 
   void Norm(const std::vector<float>& weight, const float* x, int64_t n);
-  void Rotate(float* x, int64_t heads, int64_t place) const;
+  void Rotate(const Pass& p, int64_t place, int64_t heads, float* x) const;
 
   const Model& model_;
   EngineOptions options_;

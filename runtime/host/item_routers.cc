@@ -2,23 +2,11 @@
 
 #include <algorithm>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "sluice/runtime/dynload/installed.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
-// Whether a method's help, one line a key, speaks of this one.
-bool Knows(const std::string& help, const std::string& key) {
-  const std::vector<absl::string_view> lines = absl::StrSplit(help, '\n');
-  return std::any_of(lines.begin(), lines.end(), [&](absl::string_view line) {
-    return absl::StartsWith(absl::StripLeadingAsciiWhitespace(line), absl::StrCat(key, "="));
-  });
-}
-}  // namespace
-
 absl::StatusOr<RouteTraits> TraitsOf(const std::string& text) {
   SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(text));
   const auto factory = InstalledMethods().registry.routers.Find(spec.name);
@@ -26,23 +14,14 @@ absl::StatusOr<RouteTraits> TraitsOf(const std::string& text) {
   return (*factory)->traits();
 }
 
-absl::Status ItemRouters::Add(const std::string& text, const std::vector<HostKey>& keys,
+absl::Status ItemRouters::Add(const std::string& text, const std::vector<AddedKey>& keys,
                               const WeightSource* weights, const RouteShape& shape) {
   const FactoryMap<Router>& methods = InstalledMethods().registry.routers;
   SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(text));
   const auto factory = methods.Find(spec.name);
   if (!factory.ok()) return WithRefused(factory.status());
 
-  std::string full = text;
-  bool first = spec.options.empty();
-  for (const HostKey& k : keys) {
-    const bool given = std::any_of(spec.options.begin(), spec.options.end(),
-                                   [&](const KeyValue& option) { return option.first == k.key; });
-    if (given || (k.optional && !Knows((*factory)->Describe(), k.key))) continue;
-    absl::StrAppend(&full, first ? ":" : ",", k.key, "=", k.value);
-    first = false;
-  }
-
+  SLUICE_ASSIGN_OR_RETURN(const std::string full, WithKeys(text, (*factory)->Describe(), keys));
   Held held;
   SLUICE_ASSIGN_OR_RETURN(held.router, methods.Create(full, weights));
   SLUICE_ASSIGN_OR_RETURN(held.plan, held.router->MakePlan(shape));
@@ -67,17 +46,18 @@ void ItemRouters::Reserve() {
 }
 
 absl::StatusOr<int32_t> ItemRouters::HostUnit(size_t i) const {
-  const int64_t units = info(i).shape.units;
-  int32_t found = -1;
-  for (int64_t u = 0; u < units; ++u) {
+  int64_t host_units = 0;
+  int32_t found = 0;
+  for (int64_t u = 0; u < info(i).shape.units; ++u) {
     if (unit(i, u).kind != UnitKind::kHost) continue;
-    if (found >= 0) found = -2;
-    if (found == -1) found = static_cast<int32_t>(u);
+    ++host_units;
+    found = static_cast<int32_t>(u);
   }
-  if (found < 0)
-    return absl::UnimplementedError(absl::StrCat(
-        traits().name, " has ", found == -1 ? "no unit" : "several units",
-        " for the host to run; this host runs routers that execute a block or leave it out"));
+  if (host_units != 1)
+    return absl::UnimplementedError(
+        absl::StrCat(traits().name, " has ", host_units,
+                     " units for the host to run; this host runs routers "
+                     "that execute a block or leave it out"));
   return found;
 }
 

@@ -9,18 +9,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "sluice/api/method_keys.h"
 #include "sluice/api/router.h"
 #include "sluice/api/workspace.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-// A key that the host adds to a method's options.
-struct HostKey {
-  std::string key;
-  std::string value;
-  bool optional = false;  // only where the method has such a key
-};
-
 // What the method says of itself that a text names; the text's options are not looked at.
 absl::StatusOr<RouteTraits> TraitsOf(const std::string& text);
 
@@ -31,7 +25,7 @@ class ItemRouters {
   // Makes the next router, of `text` and the host's keys, and plans it. `weights` (learned methods,
   // unless the text names a file) must outlive the call only. A key that the text gives already is
   // left as it is.
-  absl::Status Add(const std::string& text, const std::vector<HostKey>& keys,
+  absl::Status Add(const std::string& text, const std::vector<AddedKey>& keys,
                    const WeightSource* weights, const RouteShape& shape);
   // Room for the decisions of any of them; call it once, after the last Add.
   void Reserve();

@@ -10,8 +10,8 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "sluice/api/method_keys.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/regular_file.h"
 #include "sluice/runtime/dynload/installed.h"
@@ -55,8 +55,8 @@ absl::StatusOr<Gguf> Weights(const std::string& file, const Model& model) {
 }
 absl::StatusOr<std::vector<double>> Schedule(const Gguf* w, const Model& model) {
   const uint64_t layers[] = {static_cast<uint64_t>(model.shape.layers)};
-  for (const auto& [name, tensor] :
-       w == nullptr ? std::map<std::string, GgufTensor>() : w->tensors()) {
+  static const std::map<std::string, GgufTensor> kNone;
+  for (const auto& [name, tensor] : w == nullptr ? kNone : w->tensors()) {
     if (!absl::EndsWith(name, ".schedule")) continue;
     SLUICE_ASSIGN_OR_RETURN(const std::vector<float> schedule, w->ReadF32(name, layers));
     return std::vector<double>(schedule.begin(), schedule.end());
@@ -76,28 +76,24 @@ absl::StatusOr<ItemPolicy> ReadItemPolicy(const RouterFactory& method, const Spe
                                           const Model& model) {
   ItemPolicy p;
   p.traits = &method.traits();
-  std::vector<std::string> options;
+  p.text = std::string(method.name());
   std::string file;
-  const auto add = [&](const KeyValue& option) {
-    const std::string start = absl::StrCat(option.first, "=");
-    const bool given = std::any_of(options.begin(), options.end(), [&](const std::string& o) {
-      return absl::StartsWith(o, start);
-    });
-    if (option.first == "weights") {
-      file = std::string(option.second);
-    } else if (!given) {
-      options.push_back(absl::StrCat(start, option.second));
+  for (const auto& [key, value] : spec.options) {
+    if (key == "weights") {
+      file = std::string(value);
+    } else {
+      absl::StrAppend(&p.text, absl::StrContains(p.text, ':') ? "," : ":", key, "=", value);
     }
-  };
-  for (const KeyValue& option : spec.options) add(option);
+  }
   for (const Bundled& b : BundledPolicies()) {
     if (!SameName(method.name(), b.name())) continue;
     if (file.empty()) file = b.file;
     SLUICE_ASSIGN_OR_RETURN(const Spec defaults, ParseSpec(b.text));
-    for (const KeyValue& option : defaults.options) add(option);
+    std::vector<AddedKey> keys;
+    for (const auto& [key, value] : defaults.options)
+      keys.push_back({std::string(key), std::string(value)});
+    SLUICE_ASSIGN_OR_RETURN(p.text, WithKeys(p.text, method.Describe(), keys));
   }
-  p.text = std::string(method.name());
-  if (!options.empty()) absl::StrAppend(&p.text, ":", absl::StrJoin(options, ","));
   if (!file.empty()) {
     SLUICE_ASSIGN_OR_RETURN(p.weights, Weights(file, model));
   }

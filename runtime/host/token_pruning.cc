@@ -27,8 +27,8 @@ absl::StatusOr<TokenPruner> TokenPruner::Create(const TokenPruning& options,
     const double sparsity = options.sparsity[layer];
     if (!(sparsity >= 0 && sparsity <= 1))
       return absl::InvalidArgumentError(absl::StrCat("sparsity ", sparsity, " is outside [0, 1]"));
-    std::vector<HostKey> keys = {{"sparsity", absl::StrFormat("%.17g", sparsity)},
-                                 {"layer", absl::StrCat(layer), true}};
+    std::vector<AddedKey> keys = {{"sparsity", absl::StrFormat("%.17g", sparsity)},
+                                  {"layer", absl::StrCat(layer), true}};
     if (options.causal) keys.push_back({"causal", "1"});
     SLUICE_RETURN_IF_ERROR(
         p.routers_.Add(options.router, keys, options.weights, {.items = capacity}));

@@ -11,6 +11,7 @@
 #include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/host_fixture.h"
+#include "sluice/tests/support/model_reference.h"
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -79,27 +80,19 @@ TEST(TokenRouting, AllApproximateIsAModelOfForecasters) {
   const auto e = Make(o);
   const std::vector<float> got = Logits(*e, tokens, 0);
   const ModelShape& m = Mini().shape;
-  const auto norm = [&](const std::vector<double>& x, const std::vector<float>& w) {
-    double square = 0;
-    for (double v : x) square += v * v / static_cast<double>(x.size());
-    std::vector<double> y(x.size());
-    for (size_t i = 0; i < x.size(); ++i)
-      y[i] = x[i] / std::sqrt(square + static_cast<double>(m.eps)) * static_cast<double>(w[i]);
-    return y;
-  };
   for (size_t t = 0; t < tokens.size(); ++t) {
     const float* embed = &Mini().embed[tokens[t] * m.width];
     std::vector<double> x(embed, embed + m.width);
     for (size_t layer = 0; layer < 6; ++layer) {
       for (const char* unit : {"attn.", "ffn."}) {
         const Layer& l = Mini().layers[layer];
-        const std::vector<double> f =
-            reference::Forecast(Weights(16), "blk." + std::to_string(layer) + ".informed." + unit,
-                                norm(x, unit[0] == 'a' ? l.attn_norm : l.ffn_norm), 16, true);
+        const std::vector<double> f = sluice::reference::Forecast(
+            Weights(16), "blk." + std::to_string(layer) + ".informed." + unit,
+            reference::Norm(m, x, unit[0] == 'a' ? l.attn_norm : l.ffn_norm), 16, true);
         for (size_t i = 0; i < x.size(); ++i) x[i] += f[i];
       }
     }
-    x = norm(x, Mini().norm);
+    x = reference::Norm(m, x, Mini().norm);
     for (size_t v = 0; v < static_cast<size_t>(m.vocab); v += 97) {
       double want = 0;
       for (size_t i = 0; i < x.size(); ++i)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <set>
@@ -244,18 +245,19 @@ absl::StatusOr<OutcomeLog> LoadOutcomeLog(const std::string& path) {
   return log;
 }
 
-absl::StatusOr<OutcomeLog> OutcomeLog::Complete(const Needs& needs) const {
+bool OutcomeLog::Row::Tells(const Needs& needs) const {
   const auto told = [](const std::vector<double>& x) {
     return std::none_of(x.begin(), x.end(), [](double v) { return std::isnan(v); });
   };
+  return told(quality) && (!needs.cost || told(cost_usd)) && (!needs.latency || told(latency_s));
+}
+
+absl::StatusOr<OutcomeLog> OutcomeLog::Complete(const Needs& needs) const {
   OutcomeLog kept;
   kept.tasks = tasks;
   kept.agents = agents;
-  for (const Row& r : rows) {
-    if (told(r.quality) && (!needs.cost || told(r.cost_usd)) &&
-        (!needs.latency || told(r.latency_s)))
-      kept.rows.push_back(r);
-  }
+  std::copy_if(rows.begin(), rows.end(), std::back_inserter(kept.rows),
+               [&](const Row& r) { return r.Tells(needs); });
   if (kept.rows.empty())
     return absl::InvalidArgumentError(absl::StrCat(
         "none of ", rows.size(), " rows tells every agent's quality", needs.cost ? " and cost" : "",
@@ -276,14 +278,9 @@ std::shared_ptr<AgentGraph> OutcomeLog::Graph(double ability) const {
   g->tasks = tasks;
   g->stages.resize(1);
   const auto mean = [&](size_t agent, std::vector<double> Row::*column) {
-    double sum = 0;
-    double told = 0;
-    for (const Row& r : rows) {
-      const double x = (r.*column)[agent];
-      sum += ZeroIfUnknown(x);
-      told += !std::isnan(x);
-    }
-    return told > 0 ? sum / told : 0;
+    MeanOfTold told;
+    for (const Row& r : rows) told.Add((r.*column)[agent]);
+    return told.value();
   };
   for (size_t a = 0; a < agents.size(); ++a) {
     Agent agent;

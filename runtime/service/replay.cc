@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "sluice/api/method_keys.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/store/ledger.h"
@@ -76,28 +77,17 @@ absl::StatusOr<Split> SplitRows(const OutcomeLog& log, const ReplayOptions& o, u
 }
 
 // The objective's weights and the seed go to policies that know them and do not set them.
-std::string SpecOf(const std::string& policy, const OutcomeLog& log, const ReplayOptions& o,
-                   uint64_t seed, const FactoryMap<AgentRouter>& agents) {
-  const std::string name = policy.substr(0, policy.find(':'));
-  const Factory<AgentRouter>* factory = nullptr;
-  for (const auto& [key, f] : agents) {
-    if (key == name) factory = f.get();
-  }
-  if (factory == nullptr) return policy;
-  const std::string help = factory->Describe();
-  std::string spec = policy;
-  const auto add = [&](absl::string_view key, auto value) {
-    if (!absl::StrContains(help, absl::StrCat("  ", key, "=")) ||
-        absl::StrContains(policy, absl::StrCat(key, "=")))
-      return;
-    absl::StrAppend(&spec, absl::StrContains(spec, ':') ? "," : ":", key, "=", value);
-  };
-  add("cost_weight", o.cost_weight);
-  add("latency_weight", o.latency_weight);
-  add("seed", seed);
+absl::StatusOr<std::string> SpecOf(const std::string& policy, const OutcomeLog& log,
+                                   const ReplayOptions& o, uint64_t seed,
+                                   const FactoryMap<AgentRouter>& agents) {
+  const auto factory = agents.Find(policy.substr(0, policy.find(':')));
+  if (!factory.ok()) return policy;  // whoever makes it says so
+  std::vector<AddedKey> keys = {{"cost_weight", absl::StrCat(o.cost_weight), true},
+                                {"latency_weight", absl::StrCat(o.latency_weight), true},
+                                {"seed", absl::StrCat(seed), true}};
   if (!log.rows[0].features.empty() && absl::StartsWith(policy, "lin_ucb"))
-    add("width", log.rows[0].features.size());
-  return spec;
+    keys.push_back({"width", absl::StrCat(log.rows[0].features.size()), true});
+  return WithKeys(policy, (*factory)->Describe(), keys);
 }
 
 // A policy that decides queries of the log and learns how they ended.
@@ -162,16 +152,6 @@ class Learning {
   std::vector<SumDelta> deltas_;
 };
 
-struct MeanOfTold {
-  double sum = 0;
-  double n = 0;
-  void Add(double x) {
-    sum += ZeroIfUnknown(x);
-    n += !std::isnan(x);
-  }
-  double value() const { return n > 0 ? sum / n : 0; }
-};
-
 // Decides the pool's queries over and over, each time in another order.
 absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& o, uint64_t seed,
                                     std::vector<size_t> pool, Learning& policy) {
@@ -210,12 +190,12 @@ absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& 
 }
 
 absl::Status CheckComplete(const OutcomeLog& log, const ReplayOptions& o) {
-  SLUICE_ASSIGN_OR_RETURN(
-      const OutcomeLog complete,
-      log.Complete({.cost = o.cost_weight != 0, .latency = o.latency_weight != 0}));
-  if (complete.rows.size() < log.rows.size())
+  const OutcomeLog::Needs needs = {.cost = o.cost_weight != 0, .latency = o.latency_weight != 0};
+  const auto untold = std::count_if(log.rows.begin(), log.rows.end(),
+                                    [&](const OutcomeLog::Row& r) { return !r.Tells(needs); });
+  if (untold > 0 || log.rows.empty())
     return absl::InvalidArgumentError(
-        absl::StrCat(log.rows.size() - complete.rows.size(), " of ", log.rows.size(),
+        absl::StrCat(untold, " of ", log.rows.size(),
                      " rows do not tell every agent's answer: replay OutcomeLog::Complete"));
   return absl::OkStatus();
 }
@@ -235,8 +215,8 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   const FactoryMap<AgentRouter>& agents = InstalledMethods().registry.agents;
   const Stored stored(log, rows.warm);
   const bool has_stored = !rows.warm.empty() && !log.rows[0].features.empty();
-  const auto router =
-      agents.Create(SpecOf(policy, log, o, seed, agents), has_stored ? &stored : nullptr);
+  SLUICE_ASSIGN_OR_RETURN(const std::string spec, SpecOf(policy, log, o, seed, agents));
+  const auto router = agents.Create(spec, has_stored ? &stored : nullptr);
   if (!router.ok()) return WithRefused(router.status());
   SLUICE_ASSIGN_OR_RETURN(const auto plan, (*router)->MakePlan(log.Graph(o.ability)));
 

@@ -84,28 +84,15 @@ void Order(benchmark::State& state, AttendMode mode, int64_t token_group) {
   state.counters["kv_MB"] = static_cast<double>(counted.kv_bytes) * 1e-6 /
                             static_cast<double>(std::max<int64_t>(1, state.iterations()));
 }
+// Query heads a KV head.
+void Groups(benchmark::internal::Benchmark* b) {
+  for (int64_t group : {1, 2, 4, 16}) b->Arg(group);
+  b->Unit(benchmark::kMillisecond)->UseRealTime();
+}
 // Each query alone; the default, a union of 8 queries' lists; and 256 queries a panel.
-BENCHMARK_CAPTURE(Order, query_major, AttendMode::kQueryMajor, 1)
-    ->Arg(1)
-    ->Arg(2)
-    ->Arg(4)
-    ->Arg(16)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
-BENCHMARK_CAPTURE(Order, query_major_union_of_8, AttendMode::kQueryMajor, 8)
-    ->Arg(1)
-    ->Arg(2)
-    ->Arg(4)
-    ->Arg(16)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
-BENCHMARK_CAPTURE(Order, kv_major, AttendMode::kKvMajor, 8)
-    ->Arg(1)
-    ->Arg(2)
-    ->Arg(4)
-    ->Arg(16)
-    ->Unit(benchmark::kMillisecond)
-    ->UseRealTime();
+BENCHMARK_CAPTURE(Order, query_major, AttendMode::kQueryMajor, 1)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, query_major_union_of_8, AttendMode::kQueryMajor, 8)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, kv_major, AttendMode::kKvMajor, 8)->Apply(Groups);
 }  // namespace
 SLUICE_END_NAMESPACE
 BENCHMARK_MAIN();

@@ -6,6 +6,7 @@
 #include "sluice/api/assignment.h"
 #include "sluice/api/config.h"
 #include "sluice/api/dtype.h"
+#include "sluice/api/method_keys.h"
 #include "sluice/api/plan_check.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -174,6 +175,14 @@ TEST(DType, HalfConversionsRoundTrip) {
       EXPECT_EQ(F32ToBF16(b), h);
     }
   }
+}
+TEST(MethodKeys, AreAddedWhereTheTextDoesNotGiveThem) {
+  const std::string help = "  weight=1  [0, 2]  of all\n  cost_weight=0  [0, 9]  of costs\n";
+  EXPECT_EQ(*WithKeys("m", help, {{"a", "1"}, {"b", "2"}}), "m:a=1,b=2");
+  EXPECT_EQ(*WithKeys("m:a=3", help, {{"a", "1"}, {"b", "2"}}), "m:a=3,b=2");
+  EXPECT_EQ(*WithKeys("m:cost_weight=3", help, {{"weight", "1", true}, {"seed", "1", true}}),
+            "m:cost_weight=3,weight=1");
+  EXPECT_FALSE(WithKeys("m:a", help, {}).ok());
 }
 }  // namespace
 SLUICE_END_NAMESPACE

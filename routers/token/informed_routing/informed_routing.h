@@ -131,8 +131,7 @@ class InformedRouting {
   }
   int64_t dim() const { return dim_; }
   const FeatureForecaster& forecaster() const { return forecaster_; }
-  // Multiply-adds of router and forecaster a token.
-  int64_t router_macs() const { return dim_ * router_.first.out + 2 * router_.first.out; }
+  // Multiply-adds of the forecaster a token.
   int64_t forecast_macs() const { return 2 * dim_ * forecaster_.down.out; }
 
   static Unit Decide(const float* logits) {
