@@ -146,6 +146,9 @@ struct AgentRequest {
   absl::Span<const float> features;  // [width], or empty
   absl::Span<const Block> blocked;   // [agents], or empty: nobody is
   absl::Span<const AgentLive> live;  // [agents], or empty: priors
+  // Share of the draw that is spread evenly over the candidates that are not blocked, [0, 1]. Above
+  // 0 every admissible path has a propensity, so other policies can be judged by what this one did.
+  double explore = 0;
 };
 
 struct AgentDecision {

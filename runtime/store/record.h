@@ -27,12 +27,25 @@ struct DecisionRecord {
   std::vector<int32_t> path;
   std::vector<double> intent;
   std::vector<float> features;
+  int64_t unix_ms = 0;           // when it was decided
+  bool kept = false;             // a session kept its agents: no policy chose them
+  std::vector<int32_t> blocked;  // agents that could not be chosen
+  std::vector<uint64_t> payers;  // hashes of the key and the tags whose budgets pay
 };
 struct OutcomeRecord {
+  struct Call {
+    int32_t agent = 0;
+    bool failed = false;
+    double cost_usd = 0;
+    double latency_s = 0;
+  };
   DecisionRecord decision;
+  bool graded = true;  // false: only cost, latency and failures were told
   double quality = 0;
   bool accepted = false;
   double cost_usd = 0, latency_s = 0;
+  int64_t unix_ms = 0;      // when it was taken
+  std::vector<Call> calls;  // agents that were called; each agent's cost is settled here
 
   AgentOutcome view() const {
     AgentOutcome o;
@@ -87,7 +100,9 @@ class Reader {
 };
 }  // namespace record_internal
 
-inline constexpr uint8_t kRecordVersion = 2;  // 1 had neither unit nor experiment
+// 1 had neither unit nor experiment; 2 ended with the decision's features, and outcomes had no
+// time, grade or calls.
+inline constexpr uint8_t kRecordVersion = 3;
 inline void AppendDecision(const DecisionRecord& d, std::string& out) {
   using record_internal::Put;
   Put(out, kRecordVersion);
@@ -100,18 +115,24 @@ inline void AppendDecision(const DecisionRecord& d, std::string& out) {
   Put(out, d.experiment);
   Put(out, d.arm);
   Put(out, static_cast<uint8_t>(d.path.size()));
-  Put(out, static_cast<uint8_t>(d.intent.size()));
+  Put(out, static_cast<uint16_t>(d.intent.size()));
   Put(out, static_cast<uint16_t>(d.features.size()));
+  Put(out, static_cast<uint16_t>(d.blocked.size()));
+  Put(out, static_cast<uint8_t>(d.payers.size()));
   for (int32_t a : d.path) Put(out, static_cast<uint16_t>(a));
   for (double w : d.intent) Put(out, w);
   for (float f : d.features) Put(out, f);
+  for (int32_t a : d.blocked) Put(out, static_cast<uint16_t>(a));
+  for (uint64_t payer : d.payers) Put(out, payer);
+  Put(out, d.unix_ms);
+  Put(out, static_cast<uint8_t>(d.kept));
 }
 namespace record_internal {
-inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
-  const auto version = r.Get<uint8_t>();
-  if (!r.failed() && version != kRecordVersion && version != 1) {
+inline absl::Status ReadDecision(Reader& r, DecisionRecord& d, uint8_t& version) {
+  version = r.Get<uint8_t>();
+  if (!r.failed() && (version < 1 || version > kRecordVersion)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("receipt of version ", version, "; this server reads ", kRecordVersion));
+        absl::StrCat("receipt of version ", version, "; this server reads 1 to ", kRecordVersion));
   }
   d.id = r.Get<uint64_t>();
   d.epoch = r.Get<uint64_t>();
@@ -123,10 +144,20 @@ inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
     d.experiment = r.Get<uint32_t>();
     d.arm = r.Get<uint8_t>();
   }
-  const size_t path = r.Get<uint8_t>(), intent = r.Get<uint8_t>(), features = r.Get<uint16_t>();
+  const size_t path = r.Get<uint8_t>();
+  const size_t intent = version > 2 ? r.Get<uint16_t>() : r.Get<uint8_t>();
+  const size_t features = r.Get<uint16_t>();
+  const size_t blocked = version > 2 ? r.Get<uint16_t>() : 0;
+  const size_t payers = version > 2 ? r.Get<uint8_t>() : 0;
   r.GetMany<uint16_t>(path, d.path);
   r.GetMany<double>(intent, d.intent);
   r.GetMany<float>(features, d.features);
+  r.GetMany<uint16_t>(blocked, d.blocked);
+  r.GetMany<uint64_t>(payers, d.payers);
+  if (version > 2) {
+    d.unix_ms = r.Get<int64_t>();
+    d.kept = r.Get<uint8_t>() != 0;
+  }
   if (r.failed()) return absl::InvalidArgumentError("receipt is cut short");
   if (!(d.propensity >= 0 && d.propensity <= 1 + 1e-9))
     return absl::InvalidArgumentError("receipt: propensity is no probability");
@@ -142,7 +173,8 @@ inline absl::Status ReadDecision(Reader& r, DecisionRecord& d) {
 inline absl::StatusOr<DecisionRecord> ParseDecision(absl::string_view bytes) {
   record_internal::Reader r(bytes);
   DecisionRecord d;
-  SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, d));
+  uint8_t version = 0;
+  SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, d, version));
   if (!r.rest().empty())
     return absl::InvalidArgumentError(
         absl::StrCat("receipt: ", r.rest().size(), " bytes too many"));
@@ -156,16 +188,39 @@ inline std::string SerializeOutcome(const OutcomeRecord& o) {
   Put(out, static_cast<uint8_t>(o.accepted));
   Put(out, o.cost_usd);
   Put(out, o.latency_s);
+  Put(out, static_cast<uint8_t>(o.graded));
+  Put(out, o.unix_ms);
+  Put(out, static_cast<uint16_t>(o.calls.size()));
+  for (const OutcomeRecord::Call& c : o.calls) {
+    Put(out, static_cast<uint16_t>(c.agent));
+    Put(out, static_cast<uint8_t>(c.failed));
+    Put(out, c.cost_usd);
+    Put(out, c.latency_s);
+  }
   return out;
 }
 inline absl::StatusOr<OutcomeRecord> ParseOutcome(absl::string_view bytes) {
   record_internal::Reader r(bytes);
   OutcomeRecord o;
-  SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, o.decision));
+  uint8_t version = 0;
+  SLUICE_RETURN_IF_ERROR(record_internal::ReadDecision(r, o.decision, version));
   o.quality = r.Get<double>();
   o.accepted = r.Get<uint8_t>() != 0;
   o.cost_usd = r.Get<double>();
   o.latency_s = r.Get<double>();
+  if (version > 2) {
+    o.graded = r.Get<uint8_t>() != 0;
+    o.unix_ms = r.Get<int64_t>();
+    const size_t calls = r.Get<uint16_t>();
+    for (size_t i = 0; i < calls && !r.failed(); ++i) {
+      OutcomeRecord::Call c;
+      c.agent = r.Get<uint16_t>();
+      c.failed = r.Get<uint8_t>() != 0;
+      c.cost_usd = r.Get<double>();
+      c.latency_s = r.Get<double>();
+      o.calls.push_back(c);
+    }
+  }
   if (r.failed() || !r.rest().empty())
     return absl::DataLossError("stored outcome has the wrong length");
   return o;

@@ -162,9 +162,56 @@ TEST(Store, RedisSaysWhereItCannotReach) {
               testing::HasSubstr("not host:port"));
 }
 
+// Bytes as earlier versions wrote them, put together by hand.
+TEST(Record, ReadsWhatEarlierVersionsWrote) {
+  using record_internal::Put;
+  for (uint8_t version : {1, 2}) {
+    std::string old;
+    Put(old, version);
+    Put<uint64_t>(old, 12);
+    Put<uint64_t>(old, 3);
+    Put<uint64_t>(old, 77);
+    Put<uint32_t>(old, 1);
+    Put(old, 0.25);
+    if (version > 1) {
+      Put<uint64_t>(old, 99);
+      Put<uint32_t>(old, 5);
+      Put<uint8_t>(old, 2);
+    }
+    Put<uint8_t>(old, 1);
+    Put<uint8_t>(old, 2);
+    Put<uint16_t>(old, 1);
+    Put<uint16_t>(old, 300);
+    Put(old, 0.75);
+    Put(old, 0.25);
+    Put(old, 1.5f);
+    const std::string receipt = old;
+    Put(old, 0.5);
+    Put<uint8_t>(old, 1);
+    Put(old, 0.01);
+    Put(old, 1.5);
+    const auto read = ParseOutcome(old);
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(read->decision.unit, version > 1 ? 99u : 0u);
+    EXPECT_EQ(read->decision.path, std::vector<int32_t>{300});
+    EXPECT_EQ(read->decision.intent, (std::vector<double>{0.75, 0.25}));
+    EXPECT_EQ(read->quality, 0.5);
+    EXPECT_TRUE(read->graded);
+    EXPECT_TRUE(read->accepted);
+    EXPECT_EQ(read->latency_s, 1.5);
+    EXPECT_TRUE(ParseDecision(receipt).ok());
+    EXPECT_FALSE(ParseOutcome(old + "x").ok());
+  }
+}
+
 TEST(Record, ReadsBackAndRefusesDamage) {
   OutcomeRecord o;
   o.decision = {12, 3, 77, 1, 0.25, 99, 5, 2, {4, 300}, {0.5, 0.25, 0.25}, {1.5f, -2}};
+  o.decision.unix_ms = 1700000000000;
+  o.decision.blocked = {2, 9};
+  o.decision.payers = {0xABCDEF0123456789};
+  o.unix_ms = 1700000001000;
+  o.calls = {{4, false, 0.004, 0.5}, {300, true, 0.006, 1.0}};
   o.quality = 0.75;
   o.accepted = true;
   o.cost_usd = 0.01;
@@ -176,13 +223,9 @@ TEST(Record, ReadsBackAndRefusesDamage) {
   EXPECT_EQ(back->decision.path, o.decision.path);
   for (size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(ParseOutcome(bytes.substr(0, n)).ok());
   EXPECT_FALSE(ParseOutcome(bytes + "x").ok());
-  std::string old = bytes;  // version 1 had neither unit nor experiment
-  old[0] = 1;
-  old.erase(1 + 8 + 8 + 8 + 4 + 8, 8 + 4 + 1);
-  const auto first = ParseOutcome(old);
-  ASSERT_TRUE(first.ok()) << first.status();
-  EXPECT_EQ(first->decision.unit, 0u);
-  EXPECT_EQ(first->decision.features, o.decision.features);
+  EXPECT_EQ(back->calls.size(), 2u);
+  EXPECT_EQ(back->calls[1].cost_usd, 0.006);
+  EXPECT_EQ(back->decision.blocked, o.decision.blocked);
   for (uint64_t i = 0; i < 2000; ++i) {  // any flipped byte is refused or read, never worse
     std::string bad = bytes;
     bad[RandomBits({1, i, 0, 0, 0}) % bad.size()] ^=

@@ -76,6 +76,8 @@ inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
   if (!(std::abs(sum - 1) < 1e-6)) {
     return absl::InvalidArgumentError(absl::StrCat("intent sums to ", sum, ", wanted 1"));
   }
+  if (!(q.explore >= 0 && q.explore <= 1))
+    return absl::OutOfRangeError(absl::StrCat("explore: ", q.explore, " is outside [0, 1]"));
   if ((!q.blocked.empty() && q.blocked.size() != static_cast<size_t>(l.agents)) ||
       (!q.live.empty() && q.live.size() != static_cast<size_t>(l.agents))) {
     return absl::InvalidArgumentError(
@@ -87,6 +89,7 @@ inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
 
 // weigh(const Stage&, Weights&). Scores that are NaN, negative or infinite count as 0; when nothing
 // is left the draw is uniform over the open candidates; a `greedy` that is set must be open.
+// The request's `explore` is spread evenly over what is open, after all that the router says.
 // O(agents of the path's stages) beside the router's own work.
 template <class Weigh>
 absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDecision& d,
@@ -124,8 +127,10 @@ absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDe
     double upto = 0;
     int pick = -1;
     for (int j = 0; j < n; ++j) {
-      const double p = usable ? w.p[j] / total : open[j] ? 1.0 / available : 0.0;
-      w.p[j] = (1 - w.q0) * p + (j == best ? w.q0 : 0.0);
+      const double even = open[j] ? 1.0 / available : 0.0;
+      const double drawn = usable ? w.p[j] / total : even;
+      const double own = (1 - w.q0) * drawn + (j == best ? w.q0 : 0.0);
+      w.p[j] = q.explore > 0 ? (1 - q.explore) * own + q.explore * even : own;
       upto += w.p[j];
       if (pick < 0 && w.p[j] > 0 && u < upto) pick = j;
     }
