@@ -204,6 +204,9 @@ int ReadExperiment(const Connection& c) {
     if (!a.stopped().empty())
       std::printf("  stopped, its units get the control: %s\n", a.stopped().c_str());
   }
+  if (e.units_left_out() > 0)
+    std::printf("%llu outcomes of units beyond those that are kept count for nothing here\n",
+                static_cast<unsigned long long>(e.units_left_out()));
   if (e.arms_size() > 0 && !e.readable())
     std::printf("units were not split as planned (p %.2g): believe none of this\n",
                 e.sample_ratio_p());

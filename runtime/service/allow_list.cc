@@ -112,39 +112,6 @@ class AllowListImpl final : public AllowList {
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
-
-class RefusalsImpl final : public Refusals {
- public:
-  explicit RefusalsImpl(zmq::context_t& context) : events_(context, zmq::socket_type::pair) {}
-  absl::Status Open(zmq::socket_t& socket) {
-    constexpr char kEvents[] = "inproc://sluice-refusals";
-    constexpr int kWanted = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                            ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
-    if (zmq_socket_monitor(socket.handle(), kEvents, kWanted) != 0)
-      return absl::UnavailableError(absl::StrCat("zeromq: ", zmq_strerror(zmq_errno())));
-    events_.set(zmq::sockopt::linger, 0);
-    events_.connect(kEvents);
-    return absl::OkStatus();
-  }
-  Seen Take() override {
-    Seen seen;
-    zmq::message_t event;
-    while (events_.recv(event, zmq::recv_flags::dontwait)) {
-      uint16_t kind = 0;
-      if (event.size() >= sizeof kind) std::memcpy(&kind, event.data(), sizeof kind);
-      zmq::message_t address;
-      if (event.more()) (void)events_.recv(address, zmq::recv_flags::none);
-      ++seen.count;
-      seen.last = kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH       ? "not on the allow-list"
-                  : kind == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ? "another security or protocol"
-                                                                : "no greeting";
-    }
-    return seen;
-  }
-
- private:
-  zmq::socket_t events_;
-};
 }  // namespace
 
 absl::StatusOr<CurveKeys> NewCurveKeys() {
@@ -168,11 +135,5 @@ absl::StatusOr<std::unique_ptr<AllowList>> AllowList::Start(zmq::context_t& cont
   auto list = std::make_unique<AllowListImpl>(context, path);
   SLUICE_RETURN_IF_ERROR(list->Open());
   return list;
-}
-absl::StatusOr<std::unique_ptr<Refusals>> Refusals::Watch(zmq::context_t& context,
-                                                          zmq::socket_t& socket) {
-  auto watch = std::make_unique<RefusalsImpl>(context);
-  SLUICE_RETURN_IF_ERROR(watch->Open(socket));
-  return watch;
 }
 SLUICE_END_NAMESPACE

@@ -33,18 +33,5 @@ class AllowList {
   // Reads the file again where it changed.
   virtual void Refresh() = 0;
 };
-
-// Connections that were turned away before they said anything.
-class Refusals {
- public:
-  static absl::StatusOr<std::unique_ptr<Refusals>> Watch(zmq::context_t&, zmq::socket_t& socket);
-  virtual ~Refusals() = default;
-  struct Seen {
-    uint64_t count = 0;
-    std::string last;  // why
-  };
-  // Since the last call.
-  virtual Seen Take() = 0;
-};
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_ALLOW_LIST_H_

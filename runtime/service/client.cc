@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/service/clock.h"
 
 SLUICE_BEGIN_NAMESPACE
 absl::Status StatusOf(const v1::Error& e) {
@@ -46,6 +47,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(zmq::context_t& context,
   try {
     c->socket_ = zmq::socket_t(context, zmq::socket_type::dealer);
     c->socket_.set(zmq::sockopt::linger, 0);
+    if (!c->options_.identity.empty())
+      c->socket_.set(zmq::sockopt::routing_id, c->options_.identity);
     c->socket_.set(zmq::sockopt::reconnect_ivl, 20);
     c->socket_.set(zmq::sockopt::reconnect_ivl_max, 1000);
     c->socket_.set(zmq::sockopt::ipv6, true);
@@ -98,7 +101,9 @@ absl::StatusOr<v1::Response> Client::Call(v1::Request request) {
   const int tries =
       request.has_route() || request.has_set_policy() ? 1 : std::max(1, options_.tries);
   absl::Status last;
+  const bool own_deadline = request.deadline_unix_ms() != 0;
   for (int i = 0; i < tries; ++i) {
+    if (!own_deadline) request.set_deadline_unix_ms(UnixMs() + options_.timeout.count());
     SLUICE_RETURN_IF_ERROR(Send(request));
     const auto until = std::chrono::steady_clock::now() + options_.timeout;
     for (;;) {

@@ -18,6 +18,7 @@ class Client {
     int tries = 3;           // Feedback and reads may be repeated safely; Route is sent once
     std::string server_key;  // CURVE: the server's public key, Z85
     CurveKeys keys;          // and our own
+    std::string identity;    // of the socket; "": the server makes one
   };
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint, Options);
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint) {
@@ -28,7 +29,8 @@ class Client {
                                                          const std::string& endpoint, Options);
 
   // Sends the body and waits for its answer. An error of the server comes back as a status with its
-  // text.
+  // text. Without a deadline of its own the request's is that of the try: what was given up is not
+  // done when a server comes back.
   absl::StatusOr<v1::Response> Call(v1::Request request);
   absl::StatusOr<v1::Decision> Route(const v1::Query&);
   absl::StatusOr<v1::FeedbackResult> Feedback(const v1::Outcome&);

@@ -7,13 +7,16 @@
 #include <sys/socket.h>
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "sluice/runtime/base/hash.h"
 #include "sluice/runtime/base/regular_file.h"
+#include "sluice/runtime/base/utf8.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/service/endpoint.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -65,6 +68,7 @@ absl::Status CheckNumbers(v1::ServerConfig& c) {
   SLUICE_NUMBER(learning, gate, 0.5, 0, 1);
   SLUICE_NUMBER(learning, snapshot_every, 20000, 1, 1e9);
   SLUICE_NUMBER(learning, commit_ms, 2, 0, 1000);
+  SLUICE_NUMBER(learning, explore, 0.02, 0, 1);
   auto* limits = c.mutable_limits();
   SLUICE_NUMBER(limits, max_message_bytes, 1 << 20, 1024, 1 << 28);
   SLUICE_NUMBER(limits, max_batch, 1024, 1, 65536);
@@ -73,20 +77,59 @@ absl::Status CheckNumbers(v1::ServerConfig& c) {
                 2e9);
   SLUICE_NUMBER(limits, feedback_queue, 65536, 1, 1 << 24);
   SLUICE_NUMBER(limits, explained_decisions, 8192, 1, 1 << 20);
+  SLUICE_NUMBER(limits, drain_s, 10, 0, 3600);
+  SLUICE_NUMBER(limits, shutdown_delay_s, 0, 0, 3600);
+  SLUICE_NUMBER(limits, reserve_s, 600, 1, 1e6);
   auto* breaker = c.mutable_breaker();
   SLUICE_NUMBER(breaker, failures, 5, 1, 1e6);
   SLUICE_NUMBER(breaker, cooldown_s, 30, 1e-3, 1e6);
   SLUICE_NUMBER(breaker, probes, 2, 1, 1e6);
+  if (c.has_affinity()) {
+    auto* affinity = c.mutable_affinity();
+    SLUICE_NUMBER(affinity, price, 0.05, 0, 1e6);
+    SLUICE_NUMBER(affinity, cost_weight, 0, 0, 1e9);
+    SLUICE_NUMBER(affinity, latency_weight, 0, 0, 1e9);
+    SLUICE_NUMBER(affinity, sessions, 65536, 1, 1 << 24);
+  }
+  auto* state = c.mutable_state();
+  SLUICE_NUMBER(state, keep_outcomes, 4000000, 0, 1e12);
+  SLUICE_NUMBER(state, keep_days, 0, 0, 36500);
   return InRange("http.port", c.http().port(), 0, 65535);
 }
 
-absl::Status CheckAgents(const v1::ServerConfig& c) {
-  for (const v1::StageConfig& s : c.stage()) {
-    for (const v1::AgentConfig& a : s.agent())
-      SLUICE_RETURN_IF_ERROR(InRange(absl::StrCat("agent '", a.id(), "': budget_usd_per_hour"),
-                                     a.budget_usd_per_hour(), 0, 1e9));
+// Names go into answers, metrics and logs, where other bytes would break what is around them.
+absl::Status CheckName(absl::string_view what, const std::string& name) {
+  constexpr size_t kMost = 256;
+  if (name.size() > kMost)
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": a name of ", name.size(), " bytes; allowed ", kMost));
+  if (!IsUtf8(name))
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " '", absl::CHexEscape(name), "': its bytes are no UTF-8"));
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f)
+      return absl::InvalidArgumentError(
+          absl::StrCat(what, " '", absl::CHexEscape(name), "': holds a control character"));
   }
   return absl::OkStatus();
+}
+absl::Status CheckNames(const v1::ServerConfig& c) {
+  for (const std::string& task : c.task()) SLUICE_RETURN_IF_ERROR(CheckName("task", task));
+  for (const v1::StageConfig& s : c.stage()) {
+    SLUICE_RETURN_IF_ERROR(CheckName("stage", s.name()));
+    for (const v1::AgentConfig& a : s.agent()) {
+      for (const std::string& name : {a.id(), a.was(), a.model(), a.role()})
+        SLUICE_RETURN_IF_ERROR(CheckName("agent", name));
+    }
+  }
+  for (const v1::PolicyConfig& p : c.policy())
+    SLUICE_RETURN_IF_ERROR(CheckName("policy", p.name()));
+  for (const v1::BudgetConfig& b : c.budget()) {
+    for (const std::string& name : {b.name(), b.agent(), b.key(), b.tag()})
+      SLUICE_RETURN_IF_ERROR(CheckName("budget", name));
+  }
+  return CheckName("experiment", c.experiment().name());
 }
 
 absl::Status CheckExperiment(const v1::ExperimentConfig& e) {
@@ -135,13 +178,14 @@ absl::Status FillDefaults(v1::ServerConfig& c) {
   if (c.endpoint().empty()) c.add_endpoint(DefaultEndpoint());
   for (const std::string& endpoint : c.endpoint()) SLUICE_RETURN_IF_ERROR(CheckEndpoint(endpoint));
   SLUICE_RETURN_IF_ERROR(CheckNumbers(c));
-  SLUICE_RETURN_IF_ERROR(CheckAgents(c));
+  SLUICE_RETURN_IF_ERROR(CheckNames(c));
   SLUICE_RETURN_IF_ERROR(CheckExperiment(c.experiment()));
   SLUICE_RETURN_IF_ERROR(CheckCurve(c.curve()));
   SLUICE_RETURN_IF_ERROR(CheckFile("intent.model", c.intent().model()));
   if (c.http().host().empty()) c.mutable_http()->set_host("127.0.0.1");
   SLUICE_RETURN_IF_ERROR(CheckHost(c.http().host()));
   if (c.state().redis_prefix().empty()) c.mutable_state()->set_redis_prefix("sluice");
+  c.mutable_state()->set_sqlite(StatePath(c.state().sqlite()));
   if (c.policy().empty()) c.add_policy()->set_spec("amro_s");
   if (!c.state().sqlite().empty() && !c.state().redis().empty())
     return absl::InvalidArgumentError(
@@ -167,6 +211,49 @@ std::shared_ptr<AgentGraph> GraphOf(const v1::ServerConfig& c) {
     }
   }
   return g;
+}
+
+// Changes where the text does, or the file that its weights are read from.
+uint64_t FingerprintOf(const v1::PolicyConfig& p) {
+  std::string text = absl::StrCat(p.spec(), "\n", p.weights());
+  if (!p.weights().empty()) {
+    std::error_code ignored;
+    const auto written = std::filesystem::last_write_time(p.weights(), ignored);
+    absl::StrAppend(&text, "\n", std::filesystem::file_size(p.weights(), ignored), "\n",
+                    written.time_since_epoch().count());
+  }
+  return HashText(text);
+}
+absl::StatusOr<PolicySet::Policy> MakePolicy(const v1::PolicyConfig& p,
+                                             const std::shared_ptr<const AgentGraph>& graph) {
+  const auto named = [&](const absl::Status& status) {
+    return absl::Status(status.code(), absl::StrCat("policy '", p.name(), "': ", status.message()));
+  };
+  PolicySet::Policy made;
+  made.name = p.name();
+  made.spec = p.spec();
+  made.fingerprint = FingerprintOf(p);
+  std::unique_ptr<Gguf> weights;
+  if (!p.weights().empty()) {
+    SLUICE_ASSIGN_OR_RETURN(Gguf file, Gguf::Open(p.weights()));
+    weights = std::make_unique<Gguf>(std::move(file));
+  }
+  auto router = InstalledMethods().registry.agents.Create(p.spec(), weights.get());
+  if (!router.ok()) return WithRefused(named(router.status()));
+  made.router = *std::move(router);
+  auto plan = made.router->MakePlan(graph);
+  if (!plan.ok()) return named(plan.status());
+  made.plan = *std::move(plan);
+  return made;
+}
+// Scores candidates by their expected utility for the query's tasks; its choice is not used.
+absl::StatusOr<PolicySet::Policy> MakeWorth(const v1::AffinityConfig& c,
+                                            const std::shared_ptr<const AgentGraph>& graph) {
+  v1::PolicyConfig p;
+  p.set_name("affinity");
+  p.set_spec(absl::StrCat("epsilon_greedy:epsilon=0,cost_weight=", c.cost_weight(),
+                          ",latency_weight=", c.latency_weight()));
+  return MakePolicy(p, graph);
 }
 }  // namespace
 
@@ -213,25 +300,24 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
     if (set->Find(p.name()) >= 0)
       return named(
           absl::InvalidArgumentError(absl::StrCat("two policies are called '", p.name(), "'")));
-    PolicySet::Policy made{p.name(), p.spec(), nullptr, nullptr};
-    std::unique_ptr<Gguf> weights;
-    if (!p.weights().empty()) {
-      absl::StatusOr<Gguf> file = Gguf::Open(p.weights());
-      if (!file.ok()) return named(file.status());
-      weights = std::make_unique<Gguf>(*std::move(file));
-    }
-    auto router = InstalledMethods().registry.agents.Create(p.spec(), weights.get());
-    if (!router.ok())
-      return named(WithRefused(
-          absl::Status(router.status().code(),
-                       absl::StrCat("policy '", p.name(), "': ", router.status().message()))));
-    made.router = *std::move(router);
-    auto plan = made.router->MakePlan(graph);
-    if (!plan.ok())
-      return named(absl::Status(plan.status().code(), absl::StrCat("policy '", p.name(), "': ",
-                                                                   plan.status().message())));
-    made.plan = *std::move(plan);
-    set->policies.push_back(std::move(made));
+    absl::StatusOr<PolicySet::Policy> made = MakePolicy(p, graph);
+    if (!made.ok()) return named(made.status());
+    set->policies.push_back(*std::move(made));
+  }
+  if (s.config.has_affinity()) {
+    absl::StatusOr<PolicySet::Policy> worth = MakeWorth(s.config.affinity(), graph);
+    if (!worth.ok()) return named(worth.status());
+    set->worth = *std::move(worth);
+  }
+  absl::StatusOr<std::vector<BudgetRule>> budgets = BudgetRules(s.config, *graph);
+  if (!budgets.ok()) return named(budgets.status());
+  s.budgets = *std::move(budgets);
+  if (!s.config.intent().model().empty()) {
+    IntentLabels labels;
+    for (const v1::LabelConfig& l : s.config.intent().label()) labels[l.name()] = l.task();
+    auto intent = LoadIntentModel(s.config.intent().model(), graph->tasks, labels);
+    if (!intent.ok()) return named(intent.status());
+    s.intent = *std::move(intent);
   }
   if (s.config.active_policy().empty()) s.config.set_active_policy(set->policies[0].name);
   if (set->Find(s.config.active_policy()) < 0) {

@@ -3,12 +3,15 @@
 // The server's configuration, checked: what is absent has its default, the graph is one, every
 // policy can be made.
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "sluice/api/agent_router.h"
 #include "sluice/policies/experiment/assignment.h"
+#include "sluice/runtime/service/budgets.h"
+#include "sluice/runtime/service/intent.h"
 #include "sluice/v1/config.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -16,12 +19,15 @@ SLUICE_BEGIN_NAMESPACE
 struct PolicySet {
   struct Policy {
     std::string name, spec;
+    // Of the text and its weights: equal texts learn the same, whatever they are called.
+    uint64_t fingerprint = 0;
     std::unique_ptr<const AgentRouter> router;
     std::unique_ptr<const AgentRouter::Plan> plan;
   };
   std::shared_ptr<const AgentGraph> graph;
   uint64_t fingerprint = 0;  // of tasks and agents' ids
   std::vector<Policy> policies;
+  std::optional<Policy> worth;  // what a session's agents promise; where sessions keep theirs
   // Index of a name; -1: none.
   int Find(absl::string_view name) const;
   std::string Names() const;  // for errors: what is known
@@ -30,6 +36,8 @@ struct PolicySet {
 struct ServerSettings {
   v1::ServerConfig config;  // defaults filled in
   std::shared_ptr<const PolicySet> policies;
+  std::vector<BudgetRule> budgets;
+  std::shared_ptr<const IntentModel> intent;  // null: none is configured
 };
 // Which arm a unit is in; an error when the experiment is none.
 absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig&);

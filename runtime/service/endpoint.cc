@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_replace.h"
@@ -50,6 +51,24 @@ absl::Status MakeDefaultFolder() {
     return absl::PermissionDeniedError(absl::StrCat(
         folder, ": is no folder that only this user may write to; say where to listen: endpoint"));
   return absl::OkStatus();
+}
+
+std::string StatePath(const std::string& name) {
+  if (name.empty() || name.find('/') != std::string::npos || name[0] == ':') return name;
+  const char* state = std::getenv("XDG_STATE_HOME");
+  const char* home = std::getenv("HOME");
+  std::string folder;
+  if (state != nullptr && *state == '/') {
+    folder = state;
+  } else if (home != nullptr && *home == '/') {
+    folder = absl::StrCat(home, "/.local/state");
+  } else {
+    return name;
+  }
+  absl::StrAppend(&folder, "/sluice");
+  std::error_code failed;
+  std::filesystem::create_directories(folder, failed);
+  return failed ? name : absl::StrCat(folder, "/", name);
 }
 
 absl::Status CheckEndpoint(absl::string_view endpoint) {

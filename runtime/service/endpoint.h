@@ -26,6 +26,10 @@ inline std::string DefaultEndpoint() {
 // The server's part: the folder is there, and nobody else made it or may write to it.
 absl::Status MakeDefaultFolder();
 
+// Where state goes that is called by a bare file name: a folder of this user's for state, made
+// here; $XDG_STATE_HOME/sluice or ~/.local/state/sluice. Other paths stay as they are.
+std::string StatePath(const std::string& name);
+
 // Whether a server may listen there: tcp://HOST:PORT or ipc://PATH, the path no ordinary file.
 absl::Status CheckEndpoint(absl::string_view endpoint);
 // ZeroMQ removes what stands at an ipc path before it binds: another server's socket would be

@@ -237,6 +237,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const Options& o,
   Client::Options options;
   options.timeout = std::chrono::milliseconds(1000);
   options.tries = 1;
+  options.identity = o.identity;
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
                           Client::Connect(context, endpoint, options));
   auto server = std::make_unique<HttpServerImpl>(std::move(client));

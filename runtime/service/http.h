@@ -20,6 +20,7 @@ class HttpServer {
     std::string host;
     int port = 0;
     std::vector<std::string> names;
+    std::string identity;  // what its sockets' identities begin with
   };
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const Options& options,
                                                            zmq::context_t& context,

@@ -14,21 +14,23 @@ int64_t SteadyMs() {
   using namespace std::chrono;
   return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
 }
-// A snapshot belongs to a graph and a policy's name; one of another shape is not read.
+// A snapshot belongs to a team and a policy's text; one of another shape is not read.
 std::string SnapshotKey(const PolicySet& s, const PolicySet::Policy& p) {
-  return absl::StrCat(p.name, "@", absl::Hex(s.fingerprint));
+  return absl::StrCat(absl::Hex(p.fingerprint), "@", absl::Hex(s.fingerprint));
 }
 std::string ExperimentKey(const PolicySet& s) {
   return absl::StrCat("experiment@", absl::Hex(s.fingerprint));
 }
+std::string SpendingKey(const SpendingBook& b) {
+  return absl::StrCat("spending@", absl::Hex(b.fingerprint()));
+}
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Learner>> Learner::Start(std::shared_ptr<const PolicySet> policies,
-                                                        const v1::ExperimentConfig& experiment,
-                                                        Store& store, const Options& options,
-                                                        std::function<void()> done) {
+absl::StatusOr<std::unique_ptr<Learner>> Learner::Start(
+    std::shared_ptr<const ServerSettings> settings, Store& store, const Options& options,
+    std::function<void()> done) {
   std::unique_ptr<Learner> l(new Learner(store, options, std::move(done)));
-  SLUICE_RETURN_IF_ERROR(l->Restore(std::move(policies), experiment));
+  SLUICE_RETURN_IF_ERROR(l->Restore(std::move(settings)));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t lease, store.LeaseIds(kLease));
   l->lease_ = lease;
   l->Publish();
@@ -74,22 +76,34 @@ std::string Learner::trouble() {
   std::lock_guard lock(mutex_);
   return trouble_;
 }
-void Learner::Replace(std::shared_ptr<const PolicySet> policies,
-                      const v1::ExperimentConfig& experiment) {
+void Learner::Replace(std::shared_ptr<const ServerSettings> settings) {
   {
     std::lock_guard lock(mutex_);
-    replacement_ = std::move(policies);
-    replacement_experiment_ = experiment;
+    replacement_ = std::move(settings);
+    replaced_.reset();
   }
   wake_.notify_one();
 }
+std::optional<absl::Status> Learner::TakeReplaced() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(replaced_, std::nullopt);
+}
+std::vector<DecisionRecord> Learner::TakeSettled() {
+  if (!any_settled_.exchange(false)) return {};
+  std::lock_guard lock(mutex_);
+  return std::exchange(settled_, {});
+}
+void Learner::SetQueue(int64_t outcomes) {
+  std::lock_guard lock(mutex_);
+  options_.queue = outcomes;
+}
 void Learner::ReportExperiment(v1::ExperimentResponse& out) {
   std::lock_guard lock(experiment_mutex_);
-  experiment_.Report(out);
+  books_.experiment.Report(out);
 }
 std::string Learner::WhyStopped(size_t arm) {
   std::lock_guard lock(experiment_mutex_);
-  return arm < experiment_.stopped().size() ? experiment_.why(arm) : "";
+  return arm < books_.experiment.stopped().size() ? books_.experiment.why(arm) : "";
 }
 absl::Status Learner::SaveNow() {
   std::unique_lock lock(mutex_);
@@ -99,30 +113,44 @@ absl::Status Learner::SaveNow() {
   return save_status_;
 }
 
-absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies,
-                              const v1::ExperimentConfig& experiment) {
-  std::vector<Book> books;
-  SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store_.Newest());
-  uint64_t from = newest;
-  for (const PolicySet::Policy& p : policies->policies) {
-    Book b{std::make_unique<Ledger>(*p.router, *p.plan, options_.window), 0};
-    auto snapshot = store_.LoadSnapshot(SnapshotKey(*policies, p));
-    if (snapshot.ok() && b.ledger->Parse(snapshot->bytes).ok()) b.through = snapshot->through;
-    // Anything else (none yet, another method, damage) is learned again from the outcomes.
-    from = std::min(from, b.through);
-    books.push_back(std::move(b));
+Learner::Book Learner::RestoreBook(const PolicySet& set, const PolicySet::Policy& policy) {
+  Book b{std::make_unique<Ledger>(*policy.router, *policy.plan, options_.window), 0};
+  const auto snapshot = store_.LoadSnapshot(SnapshotKey(set, policy));
+  if (snapshot.ok() && b.ledger->Parse(snapshot->bytes).ok()) b.through = snapshot->through;
+  // Anything else (none yet, another text, damage) is learned again from the outcomes.
+  return b;
+}
+
+absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
+  SLUICE_RETURN_IF_ERROR(teams_.Serve(*settings));
+  SLUICE_ASSIGN_OR_RETURN(uint64_t from, store_.Newest());
+  Books books;
+  const PolicySet& set = *settings->policies;
+  for (const PolicySet::Policy& p : set.policies) {
+    books.policies.push_back(RestoreBook(set, p));
+    from = std::min(from, books.policies.back().through);
   }
-  books_ = std::move(books);
-  policies_ = std::move(policies);
+  if (set.worth) {
+    books.worth = RestoreBook(set, *set.worth);
+    from = std::min(from, books.worth->through);
+  }
+  books.spending.Track(settings->budgets);
+  const auto spending = store_.LoadSnapshot(SpendingKey(books.spending));
+  if (spending.ok() && books.spending.Parse(spending->bytes).ok())
+    books.spending_through = spending->through;
+  if (!settings->budgets.empty()) from = std::min(from, books.spending_through);
+  const auto experiment = store_.LoadSnapshot(ExperimentKey(set));
+  if (experiment.ok() && books.experiment.Parse(experiment->bytes).ok()) {
+    books.experiment_through = experiment->through;
+  } else {
+    books.experiment = {};
+  }
+  books.experiment.Adopt(settings->config.experiment());
+  from = std::min(from, books.experiment_through);
+  books.settings = std::move(settings);
   {
     std::lock_guard lock(experiment_mutex_);
-    auto snapshot = store_.LoadSnapshot(ExperimentKey(*policies_));
-    experiment_through_ =
-        snapshot.ok() && experiment_.Parse(snapshot->bytes).ok() ? snapshot->through : 0;
-    if (experiment_through_ == 0) experiment_ = {};
-    experiment_.Adopt(experiment);
-    experiment_id_ = ExperimentId(experiment);
-    from = std::min(from, experiment_through_);
+    books_ = std::move(books);
   }
   sequence_ = from;
   return ApplyStored();
@@ -131,72 +159,113 @@ absl::Status Learner::Restore(std::shared_ptr<const PolicySet> policies,
 absl::Status Learner::ApplyStored() {
   absl::Status bad;
   SLUICE_RETURN_IF_ERROR(store_.Read(sequence_, [&](uint64_t sequence, absl::string_view bytes) {
-    const absl::StatusOr<OutcomeRecord> o = ParseOutcome(bytes);
+    absl::StatusOr<OutcomeRecord> o = ParseOutcome(bytes);
     if (!o.ok()) {
       bad.Update(
           absl::DataLossError(absl::StrCat("outcome ", sequence, ": ", o.status().message())));
       sequence_ = sequence;
       return;
     }
-    Apply(sequence, *o);
+    Apply(sequence, *std::move(o));
   }));
   return bad;
 }
 
-void Learner::Apply(uint64_t sequence, const OutcomeRecord& o) {
+void Learner::Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequence,
+                      const OutcomeRecord& o) {
+  if (sequence <= book.through) return;
+  deltas_.clear();
+  policy.router->Observe(*policy.plan, o.view(), deltas_);
+  book.ledger->Add(o.decision.epoch, deltas_);
+}
+
+void Learner::Apply(uint64_t sequence, OutcomeRecord o) {
   sequence_ = sequence;
-  if (o.decision.graph != policies_->fingerprint) return;  // of another graph
-  const AgentGraph& g = *policies_->graph;
-  if (o.decision.path.size() != static_cast<size_t>(g.num_stages()) ||
+  const PolicySet& set = *books_.settings->policies;
+  const AgentGraph& g = *set.graph;
+  if (!teams_.Translate(o) || o.decision.path.size() != static_cast<size_t>(g.num_stages()) ||
       o.decision.intent.size() != g.tasks.size())
     return;
-  for (size_t i = 0; i < books_.size(); ++i) {
-    if (sequence <= books_[i].through) continue;
-    deltas_.clear();
-    policies_->policies[i].router->Observe(*policies_->policies[i].plan, o.view(), deltas_);
-    books_[i].ledger->Add(o.decision.epoch, deltas_);
-  }
-  if (o.decision.unit != 0 && sequence > experiment_through_) {
-    std::lock_guard lock(experiment_mutex_);
-    experiment_.Learn(o);
-  }
   dirty_ = true;
+  if (!books_.settings->budgets.empty()) {
+    if (sequence > books_.spending_through) books_.spending.Learn(o);
+    if (!o.calls.empty() && newly_settled_.size() < kMostSettled)
+      newly_settled_.push_back(o.decision);
+  }
+  if (!o.graded) return;
+  for (size_t i = 0; i < books_.policies.size(); ++i)
+    Observe(set.policies[i], books_.policies[i], sequence, o);
+  if (books_.worth) Observe(*set.worth, *books_.worth, sequence, o);
+  if (o.decision.unit != 0 && sequence > books_.experiment_through) {
+    std::lock_guard lock(experiment_mutex_);
+    books_.experiment.Learn(o);
+  }
 }
 
 void Learner::Publish() {
   auto s = std::make_unique<LearnedState>();
-  s->policies = policies_;
+  s->settings = books_.settings;
+  s->policies = books_.settings->policies;
   s->version = ++version_;
   s->sequence = sequence_;
   s->published_ms = SteadyMs();
-  for (Book& b : books_) {
+  const auto copy = [&](Book& b) {
     const absl::Span<const double> state = b.ledger->State();
-    s->of.push_back({{state.begin(), state.end()}, b.ledger->outcomes(), b.ledger->late()});
     s->newest_epoch = std::max(s->newest_epoch, b.ledger->newest());
-  }
-  s->experiment = experiment_id_;
+    return LearnedState::Of{{state.begin(), state.end()}, b.ledger->outcomes(), b.ledger->late()};
+  };
+  for (Book& b : books_.policies) s->of.push_back(copy(b));
+  if (books_.worth) s->worth = copy(*books_.worth);
+  s->spent = books_.spending.spent();
+  s->experiment = ExperimentId(books_.settings->config.experiment());
   {
     std::lock_guard lock(experiment_mutex_);
-    s->stopped = experiment_.stopped();
+    s->stopped = books_.experiment.stopped();
   }
   published_.Publish(std::move(s));
   dirty_ = false;
+  published_at_ = SteadyMs();
+  if (newly_settled_.empty()) return;
+  std::lock_guard lock(mutex_);
+  settled_.insert(settled_.end(), std::make_move_iterator(newly_settled_.begin()),
+                  std::make_move_iterator(newly_settled_.end()));
+  newly_settled_.clear();
+  any_settled_ = true;
 }
 
 absl::Status Learner::Save() {
-  for (size_t i = 0; i < books_.size(); ++i) {
-    SLUICE_RETURN_IF_ERROR(store_.SaveSnapshot(SnapshotKey(*policies_, policies_->policies[i]),
-                                               {sequence_, books_[i].ledger->Serialize()}));
-  }
+  const PolicySet& set = *books_.settings->policies;
+  const auto save = [&](const PolicySet::Policy& p, const Book& b) {
+    return store_.SaveSnapshot(SnapshotKey(set, p), {sequence_, b.ledger->Serialize()});
+  };
+  for (size_t i = 0; i < books_.policies.size(); ++i)
+    SLUICE_RETURN_IF_ERROR(save(set.policies[i], books_.policies[i]));
+  if (books_.worth) SLUICE_RETURN_IF_ERROR(save(*set.worth, *books_.worth));
+  SLUICE_RETURN_IF_ERROR(
+      store_.SaveSnapshot(SpendingKey(books_.spending), {sequence_, books_.spending.Serialize()}));
   std::string experiment;
   {
     std::lock_guard lock(experiment_mutex_);
-    experiment = experiment_.Serialize();
+    experiment = books_.experiment.Serialize();
   }
   SLUICE_RETURN_IF_ERROR(
-      store_.SaveSnapshot(ExperimentKey(*policies_), {sequence_, std::move(experiment)}));
+      store_.SaveSnapshot(ExperimentKey(set), {sequence_, std::move(experiment)}));
   since_save_ = 0;
   return absl::OkStatus();
+}
+
+absl::Status Learner::Swap(std::shared_ptr<const ServerSettings> settings) {
+  // A snapshot saves reading the outcomes again; where it cannot be written they are read.
+  const absl::Status saved = Save();
+  const std::shared_ptr<const ServerSettings> before = books_.settings;
+  absl::Status status = Restore(std::move(settings));
+  if (!status.ok()) status.Update(Restore(before));
+  Publish();
+  if (!saved.ok()) {
+    std::lock_guard lock(mutex_);
+    trouble_ = std::string(saved.message());
+  }
+  return status;
 }
 
 void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
@@ -222,6 +291,8 @@ void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
     }
     since_save_ += added;
     if (store_.shared()) status = ApplyStored();
+    // What was spent has to be known before it is no longer held.
+    if (!newly_settled_.empty()) Publish();
   } else {
     for (const auto& job : jobs) job->status = status;
   }
@@ -234,79 +305,74 @@ void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
   any_done_ = true;
 }
 
+Learner::Work Learner::NextWork() {
+  Work w;
+  std::unique_lock lock(mutex_);
+  const auto wait = std::chrono::milliseconds(
+      dirty_ || store_.shared() ? std::max<int64_t>(1, options_.publish_ms) : 500);
+  wake_.wait_for(lock, wait, [&] {
+    return stop_ || !queue_.empty() || replacement_ != nullptr || save_asked_ > save_done_;
+  });
+  // Others may share the commit: a sync to disk costs more than the wait.
+  if (!queue_.empty() && !stop_ && options_.commit_ms > 0) {
+    wake_.wait_for(lock, std::chrono::milliseconds(options_.commit_ms),
+                   [&] { return stop_ || queued_ >= kFullCommit; });
+  }
+  size_t outcomes = 0;
+  while (!queue_.empty() && outcomes < kMostCommit) {
+    outcomes += std::max<size_t>(1, queue_.front()->outcomes.size());
+    w.jobs.push_back(std::move(queue_.front()));
+    queue_.pop_front();
+  }
+  w.replacement = std::exchange(replacement_, nullptr);
+  w.save = save_asked_;
+  w.stop = stop_ && queue_.empty();
+  return w;
+}
+
+void Learner::SaveFor(uint64_t asked) {
+  if (dirty_) Publish();
+  const absl::Status status = Save();
+  std::lock_guard lock(mutex_);
+  if (!status.ok()) trouble_ = std::string(status.message());
+  since_save_ = 0;
+  save_status_ = status;
+  save_done_ = asked;
+  saved_.notify_all();
+}
+
 void Learner::Loop() {
   // Serving goes first where both want a CPU: no preemption when this thread wakes, and a smaller
   // share.
   sched_param none{};
   sched_setscheduler(0, SCHED_BATCH, &none);
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), 10);
-  int64_t published = SteadyMs();
   for (;;) {
-    std::vector<std::unique_ptr<FeedbackJob>> jobs;
-    std::shared_ptr<const PolicySet> replacement;
-    v1::ExperimentConfig replacement_experiment;
-    uint64_t save = 0;
-    bool stop = false;
-    {
-      std::unique_lock lock(mutex_);
-      const auto wait = std::chrono::milliseconds(
-          dirty_ || store_.shared() ? std::max<int64_t>(1, options_.publish_ms) : 500);
-      wake_.wait_for(lock, wait, [&] {
-        return stop_ || !queue_.empty() || replacement_ != nullptr || save_asked_ > save_done_;
-      });
-      // Others may share the commit: a sync to disk costs more than the wait.
-      if (!queue_.empty() && !stop_ && options_.commit_ms > 0) {
-        wake_.wait_for(lock, std::chrono::milliseconds(options_.commit_ms),
-                       [&] { return stop_ || queued_ >= kFullCommit; });
-      }
-      size_t outcomes = 0;
-      while (!queue_.empty() && outcomes < 4096) {
-        outcomes += std::max<size_t>(1, queue_.front()->outcomes.size());
-        jobs.push_back(std::move(queue_.front()));
-        queue_.pop_front();
-      }
-      replacement = std::exchange(replacement_, nullptr);
-      if (replacement != nullptr) replacement_experiment = replacement_experiment_;
-      save = save_asked_;
-      stop = stop_ && queue_.empty();
-    }
-    if (!jobs.empty()) {
-      Commit(std::move(jobs));
+    Work w = NextWork();
+    if (!w.jobs.empty()) {
+      Commit(std::move(w.jobs));
       done_callback_();
     } else if (store_.shared()) {  // what other servers learned
       const absl::Status status = ApplyStored();
       std::lock_guard lock(mutex_);
       trouble_ = std::string(status.message());
     }
-    if (replacement != nullptr) {
-      absl::Status status = Save();
-      if (status.ok()) status = Restore(std::move(replacement), replacement_experiment);
-      if (status.ok()) Publish();
-      std::lock_guard lock(mutex_);
-      trouble_ = std::string(status.message());
+    if (w.replacement != nullptr) {
+      const absl::Status status = Swap(std::move(w.replacement));
+      {
+        std::lock_guard lock(mutex_);
+        replaced_ = status;
+      }
+      done_callback_();
     }
-    if (dirty_ && SteadyMs() - published >= options_.publish_ms) {
-      Publish();
-      published = SteadyMs();
-    }
+    if (dirty_ && SteadyMs() - published_at_ >= options_.publish_ms) Publish();
     if (lease_.load() == 0) {
       if (auto lease = store_.LeaseIds(kLease); lease.ok()) lease_ = *lease;
     }
-    if (save > save_done_ || stop ||
-        since_save_ >= static_cast<uint64_t>(options_.snapshot_every)) {
-      if (dirty_) {
-        Publish();
-        published = SteadyMs();
-      }
-      const absl::Status status = Save();
-      std::lock_guard lock(mutex_);
-      if (!status.ok()) trouble_ = std::string(status.message());
-      since_save_ = 0;
-      save_status_ = status;
-      save_done_ = save;
-      saved_.notify_all();
-    }
-    if (stop) return;
+    if (w.save > save_done_ || w.stop ||
+        since_save_ >= static_cast<uint64_t>(options_.snapshot_every))
+      SaveFor(w.save);
+    if (w.stop) return;
   }
 }
 SLUICE_END_NAMESPACE

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,7 +18,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "sluice/runtime/base/published.h"
+#include "sluice/runtime/service/budgets.h"
 #include "sluice/runtime/service/config.h"
+#include "sluice/runtime/service/earlier_teams.h"
 #include "sluice/runtime/service/experiment.h"
 #include "sluice/runtime/store/ledger.h"
 #include "sluice/runtime/store/record.h"
@@ -26,16 +29,20 @@
 SLUICE_BEGIN_NAMESPACE
 // All that a decision reads.
 struct LearnedState {
-  std::shared_ptr<const PolicySet> policies;
+  std::shared_ptr<const ServerSettings> settings;
+  std::shared_ptr<const PolicySet> policies;             // of these settings
   uint64_t version = 0, newest_epoch = 0, sequence = 0;  // sequence: of the last outcome inside
   int64_t published_ms = 0;                              // steady clock
   struct Of {
     std::vector<double> state;
     int64_t outcomes = 0, late = 0;
   };
-  std::vector<Of> of;            // one a policy
-  uint32_t experiment = 0;       // whose arms `stopped` speaks of
-  std::vector<uint8_t> stopped;  // arms that a guardrail stopped
+  std::vector<Of> of;                   // one a policy
+  Of worth;                             // of PolicySet::worth
+  std::vector<Spent> spent;             // one a budget
+  std::vector<int64_t> held_elsewhere;  // nano USD, one a budget: other servers' reservations
+  uint32_t experiment = 0;              // whose arms `stopped` speaks of
+  std::vector<uint8_t> stopped;         // arms that a guardrail stopped
 };
 
 // One feedback request on its way to disk and back.
@@ -45,13 +52,8 @@ struct FeedbackJob {
                        // read them
   bool delimiter = false;
   uint64_t request_id = 0;
-  struct Report {
-    int32_t agent = 0;
-    bool failed = false;
-    double latency_s = 0;
-  };
   std::vector<OutcomeRecord> outcomes;
-  std::vector<std::vector<Report>> reports;  // of each outcome, for the caller's use
+  std::vector<std::vector<std::string>> failures;  // of each outcome's calls, for the caller's use
   std::vector<int> slot;  // of each outcome in the request; the rest were rejected before
   std::vector<std::string> reasons;  // one an outcome of the request; "" : not rejected
   std::vector<Result> results;       // one an outcome of the request
@@ -66,18 +68,24 @@ class Learner {
   };
   // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's
   // thread.
-  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const PolicySet>,
-                                                        const v1::ExperimentConfig&, Store& store,
-                                                        const Options&, std::function<void()> done);
+  static absl::StatusOr<std::unique_ptr<Learner>> Start(std::shared_ptr<const ServerSettings>,
+                                                        Store& store, const Options&,
+                                                        std::function<void()> done);
   ~Learner();  // drains, saves a snapshot
 
   // False: the queue is full and nothing was taken.
   bool Submit(std::unique_ptr<FeedbackJob>& job);
   std::vector<std::unique_ptr<FeedbackJob>> TakeDone();
   Published<LearnedState>& published() { return published_; }
-  // The same graph with other policies or settings of them: ledgers are restored beside the running
-  // ones, then swapped.
-  void Replace(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&);
+  // Other settings, another team among them: what they learn is restored beside what runs, then
+  // swapped. How that went is TakeReplaced's; the old settings stay where it failed.
+  void Replace(std::shared_ptr<const ServerSettings>);
+  // Of the last Replace, once; nothing while it goes on. `done` is called.
+  std::optional<absl::Status> TakeReplaced();
+  // Decisions whose outcomes were learned since the last call, where budgets are kept. Their cost
+  // is in what is published.
+  std::vector<DecisionRecord> TakeSettled();
+  void SetQueue(int64_t outcomes);
   void ReportExperiment(v1::ExperimentResponse& out);
   std::string WhyStopped(size_t arm);
   // A lease of ids ahead of need; 0: none ready.
@@ -91,16 +99,38 @@ class Learner {
 
  private:
   Learner(Store& store, const Options& o, std::function<void()> done)
-      : store_(store), options_(o), done_callback_(std::move(done)) {}
+      : store_(store), options_(o), done_callback_(std::move(done)), teams_(store) {}
   struct Book {
     std::unique_ptr<Ledger> ledger;
     uint64_t through = 0;  // already inside, when it was restored
   };
-  absl::Status Restore(std::shared_ptr<const PolicySet>, const v1::ExperimentConfig&);
-  void Apply(uint64_t sequence, const OutcomeRecord&);
+  // All that outcomes are folded into.
+  struct Books {
+    std::shared_ptr<const ServerSettings> settings;
+    std::vector<Book> policies;
+    std::optional<Book> worth;
+    ExperimentBook experiment;
+    uint64_t experiment_through = 0;
+    SpendingBook spending;
+    uint64_t spending_through = 0;
+  };
+  Book RestoreBook(const PolicySet& set, const PolicySet::Policy& policy);
+  absl::Status Restore(std::shared_ptr<const ServerSettings>);
+  void Apply(uint64_t sequence, OutcomeRecord o);
+  void Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequence,
+               const OutcomeRecord& o);
+  absl::Status Swap(std::shared_ptr<const ServerSettings>);
   absl::Status ApplyStored();
   void Publish();
   absl::Status Save();
+  void SaveFor(uint64_t asked);
+  struct Work {
+    std::vector<std::unique_ptr<FeedbackJob>> jobs;
+    std::shared_ptr<const ServerSettings> replacement;
+    uint64_t save = 0;
+    bool stop = false;
+  };
+  Work NextWork();
   void Loop();
   void Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs);
 
@@ -110,31 +140,34 @@ class Learner {
   Published<LearnedState> published_;
   std::atomic<uint64_t> lease_{0};
   std::atomic<bool> any_done_{false};
+  std::atomic<bool> any_settled_{false};
   static constexpr size_t kFullCommit = 1024;  // outcomes that need not wait for more
+  static constexpr size_t kMostCommit = 4096;
+  static constexpr size_t kMostSettled = 1 << 16;  // the rest expire
 
   std::mutex mutex_;  // the queues; never held over a commit
   std::condition_variable wake_, saved_;
   std::deque<std::unique_ptr<FeedbackJob>> queue_;
   size_t queued_ = 0;  // outcomes
   std::vector<std::unique_ptr<FeedbackJob>> done_;
-  std::shared_ptr<const PolicySet> replacement_;
-  v1::ExperimentConfig replacement_experiment_;
+  std::shared_ptr<const ServerSettings> replacement_;
+  std::optional<absl::Status> replaced_;
+  std::vector<DecisionRecord> settled_;
   std::string trouble_;
   bool stop_ = false;
   uint64_t save_asked_ = 0, save_done_ = 0;
   absl::Status save_status_;
 
-  std::mutex
-      experiment_mutex_;  // the learner writes, a reader of results waits for one outcome at most
-  ExperimentBook experiment_;
-  uint32_t experiment_id_ = 0;
-  uint64_t experiment_through_ = 0;
+  // The learner writes, a reader of an experiment's results waits for one outcome at most.
+  std::mutex experiment_mutex_;
 
-  // The thread's own.
-  std::shared_ptr<const PolicySet> policies_;
-  std::vector<Book> books_;
+  // The thread's own, but for the experiment.
+  Books books_;
+  EarlierTeams teams_;
   std::vector<SumDelta> deltas_;
+  std::vector<DecisionRecord> newly_settled_;
   uint64_t sequence_ = 0, version_ = 0, since_save_ = 0;
+  int64_t published_at_ = 0;
   bool dirty_ = false;
   std::thread thread_;
 };

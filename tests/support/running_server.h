@@ -52,7 +52,7 @@ inline constexpr char kTwoStages[] = R"(
     agent { id: "solve-b" cost_usd: 0.02 }
     agent { id: "solve-c" cost_usd: 0.2 }
   }
-  learning { publish_ms: 1 epoch_decisions: 16 }
+  learning { publish_ms: 1 epoch_decisions: 16 labelled: true }
 )";
 
 class RunningServer {

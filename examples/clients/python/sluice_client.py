@@ -69,6 +69,7 @@ class Client:
         once = request.WhichOneof("body") in ("route", "set_policy")
         for _ in range(1 if once else self.tries):
             request.version, request.request_id = 1, self._next
+            request.deadline_unix_ms = int(time.time() * 1000) + self.timeout_ms  # what is given up is not done later
             self._next += 1
             until = time.monotonic() + self.timeout_ms / 1000
             try:
@@ -87,25 +88,29 @@ class Client:
             self._connect()
         raise TimeoutError(f"{self.endpoint}: no answer in {self.timeout_ms} ms")
 
-    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0, unit=""):
-        """-> pb.Decision: .agents (one a stage), .id, .propensity, .receipt."""
-        return self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd, unit=unit)])[0]
+    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0, unit="", tag=(), session="", previous=b""):
+        """-> pb.Decision: .agents (one a stage), .fallbacks (ranked, one list a stage), .id, .propensity, .receipt."""
+        [d] = self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd, unit=unit,
+                                     tag=tag, session=session, previous=previous)])
+        if d.HasField("error"):
+            raise SluiceError(d.error.code, d.error.text)
+        return d
 
     def route_batch(self, queries):
-        """Queries as dicts of route's arguments -> list of pb.Decision. Raises for the first that failed."""
+        """Queries as dicts of route's arguments -> list of pb.Decision, one a query. One that could not be decided has
+        .error and HasField("error"); the others are made and count."""
         request = pb.Request()
         for q in queries:
             request.route.queries.add(**q)
-        decisions = list(self.call(request).route.decisions)
-        for d in decisions:
-            if d.HasField("error"):
-                raise SluiceError(d.error.code, d.error.text)
-        return decisions
+        return list(self.call(request).route.decisions)
 
-    def feedback(self, decision, quality, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=()):
-        """Returns once the outcome is on disk: True when it was new, False when it was there already."""
+    def feedback(self, decision, quality=None, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=()):
+        """Returns once the outcome is on disk: True when it was new, False when it was there already. Without a quality only
+        cost, latency and failures are told, and the quality may follow."""
         request = pb.Request()
-        outcome = request.feedback.outcomes.add(receipt=decision.receipt, quality=quality, cost_usd=cost_usd, latency_s=latency_s)
+        outcome = request.feedback.outcomes.add(receipt=decision.receipt, cost_usd=cost_usd, latency_s=latency_s)
+        if quality is not None:
+            outcome.quality = quality
         if accepted is not None:
             outcome.accepted = accepted
         for agent in failed_agents:

@@ -1,0 +1,101 @@
+#include "sluice/runtime/service/earlier_teams.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/api/check.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+// The agent's number in the team, by its id there or the one it had before; -1: none.
+int32_t NumberOf(const std::string& id, int stage, const v1::ServerConfig& team) {
+  int32_t number = 0;
+  for (int s = 0; s < stage; ++s) number += team.stage(s).agent_size();
+  int32_t renamed = -1;
+  for (const v1::AgentConfig& a : team.stage(stage).agent()) {
+    if (a.id() == id) return number;
+    if (a.was() == id) renamed = number;
+    ++number;
+  }
+  return renamed;
+}
+// Whether all were found; the numbers are replaced.
+template <class T>
+bool Renumber(const std::vector<int32_t>& to, std::vector<T>& numbers) {
+  for (T& n : numbers) {
+    const auto at = static_cast<size_t>(n);
+    if (n < 0 || at >= to.size() || to[at] < 0) return false;
+    n = to[at];
+  }
+  return true;
+}
+}  // namespace
+
+std::string TeamKey(uint64_t fingerprint) { return absl::StrCat("team@", absl::Hex(fingerprint)); }
+
+absl::Status EarlierTeams::Serve(const ServerSettings& now) {
+  now_.Clear();
+  *now_.mutable_task() = now.config.task();
+  *now_.mutable_stage() = now.config.stage();
+  fingerprint_ = now.policies->fingerprint;
+  changes_.clear();
+  return store_.SaveSnapshot(TeamKey(fingerprint_), {0, now_.SerializeAsString()});
+}
+
+bool EarlierTeams::Translate(OutcomeRecord& o) {
+  if (o.decision.graph == fingerprint_) return true;
+  const Change& change = From(o.decision.graph);
+  if (!change.known) return false;
+  OutcomeRecord to = o;
+  to.decision.graph = fingerprint_;
+  if (!Renumber(change.agent, to.decision.path)) return false;
+  to.decision.intent.assign(static_cast<size_t>(now_.task_size()), 0.0);
+  double told = 0;
+  for (size_t t = 0; t < o.decision.intent.size(); ++t) {
+    if (t >= change.task.size()) return false;
+    if (change.task[t] < 0) continue;
+    to.decision.intent[static_cast<size_t>(change.task[t])] += o.decision.intent[t];
+    told += o.decision.intent[t];
+  }
+  if (!(told > 0)) return false;
+  for (double& w : to.decision.intent) w /= told;
+  std::erase_if(to.calls, [&](OutcomeRecord::Call& c) {
+    std::vector<int32_t> agent = {c.agent};
+    const bool stays = Renumber(change.agent, agent);
+    c.agent = agent[0];
+    return !stays;
+  });
+  std::erase_if(to.decision.blocked, [&](int32_t& a) {
+    std::vector<int32_t> agent = {a};
+    const bool stays = Renumber(change.agent, agent);
+    a = agent[0];
+    return !stays;
+  });
+  o = std::move(to);
+  return true;
+}
+
+const EarlierTeams::Change& EarlierTeams::From(uint64_t graph) {
+  const auto [at, fresh] = changes_.try_emplace(graph);
+  if (fresh) at->second.known = Read(graph, at->second).ok();
+  return at->second;
+}
+
+absl::Status EarlierTeams::Read(uint64_t graph, Change& change) const {
+  SLUICE_ASSIGN_OR_RETURN(const StoredSnapshot kept, store_.LoadSnapshot(TeamKey(graph)));
+  v1::ServerConfig was;
+  if (!was.ParseFromString(kept.bytes)) return absl::DataLossError("a team that cannot be read");
+  if (was.stage_size() != now_.stage_size())
+    return absl::FailedPreconditionError("another number of stages");
+  for (int s = 0; s < was.stage_size(); ++s) {
+    for (const v1::AgentConfig& a : was.stage(s).agent())
+      change.agent.push_back(NumberOf(a.id(), s, now_));
+  }
+  for (const std::string& task : was.task()) {
+    const auto at = std::find(now_.task().begin(), now_.task().end(), task);
+    change.task.push_back(at == now_.task().end() ? -1
+                                                  : static_cast<int32_t>(at - now_.task().begin()));
+  }
+  return absl::OkStatus();
+}
+SLUICE_END_NAMESPACE
