@@ -1,123 +1,215 @@
+// Outcomes lie in a stream whose ids are their sequence numbers (N-0): trimming it shifts nothing,
+// and the last number stays when all are trimmed. Their ids lie in a sorted set by sequence.
+// Scripts change both or neither, so a repeated append is harmless and every server reads the same
+// order. All keys carry the hash tag {prefix}.
 #include <hiredis/hiredis.h>
-#include <pthread.h>
-#include <signal.h>
 
-#include <cstdlib>
-#include <mutex>
+#include <algorithm>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/store/redis_link.h"
 #include "sluice/runtime/store/store.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-// Outcomes lie in one list, their ids in a set. A script adds to both or to neither, so a repeated
-// append is harmless and every server reads the same order.
-constexpr char kAppend[] =
-    "local r = {} "
-    "for i = 1, #ARGV, 2 do "
-    "  if redis.call('SADD', KEYS[1], ARGV[i]) == 1 then redis.call('RPUSH', KEYS[2], ARGV[i + "
-    "1]); r[#r + 1] = 1 "
-    "  else r[#r + 1] = 0 end "
-    "end return r";
-constexpr int kPage = 512;
+constexpr int kTimeoutMs = 2000;
+constexpr int kExchangeTimeoutMs = 500;
+constexpr int kMigrateTimeoutMs = 600'000;  // one script over a log of millions
+constexpr uint64_t kPage = 512;
 
-// hiredis writes to a socket whose server may be gone. The signal that this raises is this
-// thread's, and is dropped here.
-class NoSigPipe {
- public:
-  NoSigPipe() {
-    sigemptyset(&pipe_);
-    sigaddset(&pipe_, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
-  }
-  ~NoSigPipe() {
-    const timespec now{0, 0};
-    if (!sigismember(&before_, SIGPIPE)) {
-      while (sigtimedwait(&pipe_, nullptr, &now) > 0) {
-      }
-    }
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
+// newest and oldest sequence of a log; without a readable outcome oldest is newest + 1.
+#define SLUICE_LUA_ENDS                                       \
+  "local function ends(log) "                                 \
+  "  if redis.call('EXISTS', log) == 0 then return 0, 1 end " \
+  "  local info = redis.call('XINFO', 'STREAM', log) "        \
+  "  local newest, oldest "                                   \
+  "  for i = 1, #info, 2 do "                                 \
+  "    local value = info[i + 1] "                            \
+  "    if info[i] == 'last-generated-id' then "               \
+  "      newest = tonumber(string.match(value, '^%d+')) "     \
+  "    elseif info[i] == 'first-entry' and value then "       \
+  "      oldest = tonumber(string.match(value[1], '^%d+')) "  \
+  "    end "                                                  \
+  "  end "                                                    \
+  "  return newest, oldest or newest + 1 "                    \
+  "end "
 
- private:
-  sigset_t pipe_, before_;
-};
+constexpr char kEnds[] = SLUICE_LUA_ENDS "return {ends(KEYS[1])}";
+
+// KEYS: log, ids. ARGV: decision id, record, ...
+constexpr char kAppend[] = SLUICE_LUA_ENDS R"(
+  local newest = ends(KEYS[1])
+  local fresh = {}
+  for i = 1, #ARGV, 2 do
+    local is_new = redis.call('ZADD', KEYS[2], 'NX', newest + 1, ARGV[i])
+    if is_new == 1 then
+      newest = newest + 1
+      redis.call('XADD', KEYS[1], string.format('%.0f-0', newest), 'r', ARGV[i + 1])
+    end
+    fresh[#fresh + 1] = is_new
+  end
+  return fresh)";
+
+// KEYS: log. ARGV: after, how many. Gives newest, oldest, entries.
+constexpr char kRead[] = SLUICE_LUA_ENDS R"(
+  local newest, oldest = ends(KEYS[1])
+  local from = tonumber(ARGV[1]) + 1
+  local entries = {}
+  if oldest <= from and from <= newest then
+    entries = redis.call('XRANGE', KEYS[1], string.format('%.0f-0', from), '+', 'COUNT', ARGV[2])
+  end
+  return {newest, oldest, entries})";
+
+// KEYS: log, ids. ARGV: before, how many ids are kept.
+constexpr char kTrim[] = SLUICE_LUA_ENDS R"(
+  local newest = ends(KEYS[1])
+  if newest == 0 then return 0 end
+  local before = math.min(tonumber(ARGV[1]), newest + 1)
+  redis.call('XTRIM', KEYS[1], 'MINID', string.format('%.0f-0', before))
+  local forget = math.min(before, newest - tonumber(ARGV[2]) + 1)
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('(%.0f', forget))
+  return 0)";
+
+// KEYS: a hash of what each server shows: when it ends, a space, the text. ARGV: who, text, ttl.
+// It goes to no file and no replica: it ends in a moment, and a synced file costs milliseconds.
+constexpr char kExchange[] = R"(
+  pcall(redis.set_repl, redis.REPL_NONE)
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f ', now + ARGV[3]) .. ARGV[2])
+  local all = redis.call('HGETALL', KEYS[1])
+  local others = {}
+  for i = 1, #all, 2 do
+    local space = string.find(all[i + 1], ' ', 1, true)
+    if tonumber(string.sub(all[i + 1], 1, space - 1)) <= now then
+      redis.call('HDEL', KEYS[1], all[i])
+    elseif all[i] ~= ARGV[1] then
+      others[#others + 1] = string.sub(all[i + 1], space + 1)
+    end
+  end
+  return others)";
+
+// An earlier version kept a list, whose numbers were positions, and a plain set of ids, in keys
+// without a hash tag. KEYS: its log, ids, next_id, snapshot, meta, then ours in the same order.
+// What was trimmed from the list's head is told by the ids. They count as old as the newest
+// outcome. A text stays in the list's place, on which a server of that version fails.
+constexpr char kMigrate[] = R"(
+  if redis.call('TYPE', KEYS[1]).ok == 'string' then return 0 end
+  local old = 0
+  for i = 1, 5 do old = old + redis.call('EXISTS', KEYS[i]) end
+  if old == 0 then return 0 end
+  for i = 6, 10 do
+    if redis.call('EXISTS', KEYS[i]) == 1 then
+      return redis.error_reply('ERR both ' .. KEYS[1] .. ', of an earlier version, and ' .. KEYS[6]
+          .. ' are there: delete the keys of one')
+    end
+  end
+  local size = redis.call('LLEN', KEYS[1])
+  local sequence = math.max(0, redis.call('SCARD', KEYS[2]) - size)
+  for from = 0, size - 1, 512 do
+    for _, record in ipairs(redis.call('LRANGE', KEYS[1], from, from + 511)) do
+      sequence = sequence + 1
+      redis.call('XADD', KEYS[6], string.format('%.0f-0', sequence), 'r', record)
+    end
+  end
+  if redis.call('EXISTS', KEYS[2]) == 1 then
+    redis.call('ZUNIONSTORE', KEYS[7], 1, KEYS[2], 'WEIGHTS', string.format('%.0f', sequence))
+  end
+  for i = 3, 5 do
+    if redis.call('EXISTS', KEYS[i]) == 1 then redis.call('RENAME', KEYS[i], KEYS[i + 5]) end
+  end
+  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('SET', KEYS[1], 'moved to ' .. KEYS[6])
+  return sequence)";
+
+constexpr const char* kParts[] = {"log", "ids", "next_id", "snapshot", "meta"};
+
+absl::Status Nonsense(absl::string_view command) {
+  return absl::InternalError(absl::StrCat("redis: ", command, " answered nonsense"));
+}
+
+RedisOptions Impatient(RedisOptions options) {
+  options.patience_ms = 0;
+  return options;
+}
 
 class RedisStore final : public Store {
  public:
-  RedisStore(std::string address, std::string prefix)
-      : address_(std::move(address)), prefix_(std::move(prefix)) {}
-  ~RedisStore() override {
-    if (context_ != nullptr) redisFree(context_);
-  }
+  explicit RedisStore(const RedisOptions& options)
+      : options_(options),
+        link_(options, kTimeoutMs),
+        exchange_link_(Impatient(options), kExchangeTimeoutMs) {}
   absl::string_view name() const override { return "redis"; }
   bool shared() const override { return true; }
+  bool durable() const override { return link_.persistence().durable; }
+  std::string durability() const override { return link_.persistence().text; }
 
-  absl::Status Connect() {
-    if (context_ != nullptr) redisFree(context_);
-    context_ = nullptr;
-    const timeval timeout{2, 0};
-    if (absl::StartsWith(address_, "/")) {
-      context_ = redisConnectUnixWithTimeout(address_.c_str(), timeout);
-    } else {
-      const size_t colon = address_.rfind(':');
-      int port = 6379;
-      if (colon != std::string::npos &&
-          !absl::SimpleAtoi(absl::string_view(address_).substr(colon + 1), &port)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("redis address '", address_, "' is not host:port or /path"));
-      }
-      context_ = redisConnectWithTimeout(address_.substr(0, colon).c_str(), port, timeout);
+  absl::Status Open() {
+    if (absl::StrContains(options_.prefix, '{') || absl::StrContains(options_.prefix, '}')) {
+      return absl::InvalidArgumentError(absl::StrCat("redis prefix '", options_.prefix,
+                                                     "' has a brace; any other text is allowed"));
     }
-    if (context_ == nullptr || context_->err != 0) {
-      absl::Status status = absl::UnavailableError(absl::StrCat(
-          "redis at ", address_, ": ", context_ != nullptr ? context_->errstr : "no memory"));
-      if (context_ != nullptr) redisFree(context_);
-      context_ = nullptr;
-      return status;
-    }
-    redisSetTimeout(context_, timeout);
-    return absl::OkStatus();
+    SLUICE_RETURN_IF_ERROR(link_.Connect());
+    // A cluster cannot have a log of the earlier version: its scripts were not legal there.
+    if (options_.cluster) return absl::OkStatus();
+    return options_.access == StoreAccess::kServe ? Migrate() : CheckMigrated();
   }
   absl::StatusOr<uint64_t> LeaseIds(uint64_t count) override {
-    SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"INCRBY", Key("next_id"), absl::StrCat(count)}));
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r,
+                            Write({"INCRBY", Key("next_id"), absl::StrCat(count)}));
     return static_cast<uint64_t>(r->integer) - count + 1;
   }
   absl::StatusOr<std::vector<bool>> Append(absl::Span<const StoredOutcome> outcomes) override {
-    std::vector<std::string> args = {"EVAL", kAppend, "2", Key("ids"), Key("log")};
+    RedisCommand command = {"EVAL", kAppend, "2", Key("log"), Key("ids")};
     for (const StoredOutcome& o : outcomes) {
-      args.push_back(absl::StrCat(o.decision_id));
-      args.push_back(o.bytes);
+      command.push_back(absl::StrCat(o.decision_id));
+      command.push_back(o.bytes);
     }
-    SLUICE_ASSIGN_OR_RETURN(const Reply r, Call(args));
-    if (r->type != REDIS_REPLY_ARRAY || r->elements != outcomes.size())
-      return absl::InternalError("redis: append answered nonsense");
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r, Write(command));
+    if (r->type != REDIS_REPLY_ARRAY || r->elements != outcomes.size()) return Nonsense("append");
     std::vector<bool> fresh;
     for (size_t i = 0; i < r->elements; ++i) fresh.push_back(r->element[i]->integer == 1);
     return fresh;
   }
   absl::StatusOr<uint64_t> Newest() override {
-    SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"LLEN", Key("log")}));
-    return static_cast<uint64_t>(r->integer);
+    SLUICE_ASSIGN_OR_RETURN(const auto ends, Ends());
+    return ends.first;
+  }
+  absl::StatusOr<uint64_t> Oldest() override {
+    SLUICE_ASSIGN_OR_RETURN(const auto ends, Ends());
+    return ends.second;
   }
   absl::Status Read(uint64_t after,
                     absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
     for (;;) {
-      SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"LRANGE", Key("log"), absl::StrCat(after),
-                                                   absl::StrCat(after + kPage - 1)}));
-      for (size_t i = 0; i < r->elements; ++i)
-        visit(++after, {r->element[i]->str, r->element[i]->len});
-      if (r->elements < kPage) return absl::OkStatus();
+      SLUICE_ASSIGN_OR_RETURN(
+          const RedisReply r,
+          link_.Call({"EVAL", kRead, "1", Key("log"), absl::StrCat(after), absl::StrCat(kPage)}));
+      if (r->type != REDIS_REPLY_ARRAY || r->elements != 3) return Nonsense("read");
+      const uint64_t newest = static_cast<uint64_t>(r->element[0]->integer);
+      const uint64_t oldest = static_cast<uint64_t>(r->element[1]->integer);
+      SLUICE_RETURN_IF_ERROR(CheckCursor(What(), after, oldest, newest));
+      const redisReply& page = *r->element[2];
+      for (size_t i = 0; i < page.elements; ++i) {
+        SLUICE_RETURN_IF_ERROR(Visit(*page.element[i], after + 1, visit));
+        ++after;
+      }
+      if (after >= newest || page.elements == 0) return absl::OkStatus();
     }
   }
+  absl::Status Trim(uint64_t before) override {
+    return Write({"EVAL", kTrim, "2", Key("log"), Key("ids"), absl::StrCat(before),
+                  absl::StrCat(options_.ids_kept)})
+        .status();
+  }
   absl::Status SaveSnapshot(const std::string& key, const StoredSnapshot& s) override {
-    return Call({"HSET", Key("snapshot"), key, absl::StrCat(s.through, " ", s.bytes)}).status();
+    return Write({"HSET", Key("snapshot"), key, absl::StrCat(s.through, " ", s.bytes)}).status();
   }
   absl::StatusOr<StoredSnapshot> LoadSnapshot(const std::string& key) override {
-    SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"HGET", Key("snapshot"), key}));
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r, link_.Call({"HGET", Key("snapshot"), key}));
     if (r->type == REDIS_REPLY_NIL) return absl::NotFoundError("no snapshot");
     const absl::string_view text(r->str, r->len);
     StoredSnapshot s;
@@ -129,55 +221,89 @@ class RedisStore final : public Store {
     return s;
   }
   absl::StatusOr<std::string> GetOrPut(const std::string& key, const std::string& value) override {
-    SLUICE_RETURN_IF_ERROR(Call({"HSETNX", Key("meta"), key, value}).status());
-    SLUICE_ASSIGN_OR_RETURN(const Reply r, Call({"HGET", Key("meta"), key}));
+    SLUICE_RETURN_IF_ERROR(Write({"HSETNX", Key("meta"), key, value}).status());
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r, link_.Call({"HGET", Key("meta"), key}));
     if (r->type != REDIS_REPLY_STRING)
       return absl::DataLossError(absl::StrCat("redis: ", Key("meta"), " is no hash of strings"));
     return std::string(r->str, r->len);
   }
+  absl::StatusOr<std::vector<std::string>> Exchange(const std::string& who, const std::string& mine,
+                                                    int ttl_ms) override {
+    SLUICE_RETURN_IF_ERROR(Writable());
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r,
+                            exchange_link_.Call({"EVAL", kExchange, "1", Key("live"), who, mine,
+                                                 absl::StrCat(ttl_ms)}));
+    if (r->type != REDIS_REPLY_ARRAY) return Nonsense("exchange");
+    std::vector<std::string> others;
+    for (size_t i = 0; i < r->elements; ++i)
+      others.emplace_back(r->element[i]->str, r->element[i]->len);
+    return others;
+  }
 
  private:
-  struct Free {
-    void operator()(redisReply* r) const { freeReplyObject(r); }
-  };
-  using Reply = std::unique_ptr<redisReply, Free>;
-  std::string Key(absl::string_view what) const { return absl::StrCat(prefix_, ":", what); }
-  // Reconnects once: a restarted server costs nothing, since every call may be repeated.
-  absl::StatusOr<Reply> Call(const std::vector<std::string>& args) {
-    std::lock_guard lock(mutex_);
-    const NoSigPipe quiet;
-    std::vector<const char*> argv;
-    std::vector<size_t> lengths;
-    for (const std::string& a : args) {
-      argv.push_back(a.data());
-      lengths.push_back(a.size());
-    }
-    for (int attempt = 0;; ++attempt) {
-      if (context_ == nullptr) SLUICE_RETURN_IF_ERROR(Connect());
-      Reply r(static_cast<redisReply*>(
-          redisCommandArgv(context_, static_cast<int>(argv.size()), argv.data(), lengths.data())));
-      if (r != nullptr) {
-        if (r->type == REDIS_REPLY_ERROR)
-          return absl::UnavailableError(absl::StrCat("redis: ", r->str));
-        return r;
-      }
-      const std::string why = context_->errstr;
-      redisFree(context_);
-      context_ = nullptr;
-      if (attempt > 0)
-        return absl::UnavailableError(absl::StrCat("redis at ", address_, ": ", why));
-    }
+  std::string Key(absl::string_view part) const {
+    return absl::StrCat("{", options_.prefix, "}:", part);
   }
-  std::mutex mutex_;
-  std::string address_, prefix_;
-  redisContext* context_ = nullptr;
+  std::string EarlierKey(absl::string_view part) const {
+    return absl::StrCat(options_.prefix, ":", part);
+  }
+  std::string What() const { return absl::StrCat("redis ", Key("log")); }
+  absl::Status Writable() const {
+    if (options_.access == StoreAccess::kServe) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("redis at ", options_.address, ": it was opened for reading"));
+  }
+  absl::StatusOr<RedisReply> Write(const RedisCommand& command) {
+    SLUICE_RETURN_IF_ERROR(Writable());
+    return link_.Write(command);
+  }
+  // newest, oldest
+  absl::StatusOr<std::pair<uint64_t, uint64_t>> Ends() {
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r, link_.Call({"EVAL", kEnds, "1", Key("log")}));
+    if (r->type != REDIS_REPLY_ARRAY || r->elements != 2) return Nonsense("ends");
+    return std::pair(static_cast<uint64_t>(r->element[0]->integer),
+                     static_cast<uint64_t>(r->element[1]->integer));
+  }
+  // `entry`: id, then field and record.
+  absl::Status Visit(const redisReply& entry, uint64_t expected,
+                     absl::FunctionRef<void(uint64_t, absl::string_view)> visit) const {
+    if (entry.elements != 2 || entry.element[1]->elements != 2) return Nonsense("read");
+    const absl::string_view id(entry.element[0]->str, entry.element[0]->len);
+    if (id != absl::StrCat(expected, "-0")) {
+      return absl::DataLossError(
+          absl::StrCat(What(), ": after ", expected - 1, " comes ", id, ": outcomes were deleted"));
+    }
+    const redisReply& record = *entry.element[1]->element[1];
+    visit(expected, {record.str, record.len});
+    return absl::OkStatus();
+  }
+  absl::Status Migrate() {
+    RedisCommand command = {"EVAL", kMigrate, absl::StrCat(2 * std::size(kParts))};
+    for (const char* part : kParts) command.push_back(EarlierKey(part));
+    for (const char* part : kParts) command.push_back(Key(part));
+    return link_.Call(command, kMigrateTimeoutMs).status();
+  }
+  absl::Status CheckMigrated() {
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r, link_.Call({"TYPE", EarlierKey("log")}));
+    if (r->str != absl::string_view("list")) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("redis at ", options_.address, ": ", EarlierKey("log"),
+                     " is of an earlier version; a server that starts moves it"));
+  }
+
+  const RedisOptions options_;
+  RedisLink link_;
+  RedisLink exchange_link_;  // of its own: it must not wait for an Append
 };
 }  // namespace
 
+absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const RedisOptions& options) {
+  auto store = std::make_unique<RedisStore>(options);
+  SLUICE_RETURN_IF_ERROR(store->Open());
+  return store;
+}
 absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address,
                                                       const std::string& prefix) {
-  auto store = std::make_unique<RedisStore>(address, prefix);
-  SLUICE_RETURN_IF_ERROR(store->Connect());
-  return store;
+  return OpenRedisStore(RedisOptions{.address = address, .prefix = prefix});
 }
 SLUICE_END_NAMESPACE

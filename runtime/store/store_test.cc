@@ -4,16 +4,21 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
+#include <functional>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/store/record.h"
-#include "sluice/tests/support/redis_server.h"
+#include "sluice/tests/support/store_checks.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -22,38 +27,24 @@ std::string TempDir() {
   EXPECT_NE(mkdtemp(path.data()), nullptr);
   return path;
 }
-std::vector<std::string> All(Store& store, uint64_t after = 0) {
-  std::vector<std::string> out;
-  EXPECT_TRUE(store
-                  .Read(after,
-                        [&](uint64_t sequence, absl::string_view bytes) {
-                          out.push_back(absl::StrCat(sequence, "=", bytes));
-                        })
-                  .ok());
-  return out;
-}
-void ExerciseStore(Store& s) {
-  EXPECT_EQ(*s.LeaseIds(10), 1u);
-  EXPECT_EQ(*s.LeaseIds(5), 11u);
-  EXPECT_EQ(*s.LeaseIds(1), 16u);
-  EXPECT_EQ(*s.Newest(), 0u);
-  const std::string binary("\0\xff x", 4);
-  EXPECT_THAT(*s.Append({{7, "seven"}, {9, binary}, {7, "again"}}),
-              testing::ElementsAre(true, true, false));
-  EXPECT_THAT(*s.Append({{9, "nine"}, {8, "eight"}}), testing::ElementsAre(false, true));
-  EXPECT_THAT(All(s), testing::ElementsAre("1=seven", absl::StrCat("2=", binary), "3=eight"));
-  EXPECT_THAT(All(s, 2), testing::ElementsAre("3=eight"));
-  EXPECT_EQ(*s.Newest(), 3u);
-  EXPECT_EQ(s.LoadSnapshot("a").status().code(), absl::StatusCode::kNotFound);
-  ASSERT_TRUE(s.SaveSnapshot("a", {2, binary}).ok());
-  ASSERT_TRUE(s.SaveSnapshot("a", {3, binary + binary}).ok());
-  EXPECT_EQ(s.LoadSnapshot("a")->through, 3u);
-  EXPECT_EQ(s.LoadSnapshot("a")->bytes, binary + binary);
-  EXPECT_EQ(*s.GetOrPut("key", binary), binary);
-  EXPECT_EQ(*s.GetOrPut("key", "other"), binary);
+TEST(Store, Memory) {
+  const auto s = MakeMemoryStore();
+  ExerciseStore(*s);
+  ExerciseTrim(*s);
+  EXPECT_FALSE(s->durable());
+  EXPECT_EQ(s->durability(), "memory, lost at exit");
+  EXPECT_THAT(*s->Exchange("me", "mine", 1000), testing::IsEmpty());
 }
 
-TEST(Store, Memory) { ExerciseStore(*MakeMemoryStore()); }
+TEST(Store, MemoryIsBoundedWithoutBeingTrimmed) {
+  const auto s = MakeMemoryStore(4);
+  for (uint64_t id = 1; id <= 6; ++id) ASSERT_TRUE(s->Append({{id, absl::StrCat(id)}}).ok());
+  EXPECT_EQ(*s->Oldest(), 3u);
+  EXPECT_THAT(AllOutcomes(*s, 2), testing::ElementsAre("3=3", "4=4", "5=5", "6=6"));
+  EXPECT_EQ(ReadNothing(*s, 1).code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(*s->Append({{3, "x"}}), testing::ElementsAre(false));
+  EXPECT_THAT(*s->Append({{2, "x"}}), testing::ElementsAre(true));  // forgotten
+}
 
 TEST(Store, Sqlite) {
   const std::string path = TempDir() + "/state.db";
@@ -61,12 +52,39 @@ TEST(Store, Sqlite) {
     auto s = OpenSqliteStore(path);
     ASSERT_TRUE(s.ok()) << s.status();
     ExerciseStore(**s);
+    EXPECT_TRUE((*s)->durable());
+    EXPECT_EQ((*s)->durability(), "sqlite, synced at every commit");
   }
-  auto again = OpenSqliteStore(path);
-  ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_EQ(All(**again).size(), 3u);
-  EXPECT_EQ(*(*again)->LeaseIds(1), 17u);
-  EXPECT_THAT(*(*again)->Append({{7, "again"}}), testing::ElementsAre(false));
+  {
+    auto again = OpenSqliteStore(path);
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(AllOutcomes(**again).size(), 3u);
+    EXPECT_EQ(*(*again)->LeaseIds(1), 17u);
+    EXPECT_THAT(*(*again)->Append({{7, "again"}}), testing::ElementsAre(false));
+    ExerciseTrim(**again);
+  }
+  auto trimmed = OpenSqliteStore(path);
+  ASSERT_TRUE(trimmed.ok()) << trimmed.status();
+  EXPECT_EQ(*(*trimmed)->Oldest(), 7u);
+  EXPECT_THAT(AllOutcomes(**trimmed, 6), testing::ElementsAre("7=thirteen"));
+  EXPECT_THAT(*(*trimmed)->Append({{7, "again"}}), testing::ElementsAre(false));
+}
+
+TEST(Store, SqliteForgetsIdsOfLongAgo) {
+  auto s = OpenSqliteStore(TempDir() + "/ids.db", StoreAccess::kServe, 4);
+  ASSERT_TRUE(s.ok()) << s.status();
+  ExerciseForgetting(**s);
+}
+
+TEST(Store, SqliteTrimsManyInSteps) {
+  auto s = OpenSqliteStore(TempDir() + "/many.db");
+  ASSERT_TRUE(s.ok()) << s.status();
+  std::vector<StoredOutcome> many;
+  for (uint64_t id = 1; id <= 20'000; ++id) many.push_back({id, "some outcome"});
+  ASSERT_TRUE((*s)->Append(many).ok());
+  ASSERT_TRUE((*s)->Trim(19'999).ok());
+  EXPECT_THAT(AllOutcomes(**s, 19'998),
+              testing::ElementsAre("19999=some outcome", "20000=some outcome"));
 }
 
 TEST(Store, SqliteSaysWhatItCannotOpen) {
@@ -127,39 +145,152 @@ TEST(Store, SqliteKeepsWhatItAcknowledgedThroughKill) {
   }
 }
 
-TEST(Store, Redis) {
-  RedisServer server;
-  if (!server.running()) GTEST_SKIP() << "redis-server is not installed";
-  auto s = OpenRedisStore(server.address(), "test");
+TEST(Store, SqliteKeepsASecondServerOut) {
+  const std::string folder = TempDir();
+  const std::string path = folder + "/one.db";
+  {
+    auto first = OpenSqliteStore(path);
+    ASSERT_TRUE(first.ok()) << first.status();
+    std::filesystem::create_symlink(path, folder + "/link.db");
+    for (const std::string& same : {path, folder + "/link.db"}) {
+      const absl::Status second = OpenSqliteStore(same).status();
+      EXPECT_EQ(second.code(), absl::StatusCode::kUnavailable);
+      EXPECT_THAT(std::string(second.message()),
+                  testing::AllOf(testing::HasSubstr(same), testing::HasSubstr("another server")));
+    }
+  }
+  EXPECT_TRUE(OpenSqliteStore(path).ok());
+}
+
+TEST(Store, SqliteReaderSeesWhatAWriterAppends) {
+  const std::string path = TempDir() + "/both.db";
+  auto writer = OpenSqliteStore(path);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE((*writer)->Append({{1, "one"}}).ok());
+  auto reader = OpenSqliteStore(path, StoreAccess::kRead);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  EXPECT_THAT(AllOutcomes(**reader), testing::ElementsAre("1=one"));
+  ASSERT_TRUE((*writer)->Append({{2, "two"}}).ok());
+  EXPECT_THAT(AllOutcomes(**reader, 1), testing::ElementsAre("2=two"));
+  EXPECT_EQ(*(*reader)->Newest(), 2u);
+
+  // A reader in the midst of its reading holds nobody up, and sees what there was when it began.
+  std::vector<std::string> seen;
+  ASSERT_TRUE((*reader)
+                  ->Read(0,
+                         [&](uint64_t, absl::string_view bytes) {
+                           seen.emplace_back(bytes);
+                           EXPECT_TRUE((*writer)->Append({{2 + seen.size(), "later"}}).ok());
+                           EXPECT_TRUE((*writer)->Trim(3).ok());
+                         })
+                  .ok());
+  EXPECT_THAT(seen, testing::ElementsAre("one", "two"));
+  EXPECT_EQ(*(*reader)->Oldest(), 3u);
+
+  // Readers come and go while a server appends: nothing is refused and nothing missed.
+  std::atomic<bool> stop = false;
+  std::thread others([&] {
+    while (!stop) {
+      auto another = OpenSqliteStore(path, StoreAccess::kRead);
+      ASSERT_TRUE(another.ok()) << another.status();
+      EXPECT_GE(AllOutcomes(**another, 2).size(), 2u);
+    }
+  });
+  for (uint64_t id = 100; id < 400; ++id) {
+    const auto fresh = (*writer)->Append({{id, "x"}});
+    ASSERT_TRUE(fresh.ok()) << fresh.status();
+    EXPECT_TRUE((*fresh)[0]);
+  }
+  stop = true;
+  others.join();
+  EXPECT_EQ(*(*reader)->Newest(), 304u);
+}
+
+TEST(Store, SqliteReaderWritesNothing) {
+  const std::string path = TempDir() + "/read.db";
+  const auto missing = OpenSqliteStore(path, StoreAccess::kRead);
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(missing.status().message()), testing::HasSubstr(path));
+  EXPECT_FALSE(std::filesystem::exists(path));
+  {
+    auto writer = OpenSqliteStore(path);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    ASSERT_TRUE((*writer)->Append({{1, "one"}}).ok());
+  }
+  std::filesystem::remove(path + "-lock");
+  auto reader = OpenSqliteStore(path, StoreAccess::kRead);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  EXPECT_THAT(AllOutcomes(**reader), testing::ElementsAre("1=one"));
+  Store& r = **reader;
+  for (const absl::Status& status :
+       {r.Append({{2, "two"}}).status(), r.LeaseIds(1).status(), r.Trim(2),
+        r.SaveSnapshot("a", {1, "x"}), r.GetOrPut("a", "b").status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  }
+  EXPECT_FALSE(std::filesystem::exists(path + "-lock"));
+  EXPECT_TRUE(OpenSqliteStore(path).ok());  // nor does it keep a server out
+}
+
+// What `work` returns in a child; 100 if that died.
+int InChild(const std::function<int()>& work) {
+  const pid_t child = fork();
+  if (child == 0) _exit(work());
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 100;
+}
+
+// A file that may not grow stands for a full disk. What was acknowledged stays, and once there is
+// room again the store goes on.
+TEST(Store, SqliteSaysWhenTheDiskIsFull) {
+  const std::string path = TempDir() + "/full.db";
+  EXPECT_EQ(InChild([&] {
+              signal(SIGXFSZ, SIG_IGN);
+              auto s = OpenSqliteStore(path);
+              rlimit limit{};
+              getrlimit(RLIMIT_FSIZE, &limit);
+              limit.rlim_cur = 1 << 20;
+              setrlimit(RLIMIT_FSIZE, &limit);
+              absl::Status full;
+              uint64_t kept = 0;
+              while (kept < 1000 && full.ok()) {
+                full = (*s)->Append({{kept + 1, std::string(50'000, 'x')}}).status();
+                kept += full.ok();
+              }
+              if (full.ok() || !absl::StrContains(full.message(), path)) return 1;
+              if (!absl::StrContains(full.message(), "File too large")) return 2;
+              if (*(*s)->Newest() != kept) return 3;
+              limit.rlim_cur = limit.rlim_max;
+              setrlimit(RLIMIT_FSIZE, &limit);
+              const auto after = (*s)->Append({{kept + 1, "room"}});
+              if (!after.ok() || !(*after)[0]) return 4;
+              return *(*s)->Newest() == kept + 1 ? 0 : 5;
+            }),
+            0);
+  auto s = OpenSqliteStore(path);
   ASSERT_TRUE(s.ok()) << s.status();
-  ExerciseStore(**s);
-  EXPECT_TRUE((*s)->shared());
-  std::vector<StoredOutcome> many;
-  for (uint64_t i = 100; i < 2000; ++i) many.push_back({i, "x"});
-  ASSERT_TRUE((*s)->Append(many).ok());
-  EXPECT_EQ(All(**s).size(), 3u + 1900u);
+  EXPECT_GT(*(*s)->Newest(), 5u);
 }
 
-TEST(Store, RedisServersShareOneLogAndReconnect) {
-  RedisServer server;
-  if (!server.running()) GTEST_SKIP() << "redis-server is not installed";
-  auto a = OpenRedisStore(server.address(), "two"), b = OpenRedisStore(server.address(), "two");
-  ASSERT_TRUE(a.ok() && b.ok());
-  const uint64_t first = *(*a)->LeaseIds(100), second = *(*b)->LeaseIds(100);
-  EXPECT_EQ(second, first + 100);
-  EXPECT_THAT(*(*a)->Append({{1, "a"}}), testing::ElementsAre(true));
-  EXPECT_THAT(*(*b)->Append({{1, "b"}, {2, "b"}}), testing::ElementsAre(false, true));
-  EXPECT_EQ(All(**a), All(**b));
-  server.Restart();  // kept in its append-only file
-  EXPECT_THAT(*(*a)->Append({{2, "late"}, {3, "c"}}), testing::ElementsAre(false, true));
-  EXPECT_EQ(All(**b).size(), 3u);
-}
-
-TEST(Store, RedisSaysWhereItCannotReach) {
-  EXPECT_THAT(OpenRedisStore("127.0.0.1:1", "x").status().message(),
-              testing::HasSubstr("127.0.0.1:1"));
-  EXPECT_THAT(OpenRedisStore("localhost:port", "x").status().message(),
-              testing::HasSubstr("not host:port"));
+TEST(Store, SqliteSaysWhenItMayNotWrite) {
+  const std::string folder = TempDir();
+  const std::string path = folder + "/ours.db";
+  ASSERT_TRUE(OpenSqliteStore(path).ok());
+  chmod(path.c_str(), 0444);
+  chmod((path + "-lock").c_str(), 0444);
+  chmod(folder.c_str(), 0555);
+  auto said = [](const absl::Status& status, absl::string_view path) {
+    return absl::StrContains(status.message(), path) &&
+           absl::StrContains(status.message(), "Permission denied");
+  };
+  EXPECT_EQ(InChild([&] {
+              if (geteuid() == 0 && setuid(65534) != 0) return 1;
+              if (!said(OpenSqliteStore(path).status(), path)) return 2;
+              if (!said(OpenSqliteStore(folder + "/new.db").status(), folder + "/new.db")) return 3;
+              return 0;
+            }),
+            0);
+  chmod(folder.c_str(), 0755);
 }
 
 // Bytes as earlier versions wrote them, put together by hand.
