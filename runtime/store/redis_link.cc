@@ -130,7 +130,8 @@ absl::StatusOr<RedisReply> RedisLink::Attempt(const Task& task, Next& next) {
   if (!r.ok() || (*r)->type != REDIS_REPLY_ERROR) return r;
   if (options_.cluster) return Redirect(**r, task, next);
   const absl::Status status = connection_->StatusOf(**r);
-  if (!absl::StartsWith(Text(**r), "MOVED")) return status;
+  if (!absl::StartsWith(Text(**r), "MOVED") && !absl::StartsWith(Text(**r), "CROSSSLOT"))
+    return status;
   return absl::FailedPreconditionError(
       absl::StrCat(status.message(), ". It is a node of a cluster: redis_cluster: true"));
 }

@@ -343,5 +343,176 @@ TEST(RedisStore, ReaderBesideServers) {
   ASSERT_TRUE(forward.ok()) << forward.status();
   EXPECT_EQ((*forward)->Append({{3, "x"}}).status().code(), absl::StatusCode::kPermissionDenied);
 }
+
+RedisOptions InCluster(const std::string& address) {
+  RedisOptions o;
+  o.address = address;
+  o.prefix = "test";
+  o.cluster = true;
+  return o;
+}
+#define SLUICE_NEED(cluster)                                                                \
+  if (!(cluster).installed()) GTEST_SKIP() << "redis-server or redis-cli is not installed"; \
+  ASSERT_TRUE((cluster).running())
+
+TEST(RedisCluster, FollowsTheKeysWhereverTheyGo) {
+  RedisCluster cluster;
+  SLUICE_NEED(cluster);
+  const int slot = cluster.SlotOf("{test}:log");
+  const int from = cluster.OwnerOf("{test}:log");
+  ASSERT_GE(from, 0);
+  const int to = (from + 1) % 3;  // masters are the first three
+
+  // Whichever node is named, dead ones too.
+  auto s = OpenRedisStore(InCluster(absl::StrCat("127.0.0.1:1, ", cluster.address(to))));
+  ASSERT_TRUE(s.ok()) << s.status();
+  ExerciseStore(**s);
+  ExerciseTrim(**s);
+  EXPECT_TRUE((*s)->durable());
+  EXPECT_THAT((*s)->durability(), HasSubstr("a replica has each write"));
+  auto other = OpenRedisStore(InCluster(cluster.address(5)));
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(AllOutcomes(**other, 6), AllOutcomes(**s, 6));
+  EXPECT_THAT(*(*s)->Exchange("a", "of a", 60'000), testing::IsEmpty());
+  EXPECT_THAT(*(*other)->Exchange("b", "of b", 60'000), ElementsAre("of a"));
+
+  // The slot moves to another node, key by key, under a server that goes on appending.
+  std::atomic<bool> stop = false;
+  std::atomic<uint64_t> kept = 0;
+  std::thread appends([&] {
+    for (uint64_t id = 1000; !stop; ++id) {
+      const auto fresh = (*s)->Append({{id, "moving"}});
+      ASSERT_TRUE(fresh.ok()) << fresh.status();
+      EXPECT_TRUE((*fresh)[0]);
+      ++kept;
+    }
+  });
+  auto passes = [&] {
+    const uint64_t before = kept;
+    for (int i = 0; i < 500 && kept < before + 5; ++i) usleep(10'000);
+    EXPECT_GE(kept, before + 5);
+  };
+  passes();
+  const std::string source = cluster.IdOf(from);
+  const std::string target = cluster.IdOf(to);
+  const std::string set = absl::StrCat("CLUSTER SETSLOT ", slot);
+  EXPECT_THAT(cluster.Cli(to, absl::StrCat(set, " IMPORTING ", source)), HasSubstr("OK"));
+  EXPECT_THAT(cluster.Cli(from, absl::StrCat(set, " MIGRATING ", target)), HasSubstr("OK"));
+  passes();
+  const auto [host, port] =
+      std::pair<std::string, std::string>(absl::StrSplit(cluster.address(to), ':'));
+  for (const char* part : {"log", "ids"}) {
+    EXPECT_THAT(
+        cluster.Cli(from, absl::StrCat("MIGRATE ", host, " ", port, " '{test}:", part, "' 0 5000")),
+        HasSubstr("OK"));
+    usleep(100'000);  // one is here, one there: TRYAGAIN
+  }
+  passes();  // ASK
+  for (const char* part : {"next_id", "snapshot", "meta", "live"}) {
+    cluster.Cli(from, absl::StrCat("MIGRATE ", host, " ", port, " '{test}:", part, "' 0 5000"));
+  }
+  EXPECT_EQ(*(*other)->LeaseIds(1), 17u);
+  for (int node : {to, from, (to + 1) % 3}) cluster.Cli(node, absl::StrCat(set, " NODE ", target));
+  passes();  // MOVED
+  stop = true;
+  appends.join();
+  EXPECT_EQ(cluster.OwnerOf("{test}:log"), to);
+  EXPECT_EQ(AllOutcomes(**other, 7).size(), kept);
+  EXPECT_EQ(*(*other)->Newest(), 7 + kept);
+}
+
+// The owner of the keys is killed again and again. What was acknowledged is there, once and in
+// order, whoever owns the keys in the end.
+TEST(RedisCluster, KeepsWhatItAcknowledgedThroughFailover) {
+  RedisCluster cluster;
+  SLUICE_NEED(cluster);
+  auto s = OpenRedisStore(InCluster(cluster.address(0)));
+  ASSERT_TRUE(s.ok()) << s.status();
+  std::atomic<bool> stop = false;
+  std::atomic<uint64_t> acknowledged = 0;
+  std::atomic<int> failures = 0;
+  std::thread appends([&] {
+    for (uint64_t id = 1; !stop;) {
+      const auto fresh = (*s)->Append({{id, absl::StrCat("outcome ", id)}});
+      if (!fresh.ok()) {
+        ++failures;
+        continue;  // to be repeated, as a caller does
+      }
+      acknowledged = id++;
+    }
+  });
+  auto passes = [&] {
+    const uint64_t before = acknowledged;
+    for (int i = 0; i < 3000 && acknowledged < before + 100; ++i) usleep(10'000);
+    return acknowledged >= before + 100;
+  };
+  EXPECT_TRUE(passes());
+  std::vector<uint64_t> leases = {*(*s)->LeaseIds(10)};
+  for (int round = 0; round < 2; ++round) {
+    const int owner = cluster.OwnerOf("{test}:log");
+    ASSERT_GE(owner, 0);
+    for (int i = 0; i < 200 && cluster.ReplicaOf(owner) < 0; ++i) usleep(50'000);
+    ASSERT_GE(cluster.ReplicaOf(owner), 0);
+    cluster.process(owner).End(SIGKILL);
+    EXPECT_TRUE(passes()) << "no append after the death of node " << owner;
+    EXPECT_NE(cluster.OwnerOf("{test}:log"), owner);
+    leases.push_back(*(*s)->LeaseIds(10));
+    EXPECT_GE(leases[round + 1], leases[round] + 10);
+    cluster.Start(owner);
+    EXPECT_TRUE(cluster.WaitFor(owner, "INFO replication", "master_link_status:up"));
+  }
+  stop = true;
+  appends.join();
+  const std::vector<std::string> all = AllOutcomes(**s);
+  ASSERT_GE(all.size(), acknowledged);
+  for (size_t i = 0; i < all.size(); ++i)
+    ASSERT_EQ(all[i], absl::StrCat(i + 1, "=outcome ", i + 1));
+  auto fresh = OpenRedisStore(InCluster(cluster.address(3)));
+  ASSERT_TRUE(fresh.ok()) << fresh.status();
+  EXPECT_EQ(AllOutcomes(**fresh).size(), all.size());
+  std::cerr << acknowledged << " appends, " << failures << " had to be repeated\n";
+}
+
+TEST(RedisCluster, AcknowledgesNothingThatNoReplicaHas) {
+  RedisCluster cluster;
+  SLUICE_NEED(cluster);
+  auto s = OpenRedisStore(InCluster(cluster.address(0)));
+  ASSERT_TRUE(s.ok()) << s.status();
+  ASSERT_TRUE((*s)->Append({{1, "one"}}).ok());
+  const int replica = cluster.ReplicaOf(cluster.OwnerOf("{test}:log"));
+  ASSERT_GE(replica, 0);
+  cluster.process(replica).Signal(SIGSTOP);  // connected, and silent
+  const absl::Status unconfirmed = (*s)->Append({{2, "two"}}).status();
+  EXPECT_EQ(unconfirmed.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(unconfirmed.message()), HasSubstr("no replica confirmed"));
+  EXPECT_FALSE((*s)->LeaseIds(1).ok());
+  cluster.process(replica).Signal(SIGCONT);
+  EXPECT_TRUE((*s)->Append({{2, "two"}}).ok());
+  EXPECT_THAT(AllOutcomes(**s), ElementsAre("1=one", "2=two"));
+
+  // Without one that is connected the node is alone, and goes on.
+  cluster.process(replica).End(SIGKILL);
+  EXPECT_TRUE((*s)->Append({{3, "three"}}).ok());
+}
+
+TEST(RedisCluster, SaysWhichKindOfServerItNeeds) {
+  RedisServer single;
+  if (!single.running()) GTEST_SKIP() << "redis-server is not installed";
+  RedisOptions options = At(single);
+  options.cluster = true;
+  EXPECT_THAT(std::string(OpenRedisStore(options).status().message()),
+              AllOf(HasSubstr(single.address()), HasSubstr("is no cluster")));
+  RedisCluster cluster;
+  SLUICE_NEED(cluster);
+  const int owner = cluster.OwnerOf("{test}:log");
+  options = InCluster(cluster.address((owner + 1) % 3));
+  options.cluster = false;
+  EXPECT_THAT(std::string(OpenRedisStore(options).status().message()), HasSubstr("a cluster"));
+  options = InCluster("127.0.0.1:1,127.0.0.1:2");
+  options.patience_ms = 200;
+  const absl::Status nobody = OpenRedisStore(options).status();
+  EXPECT_EQ(nobody.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(nobody.message()), HasSubstr("127.0.0.1:"));
+}
 }  // namespace
 SLUICE_END_NAMESPACE
