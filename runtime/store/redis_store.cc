@@ -5,6 +5,7 @@
 #include <hiredis/hiredis.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -38,6 +39,16 @@ constexpr uint64_t kPage = 512;
   "end "
 
 constexpr char kEnds[] = SLUICE_LUA_ENDS "return {ends(KEYS[1])}";
+
+// KEYS: counter. ARGV: how many, the last number that this server has got. A counter that went back
+// was lost: what others got of it is jumped over.
+constexpr char kLease[] = R"(
+  local last = tonumber(redis.call('GET', KEYS[1]) or '0')
+  local ours = tonumber(ARGV[2])
+  if last < ours then
+    redis.call('SET', KEYS[1], string.format('%.0f', ours + 1000000))
+  end
+  return redis.call('INCRBY', KEYS[1], ARGV[1]))";
 
 // KEYS: log, ids. ARGV: decision id, record, ...
 constexpr char kAppend[] = SLUICE_LUA_ENDS R"(
@@ -148,9 +159,10 @@ class RedisStore final : public Store {
   std::string durability() const override { return link_.persistence().text; }
 
   absl::Status Open() {
-    if (absl::StrContains(options_.prefix, '{') || absl::StrContains(options_.prefix, '}')) {
-      return absl::InvalidArgumentError(absl::StrCat("redis prefix '", options_.prefix,
-                                                     "' has a brace; any other text is allowed"));
+    if (options_.prefix.empty() || options_.prefix.find_first_of("{}") != std::string::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("redis prefix '", options_.prefix,
+                       "': any text without braces is allowed, but not none"));
     }
     SLUICE_RETURN_IF_ERROR(link_.Connect());
     // A cluster cannot have a log of the earlier version: its scripts were not legal there.
@@ -159,8 +171,11 @@ class RedisStore final : public Store {
   }
   absl::StatusOr<uint64_t> LeaseIds(uint64_t count) override {
     SLUICE_ASSIGN_OR_RETURN(const RedisReply r,
-                            Write({"INCRBY", Key("next_id"), absl::StrCat(count)}));
-    return static_cast<uint64_t>(r->integer) - count + 1;
+                            Write({"EVAL", kLease, "1", Key("next_id"), absl::StrCat(count),
+                                   absl::StrCat(last_id_.load())}));
+    const uint64_t last = static_cast<uint64_t>(r->integer);
+    last_id_ = std::max<uint64_t>(last_id_, last);
+    return last - count + 1;
   }
   absl::StatusOr<std::vector<bool>> Append(absl::Span<const StoredOutcome> outcomes) override {
     RedisCommand command = {"EVAL", kAppend, "2", Key("log"), Key("ids")};
@@ -293,7 +308,8 @@ class RedisStore final : public Store {
 
   const RedisOptions options_;
   RedisLink link_;
-  RedisLink exchange_link_;  // of its own: it must not wait for an Append
+  RedisLink exchange_link_;            // of its own: it must not wait for an Append
+  std::atomic<uint64_t> last_id_ = 0;  // a race only makes it smaller for a moment
 };
 }  // namespace
 

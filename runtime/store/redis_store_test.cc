@@ -167,12 +167,20 @@ TEST(RedisStore, NoticesThatTheLogLostItsEnd) {
   ASSERT_TRUE((*s)->Append({{1, "a"}, {2, "b"}, {3, "c"}}).ok());
   EXPECT_EQ(Raw(server, {"SAVE"}), "OK");
   ASSERT_TRUE((*s)->Append({{4, "d"}, {5, "e"}}).ok());
+  auto other = OpenRedisStore(At(server));
+  ASSERT_TRUE(other.ok()) << other.status();
+  const uint64_t ours = *(*s)->LeaseIds(100);
+  const uint64_t theirs = *(*other)->LeaseIds(100);
   server.Restart(SIGKILL);
   const absl::Status lost = ReadNothing(**s, 5);
   EXPECT_EQ(lost.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(lost.message()), HasSubstr("newest outcome is 3, but 5"));
   EXPECT_EQ(AllOutcomes(**s).size(), 3u);
   EXPECT_THAT(*(*s)->Append({{5, "e"}}), ElementsAre(true));  // its id was lost as well
+
+  // Numbers that were leased are not leased again.
+  EXPECT_GT(*(*s)->LeaseIds(100), theirs + 99);
+  EXPECT_GT(theirs, ours);
 
   EXPECT_EQ(Raw(server, {"FLUSHALL"}), "OK");
   EXPECT_THAT(std::string(ReadNothing(**s, 4).message()), HasSubstr("is 0, but 4"));

@@ -11,6 +11,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/store/store.h"
 
@@ -56,6 +57,19 @@ class ServerLock {
   int fd_ = -1;
 };
 
+// Does no server have the file, and may we not make those that SQLite keeps beside it? A copy on a
+// read-only disk is such.
+bool Still(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  return access((path + "-wal").c_str(), F_OK) != 0 && access(folder.c_str(), W_OK) != 0;
+}
+std::string StillUri(const std::string& path) {
+  const std::string plain = std::filesystem::absolute(path).string();
+  return absl::StrCat(
+      "file:", absl::StrReplaceAll(plain, {{"%", "%25"}, {"?", "%3f"}, {"#", "%23"}}),
+      "?immutable=1");
+}
+
 class SqliteStore final : public Store {
  public:
   explicit SqliteStore(uint64_t ids_kept) : ids_kept_(std::max<uint64_t>(1, ids_kept)) {}
@@ -68,7 +82,7 @@ class SqliteStore final : public Store {
   absl::Status OpenToServe(const std::string& path) {
     path_ = path;
     SLUICE_RETURN_IF_ERROR(lock_.Take(path));
-    SLUICE_RETURN_IF_ERROR(OpenFile(SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE));
+    SLUICE_RETURN_IF_ERROR(OpenFile(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE));
     for (const char* sql : kLayout) {
       if (sqlite3_exec(db_, sql, nullptr, nullptr, nullptr) != SQLITE_OK) return Failed(sql);
     }
@@ -82,7 +96,9 @@ class SqliteStore final : public Store {
     if (!std::filesystem::exists(path, ignored))
       return absl::NotFoundError(absl::StrCat(path, ": there is no such file"));
     readonly_ = true;
-    SLUICE_RETURN_IF_ERROR(OpenFile(SQLITE_OPEN_READONLY));
+    SLUICE_RETURN_IF_ERROR(Still(path)
+                               ? OpenFile(StillUri(path), SQLITE_OPEN_READONLY | SQLITE_OPEN_URI)
+                               : OpenFile(path, SQLITE_OPEN_READONLY));
     SLUICE_RETURN_IF_ERROR(Prepare());
     SLUICE_ASSIGN_OR_RETURN(const std::string schema, Get("schema"));
     return CheckSchema(schema);
@@ -188,8 +204,8 @@ class SqliteStore final : public Store {
     const void* p = sqlite3_column_blob(s, column);
     return {static_cast<const char*>(p), static_cast<size_t>(sqlite3_column_bytes(s, column))};
   }
-  absl::Status OpenFile(int flags) {
-    const int rc = sqlite3_open_v2(path_.c_str(), &db_, flags | SQLITE_OPEN_NOMUTEX, nullptr);
+  absl::Status OpenFile(const std::string& name, int flags) {
+    const int rc = sqlite3_open_v2(name.c_str(), &db_, flags | SQLITE_OPEN_NOMUTEX, nullptr);
     if (rc != SQLITE_OK) return Failed("open");
     sqlite3_busy_timeout(db_, 5000);
     return absl::OkStatus();

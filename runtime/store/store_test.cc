@@ -274,8 +274,8 @@ TEST(Store, SqliteSaysWhenTheDiskIsFull) {
 
 TEST(Store, SqliteSaysWhenItMayNotWrite) {
   const std::string folder = TempDir();
-  const std::string path = folder + "/ours.db";
-  ASSERT_TRUE(OpenSqliteStore(path).ok());
+  const std::string path = folder + "/ours #1.db";
+  ASSERT_TRUE((*OpenSqliteStore(path))->Append({{1, "one"}}).ok());
   chmod(path.c_str(), 0444);
   chmod((path + "-lock").c_str(), 0444);
   chmod(folder.c_str(), 0555);
@@ -287,7 +287,9 @@ TEST(Store, SqliteSaysWhenItMayNotWrite) {
               if (geteuid() == 0 && setuid(65534) != 0) return 1;
               if (!said(OpenSqliteStore(path).status(), path)) return 2;
               if (!said(OpenSqliteStore(folder + "/new.db").status(), folder + "/new.db")) return 3;
-              return 0;
+              auto reader = OpenSqliteStore(path, StoreAccess::kRead);  // may read all the same
+              if (!reader.ok()) return 4;
+              return AllOutcomes(**reader) == std::vector<std::string>{"1=one"} ? 0 : 5;
             }),
             0);
   chmod(folder.c_str(), 0755);
