@@ -108,7 +108,8 @@ absl::StatusOr<RedisReply> RedisLink::Repeat(const Task& task) {
     absl::StatusOr<RedisReply> r = Attempt(task, next);
     if (next == Next::kDone) return r;
     if (next == Next::kAgain && attempt < at_once) continue;
-    if (!options_.cluster || Clock::now() >= until) return r;
+    if (next == Next::kAgain && !options_.cluster) return r;
+    if (Clock::now() >= until) return r;
     std::this_thread::sleep_for(kMoment);
   }
 }
@@ -117,7 +118,7 @@ absl::StatusOr<RedisReply> RedisLink::Attempt(const Task& task, Next& next) {
   if (connection_ == nullptr) {
     const absl::Status status = ConnectAnywhere();
     if (!status.ok()) {
-      next = absl::IsUnavailable(status) ? Next::kLater : Next::kDone;
+      if (options_.cluster && absl::IsUnavailable(status)) next = Next::kLater;
       return status;
     }
   }
@@ -130,6 +131,7 @@ absl::StatusOr<RedisReply> RedisLink::Attempt(const Task& task, Next& next) {
   if (!r.ok() || (*r)->type != REDIS_REPLY_ERROR) return r;
   if (options_.cluster) return Redirect(**r, task, next);
   const absl::Status status = connection_->StatusOf(**r);
+  if (absl::StartsWith(Text(**r), "LOADING")) next = Next::kLater;
   if (!absl::StartsWith(Text(**r), "MOVED") && !absl::StartsWith(Text(**r), "CROSSSLOT"))
     return status;
   return absl::FailedPreconditionError(

@@ -23,13 +23,14 @@ class RedisLink {
     bool durable = false;
     std::string text = "redis, not asked yet";
   };
-  // `timeout_ms`: of each answer. `options.patience_ms` counts in a cluster alone.
+  // `timeout_ms`: of each answer.
   RedisLink(const RedisOptions& options, int timeout_ms);
 
   // To the first address that answers.
   absl::Status Connect();
-  // Commands have to bear repetition. A lost connection repeats them once; a cluster that has no
-  // owner for the keys yet, for as long as the patience lasts. `timeout_ms` 0: the link's.
+  // Commands have to bear repetition. A lost connection repeats them once; a server that still
+  // loads its file, or a cluster that has no owner for the keys yet, for as long as the patience
+  // lasts. `timeout_ms` 0: the link's.
   absl::StatusOr<RedisReply> Call(const RedisCommand& command, int timeout_ms = 0);
   // The same for what must not be lost: where the cluster's node has replicas, one of them has it.
   absl::StatusOr<RedisReply> Write(const RedisCommand& command);

@@ -244,6 +244,13 @@ TEST(RedisStore, MovesALogOfTheEarlierVersion) {
     EXPECT_EQ(*(*s)->GetOrPut("receipt_key", "another"), binary);
   }
   EXPECT_TRUE(OpenRedisStore(reading).ok());
+  RedisOptions forgetful = At(server);
+  forgetful.ids_kept = 4;
+  auto trims = OpenRedisStore(forgetful);
+  ASSERT_TRUE(trims.ok()) << trims.status();
+  ASSERT_TRUE((*trims)->Trim(1000).ok());
+  EXPECT_EQ(*(*trims)->Oldest(), 1000u);
+  EXPECT_THAT(*(*trims)->Append({{20, "again"}}), ElementsAre(false));  // as old as the newest
 
   // A server of that version does not write beside it unseen.
   EXPECT_THAT(EarlierAppend(server, 7, "x"), HasSubstr("WRONGTYPE"));
@@ -434,7 +441,8 @@ TEST(RedisCluster, FollowsTheKeysWhereverTheyGo) {
 TEST(RedisCluster, KeepsWhatItAcknowledgedThroughFailover) {
   RedisCluster cluster;
   SLUICE_NEED(cluster);
-  auto s = OpenRedisStore(InCluster(cluster.address(0)));
+  // Told of no node but the one that dies first.
+  auto s = OpenRedisStore(InCluster(cluster.address(cluster.OwnerOf("{test}:log"))));
   ASSERT_TRUE(s.ok()) << s.status();
   std::atomic<bool> stop = false;
   std::atomic<uint64_t> acknowledged = 0;

@@ -92,7 +92,7 @@ struct RedisOptions {
   std::string user;      // "": the default user
   std::string password;  // "": none
   bool cluster = false;
-  int patience_ms = 5000;  // how long a call follows a cluster that fails over or reshards
+  int patience_ms = 5000;  // how long a call waits while a server loads or a cluster fails over
   StoreAccess access = StoreAccess::kServe;
   uint64_t ids_kept = kIdsKept;
 };
