@@ -6,10 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/store/redis_link.h"
 #include "sluice/runtime/store/store.h"
@@ -64,12 +65,12 @@ constexpr char kAppend[] = SLUICE_LUA_ENDS R"(
   end
   return fresh)";
 
-// KEYS: log. ARGV: after, how many. Gives newest, oldest, entries.
+// KEYS: log. ARGV: first, how many. Gives newest, oldest, entries.
 constexpr char kRead[] = SLUICE_LUA_ENDS R"(
   local newest, oldest = ends(KEYS[1])
-  local from = tonumber(ARGV[1]) + 1
+  local from = math.max(tonumber(ARGV[1]), oldest)
   local entries = {}
-  if oldest <= from and from <= newest then
+  if from <= newest then
     entries = redis.call('XRANGE', KEYS[1], string.format('%.0f-0', from), '+', 'COUNT', ARGV[2])
   end
   return {newest, oldest, entries})";
@@ -138,6 +139,12 @@ constexpr char kMigrate[] = R"(
 
 constexpr const char* kParts[] = {"log", "ids", "next_id", "snapshot", "meta"};
 
+// Of the log, as a reply holds it.
+struct Entry {
+  uint64_t sequence = 0;
+  absl::string_view bytes;
+};
+
 absl::Status Nonsense(absl::string_view command) {
   return absl::InternalError(absl::StrCat("redis: ", command, " answered nonsense"));
 }
@@ -199,21 +206,12 @@ class RedisStore final : public Store {
   }
   absl::Status Read(uint64_t after,
                     absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
-    for (;;) {
-      SLUICE_ASSIGN_OR_RETURN(
-          const RedisReply r,
-          link_.Call({"EVAL", kRead, "1", Key("log"), absl::StrCat(after), absl::StrCat(kPage)}));
-      if (r->type != REDIS_REPLY_ARRAY || r->elements != 3) return Nonsense("read");
-      const uint64_t newest = static_cast<uint64_t>(r->element[0]->integer);
-      const uint64_t oldest = static_cast<uint64_t>(r->element[1]->integer);
-      SLUICE_RETURN_IF_ERROR(CheckCursor(What(), after, oldest, newest));
-      const redisReply& page = *r->element[2];
-      for (size_t i = 0; i < page.elements; ++i) {
-        SLUICE_RETURN_IF_ERROR(Visit(*page.element[i], after + 1, visit));
-        ++after;
-      }
-      if (after >= newest || page.elements == 0) return absl::OkStatus();
-    }
+    std::lock_guard lock(read_mutex_);
+    uint64_t newest = 0;
+    do {
+      SLUICE_ASSIGN_OR_RETURN(newest, ReadPage(after, visit));
+    } while (after < newest);
+    return absl::OkStatus();
   }
   absl::Status Trim(uint64_t before) override {
     return Write({"EVAL", kTrim, "2", Key("log"), Key("ids"), absl::StrCat(before),
@@ -279,18 +277,50 @@ class RedisStore final : public Store {
     return std::pair(static_cast<uint64_t>(r->element[0]->integer),
                      static_cast<uint64_t>(r->element[1]->integer));
   }
-  // `entry`: id, then field and record.
-  absl::Status Visit(const redisReply& entry, uint64_t expected,
-                     absl::FunctionRef<void(uint64_t, absl::string_view)> visit) const {
-    if (entry.elements != 2 || entry.element[1]->elements != 2) return Nonsense("read");
-    const absl::string_view id(entry.element[0]->str, entry.element[0]->len);
-    if (id != absl::StrCat(expected, "-0")) {
-      return absl::DataLossError(
-          absl::StrCat(What(), ": after ", expected - 1, " comes ", id, ": outcomes were deleted"));
+  // Moves `after` on and returns the newest sequence. The outcome that was read last is read again:
+  // a log that lost its end and grew beyond it has another one in its place.
+  absl::StatusOr<uint64_t> ReadPage(uint64_t& after,
+                                    absl::FunctionRef<void(uint64_t, absl::string_view)> visit) {
+    const bool again = after > 0 && after == last_read_.sequence;
+    SLUICE_ASSIGN_OR_RETURN(const RedisReply r, link_.Call({"EVAL", kRead, "1", Key("log"),
+                                                            absl::StrCat(again ? after : after + 1),
+                                                            absl::StrCat(kPage)}));
+    if (r->type != REDIS_REPLY_ARRAY || r->elements != 3) return Nonsense("read");
+    const uint64_t newest = static_cast<uint64_t>(r->element[0]->integer);
+    const uint64_t oldest = static_cast<uint64_t>(r->element[1]->integer);
+    SLUICE_RETURN_IF_ERROR(CheckCursor(What(), after, oldest, newest));
+    const redisReply& page = *r->element[2];
+    const uint64_t before = after;
+    for (size_t i = 0; i < page.elements; ++i) {
+      SLUICE_ASSIGN_OR_RETURN(const Entry entry, EntryOf(*page.element[i]));
+      if (again && i == 0 && entry.sequence == before) {
+        if (entry.bytes == last_read_.bytes) continue;
+        return absl::DataLossError(
+            absl::StrCat(What(), ": outcome ", before, " of ", newest,
+                         " is another one than was read before: the log lost its end"));
+      }
+      if (entry.sequence != after + 1) return Hole(after, absl::StrCat(entry.sequence));
+      visit(entry.sequence, entry.bytes);
+      last_read_ = {entry.sequence, std::string(entry.bytes)};
+      ++after;
     }
-    const redisReply& record = *entry.element[1]->element[1];
-    visit(expected, {record.str, record.len});
-    return absl::OkStatus();
+    if (after == before && after < newest) return Hole(after, absl::StrCat("none of ", newest));
+    return newest;
+  }
+  // An id, N-0, then field and record.
+  static absl::StatusOr<Entry> EntryOf(const redisReply& reply) {
+    if (reply.elements != 2 || reply.element[1]->elements != 2) return Nonsense("read");
+    absl::string_view id(reply.element[0]->str, reply.element[0]->len);
+    const redisReply& record = *reply.element[1]->element[1];
+    Entry entry;
+    if (!absl::ConsumeSuffix(&id, "-0") || !absl::SimpleAtoi(id, &entry.sequence))
+      return Nonsense("read");
+    entry.bytes = absl::string_view(record.str, record.len);
+    return entry;
+  }
+  absl::Status Hole(uint64_t after, absl::string_view what) const {
+    return absl::DataLossError(
+        absl::StrCat(What(), ": after outcome ", after, " comes ", what, ": some were deleted"));
   }
   absl::Status Migrate() {
     RedisCommand command = {"EVAL", kMigrate, absl::StrCat(2 * std::size(kParts))};
@@ -308,7 +338,12 @@ class RedisStore final : public Store {
 
   const RedisOptions options_;
   RedisLink link_;
-  RedisLink exchange_link_;            // of its own: it must not wait for an Append
+  RedisLink exchange_link_;  // of its own: it must not wait for an Append
+  std::mutex read_mutex_;
+  struct {
+    uint64_t sequence = 0;
+    std::string bytes;
+  } last_read_;
   std::atomic<uint64_t> last_id_ = 0;  // a race only makes it smaller for a moment
 };
 }  // namespace

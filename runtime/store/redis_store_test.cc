@@ -187,6 +187,30 @@ TEST(RedisStore, NoticesThatTheLogLostItsEnd) {
   EXPECT_THAT(AllOutcomes(**s), testing::IsEmpty());
 }
 
+// Two servers read all; the log loses its end, and one of them appends more than was lost before
+// the other one looks.
+TEST(RedisStore, NoticesALogThatGrewAgain) {
+  RedisServer server({"--appendonly", "no"});
+  if (!server.running()) GTEST_SKIP() << "redis-server is not installed";
+  auto slow = OpenRedisStore(At(server));
+  auto quick = OpenRedisStore(At(server));
+  ASSERT_TRUE(slow.ok() && quick.ok());
+  ASSERT_TRUE((*slow)->Append({{1, "a"}, {2, "b"}, {3, "c"}}).ok());
+  EXPECT_EQ(Raw(server, {"SAVE"}), "OK");
+  ASSERT_TRUE((*slow)->Append({{4, "d"}, {5, "e"}}).ok());
+  EXPECT_EQ(AllOutcomes(**slow).size(), 5u);
+  EXPECT_THAT(AllOutcomes(**slow, 5), testing::IsEmpty());  // the same one in its place
+  ASSERT_TRUE((*slow)->Trim(6).ok());
+  EXPECT_THAT(AllOutcomes(**slow, 5), testing::IsEmpty());  // nor is a trimmed one another
+  server.Restart(SIGKILL);
+  ASSERT_TRUE((*quick)->Append({{6, "f"}, {7, "g"}, {8, "h"}, {9, "i"}}).ok());
+  EXPECT_EQ(*(*quick)->Newest(), 7u);
+  const absl::Status lost = ReadNothing(**slow, 5);
+  EXPECT_EQ(lost.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(lost.message()), HasSubstr("outcome 5 of 7 is another one"));
+  EXPECT_EQ(AllOutcomes(**slow).size(), 7u);  // from the start
+}
+
 // An operator's hand: from the front it is a gap for whoever was slow, inside it is always one.
 TEST(RedisStore, NoticesWhatAnOperatorDeleted) {
   RedisServer server;
@@ -201,7 +225,9 @@ TEST(RedisStore, NoticesWhatAnOperatorDeleted) {
   EXPECT_EQ(Raw(server, {"XDEL", "{test}:log", "5-0"}), "1");
   const absl::Status hole = ReadNothing(**s, 4);
   EXPECT_EQ(hole.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(hole.message()), HasSubstr("after 4 comes 6-0"));
+  EXPECT_THAT(std::string(hole.message()), HasSubstr("after outcome 4 comes 6:"));
+  EXPECT_EQ(Raw(server, {"XDEL", "{test}:log", "6-0"}), "1");
+  EXPECT_THAT(std::string(ReadNothing(**s, 4).message()), HasSubstr("comes none of 6"));
 }
 
 // As the previous version did it.
@@ -498,7 +524,16 @@ TEST(RedisCluster, AcknowledgesNothingThatNoReplicaHas) {
   const int replica = cluster.ReplicaOf(cluster.OwnerOf("{test}:log"));
   ASSERT_GE(replica, 0);
   cluster.process(replica).Signal(SIGSTOP);  // connected, and silent
-  const absl::Status unconfirmed = (*s)->Append({{2, "two"}}).status();
+  absl::Status unconfirmed;
+  std::atomic<bool> waits = true;
+  std::thread append([&] {
+    unconfirmed = (*s)->Append({{2, "two"}}).status();
+    waits = false;
+  });
+  usleep(200'000);
+  EXPECT_THAT(*(*s)->Exchange("a", "x", 1000), testing::IsEmpty());
+  EXPECT_TRUE(waits) << "the exchange waited for the append";
+  append.join();
   EXPECT_EQ(unconfirmed.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(unconfirmed.message()), HasSubstr("no replica confirmed"));
   EXPECT_FALSE((*s)->LeaseIds(1).ok());

@@ -41,14 +41,15 @@ class Store {
   virtual std::string durability() const = 0;
   // The first of `count` numbers that nobody else ever gets. Numbers start at 1.
   virtual absl::StatusOr<uint64_t> LeaseIds(uint64_t count) = 0;
-  // As durable as said when it returns. Per outcome: was it new? A failure keeps all or none.
+  // As durable as said when it returns. Per outcome: was it new? A failure keeps all or none; what
+  // a lost connection kept counts as old when it is repeated.
   virtual absl::StatusOr<std::vector<bool>> Append(absl::Span<const StoredOutcome>) = 0;
   // Sequence of the newest outcome, trimmed or not; 0: there never was one.
   virtual absl::StatusOr<uint64_t> Newest() = 0;
   // Sequence of the first outcome that can be read; Newest() + 1: none can.
   virtual absl::StatusOr<uint64_t> Oldest() = 0;
-  // Outcomes after `after`, in order. DataLoss: the log ends before `after` (it was lost, or is
-  // another one), or outcomes after it were trimmed. What was visited until then is right.
+  // Outcomes after `after`, in order. DataLoss: the log lost its end, which `after` lies in, or
+  // outcomes after it were removed. What was visited until then is right.
   virtual absl::Status Read(
       uint64_t after, absl::FunctionRef<void(uint64_t sequence, absl::string_view bytes)>) = 0;
   // Removes every outcome whose sequence is below `before`.
@@ -97,7 +98,8 @@ struct RedisOptions {
   uint64_t ids_kept = kIdsKept;
 };
 // Redis 6.2 or later. kServe moves a log that an earlier version wrote to where it belongs today.
-// In a cluster a write is acknowledged once a replica has it, if its node has replicas.
+// In a cluster a write is acknowledged once a replica has it, if its node has replicas; the user
+// needs ROLE and WAIT for that.
 absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const RedisOptions& options);
 absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address,
                                                       const std::string& prefix);
