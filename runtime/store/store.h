@@ -71,7 +71,8 @@ class Store {
   }
 };
 
-// A server, or a reader beside it: one that never writes and makes no file.
+// A server, or a reader beside it: one that never writes and makes no store. (SQLite itself may
+// make PATH-wal and PATH-shm for it, both without content.)
 enum class StoreAccess { kServe, kRead };
 
 // The error of Read when `after` lies outside a log that holds `oldest` to `newest`; else OK.
