@@ -7,6 +7,8 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/service/replay.h"
@@ -53,8 +55,12 @@ int Route(const Connection& c, const v1::Query& query) {
   const v1::Decision& d = r->route().decisions(0);
   if (d.has_error()) return Fail(StatusOf(d.error()));
   std::printf("decision   %llu\n", static_cast<unsigned long long>(d.id()));
-  for (int s = 0; s < d.agents_size(); ++s)
-    std::printf("stage %-4d %s\n", s + 1, d.agents(s).c_str());
+  for (int s = 0; s < d.agents_size(); ++s) {
+    std::printf("stage %-4d %s%s", s + 1, d.agents(s).c_str(), d.kept() ? " (kept)" : "");
+    if (s < d.fallbacks_size() && d.fallbacks(s).agents_size() > 0)
+      std::printf("   else %s", absl::StrJoin(d.fallbacks(s).agents(), ", ").c_str());
+    std::printf("\n");
+  }
   std::printf("policy     %s\npropensity %.6g\nreceipt    %s\n", d.policy().c_str(), d.propensity(),
               absl::WebSafeBase64Escape(d.receipt()).c_str());
   return 0;
@@ -70,10 +76,13 @@ int Feedback(const Connection& c, const std::string& receipt, const v1::Outcome&
   const v1::FeedbackResult& result = r->feedback().results(0);
   if (result.status() == v1::FeedbackResult::REJECTED)
     return Fail(absl::InvalidArgumentError(result.reason()));
-  std::printf("decision %llu: %s\n", static_cast<unsigned long long>(result.decision_id()),
-              result.status() == v1::FeedbackResult::APPLIED
-                  ? "on disk"
-                  : "was on disk before; nothing changed");
+  v1::Request health;
+  health.mutable_health();
+  const auto kept = Ask(c, health);
+  std::printf(
+      "decision %llu: %s%s\n", static_cast<unsigned long long>(result.decision_id()),
+      result.status() == v1::FeedbackResult::APPLIED ? "kept" : "was kept before; nothing changed",
+      kept.ok() ? absl::StrCat(" (", kept->health().state(), ")").c_str() : "");
   return 0;
 }
 int Explain(const Connection& c, uint64_t id) {
@@ -93,6 +102,10 @@ int Explain(const Connection& c, uint64_t id) {
     for (const v1::Candidate& x : e.stages(s).candidates()) {
       std::printf("%s %-28s %12.5g %12.5g %12.5g  %s\n", x.chosen() ? ">" : " ", x.agent().c_str(),
                   x.tau(), x.eta(), x.p(), x.blocked().c_str());
+      if (!x.why().empty())
+        std::printf(
+            "    %s%s\n", x.why().c_str(),
+            x.free_in_s() > 0 ? absl::StrFormat("; free in %.0f s", x.free_in_s()).c_str() : "");
     }
   }
   return 0;
@@ -131,8 +144,15 @@ int Top(const Connection& c, bool once) {
                   static_cast<unsigned long long>(a.chosen()), a.in_flight(), a.latency_s(),
                   a.quality(), a.cost_usd(), static_cast<unsigned long long>(a.failures()),
                   a.over_budget() ? "over budget" : a.breaker().c_str());
+      if (!a.breaker_why().empty())
+        std::printf("  for %.0f s more: %s\n", a.breaker_ends_in_s(), a.breaker_why().c_str());
     }
     std::fflush(stdout);
+    for (const v1::BudgetStats& b : s.budgets()) {
+      std::printf("budget %-23s %10.4f spent, %.4f held of %.4f USD a %s, %.0f s left of it\n",
+                  b.name().c_str(), b.spent_usd(), b.reserved_usd(), b.limit_usd(),
+                  b.period().c_str(), b.ends_in_s());
+    }
     if (once) return 0;
     std::this_thread::sleep_for(std::chrono::seconds(1));
   }
@@ -249,7 +269,8 @@ CLI::App& Add(CLI::App& app, const Shared& connection, const char* name, const c
 
 void AddRoute(CLI::App& app, const Exit& exit, const Shared& connection) {
   struct Args {
-    std::string task, text, unit;
+    std::string task, text, unit, session;
+    std::vector<std::string> tags;
     std::vector<double> intent;
     std::vector<std::string> exclude;
     double most = 0;
@@ -260,6 +281,8 @@ void AddRoute(CLI::App& app, const Exit& exit, const Shared& connection) {
   s.add_option("--intent", a->intent, "a weight for each task")->delimiter(',');
   s.add_option("--text", a->text, "the query itself, for a server with an intent model");
   s.add_option("--unit", a->unit, "user or session, for a running experiment");
+  s.add_option("--session", a->session, "keeps its agents, as the configuration's affinity says");
+  s.add_option("--tag", a->tags, "whose budgets pay: a team, a project")->delimiter(',');
   s.add_option("--exclude", a->exclude, "agents that may not be chosen")->delimiter(',');
   s.add_option("--max-cost-usd", a->most, "no agent with a higher expected cost")
       ->check(CLI::NonNegativeNumber);
@@ -269,6 +292,8 @@ void AddRoute(CLI::App& app, const Exit& exit, const Shared& connection) {
     q.set_task(a->task);
     q.set_text(a->text);
     q.set_unit(a->unit);
+    q.set_session(a->session);
+    for (const std::string& tag : a->tags) q.add_tag(tag);
     q.set_max_cost_usd(a->most);
     q.mutable_intent()->Add(a->intent.begin(), a->intent.end());
     for (const std::string& e : a->exclude) q.add_exclude(e);

@@ -46,6 +46,7 @@ int Serve(const std::string& config, bool check, bool quiet) {
                 http_host.find(':') == std::string::npos ? http_host.c_str()
                                                          : ("[" + http_host + "]").c_str(),
                 (*server)->http_port());
+  std::printf("an acknowledged outcome is kept by %s\n", (*server)->durability().c_str());
   std::fflush(stdout);
 
   absl::Status status;

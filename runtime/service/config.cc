@@ -187,6 +187,11 @@ absl::Status FillDefaults(v1::ServerConfig& c) {
   if (c.state().redis_prefix().empty()) c.mutable_state()->set_redis_prefix("sluice");
   c.mutable_state()->set_sqlite(StatePath(c.state().sqlite()));
   if (c.policy().empty()) c.add_policy()->set_spec("amro_s");
+  SLUICE_RETURN_IF_ERROR(CheckFile("state.redis_password_file", c.state().redis_password_file()));
+  if (c.state().redis().empty() && (!c.state().redis_user().empty() || c.state().redis_cluster() ||
+                                    !c.state().redis_password_file().empty()))
+    return absl::InvalidArgumentError(
+        "state: redis_user, redis_password_file or redis_cluster without redis");
   if (!c.state().sqlite().empty() && !c.state().redis().empty())
     return absl::InvalidArgumentError(
         "state: sqlite and redis are both given; allowed: one of them, or neither");
@@ -334,6 +339,21 @@ absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std:
   }
   s.policies = std::move(set);
   return s;
+}
+
+absl::StatusOr<RedisOptions> RedisOptionsOf(const v1::StateConfig& c) {
+  RedisOptions o;
+  o.address = c.redis();
+  o.prefix = c.redis_prefix();
+  o.user = c.redis_user();
+  o.cluster = c.redis_cluster();
+  if (c.redis_password_file().empty()) return o;
+  std::ifstream file(c.redis_password_file());
+  if (!std::getline(file, o.password) || o.password.empty())
+    return absl::InvalidArgumentError(
+        absl::StrCat("state.redis_password_file: ", c.redis_password_file(),
+                     ": cannot be read, or its first line is empty"));
+  return o;
 }
 
 absl::StatusOr<ServerSettings> LoadSettings(const std::string& path) {

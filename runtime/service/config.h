@@ -12,6 +12,7 @@
 #include "sluice/policies/experiment/assignment.h"
 #include "sluice/runtime/service/budgets.h"
 #include "sluice/runtime/service/intent.h"
+#include "sluice/runtime/store/store.h"
 #include "sluice/v1/config.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -45,5 +46,7 @@ absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig&);
 // name.
 absl::StatusOr<ServerSettings> ParseSettings(const std::string& text, const std::string& origin);
 absl::StatusOr<ServerSettings> LoadSettings(const std::string& path);
+// Reads the password's file.
+absl::StatusOr<RedisOptions> RedisOptionsOf(const v1::StateConfig&);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_CONFIG_H_

@@ -1,12 +1,14 @@
 #include "sluice/runtime/service/learner.h"
 
 #include <sched.h>
+#include <sodium.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "sluice/runtime/service/clock.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -21,6 +23,10 @@ std::string SnapshotKey(const PolicySet& s, const PolicySet::Policy& p) {
 std::string ExperimentKey(const PolicySet& s) {
   return absl::StrCat("experiment@", absl::Hex(s.fingerprint));
 }
+constexpr char kDaysKey[] = "days";
+constexpr int64_t kExchangeMs = 20;
+constexpr int kForgetServerMs = 5000;
+
 std::string SpendingKey(const SpendingBook& b) {
   return absl::StrCat("spending@", absl::Hex(b.fingerprint()));
 }
@@ -30,6 +36,8 @@ absl::StatusOr<std::unique_ptr<Learner>> Learner::Start(
     std::shared_ptr<const ServerSettings> settings, Store& store, const Options& options,
     std::function<void()> done) {
   std::unique_ptr<Learner> l(new Learner(store, options, std::move(done)));
+  l->who_.resize(16);
+  randombytes_buf(l->who_.data(), l->who_.size());
   SLUICE_RETURN_IF_ERROR(l->Restore(std::move(settings)));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t lease, store.LeaseIds(kLease));
   l->lease_ = lease;
@@ -93,6 +101,10 @@ std::vector<DecisionRecord> Learner::TakeSettled() {
   std::lock_guard lock(mutex_);
   return std::exchange(settled_, {});
 }
+void Learner::ShareHeld(std::vector<int64_t> held) {
+  std::lock_guard lock(mutex_);
+  shared_held_ = std::move(held);
+}
 void Learner::SetQueue(int64_t outcomes) {
   std::lock_guard lock(mutex_);
   options_.queue = outcomes;
@@ -116,14 +128,19 @@ absl::Status Learner::SaveNow() {
 Learner::Book Learner::RestoreBook(const PolicySet& set, const PolicySet::Policy& policy) {
   Book b{std::make_unique<Ledger>(*policy.router, *policy.plan, options_.window), 0};
   const auto snapshot = store_.LoadSnapshot(SnapshotKey(set, policy));
-  if (snapshot.ok() && b.ledger->Parse(snapshot->bytes).ok()) b.through = snapshot->through;
+  // One of outcomes that the store has lost since then is not of this log.
+  const auto newest = store_.Newest();
+  const bool known = snapshot.ok() && newest.ok() && snapshot->through <= *newest;
+  if (known && b.ledger->Parse(snapshot->bytes).ok()) b.through = snapshot->through;
   // Anything else (none yet, another text, damage) is learned again from the outcomes.
   return b;
 }
 
 absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
   SLUICE_RETURN_IF_ERROR(teams_.Serve(*settings));
-  SLUICE_ASSIGN_OR_RETURN(uint64_t from, store_.Newest());
+  SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store_.Newest());
+  SLUICE_ASSIGN_OR_RETURN(const uint64_t oldest, store_.Oldest());
+  uint64_t from = newest;
   Books books;
   const PolicySet& set = *settings->policies;
   for (const PolicySet::Policy& p : set.policies) {
@@ -136,17 +153,19 @@ absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
   }
   books.spending.Track(settings->budgets);
   const auto spending = store_.LoadSnapshot(SpendingKey(books.spending));
-  if (spending.ok() && books.spending.Parse(spending->bytes).ok())
+  if (spending.ok() && spending->through <= newest && books.spending.Parse(spending->bytes).ok())
     books.spending_through = spending->through;
   if (!settings->budgets.empty()) from = std::min(from, books.spending_through);
   const auto experiment = store_.LoadSnapshot(ExperimentKey(set));
-  if (experiment.ok() && books.experiment.Parse(experiment->bytes).ok()) {
+  if (experiment.ok() && experiment->through <= newest &&
+      books.experiment.Parse(experiment->bytes).ok()) {
     books.experiment_through = experiment->through;
   } else {
     books.experiment = {};
   }
   books.experiment.Adopt(settings->config.experiment());
-  from = std::min(from, books.experiment_through);
+  from = std::max(std::min(from, books.experiment_through), oldest - 1);
+  if (const auto days = store_.LoadSnapshot(kDaysKey); days.ok()) days_.Parse(days->bytes);
   books.settings = std::move(settings);
   {
     std::lock_guard lock(experiment_mutex_);
@@ -156,14 +175,32 @@ absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
   return ApplyStored();
 }
 
+absl::Status Learner::CatchUp() {
+  const absl::Status status = ApplyStored();
+  const auto oldest = store_.Oldest();
+  const auto newest = store_.Newest();
+  const bool lost = absl::IsDataLoss(status) && oldest.ok() && newest.ok() &&
+                    (sequence_ > *newest || sequence_ + 1 < *oldest || !unreadable_);
+  if (!lost) return status;
+  const absl::Status again = Restore(books_.settings);
+  dirty_ = true;
+  // A hole in the middle stays one: what comes after it is learned, without looking back again.
+  if (absl::IsDataLoss(again)) sequence_ = *newest;
+  return again.ok() ? absl::DataLossError(absl::StrCat(
+                          "what was learned from lost outcomes is gone; ", status.message()))
+                    : again;
+}
+
 absl::Status Learner::ApplyStored() {
   absl::Status bad;
+  unreadable_ = false;
   SLUICE_RETURN_IF_ERROR(store_.Read(sequence_, [&](uint64_t sequence, absl::string_view bytes) {
     absl::StatusOr<OutcomeRecord> o = ParseOutcome(bytes);
     if (!o.ok()) {
       bad.Update(
           absl::DataLossError(absl::StrCat("outcome ", sequence, ": ", o.status().message())));
       sequence_ = sequence;
+      unreadable_ = true;
       return;
     }
     Apply(sequence, *std::move(o));
@@ -181,6 +218,7 @@ void Learner::Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequ
 
 void Learner::Apply(uint64_t sequence, OutcomeRecord o) {
   sequence_ = sequence;
+  days_.Note(o.unix_ms, sequence);
   const PolicySet& set = *books_.settings->policies;
   const AgentGraph& g = *set.graph;
   if (!teams_.Translate(o) || o.decision.path.size() != static_cast<size_t>(g.num_stages()) ||
@@ -217,6 +255,7 @@ void Learner::Publish() {
   for (Book& b : books_.policies) s->of.push_back(copy(b));
   if (books_.worth) s->worth = copy(*books_.worth);
   s->spent = books_.spending.spent();
+  s->held_elsewhere = held_elsewhere_;
   s->experiment = ExperimentId(books_.settings->config.experiment());
   {
     std::lock_guard lock(experiment_mutex_);
@@ -250,8 +289,63 @@ absl::Status Learner::Save() {
   }
   SLUICE_RETURN_IF_ERROR(
       store_.SaveSnapshot(ExperimentKey(set), {sequence_, std::move(experiment)}));
+  SLUICE_RETURN_IF_ERROR(store_.SaveSnapshot(kDaysKey, {sequence_, days_.Serialize()}));
+  Trim();
   since_save_ = 0;
   return absl::OkStatus();
+}
+
+// What no server needs any more and nobody asked to keep. A failure is tried again at the next
+// snapshot.
+void Learner::Trim() {
+  const auto newest = store_.Newest();
+  if (!newest.ok()) return;
+  uint64_t before = 1;
+  if (options_.keep_outcomes > 0 && *newest > options_.keep_outcomes)
+    before = *newest - options_.keep_outcomes + 1;
+  if (options_.keep_days > 0) {
+    const int64_t day = DayMarks::DayOf(UnixMs()) - options_.keep_days;
+    before = std::max(before, days_.FirstSince(day, *newest + 1));
+    days_.ForgetBefore(day - 1);
+  }
+  before = std::min(before, (store_.shared() ? std::min(slowest_, sequence_) : sequence_) + 1);
+  if (before > 1) (void)store_.Trim(before);
+}
+
+// What this server holds of budgets and how far it has read, for the others; theirs for it.
+void Learner::Exchange() {
+  const int64_t now = SteadyMs();
+  if (!store_.shared() || now - exchanged_at_ < kExchangeMs) return;
+  exchanged_at_ = now;
+  using record_internal::Put;
+  const std::vector<BudgetRule>& rules = books_.settings->budgets;
+  std::string mine;
+  Put(mine, sequence_);
+  {
+    std::lock_guard lock(mutex_);
+    for (size_t r = 0; r < rules.size() && r < shared_held_.size(); ++r) {
+      Put(mine, rules[r].id());
+      Put(mine, shared_held_[r]);
+    }
+  }
+  const auto others = store_.Exchange(who_, mine, kForgetServerMs);
+  if (!others.ok()) return;  // no news
+  std::vector<int64_t> held(rules.size());
+  slowest_ = sequence_;
+  for (const std::string& other : *others) {
+    record_internal::Reader r(other);
+    slowest_ = std::min(slowest_, r.Get<uint64_t>());
+    while (!r.failed() && !r.rest().empty()) {
+      const auto id = r.Get<uint64_t>();
+      const auto nano = r.Get<int64_t>();
+      for (size_t i = 0; i < rules.size(); ++i) {
+        if (rules[i].id() == id && !r.failed()) held[i] += std::max<int64_t>(0, nano);
+      }
+    }
+  }
+  if (held == held_elsewhere_) return;
+  held_elsewhere_ = std::move(held);
+  dirty_ = true;
 }
 
 absl::Status Learner::Swap(std::shared_ptr<const ServerSettings> settings) {
@@ -290,7 +384,7 @@ void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
       }
     }
     since_save_ += added;
-    if (store_.shared()) status = ApplyStored();
+    if (store_.shared()) status = CatchUp();
     // What was spent has to be known before it is no longer held.
     if (!newly_settled_.empty()) Publish();
   } else {
@@ -353,10 +447,11 @@ void Learner::Loop() {
       Commit(std::move(w.jobs));
       done_callback_();
     } else if (store_.shared()) {  // what other servers learned
-      const absl::Status status = ApplyStored();
+      const absl::Status status = CatchUp();
       std::lock_guard lock(mutex_);
       trouble_ = std::string(status.message());
     }
+    Exchange();
     if (w.replacement != nullptr) {
       const absl::Status status = Swap(std::move(w.replacement));
       {

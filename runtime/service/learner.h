@@ -22,6 +22,7 @@
 #include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/earlier_teams.h"
 #include "sluice/runtime/service/experiment.h"
+#include "sluice/runtime/service/retention.h"
 #include "sluice/runtime/store/ledger.h"
 #include "sluice/runtime/store/record.h"
 #include "sluice/runtime/store/store.h"
@@ -65,6 +66,8 @@ class Learner {
  public:
   struct Options {
     int64_t window = 64, publish_ms = 20, snapshot_every = 20000, queue = 65536, commit_ms = 2;
+    uint64_t keep_outcomes = 0;  // 0: all
+    int64_t keep_days = 0;       // 0: for ever
   };
   // Restores ledgers from snapshots and the outcomes after them. `done` is called by the learner's
   // thread.
@@ -85,6 +88,8 @@ class Learner {
   // Decisions whose outcomes were learned since the last call, where budgets are kept. Their cost
   // is in what is published.
   std::vector<DecisionRecord> TakeSettled();
+  // What this server's decisions hold of each budget, nano USD, for other servers of the store.
+  void ShareHeld(std::vector<int64_t> held);
   void SetQueue(int64_t outcomes);
   void ReportExperiment(v1::ExperimentResponse& out);
   std::string WhyStopped(size_t arm);
@@ -121,6 +126,11 @@ class Learner {
                const OutcomeRecord& o);
   absl::Status Swap(std::shared_ptr<const ServerSettings>);
   absl::Status ApplyStored();
+  // Applies what is stored; where the store lost outcomes that were read, learns anew from the
+  // rest.
+  absl::Status CatchUp();
+  void Exchange();
+  void Trim();
   void Publish();
   absl::Status Save();
   void SaveFor(uint64_t asked);
@@ -153,6 +163,7 @@ class Learner {
   std::shared_ptr<const ServerSettings> replacement_;
   std::optional<absl::Status> replaced_;
   std::vector<DecisionRecord> settled_;
+  std::vector<int64_t> shared_held_;
   std::string trouble_;
   bool stop_ = false;
   uint64_t save_asked_ = 0, save_done_ = 0;
@@ -166,6 +177,12 @@ class Learner {
   EarlierTeams teams_;
   std::vector<SumDelta> deltas_;
   std::vector<DecisionRecord> newly_settled_;
+  std::string who_;  // among the servers of one store
+  std::vector<int64_t> held_elsewhere_;
+  bool unreadable_ = false;  // the last reading met an outcome that is none
+  uint64_t slowest_ = 0;     // sequence that all servers of the store have read
+  int64_t exchanged_at_ = 0;
+  DayMarks days_;
   uint64_t sequence_ = 0, version_ = 0, since_save_ = 0;
   int64_t published_at_ = 0;
   bool dirty_ = false;

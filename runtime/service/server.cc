@@ -36,12 +36,17 @@ Learner::Options LearnerOptions(const v1::ServerConfig& c) {
   o.commit_ms = c.learning().commit_ms();
   o.snapshot_every = c.learning().snapshot_every();
   o.queue = c.limits().feedback_queue();
+  o.keep_outcomes = c.state().keep_outcomes();
+  o.keep_days = c.state().keep_days();
   return o;
 }
 absl::StatusOr<std::unique_ptr<Store>> OpenStore(const v1::StateConfig& c) {
   if (!c.sqlite().empty()) return OpenSqliteStore(c.sqlite());
-  if (!c.redis().empty()) return OpenRedisStore(c.redis(), c.redis_prefix());
-  return MakeMemoryStore();
+  if (c.redis().empty())
+    return c.keep_outcomes() > 0 ? MakeMemoryStore(std::min(c.keep_outcomes(), kMemoryOutcomes))
+                                 : MakeMemoryStore();
+  SLUICE_ASSIGN_OR_RETURN(const RedisOptions options, RedisOptionsOf(c));
+  return OpenRedisStore(options);
 }
 
 class ServerImpl final : public Server {
@@ -82,8 +87,10 @@ class ServerImpl final : public Server {
   }
 
   absl::Status Run() override {
+    durability_ = store_->durability();
     log_.Write("serving", {{"endpoint", endpoints().empty() ? "" : endpoints()[0]},
-                           {"store", std::string(store_->name())}});
+                           {"store", std::string(store_->name())},
+                           {"durability", durability_}});
     try {
       Serve();
     } catch (const zmq::error_t& e) {
@@ -101,6 +108,7 @@ class ServerImpl final : public Server {
     reload_asked_ = true;
     Wake();
   }
+  std::string durability() const override { return store_->durability(); }
   const std::vector<std::string>& endpoints() const override { return transport_->endpoints(); }
   int http_port() const override { return http_ != nullptr ? http_->port() : 0; }
 
@@ -191,6 +199,11 @@ class ServerImpl final : public Server {
       log_.Write(trouble.empty() ? "feedback is stored again" : "feedback cannot be stored",
                  {{"why", trouble}});
       trouble_ = trouble;
+    }
+    if (const std::string durability = store_->durability(); durability != durability_) {
+      log_.Write("the store keeps otherwise than before",
+                 {{"durability", durability}, {"was", durability_}});
+      durability_ = durability;
     }
     rate_limit_.Forget(now_.steady_s);
     transport_->Refresh();
@@ -379,7 +392,7 @@ class ServerImpl final : public Server {
       case v1::Request::kHealth:
         r.mutable_health()->set_ready(stage_ == Stage::kServing);
         r.mutable_health()->set_version(SLUICE_VERSION);
-        r.mutable_health()->set_state(std::string(store_->name()));
+        r.mutable_health()->set_state(durability_);
         break;
       case v1::Request::BODY_NOT_SET:
         SetError(r.mutable_error(), v1::UNIMPLEMENTED,
@@ -408,6 +421,7 @@ class ServerImpl final : public Server {
     out.mutable_decisions()->Reserve(request.queries_size());
     for (const v1::Query& q : request.queries())
       decisions_->Decide(q, caller_, *team_, *state, *out.add_decisions());
+    ShareHeld();
   }
   bool Feedback(const Peer& peer, const v1::Request& q, v1::Response& r) {
     if (!FitsBatch(q.feedback().outcomes_size(), "outcomes", r)) return false;
@@ -435,12 +449,21 @@ class ServerImpl final : public Server {
       Send({job->client, job->delimiter}, *response);
     }
   }
+  // What decisions hold of budgets, for the other servers of a store.
+  void ShareHeld() {
+    const size_t rules = team_->settings().budgets.size();
+    if (rules == 0 || !store_->shared()) return;
+    std::vector<int64_t> held(rules);
+    for (size_t r = 0; r < rules; ++r) held[r] = team_->reservations().held(r);
+    learner_->ShareHeld(std::move(held));
+  }
   // Breakers and budgets as they are now.
   void RefreshTeam() {
     const State state = Learned();
     if (pending_ && state->settings == pending_settings_) FollowTeam();
     outcomes_->Settle(*team_);
     team_->Refresh(*state, now_);
+    ShareHeld();
   }
 
   void Stats(v1::StatsResponse& s) {
@@ -451,6 +474,7 @@ class ServerImpl final : public Server {
     views::Paths(*decisions_, s);
     s.set_last_reload_error(reload_error_);
     for (const std::string& line : last_reload_) s.add_last_reload(line);
+    s.set_durability(durability_);
     s.set_uptime_s(now_.steady_s - started_);
     s.set_feedback_queue(learner_->queued());
     const State state = Learned();
@@ -519,6 +543,7 @@ class ServerImpl final : public Server {
   std::string reload_error_;
   std::vector<std::string> last_reload_;
   std::string trouble_;
+  std::string durability_;
   std::vector<uint8_t> stopped_;  // arms, as last logged
   std::string caller_;            // the key of the request at hand
   Transport::Message message_;

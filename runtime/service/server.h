@@ -30,6 +30,8 @@ class Server {
   // Where it really listens: tcp ports of 0 are filled in.
   virtual const std::vector<std::string>& endpoints() const = 0;
   virtual int http_port() const = 0;  // 0: none
+  // What an acknowledged outcome survives.
+  virtual std::string durability() const = 0;
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_SERVER_H_

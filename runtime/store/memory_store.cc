@@ -42,10 +42,16 @@ class MemoryStore final : public Store {
   }
   absl::Status Read(uint64_t after,
                     absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
-    std::lock_guard lock(mutex_);
-    SLUICE_RETURN_IF_ERROR(CheckCursor("memory", after, oldest_, newest()));
-    for (uint64_t i = after + 1; i <= newest(); ++i) visit(i, log_[i - oldest_]);
-    return absl::OkStatus();
+    for (;; ++after) {
+      std::string record;  // whoever visits may use the store
+      {
+        std::lock_guard lock(mutex_);
+        SLUICE_RETURN_IF_ERROR(CheckCursor("memory", after, oldest_, newest()));
+        if (after == newest()) return absl::OkStatus();
+        record = log_[after + 1 - oldest_];
+      }
+      visit(after + 1, record);
+    }
   }
   absl::Status Trim(uint64_t before) override {
     std::lock_guard lock(mutex_);

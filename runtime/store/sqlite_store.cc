@@ -145,11 +145,15 @@ class SqliteStore final : public Store {
   // One transaction: a reader's view does not change while a server trims.
   absl::Status Read(uint64_t after,
                     absl::FunctionRef<void(uint64_t, absl::string_view)> visit) override {
-    std::lock_guard lock(mutex_);
-    SLUICE_RETURN_IF_ERROR(Run("BEGIN"));
-    const absl::Status status = ReadHeld(after, visit);
-    if (!status.ok()) return RolledBack(status);
-    return Commit();
+    // A page at a time: whoever visits may use the store.
+    Page page;
+    do {
+      page.clear();
+      SLUICE_RETURN_IF_ERROR(ReadPage(after, page));
+      for (const auto& [sequence, record] : page) visit(sequence, record);
+      if (!page.empty()) after = page.back().first;
+    } while (page.size() == kPage);
+    return absl::OkStatus();
   }
   absl::Status Trim(uint64_t before) override {
     for (;;) {
@@ -214,7 +218,9 @@ class SqliteStore final : public Store {
     const std::pair<sqlite3_stmt**, const char*> statements[] = {
         {&append_, "INSERT OR IGNORE INTO outcome(id, record) VALUES(?1, ?2)"},
         {&newest_, "SELECT max(sequence) FROM outcome"},
-        {&read_, "SELECT sequence, record FROM outcome WHERE sequence > ?1 ORDER BY sequence"},
+        {&read_,
+         "SELECT sequence, record FROM outcome WHERE sequence > ?1 ORDER BY sequence "
+         "LIMIT ?2"},
         {&empty_, "UPDATE outcome SET record = x'' WHERE sequence >= ?1 AND sequence < ?2"},
         {&forget_, "DELETE FROM outcome WHERE sequence < ?1"},
         {&save_, "INSERT OR REPLACE INTO snapshot(key, through, state) VALUES(?1, ?2, ?3)"},
@@ -253,17 +259,25 @@ class SqliteStore final : public Store {
       return absl::DataLossError(absl::StrCat(path_, ": oldest is '", text, "', not a number"));
     return oldest;
   }
-  absl::Status ReadHeld(uint64_t after,
-                        absl::FunctionRef<void(uint64_t, absl::string_view)> visit) {
+  static constexpr size_t kPage = 1024;
+  using Page = std::vector<std::pair<uint64_t, std::string>>;
+  absl::Status ReadPage(uint64_t after, Page& page) {
+    std::lock_guard lock(mutex_);
+    SLUICE_RETURN_IF_ERROR(Run("BEGIN"));
+    const absl::Status status = ReadHeld(after, page);
+    if (!status.ok()) return RolledBack(status);
+    return Commit();
+  }
+  absl::Status ReadHeld(uint64_t after, Page& page) {
     SLUICE_ASSIGN_OR_RETURN(const uint64_t oldest, OldestHeld());
     SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, NewestHeld());
     SLUICE_RETURN_IF_ERROR(CheckCursor(path_, after, oldest, newest));
     Use use(read_);
     sqlite3_bind_int64(read_, 1, static_cast<int64_t>(after));
+    sqlite3_bind_int64(read_, 2, kPage);
     int rc;
-    while ((rc = sqlite3_step(read_)) == SQLITE_ROW) {
-      visit(static_cast<uint64_t>(sqlite3_column_int64(read_, 0)), Blob(read_, 1));
-    }
+    while ((rc = sqlite3_step(read_)) == SQLITE_ROW)
+      page.emplace_back(static_cast<uint64_t>(sqlite3_column_int64(read_, 0)), Blob(read_, 1));
     return rc == SQLITE_DONE ? absl::OkStatus() : Failed("read");
   }
   // The newest row stays whatever is trimmed: the next sequence number is counted from it.
