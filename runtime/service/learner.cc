@@ -101,6 +101,10 @@ std::vector<DecisionRecord> Learner::TakeSettled() {
   std::lock_guard lock(mutex_);
   return std::exchange(settled_, {});
 }
+std::vector<std::string> Learner::TakeLosses() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(losses_, {});
+}
 void Learner::ShareHeld(std::vector<int64_t> held) {
   std::lock_guard lock(mutex_);
   shared_held_ = std::move(held);
@@ -182,13 +186,15 @@ absl::Status Learner::CatchUp() {
   const bool lost = absl::IsDataLoss(status) && oldest.ok() && newest.ok() &&
                     (sequence_ > *newest || sequence_ + 1 < *oldest || !unreadable_);
   if (!lost) return status;
+  {
+    std::lock_guard lock(mutex_);
+    losses_.emplace_back(status.message());
+  }
   const absl::Status again = Restore(books_.settings);
   dirty_ = true;
   // A hole in the middle stays one: what comes after it is learned, without looking back again.
   if (absl::IsDataLoss(again)) sequence_ = *newest;
-  return again.ok() ? absl::DataLossError(absl::StrCat(
-                          "what was learned from lost outcomes is gone; ", status.message()))
-                    : again;
+  return again;
 }
 
 absl::Status Learner::ApplyStored() {

@@ -88,6 +88,8 @@ class Learner {
   // Decisions whose outcomes were learned since the last call, where budgets are kept. Their cost
   // is in what is published.
   std::vector<DecisionRecord> TakeSettled();
+  // What the store lost of what was read, since the last call: it was learned, and is not any more.
+  std::vector<std::string> TakeLosses();
   // What this server's decisions hold of each budget, nano USD, for other servers of the store.
   void ShareHeld(std::vector<int64_t> held);
   void SetQueue(int64_t outcomes);
@@ -164,6 +166,7 @@ class Learner {
   std::optional<absl::Status> replaced_;
   std::vector<DecisionRecord> settled_;
   std::vector<int64_t> shared_held_;
+  std::vector<std::string> losses_;
   std::string trouble_;
   bool stop_ = false;
   uint64_t save_asked_ = 0, save_done_ = 0;

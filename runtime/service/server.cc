@@ -200,6 +200,8 @@ class ServerImpl final : public Server {
                  {{"why", trouble}});
       trouble_ = trouble;
     }
+    for (const std::string& loss : learner_->TakeLosses())
+      log_.Write("the store lost outcomes; what they taught is gone", {{"why", loss}});
     if (const std::string durability = store_->durability(); durability != durability_) {
       log_.Write("the store keeps otherwise than before",
                  {{"durability", durability}, {"was", durability_}});
