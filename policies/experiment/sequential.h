@@ -3,7 +3,7 @@
 // Is B better than A, asked as often as one likes: always-valid p-values (mSPRT, Johari et al.,
 // arXiv 1512.04922), asymptotic confidence sequences (Waudby-Smith et al., arXiv 2103.06476),
 // variance reduction by what was known before (CUPED, Deng et al. 2013), and the check that units
-// were split as planned.
+// were split as planned (Lindon & Malek, arXiv 2011.03567).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -165,46 +165,32 @@ inline double SequenceHalfWidth(const Difference& d, double alpha, double tuned_
   return std::sqrt(d.variance * (t + 1) / t * std::log((t + 1) / (alpha * alpha)));
 }
 
-// P(chi-square with k degrees of freedom > x): the upper incomplete gamma function, by series or
-// continued fraction.
-inline double ChiSquareTail(double x, double k) {
-  if (!(x > 0) || !(k > 0)) return 1;
-  const double a = k / 2, h = x / 2, scale = std::exp(a * std::log(h) - h - std::lgamma(a));
-  if (h < a + 1) {
-    double term = 1 / a, sum = term;
-    for (double n = a + 1; term > sum * 1e-15; ++n) sum += term *= h / n;
-    return std::max(0.0, 1 - scale * sum);
-  }
-  double b = h + 1 - a, c = 1e300, d = 1 / b, f = d;
-  for (int i = 1; i < 10000; ++i) {
-    const double an = -i * (i - a);
-    b += 2;
-    d = 1 / (an * d + b);
-    c = b + an / c;
-    f *= d * c;
-    if (std::abs(d * c - 1) < 1e-15) break;
-  }
-  return scale * f;
-}
-// Sample-ratio mismatch: p-value of the counts given the planned weights. Below 0.001 the
+// Prior evidence of SampleRatioP, in units: splits that are off by about 1 / (2 sqrt(this)) are
+// found soonest.
+inline constexpr double kSampleRatioPrior = 1000;
+// Sample-ratio mismatch: were units split by the planned weights? Of the arms' counts so far, to be
+// read after every unit: under the planned split it falls to p or below at any time ever with
+// probability p at most. 1 / Bayes factor of multinomial counts, Dirichlet around the planned
+// shares against the planned shares (Anytime-Valid Inference for Multinomial Count Data, Lindon &
+// Malek, arXiv 2011.03567); the order of the units does not matter. Below kSampleRatioAlarm the
 // experiment must not be read.
+inline constexpr double kSampleRatioAlarm = 0.001;
 inline double SampleRatioP(absl::Span<const int64_t> counts, absl::Span<const double> weights) {
-  double total = 0, sum = 0, chi = 0, kinds = 0;
+  double planned = 0;
+  for (double w : weights) planned += w;
+  double total = 0;
+  double log_bayes = 0;
   for (size_t i = 0; i < counts.size(); ++i) {
-    total += static_cast<double>(counts[i]);
-    sum += weights[i];
+    if (counts[i] <= 0) continue;
+    const double share = weights[i] / planned;
+    if (!(share > 0)) return 0;  // units in an arm that gets none
+    const double n = static_cast<double>(counts[i]);
+    const double prior = kSampleRatioPrior * share;
+    total += n;
+    log_bayes += std::lgamma(prior + n) - std::lgamma(prior) - n * std::log(share);
   }
-  for (size_t i = 0; i < counts.size(); ++i) {
-    const double want = total * weights[i] / sum;
-    if (want > 0) {
-      chi +=
-          (static_cast<double>(counts[i]) - want) * (static_cast<double>(counts[i]) - want) / want;
-      ++kinds;
-    } else if (counts[i] > 0) {
-      return 0;
-    }
-  }
-  return kinds > 1 && total > 0 ? ChiSquareTail(chi, kinds - 1) : 1;
+  log_bayes += std::lgamma(kSampleRatioPrior) - std::lgamma(kSampleRatioPrior + total);
+  return std::min(1.0, std::exp(-log_bayes));
 }
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_POLICIES_EXPERIMENT_SEQUENTIAL_H_

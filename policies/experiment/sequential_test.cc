@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "sluice/policies/experiment/quantile.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -20,14 +21,6 @@ TEST(Moments, AreTheTextbookOnes) {
   EXPECT_NEAR(m.variance(), 9.583333333, 1e-8);    // 28.75 / 3
   EXPECT_NEAR(m.covariance(), 3.833333333, 1e-8);  // 11.5 / 3
   EXPECT_NEAR(m.variance_x(), 1.666666667, 1e-8);
-}
-
-TEST(ChiSquare, TailsAreTheTables) {
-  EXPECT_NEAR(ChiSquareTail(3.841459, 1), 0.05, 1e-6);
-  EXPECT_NEAR(ChiSquareTail(10.827566, 1), 0.001, 1e-7);
-  EXPECT_NEAR(ChiSquareTail(18.307038, 10), 0.05, 1e-6);
-  EXPECT_NEAR(ChiSquareTail(0.5, 10), 0.99999, 1e-5);
-  EXPECT_EQ(ChiSquareTail(0, 3), 1);
 }
 
 // Units arrive in turn; the test is read after every one of them.
@@ -167,6 +160,73 @@ TEST(ClusteredMetric, ManyOutcomesOfAFewUnitsDeclareNothing) {
   EXPECT_LE(adjusted, 50);
   EXPECT_GT(naive, 200);
   EXPECT_LT(kept, 0.65);  // what is left is mostly the coin of each outcome
+}
+
+// By the product of predictive probabilities, unit by unit.
+TEST(SampleRatio, IsTheProductOfPredictions) {
+  const std::vector<double> weights = {2, 1, 1};
+  const int split[] = {0, 0, 1, 2, 2, 2, 0, 1, 2, 2, 2, 2, 2, 2, 2, 2};
+  std::vector<int64_t> counts(3);
+  double bayes = 1;
+  for (int arm : split) {
+    double seen = 0;
+    for (int64_t n : counts) seen += static_cast<double>(n);
+    const double share = weights[arm] / 4;
+    const double predicted =
+        (kSampleRatioPrior * share + static_cast<double>(counts[arm])) / (kSampleRatioPrior + seen);
+    bayes *= predicted / share;
+    ++counts[arm];
+    EXPECT_NEAR(SampleRatioP(counts, weights), std::min(1.0, 1 / bayes), 1e-9);
+  }
+}
+
+// The smallest p over all times, of units that arrive in turn.
+struct PeekedRatio {
+  double valid = 1;
+  double chi_square = 1;  // what a test for one look would have said
+};
+PeekedRatio PeekAtSplit(double share_of_b, uint64_t seed, int units) {
+  PeekedRatio p;
+  std::vector<int64_t> counts(2);
+  for (int i = 0; i < units; ++i) {
+    const bool in_b = RandomUniform({seed, static_cast<uint64_t>(i), 0, 0, 0}) < share_of_b;
+    ++counts[in_b ? 1 : 0];
+    p.valid = std::min(p.valid, SampleRatioP(counts, {1.0, 1.0}));
+    const double half = (i + 1) / 2.0;
+    const double off = static_cast<double>(counts[0]) - half;
+    if (i >= 100) p.chi_square = std::min(p.chi_square, ChiSquareTail(2 * off * off / half, 1));
+  }
+  return p;
+}
+TEST(SampleRatio, ReadAfterEveryUnitAFairSplitAlarmsInFiveOfAHundredAtMost) {
+  int valid = 0;
+  int alarms = 0;
+  int chi_square = 0;
+  for (uint64_t run = 0; run < 1000; ++run) {
+    const PeekedRatio p = PeekAtSplit(0.5, 300 + run, 5000);
+    valid += p.valid <= 0.05;
+    alarms += p.valid <= kSampleRatioAlarm;
+    chi_square += p.chi_square <= 0.05;
+  }
+  EXPECT_LE(valid, 50);
+  EXPECT_LE(alarms, 4);
+  EXPECT_GT(chi_square, 200);  // for contrast
+  RecordProperty("valid", valid);
+  RecordProperty("alarms", alarms);
+  RecordProperty("chi_square", chi_square);
+}
+TEST(SampleRatio, FiftyFiveToFortyFiveIsFound) {
+  int found = 0;
+  for (uint64_t run = 0; run < 200; ++run)
+    found += PeekAtSplit(0.55, 7000 + run, 5000).valid <= kSampleRatioAlarm;
+  EXPECT_GE(found, 196);
+  RecordProperty("found", found);
+}
+TEST(SampleRatio, SaysWhatIsImpossible) {
+  EXPECT_EQ(SampleRatioP({0, 0}, {1.0, 1.0}), 1);
+  EXPECT_EQ(SampleRatioP({5}, {1.0}), 1);
+  EXPECT_EQ(SampleRatioP({5, 1}, {1.0, 0.0}), 0);
+  EXPECT_GT(SampleRatioP({500, 0, 520}, {1.0, 0.0, 1.0}), 0.5);
 }
 
 TEST(Sequential, SaysNothingWithoutData) {

@@ -180,7 +180,7 @@ class ExperimentBook {
       }
     }
     out.set_sample_ratio_p(counts.empty() ? 1 : SampleRatioP(counts, weights));
-    out.set_readable(out.sample_ratio_p() >= 0.001);
+    out.set_readable(out.sample_ratio_p() >= kSampleRatioAlarm);
     out.set_units_left_out(left_out_);
   }
 
