@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/experiment/bootstrap.h"
+#include "sluice/policies/experiment/quantile.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/report/report.h"
 #include "sluice/runtime/service/replay.h"
@@ -17,23 +18,6 @@
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
-struct Mean {
-  double mean = 0, half = 0;  // 95 % interval: mean +- half
-};
-// Student's interval; its quantile by Hill's expansion around the normal one.
-Mean Interval(const std::vector<double>& x) {
-  const double n = static_cast<double>(x.size());
-  Mean m;
-  for (double v : x) m.mean += v / n;
-  if (n < 2) return m;
-  double variance = 0;
-  for (double v : x) variance += (v - m.mean) * (v - m.mean) / (n - 1);
-  const double z = 1.959964, f = n - 1;
-  const double t =
-      z + (z * z * z + z) / (4 * f) + (5 * std::pow(z, 5) + 16 * z * z * z + 3 * z) / (96 * f * f);
-  m.half = t * std::sqrt(variance / n);
-  return m;
-}
 // Open Bandit Pipeline's columns: what off-policy evaluation elsewhere reads.
 absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::string& path) {
   FILE* f = std::fopen(path.c_str(), "w");
@@ -208,28 +192,22 @@ class ReplayReport {
   }
 
   void AddPolicy(const std::string& policy, const PolicyRuns& runs, Section& s) const {
-    const auto cell = [](const Mean& m) {
-      return ReportCell{"", m.mean, m.mean - m.half, m.mean + m.half};
-    };
-    const Mean quality = Interval(runs.quality);
-    const Mean usd = Interval(runs.cost);
+    const auto cell = [](const MeanInterval& m) { return ReportCell{"", m.value, m.low, m.high}; };
+    const MeanInterval quality = StudentInterval(runs.quality);
+    const MeanInterval usd = StudentInterval(runs.cost);
     s.table.rows.push_back({{policy},
-                            cell(Interval(runs.utility)),
-                            cell(Interval(runs.gain)),
-                            {"", quality.mean},
-                            {"", usd.mean},
-                            cell(Interval(runs.regret))});
-    s.points.push_back({usd.mean, quality.mean});
+                            cell(StudentInterval(runs.utility)),
+                            cell(StudentInterval(runs.gain)),
+                            {"", quality.value},
+                            {"", usd.value},
+                            cell(StudentInterval(runs.regret))});
+    s.points.push_back({usd.value, quality.value});
     s.tradeoff.series.push_back(
-        {policy,
-         {{usd.mean, quality.mean, quality.mean - quality.half, quality.mean + quality.half, ""}},
-         false,
-         false});
+        {policy, {{usd.value, quality.value, quality.low, quality.high, ""}}, false, false});
     ReportChart::Series line{policy, {}, true, false};
     for (int i = 0; i < kPoints; ++i) {
-      const Mean m = Interval(runs.along[i]);
-      line.points.push_back(
-          {static_cast<double>(DecisionsAt(i)), m.mean, m.mean - m.half, m.mean + m.half, ""});
+      const MeanInterval m = StudentInterval(runs.along[i]);
+      line.points.push_back({static_cast<double>(DecisionsAt(i)), m.value, m.low, m.high, ""});
     }
     s.regret.series.push_back(std::move(line));
     AddChosen(policy, runs, s);
@@ -262,9 +240,9 @@ class ReplayReport {
   void WriteCurve(const std::string& policy, const PolicyRuns& runs, const Section& s) const {
     if (curve_ == nullptr) return;
     for (int i = 0; i < kPoints; ++i) {
-      const Mean m = Interval(runs.along[i]);
+      const MeanInterval m = StudentInterval(runs.along[i]);
       std::fprintf(curve_.get(), "%g,\"%s\",%lld,%.3f,%.3f\n", s.weight, policy.c_str(),
-                   static_cast<long long>(DecisionsAt(i)), m.mean, m.half);
+                   static_cast<long long>(DecisionsAt(i)), m.value, m.high - m.value);
     }
   }
   static void PrintTable(const ReportTable& table) {
