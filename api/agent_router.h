@@ -29,8 +29,10 @@
 
 SLUICE_BEGIN_NAMESPACE
 inline constexpr int kMaxStages = 8;
-inline constexpr int kMaxStageAgents = 64;
-inline constexpr int kMaxTasks = 64;
+inline constexpr int kMaxStageAgents = 1024;
+inline constexpr int kMaxTasks = 256;
+// Of a plan's sums, and of its state: what is larger would not fit a machine's memory a few times.
+inline constexpr int64_t kMaxPlanNumbers = int64_t{1} << 28;
 
 // A backbone model in a role. What is not known is left at its default.
 struct Agent {
@@ -149,6 +151,9 @@ struct AgentRequest {
   // Share of the draw that is spread evenly over the candidates that are not blocked, [0, 1]. Above
   // 0 every admissible path has a propensity, so other policies can be judged by what this one did.
   double explore = 0;
+  // A path whose probability is asked: its agents are taken instead of drawn ones, one a stage, and
+  // the decision's propensity is theirs, 0 where it cannot be drawn. Empty: the router draws.
+  absl::Span<const int32_t> follow;
 };
 
 struct AgentDecision {
@@ -226,7 +231,8 @@ class AgentRouter {
   virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(
       std::shared_ptr<const AgentGraph>) const = 0;
   virtual void InitialState(const Plan&, absl::Span<double> state) const = 0;
-  // A path and its propensity. `trace` (optional) gets every candidate of every stage. An error
+  // A path and its propensity. `trace` (optional) gets every candidate of every stage: a stage's
+  // probabilities depend on the agent of the stage before, and on no other of the path. An error
   // when a stage has no agent that is not blocked.
   virtual absl::Status Run(const Plan&, absl::Span<const double> state, const AgentRequest&,
                            AgentDecision&, AgentTrace* trace) const = 0;
@@ -246,6 +252,10 @@ class AgentRouterOf final : public AgentRouter {
       std::shared_ptr<const AgentGraph> g) const override {
     SLUICE_RETURN_IF_ERROR(ValidateGraph(*g));
     SLUICE_ASSIGN_OR_RETURN(auto plan, r_.MakePlan(std::move(g)));
+    if (plan.sums > kMaxPlanNumbers || plan.state > kMaxPlanNumbers)
+      return absl::ResourceExhaustedError(
+          absl::StrCat(name(), ": this graph takes ", plan.sums, " sums and ", plan.state,
+                       " numbers of state, allowed ", kMaxPlanNumbers, " of each"));
     return std::make_unique<const PlanOf>(std::move(plan));
   }
   void InitialState(const Plan& p, absl::Span<double> state) const override {

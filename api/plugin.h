@@ -434,6 +434,10 @@ struct AgentRouterC : ModelC<R> {
       ask.features = {q->features, q->num_features};
       if (q->blocked != nullptr) ask.blocked = {reinterpret_cast<const Block*>(q->blocked), agents};
       if (q->live != nullptr) ask.live = {reinterpret_cast<const AgentLive*>(q->live), agents};
+      if (q->struct_size >= offsetof(sluice_agent_request, follow) + sizeof q->follow) {
+        ask.explore = q->explore;
+        if (q->follow != nullptr) ask.follow = {q->follow, plan.graph->stages.size()};
+      }
       AgentDecision decision;
       static thread_local AgentTrace trace;  // keeps its storage
       trace.clear();

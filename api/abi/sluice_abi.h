@@ -361,6 +361,8 @@ typedef struct sluice_agent_request {
   size_t num_features;
   const uint8_t* blocked;        /* [agents], or NULL: nobody is; numbers of Block */
   const sluice_agent_live* live; /* [agents], or NULL */
+  double explore;                /* AgentRequest's */
+  const int32_t* follow;         /* [stages] agents whose path's probability is asked, or NULL */
 } sluice_agent_request;
 typedef struct sluice_agent_candidate {
   int32_t stage, agent;

@@ -372,6 +372,9 @@ class RemoteAgentRouter final : public AgentRouter {
     if (q.intent.size() != g.tasks.size())
       return absl::InvalidArgumentError(
           absl::StrCat(q.intent.size(), " intents for ", g.tasks.size(), " tasks"));
+    if (!q.follow.empty() && q.follow.size() != g.stages.size())
+      return absl::InvalidArgumentError(absl::StrCat(
+          "follow has ", q.follow.size(), " agents, wanted one a stage = ", g.stages.size()));
     const sluice_agent_request ask{
         sizeof ask,
         q.id,
@@ -379,7 +382,9 @@ class RemoteAgentRouter final : public AgentRouter {
         q.features.data(),
         q.features.size(),
         q.blocked.empty() ? nullptr : reinterpret_cast<const uint8_t*>(q.blocked.data()),
-        q.live.empty() ? nullptr : reinterpret_cast<const sluice_agent_live*>(q.live.data())};
+        q.live.empty() ? nullptr : reinterpret_cast<const sluice_agent_live*>(q.live.data()),
+        q.explore,
+        q.follow.empty() ? nullptr : q.follow.data()};
     d.stages = g.num_stages();
     std::fill_n(d.path.begin(), d.stages, -1);
     sluice_agent_decision out{sizeof out, d.path.data(), nullptr, 0, 0, 0};
@@ -400,7 +405,12 @@ class RemoteAgentRouter final : public AgentRouter {
             absl::StrCat("the plug-in chose agent ", a, " of ", g.stage_size(s), " in stage ", s));
       first += g.stage_size(s);
     }
-    if (!(out.propensity > 0 && out.propensity <= 1 + 1e-9))
+    // One that was built before there was a path to follow draws its own.
+    if (!q.follow.empty() && !std::equal(q.follow.begin(), q.follow.end(), d.path.begin()))
+      return absl::UnimplementedError(
+          "the plug-in cannot say the probability of a given path: build it anew");
+    const bool possible = out.propensity > 0 || (!q.follow.empty() && out.propensity == 0);
+    if (!(possible && out.propensity <= 1 + 1e-9))
       return absl::InternalError(absl::StrCat("the plug-in's propensity is ", out.propensity));
     d.propensity = out.propensity;
     return absl::OkStatus();

@@ -114,8 +114,6 @@ class AmroS {
     const Layout& l = p.layout;
     return Walk(l, static_cast<uint64_t>(config_.seed), q, d, trace,
                 [&](const Stage& s, Weights& w) {
-                  std::fill_n(w.tau.begin(), s.size, 0.0);
-                  std::fill_n(w.eta.begin(), s.size, 0.0);
                   double evidence = 0;
                   for (int t = 0; t < l.tasks; ++t) {
                     const double wt = q.intent[t];

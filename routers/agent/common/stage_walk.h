@@ -2,6 +2,7 @@
 #define SLUICE_ROUTERS_AGENT_COMMON_STAGE_WALK_H_
 // What every agent router does around its own scores: walk the stages, leave blocked agents out,
 // draw, remember the propensity and the trace.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -55,13 +56,39 @@ struct Stage {
   int64_t first_edge = 0;      // candidate j is reached by edge first_edge + j
   const bool* open = nullptr;  // [size]
 };
-// What a router says of a stage's candidates. Entries of blocked ones are ignored.
+// What a router says of a stage's candidates: 0 until it does. Entries of blocked ones are ignored.
 struct Weights {
-  std::array<double, kMaxStageAgents> tau{}, eta{}, p{};  // p: not normalised, >= 0
+  // Left as they are beyond the stage's candidates: clearing all would cost a small team more than
+  // its decision.
+  std::array<double, kMaxStageAgents> tau, eta, p;  // p: not normalised, >= 0
   double q0 = 0;    // probability of taking `greedy` instead of drawing
   int greedy = -1;  // -1: the largest p; ties go to the lowest index
+
+  void Clear(int size) {
+    for (int j = 0; j < size; ++j) {
+      tau[j] = 0;
+      eta[j] = 0;
+      p[j] = 0;
+    }
+    q0 = 0;
+    greedy = -1;
+  }
 };
 
+inline absl::Status CheckFollow(const Layout& l, absl::Span<const int32_t> follow) {
+  if (follow.empty()) return absl::OkStatus();
+  if (follow.size() != static_cast<size_t>(l.stages))
+    return absl::InvalidArgumentError(
+        absl::StrCat("follow has ", follow.size(), " agents, wanted one a stage = ", l.stages));
+  for (int s = 0; s < l.stages; ++s) {
+    const int32_t j = follow[s] - l.first_agent[s];
+    if (j < 0 || j >= l.size[s])
+      return absl::OutOfRangeError(absl::StrCat("follow: stage ", s, " has no agent ", follow[s],
+                                                "; its agents are ", l.first_agent[s], " to ",
+                                                l.first_agent[s] + l.size[s] - 1));
+  }
+  return absl::OkStatus();
+}
 inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
   if (q.intent.size() != static_cast<size_t>(l.tasks)) {
     return absl::InvalidArgumentError(
@@ -84,13 +111,44 @@ inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
         absl::StrCat("blocked and live must be empty or have one entry an agent = ", l.agents,
                      "; got ", q.blocked.size(), " and ", q.live.size()));
   }
-  return absl::OkStatus();
+  return CheckFollow(l, q.follow);
 }
 
-// weigh(const Stage&, Weights&). Scores that are NaN, negative or infinite count as 0; when nothing
-// is left the draw is uniform over the open candidates; a `greedy` that is set must be open.
-// The request's `explore` is spread evenly over what is open, after all that the router says.
-// O(agents of the path's stages) beside the router's own work.
+// What a router said of n candidates as probabilities, into w.p, and the candidate in whose share
+// of [0, 1) u lies. Scores that are NaN, negative or infinite count as 0; when nothing is left the
+// draw is uniform over the `available` open ones.
+inline int Draw(const bool* open, int n, int available, double explore, double u, Weights& w) {
+  double total = 0;
+  int best = -1;
+  for (int j = 0; j < n; ++j) {
+    if (!open[j] || !(w.p[j] > 0) || !std::isfinite(w.p[j])) w.p[j] = 0;
+    if (open[j] && (best < 0 || w.p[j] > w.p[best])) best = j;
+    total += w.p[j];
+  }
+  if (w.greedy >= 0) best = w.greedy;
+  const bool usable = total > 0 && std::isfinite(total);
+  const double share = 1.0 / available;
+  double upto = 0;
+  int pick = -1;
+  for (int j = 0; j < n; ++j) {
+    const double even = open[j] ? share : 0.0;
+    const double drawn = usable ? w.p[j] / total : even;
+    const double own = (1 - w.q0) * drawn + (j == best ? w.q0 : 0.0);
+    w.p[j] = explore > 0 ? (1 - explore) * own + explore * even : own;
+    upto += w.p[j];
+    if (pick < 0 && w.p[j] > 0 && u < upto) pick = j;
+  }
+  if (pick < 0) {  // rounding left the last sliver uncovered
+    for (int j = n - 1; pick < 0; --j) {
+      if (w.p[j] > 0) pick = j;
+    }
+  }
+  return pick;
+}
+
+// weigh(const Stage&, Weights&); a `greedy` that is set must be open. The request's `explore` is
+// spread evenly over what is open, after all that the router says. O(agents of the path's stages)
+// beside the router's own work.
 template <class Weigh>
 absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDecision& d,
                   AgentTrace* trace, const Weigh& weigh) {
@@ -111,34 +169,11 @@ absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDe
       return absl::UnavailableError(
           absl::StrCat("stage ", s, ": none of its ", n, " agents may be chosen"));
     }
-    w.q0 = 0;
-    w.greedy = -1;
+    w.Clear(n);
     weigh(Stage{s, n, first, l.first_edge[s] + int64_t{row} * n, open.data()}, w);
-    double total = 0;
-    int best = -1;
-    for (int j = 0; j < n; ++j) {
-      if (!open[j] || !(w.p[j] > 0) || !std::isfinite(w.p[j])) w.p[j] = 0;
-      if (open[j] && (best < 0 || w.p[j] > w.p[best])) best = j;
-      total += w.p[j];
-    }
-    if (w.greedy >= 0) best = w.greedy;
-    const bool usable = total > 0 && std::isfinite(total);
     const double u = RandomUniform({seed, q.id, static_cast<uint64_t>(s), 0, 0});
-    double upto = 0;
-    int pick = -1;
-    for (int j = 0; j < n; ++j) {
-      const double even = open[j] ? 1.0 / available : 0.0;
-      const double drawn = usable ? w.p[j] / total : even;
-      const double own = (1 - w.q0) * drawn + (j == best ? w.q0 : 0.0);
-      w.p[j] = q.explore > 0 ? (1 - q.explore) * own + q.explore * even : own;
-      upto += w.p[j];
-      if (pick < 0 && w.p[j] > 0 && u < upto) pick = j;
-    }
-    if (pick < 0) {  // rounding left the last sliver uncovered
-      for (int j = n - 1; pick < 0; --j) {
-        if (w.p[j] > 0) pick = j;
-      }
-    }
+    const int drawn = Draw(open.data(), n, available, q.explore, u, w);
+    const int pick = q.follow.empty() ? drawn : q.follow[s] - first;
     d.path[s] = first + pick;
     d.propensity *= w.p[pick];
     if (trace != nullptr) {
@@ -159,9 +194,6 @@ void TakeBest(const Stage& s, Weights& w, const Score& score) {
   int best = -1;
   double top = 0;
   for (int j = 0; j < s.size; ++j) {
-    w.p[j] = 0;
-    w.tau[j] = 0;
-    w.eta[j] = 0;
     if (!s.open[j]) continue;
     const double x = w.eta[j] = score(j);
     if (x == x && (best < 0 || x > top)) {

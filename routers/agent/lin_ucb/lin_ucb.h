@@ -15,7 +15,7 @@ namespace agent {
 class LinUcb {
  public:
   static constexpr absl::string_view kName = "lin_ucb";
-  static constexpr int64_t kMaxDim = 64;
+  static constexpr int64_t kMaxDim = kMaxTasks + 64;
   struct Config {
     double explore = 0.3, ridge = 1;
     int64_t width = 0;

@@ -57,7 +57,6 @@ class MasCascade {
     const Layout& l = p.layout;
     return Walk(l, static_cast<uint64_t>(config_.seed), q, d, trace,
                 [&](const Stage& s, Weights& w) {
-                  std::fill_n(w.tau.begin(), s.size, 0.0);
                   for (int t = 0; t < l.tasks; ++t) {
                     if (q.intent[t] <= 0) continue;
                     for (int j = 0; j < s.size; ++j) {

@@ -39,14 +39,14 @@ class Thompson : public ArmLearner {
 
  private:
   explicit Thompson(const Config& c) : ArmLearner(c.utility), config_(c) {}
+  static constexpr int kPoints = 96;  // of the quadrature
   struct Arm {
-    double a = 1, b = 1, loss = 0;  // Beta(a, b) shifted down by the mean loss of utility
+    double a, b, loss;  // Beta(a, b) shifted down by the mean loss of utility
   };
   // p_j = P(arm j has the largest utility), by quadrature of density times the others'
   // distributions. Drawing from p is Thompson sampling, and p is its exact propensity.
   static void Best(const Stage& s, const std::array<Arm, kMaxStageAgents>& arm,
                    std::array<double, kMaxStageAgents>& p) {
-    constexpr int kPoints = 96;
     double lo = -INFINITY, hi = -INFINITY;
     for (int j = 0; j < s.size; ++j) {
       if (!s.open[j]) continue;
@@ -59,29 +59,38 @@ class Thompson : public ArmLearner {
     // Below lo some arm is certain to be better; what others hold there counts for nothing.
     std::array<double, kPoints> others;
     others.fill(1);
-    std::array<std::array<double, kPoints>, kMaxStageAgents> density, below;
+    // Not cleared: rows of open arms are written before they are read.
+    std::array<std::array<double, kPoints>, kMaxStageAgents> density;
     const double step = (hi - lo) / kPoints;
     for (int j = 0; j < s.size; ++j) {
       if (!s.open[j]) continue;
       const double a = std::max(arm[j].a, 1e-3), b = std::max(arm[j].b, 1e-3);
       const double norm = std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b);
-      double above = 0;
-      for (int i = kPoints - 1; i >= 0; --i) {
+      for (int i = 0; i < kPoints; ++i) {
         const double x = lo + (i + 0.5) * step + arm[j].loss;
         density[j][i] =
             x <= 0 || x >= 1
                 ? 0
                 : step * std::exp(norm + (a - 1) * std::log(x) + (b - 1) * std::log1p(-x));
-        below[j][i] = std::max(1e-300, 1 - above - 0.5 * density[j][i]);
-        above += density[j][i];
       }
-      for (int i = 0; i < kPoints; ++i) others[i] *= below[j][i];
+      const std::array<double, kPoints> below = Below(density[j]);
+      for (int i = 0; i < kPoints; ++i) others[i] *= below[i];
     }
     for (int j = 0; j < s.size; ++j) {
-      p[j] = 0;
       if (!s.open[j]) continue;
-      for (int i = 0; i < kPoints; ++i) p[j] += density[j][i] * (others[i] / below[j][i]);
+      const std::array<double, kPoints> below = Below(density[j]);
+      for (int i = 0; i < kPoints; ++i) p[j] += density[j][i] * (others[i] / below[i]);
     }
+  }
+  // The probability of lying below each point.
+  static std::array<double, kPoints> Below(const std::array<double, kPoints>& density) {
+    std::array<double, kPoints> below;
+    double above = 0;
+    for (int i = kPoints - 1; i >= 0; --i) {
+      below[i] = std::max(1e-300, 1 - above - 0.5 * density[i]);
+      above += density[i];
+    }
+    return below;
   }
   Config config_;
 };
