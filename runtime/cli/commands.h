@@ -23,6 +23,7 @@ void AddServe(CLI::App&, const Exit&);
 void AddAsk(CLI::App&, const Exit&);  // route, feedback, explain, top, experiment, warm-up, policy
 void AddIntent(CLI::App&, const Exit&);
 void AddReplay(CLI::App&, const Exit&);
+void AddOpe(CLI::App&, const Exit&);
 void AddPlugin(CLI::App&, const Exit&);
 void AddBench(CLI::App&, const Exit&);
 }  // namespace cli

@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   sluice::cli::AddAsk(app, exit);
   sluice::cli::AddIntent(app, exit);
   sluice::cli::AddReplay(app, exit);
+  sluice::cli::AddOpe(app, exit);
   sluice::cli::AddBench(app, exit);
   sluice::cli::AddPlugin(app, exit);
   sluice::cli::AddLab(app, exit);

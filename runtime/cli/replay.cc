@@ -11,6 +11,7 @@
 #include "sluice/api/check.h"
 #include "sluice/policies/experiment/bootstrap.h"
 #include "sluice/policies/experiment/quantile.h"
+#include "sluice/runtime/cli/bandit_csv.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/report/report.h"
 #include "sluice/runtime/service/replay.h"
@@ -18,22 +19,17 @@
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
-// Open Bandit Pipeline's columns: what off-policy evaluation elsewhere reads.
 absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::string& path) {
-  FILE* f = std::fopen(path.c_str(), "w");
-  if (f == nullptr) return absl::UnavailableError(path + ": cannot be written");
-  std::fprintf(f, "timestamp,position,action,reward,pscore");
-  for (size_t t = 0; t < log.tasks.size(); ++t) std::fprintf(f, ",context_%zu", t);
+  SLUICE_ASSIGN_OR_RETURN(const auto csv, BanditCsv::Create(path, log.tasks.size()));
+  std::vector<double> one_hot(log.tasks.size());
   for (size_t i = 0; i < run.row.size(); ++i) {
     const OutcomeLog::Row& r = log.rows[run.row[i]];
-    std::fprintf(f, "\n%zu,0,%d,%.6f,%.9g", i, run.agent[i], run.utility[i], run.propensity[i]);
-    for (size_t t = 0; t < log.tasks.size(); ++t)
-      std::fprintf(f, ",%.4f",
-                   r.intent.empty() ? (r.task == static_cast<int>(t) ? 1.0 : 0.0) : r.intent[t]);
+    std::fill(one_hot.begin(), one_hot.end(), 0.0);
+    one_hot[r.task] = 1;
+    csv->Add(static_cast<int64_t>(i), run.agent[i], run.utility[i], run.propensity[i],
+             r.intent.empty() ? one_hot : r.intent);
   }
-  std::fprintf(f, "\n");
-  return std::fclose(f) == 0 ? absl::OkStatus()
-                             : absl::UnavailableError(path + ": cannot be written");
+  return csv->Close();
 }
 struct ReplayArgs {
   std::string log, curve, export_to, report;

@@ -173,7 +173,7 @@ absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& 
     const auto a = static_cast<size_t>(d.path[0]);
     run.row.push_back(static_cast<int32_t>(pool[at]));
     run.agent.push_back(d.path[0]);
-    run.propensity.push_back(static_cast<float>(d.propensity));
+    run.propensity.push_back(d.propensity);
     run.utility.push_back(static_cast<float>(Utility(r, a, o.cost_weight, o.latency_weight)));
     run.task_best.push_back(
         static_cast<float>(Utility(r, task_best[r.task], o.cost_weight, o.latency_weight)));

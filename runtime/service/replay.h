@@ -29,7 +29,7 @@ struct ReplayRun {
   std::vector<float> utility,
       task_best;  // per decision: of the chosen agent; of the task's best on average
   std::vector<int32_t> row, agent;  // per decision: of the log; chosen
-  std::vector<float> propensity;    // per decision: of the chosen agent
+  std::vector<double> propensity;   // per decision: of the chosen agent
   // Means over the last third; cost and latency of what the log tells.
   double quality = 0, cost_usd = 0, latency_s = 0;
   double LastThird() const;

@@ -1,0 +1,397 @@
+#include "sluice/runtime/service/evaluate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_map>
+
+#include "absl/strings/str_cat.h"
+#include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/store/ledger.h"
+#include "sluice/runtime/weights/gguf.h"
+#include "sluice/v1/config.pb.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+constexpr uint64_t kLabelled = uint64_t{1} << 63;  // of ids that were warmed up
+
+std::shared_ptr<AgentGraph> GraphFrom(const v1::ServerConfig& c) {
+  auto g = std::make_shared<AgentGraph>();
+  g->tasks.assign(c.task().begin(), c.task().end());
+  for (const v1::StageConfig& s : c.stage()) {
+    std::vector<Agent>& stage = g->stages.emplace_back();
+    for (const v1::AgentConfig& a : s.agent()) {
+      Agent agent;
+      agent.id = a.id();
+      agent.model = a.model();
+      agent.role = a.role();
+      agent.ability.assign(a.ability().begin(), a.ability().end());
+      agent.cost_usd = a.cost_usd();
+      agent.latency_s = a.latency_s();
+      if (a.has_weight()) agent.weight = a.weight();
+      stage.push_back(std::move(agent));
+    }
+  }
+  return g;
+}
+
+absl::StatusOr<v1::ServerConfig> StoredConfig(Store& store, uint64_t fingerprint) {
+  const std::string key = GraphKey(fingerprint);
+  SLUICE_ASSIGN_OR_RETURN(const std::string bytes, store.GetOrPut(key, ""));
+  if (bytes.empty())
+    return absl::NotFoundError(absl::StrCat("the state has no ", key,
+                                            ", the graph of its newest outcome: a server older "
+                                            "than this program wrote it"));
+  v1::ServerConfig config;
+  if (!config.ParseFromString(bytes))
+    return absl::DataLossError(absl::StrCat(key, " is no configuration"));
+  return config;
+}
+
+// What of an outcome stands against judging by it.
+enum class Fate : uint8_t { kJudged, kLabelled, kKept, kUngraded, kUnfit, kOutside };
+bool FitsGraph(const DecisionRecord& d, const AgentGraph& g) {
+  if (d.path.size() != g.stages.size() || d.intent.size() != g.tasks.size()) return false;
+  for (int s = 0; s < g.num_stages(); ++s) {
+    const int64_t j = d.path[static_cast<size_t>(s)] - g.first_agent(s);
+    if (j < 0 || j >= g.stage_size(s)) return false;
+  }
+  const auto agents = static_cast<int32_t>(g.num_agents());
+  const auto known = [&](int32_t a) { return a >= 0 && a < agents; };
+  return std::all_of(d.blocked.begin(), d.blocked.end(), known);
+}
+Fate FateOf(const OutcomeRecord& o, const OpeOptions& options) {
+  const DecisionRecord& d = o.decision;
+  if ((d.id & kLabelled) != 0) return Fate::kLabelled;
+  if (d.kept) return Fate::kKept;
+  if (!o.graded) return Fate::kUngraded;
+  if (!(d.propensity > 0)) return Fate::kUnfit;
+  if (d.unix_ms < options.since_ms) return Fate::kOutside;
+  if (options.until_ms != 0 && d.unix_ms >= options.until_ms) return Fate::kOutside;
+  return Fate::kJudged;
+}
+void Count(Fate fate, OpeCounts& c) {
+  switch (fate) {
+    case Fate::kJudged:
+      ++c.judged;
+      break;
+    case Fate::kLabelled:
+      ++c.labelled;
+      break;
+    case Fate::kKept:
+      ++c.kept;
+      break;
+    case Fate::kUngraded:
+      ++c.ungraded;
+      break;
+    case Fate::kUnfit:
+      ++c.unfit;
+      break;
+    case Fate::kOutside:
+      ++c.outside;
+      break;
+  }
+}
+
+// Mean reward of each task and agent of the last stage, shrunk to the mean of all.
+class RewardModel {
+ public:
+  RewardModel(size_t tasks, size_t agents, double prior)
+      : agents_(agents), prior_(prior), count_(tasks * agents), sum_(tasks * agents) {}
+  double Of(absl::Span<const double> intent, size_t agent) const {
+    const double overall = seen_ > 0 ? total_ / seen_ : 0;
+    double mean = 0;
+    for (size_t t = 0; t < intent.size(); ++t) {
+      const size_t cell = t * agents_ + agent;
+      mean += intent[t] * (sum_[cell] + prior_ * overall) / (count_[cell] + prior_);
+    }
+    return mean;
+  }
+  void Learn(absl::Span<const double> intent, size_t agent, double reward) {
+    seen_ += 1;
+    total_ += reward;
+    for (size_t t = 0; t < intent.size(); ++t) {
+      count_[t * agents_ + agent] += intent[t];
+      sum_[t * agents_ + agent] += intent[t] * reward;
+    }
+  }
+
+ private:
+  size_t agents_;
+  double prior_;
+  double seen_ = 0;
+  double total_ = 0;
+  std::vector<double> count_, sum_;
+};
+
+// One policy, learning beside the log.
+class Judged {
+ public:
+  static absl::StatusOr<std::unique_ptr<Judged>> Create(const std::string& policy,
+                                                        const v1::ServerConfig& config,
+                                                        std::shared_ptr<const AgentGraph> graph,
+                                                        const OpeOptions& o) {
+    std::string spec = policy;
+    std::unique_ptr<Gguf> weights;
+    for (const v1::PolicyConfig& p : config.policy()) {
+      if (p.name() != policy) continue;
+      spec = p.spec();
+      if (p.weights().empty()) break;
+      SLUICE_ASSIGN_OR_RETURN(Gguf file, Gguf::Open(p.weights()));
+      weights = std::make_unique<Gguf>(std::move(file));
+      break;
+    }
+    const auto named = [&](const absl::Status& status) {
+      return absl::Status(status.code(), absl::StrCat("policy '", policy, "': ", status.message()));
+    };
+    auto router = InstalledMethods().registry.agents.Create(spec, weights.get());
+    if (!router.ok()) return WithRefused(named(router.status()));
+    auto plan = (*router)->MakePlan(graph);
+    if (!plan.ok()) return named(plan.status());
+    return std::unique_ptr<Judged>(
+        new Judged(policy, *std::move(router), *std::move(plan), std::move(graph), o));
+  }
+
+  // The logged path's probability and the model's prediction for this policy, as it is now.
+  absl::StatusOr<LoggedDecision> Judge(const OutcomeRecord& o, const RewardModel& model,
+                                       double reward) {
+    const DecisionRecord& d = o.decision;
+    SetRequest(d);
+    const int last = graph_->num_stages() - 1;
+    const int64_t first = graph_->first_agent(last);
+    LoggedDecision judged;
+    judged.reward = reward;
+    judged.propensity = d.propensity;
+    judged.model = model.Of(d.intent, static_cast<size_t>(d.path.back() - first));
+    SLUICE_ASSIGN_OR_RETURN(judged.target, Follow(d.path));
+    SLUICE_RETURN_IF_ERROR(LastStage());
+    double sum = 0;
+    for (size_t j = 0; j < reach_.size(); ++j) {
+      sum += reach_[j];
+      if (reach_[j] > 0) judged.model_target += reach_[j] * model.Of(d.intent, j);
+    }
+    if (!(std::abs(sum - 1) < 1e-3))
+      return absl::InternalError(absl::StrCat(
+          "policy '", name_, "': its probabilities of the last stage sum to ", sum, ", wanted 1"));
+    return judged;
+  }
+  void Learn(const OutcomeRecord& o) {
+    deltas_.clear();
+    router_->Observe(*plan_, o.view(), deltas_);
+    ledger_.Add(o.decision.epoch, deltas_);
+  }
+  const std::string& name() const { return name_; }
+
+ private:
+  Judged(std::string name, std::unique_ptr<const AgentRouter> router,
+         std::unique_ptr<const AgentRouter::Plan> plan, std::shared_ptr<const AgentGraph> graph,
+         const OpeOptions& o)
+      : name_(std::move(name)),
+        router_(std::move(router)),
+        plan_(std::move(plan)),
+        graph_(std::move(graph)),
+        ledger_(*router_, *plan_, o.window) {
+    ask_.explore = o.explore;
+  }
+  void SetRequest(const DecisionRecord& d) {
+    ask_.id = d.id;
+    ask_.intent = d.intent;
+    ask_.features = d.features;
+    ask_.blocked = {};
+    if (d.blocked.empty()) return;
+    blocked_.assign(static_cast<size_t>(graph_->num_agents()), Block::kNone);
+    for (int32_t a : d.blocked) blocked_[static_cast<size_t>(a)] = Block::kCaller;
+    ask_.blocked = blocked_;
+  }
+  // Probability of a path; leaves every candidate's in trace_.
+  absl::StatusOr<double> Follow(absl::Span<const int32_t> path) {
+    ask_.follow = path;
+    trace_.clear();
+    AgentDecision decision;
+    const absl::Status status = router_->Run(*plan_, ledger_.State(), ask_, decision, &trace_);
+    if (!status.ok())
+      return absl::Status(status.code(), absl::StrCat("policy '", name_, "': ", status.message()));
+    if (!std::equal(path.begin(), path.end(), decision.path.begin()))
+      return absl::UnimplementedError(
+          absl::StrCat("policy '", name_, "' cannot say the probability of a given path"));
+    return decision.propensity;
+  }
+  // How probable each agent of the last stage is, into reach_: a stage's probabilities depend on
+  // the agent before and on no other, so one walk by each agent tells all. trace_ holds a walk.
+  absl::Status LastStage() {
+    Reach(0, 1, true);
+    for (int s = 1; s < graph_->num_stages(); ++s) {
+      const std::vector<double> before = reach_;
+      std::vector<int32_t> path;
+      for (int k = 0; k < graph_->num_stages(); ++k)
+        path.push_back(static_cast<int32_t>(graph_->first_agent(k)));
+      const int32_t first = path[static_cast<size_t>(s) - 1];
+      for (size_t i = 0; i < before.size(); ++i) {
+        if (before[i] > 0) {
+          path[static_cast<size_t>(s) - 1] = first + static_cast<int32_t>(i);
+          SLUICE_RETURN_IF_ERROR(Follow(path).status());
+        }
+        Reach(s, before[i], i == 0);
+      }
+    }
+    return absl::OkStatus();
+  }
+  // Adds `weight` times what trace_ has of stage s.
+  void Reach(int s, double weight, bool anew) {
+    if (anew) reach_.assign(static_cast<size_t>(graph_->stage_size(s)), 0.0);
+    if (weight == 0) return;
+    const int64_t first = graph_->first_agent(s);
+    for (const AgentCandidate& c : trace_) {
+      if (c.stage == s) reach_[static_cast<size_t>(c.agent - first)] += weight * c.p;
+    }
+  }
+
+  std::string name_;
+  std::unique_ptr<const AgentRouter> router_;
+  std::unique_ptr<const AgentRouter::Plan> plan_;
+  std::shared_ptr<const AgentGraph> graph_;
+  Ledger ledger_;
+  AgentRequest ask_;
+  AgentTrace trace_;
+  std::vector<double> reach_;
+  std::vector<Block> blocked_;
+  std::vector<SumDelta> deltas_;
+};
+
+// The first reading: which graph is the newest, and how many outcomes of it would be judged.
+struct Contents {
+  int64_t outcomes = 0;
+  uint64_t newest = 0;
+  std::unordered_map<uint64_t, int64_t> judged;  // by graph
+};
+absl::StatusOr<Contents> LookThrough(Store& store, const OpeOptions& o) {
+  Contents c;
+  absl::Status bad;
+  SLUICE_RETURN_IF_ERROR(store.Read(0, [&](uint64_t sequence, absl::string_view bytes) {
+    const absl::StatusOr<OutcomeRecord> outcome = ParseOutcome(bytes);
+    if (!outcome.ok()) {
+      bad.Update(absl::DataLossError(
+          absl::StrCat("outcome ", sequence, ": ", outcome.status().message())));
+      return;
+    }
+    ++c.outcomes;
+    c.newest = outcome->decision.graph;
+    c.judged[c.newest] += FateOf(*outcome, o) == Fate::kJudged;
+  }));
+  SLUICE_RETURN_IF_ERROR(bad);
+  if (c.outcomes == 0) return absl::NotFoundError("the state holds no outcomes");
+  return c;
+}
+
+class Evaluation {
+ public:
+  Evaluation(const OpeOptions& o, const Contents& contents,
+             std::vector<std::unique_ptr<Judged>> policies, OpeRun& run)
+      : o_(o),
+        contents_(contents),
+        policies_(std::move(policies)),
+        run_(run),
+        model_(run.graph->tasks.size(), run.graph->stages.back().size(), o.model_prior) {
+    const int64_t judged = contents_.judged.at(contents_.newest);
+    skip_ = o_.last > 0 ? std::max<int64_t>(0, judged - o_.last) : 0;
+  }
+  absl::Status Take(absl::string_view bytes) {
+    SLUICE_ASSIGN_OR_RETURN(const OutcomeRecord outcome, ParseOutcome(bytes));
+    ++run_.counts.outcomes;
+    if (o_.progress && run_.counts.outcomes % 256 == 0)
+      o_.progress(run_.counts.outcomes, contents_.outcomes);
+    if (outcome.decision.graph != contents_.newest) {
+      ++run_.counts.other_graph;
+      return absl::OkStatus();
+    }
+    if (!FitsGraph(outcome.decision, *run_.graph)) {
+      ++run_.counts.unfit;
+      return absl::OkStatus();
+    }
+    Fate fate = FateOf(outcome, o_);
+    if (fate == Fate::kJudged && skip_-- > 0) fate = Fate::kOutside;
+    Count(fate, run_.counts);
+    const double reward =
+        outcome.quality - o_.cost_weight * outcome.cost_usd - o_.latency_weight * outcome.latency_s;
+    if (fate == Fate::kJudged) SLUICE_RETURN_IF_ERROR(Judge(outcome, reward));
+    if (!outcome.graded) return absl::OkStatus();
+    for (const auto& policy : policies_) policy->Learn(outcome);
+    const int64_t first = run_.graph->first_agent(run_.graph->num_stages() - 1);
+    model_.Learn(outcome.decision.intent, static_cast<size_t>(outcome.decision.path.back() - first),
+                 reward);
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Judge(const OutcomeRecord& outcome, double reward) {
+    for (size_t i = 0; i < policies_.size(); ++i) {
+      SLUICE_ASSIGN_OR_RETURN(LoggedDecision judged, policies_[i]->Judge(outcome, model_, reward));
+      run_.policies[i].log.push_back(judged);
+    }
+    const int64_t ms = outcome.decision.unix_ms;
+    if (run_.counts.judged == 1) run_.first_ms = ms;
+    run_.first_ms = std::min(run_.first_ms, ms);
+    run_.last_ms = std::max(run_.last_ms, ms);
+    if (o_.each) o_.each(*run_.graph, outcome, reward);
+    return absl::OkStatus();
+  }
+
+  const OpeOptions& o_;
+  const Contents& contents_;
+  std::vector<std::unique_ptr<Judged>> policies_;
+  OpeRun& run_;
+  RewardModel model_;
+  int64_t skip_ = 0;
+};
+
+absl::Status CheckOptions(const OpeOptions& o) {
+  if (o.policies.empty()) return absl::InvalidArgumentError("no policy is given to evaluate");
+  for (double x : {o.cost_weight, o.latency_weight}) {
+    if (!(x >= 0 && x <= 1e9))
+      return absl::OutOfRangeError(
+          absl::StrCat("cost_weight and latency_weight must be in [0, 1e9], got ", x));
+  }
+  if (!(o.explore >= 0 && o.explore <= 1))
+    return absl::OutOfRangeError(absl::StrCat("explore: ", o.explore, " is outside [0, 1]"));
+  if (o.window < 1 || o.last < 0 || !(o.model_prior > 0))
+    return absl::OutOfRangeError(absl::StrCat("window ", o.window, ", last ", o.last,
+                                              " and model_prior ", o.model_prior,
+                                              " must be at least 1, at least 0 and above 0"));
+  return absl::OkStatus();
+}
+}  // namespace
+
+std::string GraphKey(uint64_t fingerprint) {
+  return absl::StrCat("graph@", absl::Hex(fingerprint));
+}
+
+absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckOptions(o));
+  SLUICE_ASSIGN_OR_RETURN(const Contents contents, LookThrough(store, o));
+  SLUICE_ASSIGN_OR_RETURN(const v1::ServerConfig config, StoredConfig(store, contents.newest));
+  OpeRun run;
+  run.graph = GraphFrom(config);
+  SLUICE_RETURN_IF_ERROR(ValidateGraph(*run.graph));
+  std::vector<std::unique_ptr<Judged>> policies;
+  for (const std::string& policy : o.policies) {
+    SLUICE_ASSIGN_OR_RETURN(auto made, Judged::Create(policy, config, run.graph, o));
+    policies.push_back(std::move(made));
+    run.policies.push_back({policy, {}});
+  }
+  Evaluation evaluation(o, contents, std::move(policies), run);
+  absl::Status bad;
+  SLUICE_RETURN_IF_ERROR(store.Read(0, [&](uint64_t sequence, absl::string_view bytes) {
+    if (!bad.ok()) return;
+    if (absl::Status s = evaluation.Take(bytes); !s.ok())
+      bad = absl::Status(s.code(), absl::StrCat("outcome ", sequence, ": ", s.message()));
+  }));
+  SLUICE_RETURN_IF_ERROR(bad);
+  const OpeCounts& c = run.counts;
+  if (c.judged < 2)
+    return absl::FailedPreconditionError(absl::StrCat(
+        "of ", c.outcomes, " outcomes ", c.judged, " can be judged by, wanted 2 or more: ",
+        c.other_graph, " are of other graphs, ", c.labelled, " labelled, ", c.kept,
+        " kept by a session, ", c.ungraded, " without a grade, ", c.unfit,
+        " without a propensity or of another shape, ", c.outside, " outside what was asked for"));
+  return run;
+}
+SLUICE_END_NAMESPACE

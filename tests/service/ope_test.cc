@@ -1,0 +1,386 @@
+// What other policies would have earned, on simulated traffic where that is known.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "sluice/routers/builtin.h"
+#include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/service/evaluate.h"
+#include "sluice/runtime/store/ledger.h"
+#include "sluice/v1/config.pb.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+using testing::HasSubstr;
+constexpr uint64_t kGraph = 0xabc;
+constexpr int kTasks = 3;
+constexpr int kAgents = 4;
+// Mean quality of each task and agent: of each task another one is the best.
+constexpr double kMean[kTasks][kAgents] = {
+    {0.3, 0.8, 0.5, 0.4}, {0.7, 0.4, 0.6, 0.3}, {0.4, 0.5, 0.45, 0.75}};
+constexpr double kCost[kAgents] = {0.001, 0.01, 0.002, 0.02};
+
+v1::ServerConfig Config(int stages = 1) {
+  v1::ServerConfig c;
+  for (int t = 0; t < kTasks; ++t) c.add_task(absl::StrCat("task", t));
+  for (int s = 0; s < stages; ++s) {
+    v1::StageConfig& stage = *c.add_stage();
+    for (int j = 0; j < kAgents; ++j) {
+      v1::AgentConfig& agent = *stage.add_agent();
+      agent.set_id(absl::StrCat("s", s, "a", j));
+      agent.set_cost_usd(kCost[j]);
+      agent.set_weight(j + 1);
+    }
+  }
+  return c;
+}
+std::shared_ptr<const AgentGraph> Graph(const v1::ServerConfig& c) {
+  auto g = std::make_shared<AgentGraph>();
+  g->tasks.assign(c.task().begin(), c.task().end());
+  for (const v1::StageConfig& s : c.stage()) {
+    g->stages.emplace_back();
+    for (const v1::AgentConfig& a : s.agent()) {
+      Agent agent;
+      agent.id = a.id();
+      agent.cost_usd = a.cost_usd();
+      agent.weight = a.weight();
+      g->stages.back().push_back(agent);
+    }
+  }
+  return g;
+}
+
+// A policy that learns as a server has it learn.
+struct Learning {
+  Learning(const std::string& spec, std::shared_ptr<const AgentGraph> graph)
+      : router(*BuiltinRouters().agents.Create(spec)),
+        plan(*router->MakePlan(std::move(graph))),
+        ledger(*router, *plan) {}
+  AgentDecision Decide(AgentRequest q, AgentTrace* trace = nullptr) {
+    AgentDecision d;
+    EXPECT_TRUE(router->Run(*plan, ledger.State(), q, d, trace).ok());
+    return d;
+  }
+  void Learn(const OutcomeRecord& o) {
+    std::vector<SumDelta> deltas;
+    router->Observe(*plan, o.view(), deltas);
+    ledger.Add(o.decision.epoch, deltas);
+  }
+  std::unique_ptr<const AgentRouter> router;
+  std::unique_ptr<const AgentRouter::Plan> plan;
+  Ledger ledger;
+};
+
+struct Traffic {
+  std::string logging = "epsilon_greedy:epsilon=0";
+  double explore = 0.1;
+  int64_t outcomes = 20000;
+  uint64_t seed = 1;
+  int stages = 1;
+};
+OutcomeRecord Outcome(const Traffic& t, Learning& logging, int64_t i) {
+  const auto draw = [&](uint64_t unit) {
+    return RandomUniform({t.seed, static_cast<uint64_t>(i), 21, unit, 0});
+  };
+  OutcomeRecord o;
+  DecisionRecord& d = o.decision;
+  d.id = static_cast<uint64_t>(i) + 1;
+  d.graph = kGraph;
+  d.epoch = static_cast<uint64_t>(i) / 64 + 1;
+  d.unix_ms = 1700000000000 + i * 1000;
+  d.intent.assign(kTasks, 0.0);
+  const auto task = static_cast<size_t>(draw(0) * kTasks);
+  d.intent[task] = 1;
+  std::vector<Block> blocked(static_cast<size_t>(t.stages) * kAgents, Block::kNone);
+  if (draw(1) < 0.1) {
+    d.blocked = {2};
+    blocked[2] = Block::kUnhealthy;
+  }
+  AgentRequest q;
+  q.id = RandomBits({t.seed, d.id, 22, 0, 0}) >> 1;
+  q.intent = d.intent;
+  q.blocked = blocked;
+  q.explore = t.explore;
+  const AgentDecision decided = logging.Decide(q);
+  d.path.assign(decided.path.begin(), decided.path.begin() + decided.stages);
+  d.propensity = decided.propensity;
+  const int agent = d.path.back() - (t.stages - 1) * kAgents;
+  o.quality = draw(2) < kMean[task][agent] ? 1 : 0;
+  o.accepted = o.quality > 0.5;
+  o.cost_usd = kCost[agent];
+  o.unix_ms = d.unix_ms + 500;
+  return o;
+}
+void Append(Store& store, const std::vector<OutcomeRecord>& outcomes) {
+  std::vector<StoredOutcome> batch;
+  for (const OutcomeRecord& o : outcomes) batch.push_back({o.decision.id, SerializeOutcome(o)});
+  ASSERT_TRUE(store.Append(batch).ok());
+}
+struct Served {
+  std::unique_ptr<Store> store = MakeMemoryStore();
+  std::vector<OutcomeRecord> outcomes;
+};
+Served Serve(const Traffic& t) {
+  Served s;
+  const v1::ServerConfig config = Config(t.stages);
+  EXPECT_TRUE(s.store->GetOrPut(GraphKey(kGraph), config.SerializeAsString()).ok());
+  Learning logging(t.logging, Graph(config));
+  for (int64_t i = 0; i < t.outcomes; ++i) {
+    s.outcomes.push_back(Outcome(t, logging, i));
+    logging.Learn(s.outcomes.back());
+  }
+  Append(*s.store, s.outcomes);
+  return s;
+}
+// What the policy would earn on average for these queries, each time with what it had learned from
+// the outcomes before: sum of its probabilities and the means.
+double TrueValue(const std::string& policy, const Served& s) {
+  Learning learning(policy, Graph(Config()));
+  double value = 0;
+  for (const OutcomeRecord& o : s.outcomes) {
+    std::vector<Block> blocked(kAgents, Block::kNone);
+    for (int32_t a : o.decision.blocked) blocked[static_cast<size_t>(a)] = Block::kCaller;
+    AgentRequest q;
+    q.id = o.decision.id;
+    q.intent = o.decision.intent;
+    q.blocked = blocked;
+    AgentTrace trace;
+    learning.Decide(q, &trace);
+    for (const AgentCandidate& c : trace) {
+      for (int t = 0; t < kTasks; ++t) value += o.decision.intent[t] * c.p * kMean[t][c.agent];
+    }
+    learning.Learn(o);
+  }
+  return value / static_cast<double>(s.outcomes.size());
+}
+
+// The logging policy is the best single agent, so one that looks at the task is better and a random
+// one worse.
+TEST(Ope, IntervalsHoldTheTruth) {
+  int held = 0;
+  int all = 0;
+  int reliable = 0;
+  for (double explore : {0.02, 0.1}) {
+    for (uint64_t seed = 1; seed <= 10; ++seed) {
+      const Served s = Serve({.logging = "best_single", .explore = explore, .seed = seed});
+      OpeOptions o;
+      o.policies = {"epsilon_greedy:epsilon=0.05", "random"};
+      const auto run = EvaluateStore(*s.store, o);
+      ASSERT_TRUE(run.ok()) << run.status();
+      EXPECT_EQ(run->counts.judged, 20000);
+      double gain[2] = {0, 0};
+      for (size_t i = 0; i < 2; ++i) {
+        const double truth = TrueValue(o.policies[i], s);
+        const std::vector<LoggedDecision>& log = run->policies[i].log;
+        const auto e = *EvaluateOffPolicy(log, MainEstimator(OverlapOf(log)));
+        held += e.low <= truth && truth <= e.high;
+        reliable += e.reliable;
+        ++all;
+        gain[i] = e.gain.value;
+        EXPECT_NEAR(e.value, truth, 0.06) << o.policies[i] << " explore " << explore;
+      }
+      EXPECT_GT(gain[0], 0);
+      EXPECT_LT(gain[1], 0);
+    }
+  }
+  RecordProperty("held", held);
+  RecordProperty("reliable", reliable);
+  EXPECT_EQ(all, 40);
+  EXPECT_GE(held, 35);
+  EXPECT_GE(reliable, 36);
+}
+
+TEST(Ope, WithoutExploringADeterministicLogSaysLittle) {
+  const Served s = Serve({.logging = "best_single", .explore = 0, .outcomes = 5000});
+  OpeOptions o;
+  o.policies = {"epsilon_greedy:epsilon=0.05", "random", "best_single"};
+  const auto run = EvaluateStore(*s.store, o);
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (size_t i = 0; i < 2; ++i) {
+    const Overlap overlap = OverlapOf(run->policies[i].log);
+    EXPECT_FALSE(overlap.reliable);
+    EXPECT_THAT(overlap.reason, HasSubstr("of what it would do was never done"));
+    EXPECT_EQ(MainEstimator(overlap), OffPolicy::kDrOs);
+  }
+  EXPECT_TRUE(OverlapOf(run->policies[2].log).reliable);  // what was done
+}
+
+// Probabilities and predictions by their definition, with what was known before each outcome.
+TEST(Ope, JudgesByWhatWasKnownBefore) {
+  const std::string policy = "thompson";
+  const Served s = Serve({.outcomes = 300});
+  OpeOptions o;
+  o.policies = {policy};
+  o.cost_weight = 5;
+  o.explore = 0.05;
+  const auto run = EvaluateStore(*s.store, o);
+  ASSERT_TRUE(run.ok()) << run.status();
+  Learning learning(policy, Graph(Config()));
+  double seen = 0;
+  double total = 0;
+  double count[kTasks][kAgents] = {};
+  double sum[kTasks][kAgents] = {};
+  for (size_t i = 0; i < s.outcomes.size(); ++i) {
+    const OutcomeRecord& outcome = s.outcomes[i];
+    const DecisionRecord& d = outcome.decision;
+    std::vector<Block> blocked(kAgents, Block::kNone);
+    for (int32_t a : d.blocked) blocked[static_cast<size_t>(a)] = Block::kCaller;
+    AgentRequest q;
+    q.id = d.id;
+    q.intent = d.intent;
+    q.blocked = blocked;
+    q.explore = 0.05;
+    q.follow = d.path;
+    AgentTrace trace;
+    const AgentDecision decided = learning.Decide(q, &trace);
+    size_t task = 0;
+    while (d.intent[task] == 0) ++task;
+    const auto model = [&](int32_t a) {
+      const double mean = seen > 0 ? total / seen : 0;
+      return (sum[task][a] + 20 * mean) / (count[task][a] + 20);
+    };
+    double model_target = 0;
+    for (const AgentCandidate& c : trace) model_target += c.p * model(c.agent);
+    const double reward = outcome.quality - 5 * outcome.cost_usd;
+    const LoggedDecision& got = run->policies[0].log[i];
+    EXPECT_EQ(got.reward, reward);
+    EXPECT_EQ(got.propensity, d.propensity);
+    EXPECT_EQ(got.target, decided.propensity);
+    EXPECT_NEAR(got.model, model(d.path[0]), 1e-12);
+    EXPECT_NEAR(got.model_target, model_target, 1e-12);
+    learning.Learn(outcome);
+    seen += 1;
+    total += reward;
+    count[task][d.path[0]] += 1;
+    sum[task][d.path[0]] += reward;
+  }
+}
+
+// Several stages: the last agent decides here, and a path's probability is the product.
+TEST(Ope, JudgesPathsOfSeveralStages) {
+  const Served s = Serve({.logging = "random", .explore = 0, .outcomes = 6000, .stages = 3});
+  OpeOptions o;
+  o.policies = {"weighted", "mas_cascade"};
+  const auto run = EvaluateStore(*s.store, o);
+  ASSERT_TRUE(run.ok()) << run.status();
+  double truth = 0;  // of `weighted`: shares 0.1 to 0.4, without agent 2 of the first stage or with
+  for (const OutcomeRecord& outcome : s.outcomes) {
+    for (int t = 0; t < kTasks; ++t) {
+      for (int j = 0; j < kAgents; ++j)
+        truth += outcome.decision.intent[t] * 0.1 * (j + 1) * kMean[t][j] / 6000;
+    }
+  }
+  const std::vector<LoggedDecision>& log = run->policies[0].log;
+  for (size_t i = 0; i < log.size(); ++i) {
+    double p = 1;
+    for (int stage = 0; stage < 3; ++stage) {
+      const int j = s.outcomes[i].decision.path[static_cast<size_t>(stage)] - stage * kAgents;
+      const bool without = stage == 0 && !s.outcomes[i].decision.blocked.empty();
+      p *= (j + 1) / (without ? 7.0 : 10.0);
+    }
+    ASSERT_NEAR(log[i].target, p, 1e-12);
+  }
+  const auto e = *EvaluateOffPolicy(log, OffPolicy::kDr);
+  EXPECT_TRUE(e.reliable) << e.overlap.reason;
+  EXPECT_LE(e.low, truth);
+  EXPECT_GE(e.high, truth);
+}
+
+TEST(Ope, CountsWhatItLeavesOut) {
+  Served s = Serve({.outcomes = 400});
+  std::vector<OutcomeRecord> more(s.outcomes.begin(), s.outcomes.begin() + 60);
+  for (size_t i = 0; i < more.size(); ++i) more[i].decision.id += 1000;
+  for (size_t i = 0; i < 10; ++i) more[i].decision.kept = true;
+  for (size_t i = 10; i < 30; ++i) more[i].decision.id |= uint64_t{1} << 63;
+  for (size_t i = 30; i < 35; ++i) more[i].graded = false;
+  for (size_t i = 35; i < 38; ++i) more[i].decision.propensity = 0;
+  for (size_t i = 38; i < 40; ++i) more[i].decision.path = {9};
+  for (size_t i = 40; i < 59; ++i) more[i].decision.graph = kGraph + 1;
+  Append(*s.store, more);
+  OpeOptions o;
+  o.policies = {"random"};
+  const auto run = EvaluateStore(*s.store, o);
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->counts.outcomes, 460);
+  EXPECT_EQ(run->counts.kept, 10);
+  EXPECT_EQ(run->counts.labelled, 20);
+  EXPECT_EQ(run->counts.ungraded, 5);
+  EXPECT_EQ(run->counts.unfit, 5);
+  EXPECT_EQ(run->counts.other_graph, 19);
+  EXPECT_EQ(run->counts.judged, 401);
+  EXPECT_EQ(run->policies[0].log.size(), 401u);
+
+  o.last = 100;
+  int64_t exported = 0;
+  o.each = [&](const AgentGraph&, const OutcomeRecord&, double) { ++exported; };
+  const auto last = EvaluateStore(*s.store, o);
+  EXPECT_EQ(last->counts.judged, 100);
+  EXPECT_EQ(last->counts.outside, 301);
+  EXPECT_EQ(exported, 100);
+  // The same as the end of all: what was before is learned from.
+  for (size_t i = 0; i < 100; ++i)
+    EXPECT_EQ(last->policies[0].log[i].model, run->policies[0].log[301 + i].model);
+
+  o.last = 0;
+  o.since_ms = 1700000000000 + 100 * 1000;
+  o.until_ms = 1700000000000 + 150 * 1000;
+  EXPECT_EQ(EvaluateStore(*s.store, o)->counts.judged, 50);
+}
+
+TEST(Ope, TakesAPolicyByItsNameInTheConfiguration) {
+  Served s;
+  v1::ServerConfig config = Config();
+  v1::PolicyConfig& p = *config.add_policy();
+  p.set_name("mine");
+  p.set_spec("weighted:seed=3");
+  ASSERT_TRUE(s.store->GetOrPut(GraphKey(kGraph), config.SerializeAsString()).ok());
+  Learning logging("random", Graph(config));
+  for (int64_t i = 0; i < 50; ++i)
+    s.outcomes.push_back(Outcome({.logging = "random", .explore = 0}, logging, i));
+  Append(*s.store, s.outcomes);
+  OpeOptions o;
+  o.policies = {"mine", "weighted"};
+  const auto run = EvaluateStore(*s.store, o);
+  ASSERT_TRUE(run.ok()) << run.status();
+  for (size_t i = 0; i < 50; ++i)
+    EXPECT_EQ(run->policies[0].log[i].target, run->policies[1].log[i].target);
+}
+
+TEST(Ope, RefusesByName) {
+  const auto error = [](Store& store, const OpeOptions& o) {
+    return std::string(EvaluateStore(store, o).status().message());
+  };
+  OpeOptions o;
+  const auto empty = MakeMemoryStore();
+  EXPECT_THAT(error(*empty, o), HasSubstr("no policy is given"));
+  o.policies = {"random"};
+  EXPECT_THAT(error(*empty, o), HasSubstr("the state holds no outcomes"));
+
+  Served s = Serve({.outcomes = 10});
+  const auto graphless = MakeMemoryStore();
+  Append(*graphless, s.outcomes);
+  EXPECT_THAT(error(*graphless, o), HasSubstr("the state has no graph@abc"));
+  o.policies = {"randm"};
+  EXPECT_THAT(error(*s.store, o), HasSubstr("policy 'randm': "));
+  o.policies = {"thompson:prior=-1"};
+  EXPECT_THAT(error(*s.store, o), HasSubstr("policy 'thompson:prior=-1': "));
+  o.policies = {"random"};
+  for (const auto& spoil : std::vector<std::function<void(OpeOptions&)>>{
+           [](OpeOptions& x) { x.cost_weight = NAN; }, [](OpeOptions& x) { x.explore = 2; },
+           [](OpeOptions& x) { x.window = 0; }, [](OpeOptions& x) { x.model_prior = 0; }}) {
+    OpeOptions bad = o;
+    spoil(bad);
+    EXPECT_EQ(EvaluateStore(*s.store, bad).status().code(), absl::StatusCode::kOutOfRange);
+  }
+  o.since_ms = 1800000000000;
+  EXPECT_THAT(
+      error(*s.store, o),
+      HasSubstr("of 10 outcomes 0 can be judged by, wanted 2 or more: 0 are of other graphs, "
+                "0 labelled, 0 kept by a session, 0 without a grade, 0 without a propensity "
+                "or of another shape, 10 outside what was asked for"));
+  ASSERT_TRUE(s.store->Append(std::vector<StoredOutcome>{{99, "x"}}).ok());
+  EXPECT_THAT(error(*s.store, o), HasSubstr("outcome 11: "));
+}
+}  // namespace
+SLUICE_END_NAMESPACE
