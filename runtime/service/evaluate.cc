@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <unordered_map>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/store/ledger.h"
@@ -48,7 +48,7 @@ absl::StatusOr<v1::ServerConfig> StoredConfig(Store& store, uint64_t fingerprint
 }
 
 // What of an outcome stands against judging by it.
-enum class Fate : uint8_t { kJudged, kLabelled, kKept, kUngraded, kUnfit, kOutside };
+enum class Fate : uint8_t { kJudged, kOtherGraph, kLabelled, kKept, kUngraded, kUnfit, kOutside };
 bool FitsGraph(const DecisionRecord& d, const AgentGraph& g) {
   if (d.path.size() != g.stages.size() || d.intent.size() != g.tasks.size()) return false;
   for (int s = 0; s < g.num_stages(); ++s) {
@@ -59,8 +59,11 @@ bool FitsGraph(const DecisionRecord& d, const AgentGraph& g) {
   const auto known = [&](int32_t a) { return a >= 0 && a < agents; };
   return std::all_of(d.blocked.begin(), d.blocked.end(), known);
 }
-Fate FateOf(const OutcomeRecord& o, const OpeOptions& options) {
+Fate FateOf(const OutcomeRecord& o, uint64_t graph, const AgentGraph& g,
+            const OpeOptions& options) {
   const DecisionRecord& d = o.decision;
+  if (d.graph != graph) return Fate::kOtherGraph;
+  if (!FitsGraph(d, g)) return Fate::kUnfit;
   if ((d.id & kLabelled) != 0) return Fate::kLabelled;
   if (d.kept) return Fate::kKept;
   if (!o.graded) return Fate::kUngraded;
@@ -73,6 +76,9 @@ void Count(Fate fate, OpeCounts& c) {
   switch (fate) {
     case Fate::kJudged:
       ++c.judged;
+      break;
+    case Fate::kOtherGraph:
+      ++c.other_graph;
       break;
     case Fate::kLabelled:
       ++c.labelled;
@@ -257,59 +263,41 @@ class Judged {
   std::vector<SumDelta> deltas_;
 };
 
-// The first reading: which graph is the newest, and how many outcomes of it would be judged.
-struct Contents {
-  int64_t outcomes = 0;
-  uint64_t newest = 0;
-  std::unordered_map<uint64_t, int64_t> judged;  // by graph
-};
-absl::StatusOr<Contents> LookThrough(Store& store, const OpeOptions& o) {
-  Contents c;
+// Outcomes after `after` up to `newest`, in order; what comes meanwhile is left to another time.
+absl::Status ReadOutcomes(Store& store, uint64_t after, uint64_t newest,
+                          absl::FunctionRef<absl::Status(const OutcomeRecord&)> take) {
   absl::Status bad;
-  SLUICE_RETURN_IF_ERROR(store.Read(0, [&](uint64_t sequence, absl::string_view bytes) {
+  SLUICE_RETURN_IF_ERROR(store.Read(after, [&](uint64_t sequence, absl::string_view bytes) {
+    if (!bad.ok() || sequence > newest) return;
     const absl::StatusOr<OutcomeRecord> outcome = ParseOutcome(bytes);
-    if (!outcome.ok()) {
-      bad.Update(absl::DataLossError(
-          absl::StrCat("outcome ", sequence, ": ", outcome.status().message())));
-      return;
-    }
-    ++c.outcomes;
-    c.newest = outcome->decision.graph;
-    c.judged[c.newest] += FateOf(*outcome, o) == Fate::kJudged;
+    const absl::Status s = outcome.ok() ? take(*outcome) : outcome.status();
+    if (!s.ok())
+      bad = absl::Status(s.code(), absl::StrCat("outcome ", sequence, ": ", s.message()));
   }));
-  SLUICE_RETURN_IF_ERROR(bad);
-  if (c.outcomes == 0) return absl::NotFoundError("the state holds no outcomes");
-  return c;
+  return bad;
 }
 
 class Evaluation {
  public:
-  Evaluation(const OpeOptions& o, const Contents& contents,
+  // `run` has its graph; `found`: outcomes, and how many of them could be judged.
+  Evaluation(const OpeOptions& o, uint64_t graph, const OpeCounts& found,
              std::vector<std::unique_ptr<Judged>> policies, OpeRun& run)
       : o_(o),
-        contents_(contents),
+        graph_(graph),
+        outcomes_(found.outcomes),
+        skip_(o.last > 0 ? std::max<int64_t>(0, found.judged - o.last) : 0),
         policies_(std::move(policies)),
         run_(run),
-        model_(run.graph->tasks.size(), run.graph->stages.back().size(), o.model_prior) {
-    const int64_t judged = contents_.judged.at(contents_.newest);
-    skip_ = o_.last > 0 ? std::max<int64_t>(0, judged - o_.last) : 0;
-  }
-  absl::Status Take(absl::string_view bytes) {
-    SLUICE_ASSIGN_OR_RETURN(const OutcomeRecord outcome, ParseOutcome(bytes));
+        model_(run.graph->tasks.size(), run.graph->stages.back().size(), o.model_prior) {}
+  absl::Status Take(const OutcomeRecord& outcome) {
     ++run_.counts.outcomes;
     if (o_.progress && run_.counts.outcomes % 256 == 0)
-      o_.progress(run_.counts.outcomes, contents_.outcomes);
-    if (outcome.decision.graph != contents_.newest) {
-      ++run_.counts.other_graph;
-      return absl::OkStatus();
-    }
-    if (!FitsGraph(outcome.decision, *run_.graph)) {
-      ++run_.counts.unfit;
-      return absl::OkStatus();
-    }
-    Fate fate = FateOf(outcome, o_);
+      o_.progress(run_.counts.outcomes, outcomes_);
+    Fate fate = FateOf(outcome, graph_, *run_.graph, o_);
     if (fate == Fate::kJudged && skip_-- > 0) fate = Fate::kOutside;
     Count(fate, run_.counts);
+    if (fate == Fate::kOtherGraph || !FitsGraph(outcome.decision, *run_.graph))
+      return absl::OkStatus();
     const double reward =
         outcome.quality - o_.cost_weight * outcome.cost_usd - o_.latency_weight * outcome.latency_s;
     if (fate == Fate::kJudged) SLUICE_RETURN_IF_ERROR(Judge(outcome, reward));
@@ -336,11 +324,12 @@ class Evaluation {
   }
 
   const OpeOptions& o_;
-  const Contents& contents_;
+  const uint64_t graph_;
+  const int64_t outcomes_;
+  int64_t skip_;
   std::vector<std::unique_ptr<Judged>> policies_;
   OpeRun& run_;
   RewardModel model_;
-  int64_t skip_ = 0;
 };
 
 absl::Status CheckOptions(const OpeOptions& o) {
@@ -366,8 +355,14 @@ std::string GraphKey(uint64_t fingerprint) {
 
 absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckOptions(o));
-  SLUICE_ASSIGN_OR_RETURN(const Contents contents, LookThrough(store, o));
-  SLUICE_ASSIGN_OR_RETURN(const v1::ServerConfig config, StoredConfig(store, contents.newest));
+  SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store.Newest());
+  if (newest == 0) return absl::NotFoundError("the state holds no outcomes");
+  uint64_t graph = 0;
+  SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, newest - 1, newest, [&](const OutcomeRecord& last) {
+    graph = last.decision.graph;
+    return absl::OkStatus();
+  }));
+  SLUICE_ASSIGN_OR_RETURN(const v1::ServerConfig config, StoredConfig(store, graph));
   OpeRun run;
   run.graph = GraphFrom(config);
   SLUICE_RETURN_IF_ERROR(ValidateGraph(*run.graph));
@@ -377,14 +372,15 @@ absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
     policies.push_back(std::move(made));
     run.policies.push_back({policy, {}});
   }
-  Evaluation evaluation(o, contents, std::move(policies), run);
-  absl::Status bad;
-  SLUICE_RETURN_IF_ERROR(store.Read(0, [&](uint64_t sequence, absl::string_view bytes) {
-    if (!bad.ok()) return;
-    if (absl::Status s = evaluation.Take(bytes); !s.ok())
-      bad = absl::Status(s.code(), absl::StrCat("outcome ", sequence, ": ", s.message()));
+  OpeCounts found;
+  SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, 0, newest, [&](const OutcomeRecord& outcome) {
+    ++found.outcomes;
+    Count(FateOf(outcome, graph, *run.graph, o), found);
+    return absl::OkStatus();
   }));
-  SLUICE_RETURN_IF_ERROR(bad);
+  Evaluation evaluation(o, graph, found, std::move(policies), run);
+  SLUICE_RETURN_IF_ERROR(ReadOutcomes(
+      store, 0, newest, [&](const OutcomeRecord& outcome) { return evaluation.Take(outcome); }));
   const OpeCounts& c = run.counts;
   if (c.judged < 2)
     return absl::FailedPreconditionError(absl::StrCat(
