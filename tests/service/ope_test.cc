@@ -2,7 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sys/wait.h>
+
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <functional>
 
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/counter_rng.h"
@@ -446,6 +452,64 @@ TEST(Ope, TakesAPolicyByItsNameInTheConfiguration) {
   ASSERT_TRUE(run.ok()) << run.status();
   for (size_t i = 0; i < 50; ++i)
     EXPECT_EQ(run->policies[0].log[i].target, run->policies[1].log[i].target);
+}
+
+struct Ran {
+  int status = 0;
+  std::string text;
+};
+Ran RunOpe(const std::string& arguments) {
+  Ran r;
+  FILE* pipe = popen((std::string(SLUICE_BINARY) + " ope " + arguments + " 2>&1").c_str(), "r");
+  char block[4096];
+  while (const size_t n = fread(block, 1, sizeof block, pipe)) r.text.append(block, n);
+  r.status = WEXITSTATUS(pclose(pipe));
+  return r;
+}
+std::string ReadText(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+TEST(OpeCommand, PrintsExportsAndReports) {
+  const std::string folder = MakeTempDir();
+  const std::string state = folder + "/state.sqlite";
+  const Served s = Serve({.logging = "best_single", .outcomes = 2000});
+  {
+    const auto store = OpenSqliteStore(state);
+    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_TRUE((*store)->GetOrPut(GraphKey(kGraph), Config().SerializeAsString()).ok());
+    Append(**store, s.outcomes);
+  }
+  const std::string from = "--state " + state + " --policy random ";
+  const Ran ran = RunOpe(from + "--policy best_single --bootstrap 50 --export " + folder +
+                         "/log.csv --report " + folder + "/report");
+  EXPECT_EQ(ran.status, 0) << ran.text;
+  EXPECT_THAT(ran.text, HasSubstr("2000 of 2000 outcomes, decided 2023-11-14 to 2023-11-14"));
+  EXPECT_THAT(ran.text, HasSubstr("percentiles of 50 resamples"));
+  EXPECT_THAT(ran.text, HasSubstr("(as logged)"));
+  EXPECT_THAT(ran.text, HasSubstr("* random       DR "));
+  const std::string csv = ReadText(folder + "/log.csv");
+  EXPECT_THAT(csv, testing::StartsWith("timestamp,position,action,reward,pscore,context_0,"
+                                       "context_1,context_2\n1700000000000,0,"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 2001);
+  for (const char* file : {"/report.html", "/report.json", "/report.csv", "/report-2.csv"})
+    EXPECT_GT(ReadText(folder + file).size(), 100u) << file;
+
+  EXPECT_THAT(RunOpe(from + "--json --last 500").text,
+              testing::AllOf(testing::StartsWith("{"), HasSubstr("500 of 2000 outcomes")));
+  EXPECT_THAT(RunOpe(from + "--since 2023-11-14 --until 2023-11-14 --json").text,
+              HasSubstr("2000 of 2000"));
+  const auto refused = [&](const std::string& arguments, const std::string& text) {
+    const Ran r = RunOpe(arguments);
+    EXPECT_NE(r.status, 0) << arguments;
+    EXPECT_THAT(r.text, HasSubstr(text)) << arguments;
+  };
+  refused("--state " + folder + "/none --policy random", "cannot open " + folder + "/none");
+  refused(from + "--since 2023-02-30", "'2023-02-30' is no day; wanted YYYY-MM-DD");
+  refused(from + "--until 2023-11-13", "2000 outside what was asked for");
+  refused(from + "--cost-weight nan", "'nan' was given; allowed: 0 to 1e+09");
+  refused("--state " + state + " --policy randm", "policy 'randm': no method 'randm'");
+  refused(from + "--report " + folder + "/none/report", folder + "/none/report");
 }
 
 TEST(Ope, RefusesByName) {
