@@ -296,6 +296,22 @@ TEST_F(Frozen, AnAgentRouter) {
   EXPECT_FLOAT_EQ(trace[1].eta, -0.996f);
   EXPECT_EQ(trace[3].stage, 1);
   EXPECT_TRUE(trace[3].chosen && !trace[4].chosen);
+  // There was no path to follow then: of the one that it takes it says the probability, of others
+  // it cannot.
+  const std::vector<double> intent = {1};
+  AgentRequest q;
+  q.id = 1;
+  q.intent = intent;
+  q.explore = 0.5;  // not heard either
+  AgentDecision followed;
+  for (const std::vector<int32_t>& path : {std::vector<int32_t>{1, 3}, {0, 3}}) {
+    q.follow = path;
+    const absl::Status status = a.router().Run(a.plan(), a.state(), q, followed, nullptr);
+    EXPECT_EQ(status.code(),
+              path[0] == 1 ? absl::StatusCode::kOk : absl::StatusCode::kUnimplemented)
+        << status;
+  }
+  EXPECT_EQ(followed.propensity, 1);
   const std::vector<Block> blocked = {Block::kNone, Block::kUnhealthy, Block::kNone, Block::kNone,
                                       Block::kNone};
   const std::vector<AgentLive> live = {{3, 0}, {0, 0}, {0, 0}, {0, 0}, {0, 0}};
