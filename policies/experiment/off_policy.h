@@ -112,7 +112,7 @@ inline absl::Status CheckDecisions(absl::Span<const LoggedDecision> log) {
   }
   return absl::OkStatus();
 }
-inline absl::Status CheckOptions(const OffPolicyOptions& o) {
+inline absl::Status CheckOffPolicyOptions(const OffPolicyOptions& o) {
   for (double x : {o.clip, o.switch_at, o.shrink}) {
     if (!(x > 0 && std::isfinite(x)))
       return absl::OutOfRangeError(
@@ -124,6 +124,7 @@ inline absl::Status CheckOptions(const OffPolicyOptions& o) {
   return absl::OkStatus();
 }
 
+namespace off_policy_internal {
 // `deviation`: of the mean weight; `sum`: of the weights.
 inline std::string WhyUnreliable(const Overlap& o, double deviation, double sum) {
   const double off = std::abs(o.mean_weight - 1);
@@ -143,6 +144,8 @@ inline std::string WhyUnreliable(const Overlap& o, double deviation, double sum)
                            100 * o.largest_weight / sum, 100 * kMostWeightOfOneDecision);
   return "";
 }
+}  // namespace off_policy_internal
+
 // Of decisions that CheckDecisions takes. O(n).
 inline Overlap OverlapOf(absl::Span<const LoggedDecision> log) {
   Overlap o;
@@ -171,7 +174,7 @@ inline Overlap OverlapOf(absl::Span<const LoggedDecision> log) {
     for (size_t i = 0; i < top; ++i) o.top_share += weight[i] / sum;
   }
   const double variance = std::max(0.0, square / n - o.mean_weight * o.mean_weight);
-  o.reason = WhyUnreliable(o, std::sqrt(variance / n), sum);
+  o.reason = off_policy_internal::WhyUnreliable(o, std::sqrt(variance / n), sum);
   o.reliable = o.reason.empty();
   return o;
 }
@@ -263,7 +266,7 @@ inline absl::StatusOr<OffPolicyEstimate> EvaluateOffPolicy(absl::Span<const Logg
   using off_policy_internal::Sums;
   using off_policy_internal::Term;
   SLUICE_RETURN_IF_ERROR(CheckDecisions(log));
-  SLUICE_RETURN_IF_ERROR(CheckOptions(o));
+  SLUICE_RETURN_IF_ERROR(CheckOffPolicyOptions(o));
   std::vector<Term> terms;
   terms.reserve(log.size());
   Sums sums;

@@ -16,6 +16,7 @@
 #include "sluice/runtime/service/outcome_log.h"
 #include "sluice/runtime/service/replay.h"
 #include "sluice/runtime/store/ledger.h"
+#include "sluice/tests/support/redis_server.h"
 #include "sluice/tests/support/running_server.h"
 #include "sluice/v1/config.pb.h"
 
@@ -465,6 +466,28 @@ Ran RunOpe(const std::string& arguments) {
   while (const size_t n = fread(block, 1, sizeof block, pipe)) r.text.append(block, n);
   r.status = WEXITSTATUS(pclose(pipe));
   return r;
+}
+// A server's Redis says the same as any other store.
+TEST(Ope, ReadsRedis) {
+  const RedisServer redis;
+  if (!redis.running()) GTEST_SKIP() << "no redis-server";
+  const Served s = Serve({.outcomes = 300});
+  const auto store = OpenRedisStore(redis.address(), "ope");
+  ASSERT_TRUE(store.ok()) << store.status();
+  ASSERT_TRUE((*store)->GetOrPut(GraphKey(kGraph), Config().SerializeAsString()).ok());
+  Append(**store, s.outcomes);
+  OpeOptions o;
+  o.policies = {"thompson"};
+  const auto here = EvaluateStore(*s.store, o);
+  const auto there = EvaluateStore(**store, o);
+  ASSERT_TRUE(there.ok()) << there.status();
+  ASSERT_EQ(there->policies[0].log.size(), 300u);
+  for (size_t i = 0; i < 300; ++i)
+    EXPECT_EQ(here->policies[0].log[i].target, there->policies[0].log[i].target);
+  const Ran ran =
+      RunOpe("--state redis:" + redis.address() + " --redis-prefix ope --policy random");
+  EXPECT_EQ(ran.status, 0);
+  EXPECT_THAT(ran.text, HasSubstr("300 of 300 outcomes"));
 }
 std::string ReadText(const std::string& path) {
   std::ifstream file(path);
