@@ -59,8 +59,8 @@ class Thompson : public ArmLearner {
     // Below lo some arm is certain to be better; what others hold there counts for nothing.
     std::array<double, kPoints> others;
     others.fill(1);
-    // Not cleared: rows of open arms are written before they are read, and pages of others are never
-    // touched.
+    // Not cleared: rows of open arms are written before they are read, and what a small team does
+    // not use of it is never touched.
     std::array<std::array<double, kPoints>, kMaxStageAgents> density;
     const double step = (hi - lo) / kPoints;
     for (int j = 0; j < s.size; ++j) {
