@@ -265,7 +265,7 @@ void AddOpe(CLI::App& app, const Exit& exit) {
   s->footer(
       "Estimators: IPS, clipped IPS, SNIPS, DM, DR, SNDR, SWITCH-DR, DRos. The marked one is to be "
       "read. An estimate is called reliable\nonly where the logging policy often enough did what "
-      "the other would do: let it explore (explore in its policy).\n"
+      "the other would do: let it explore (learning.explore).\n"
       "Example: sluice ope --state sluice.sqlite --policy thompson --policy amro_s:beta=5 "
       "--cost-weight 5 --since 2026-11-01");
   s->callback([=] { exit(Done(RunOpe(*a))); });

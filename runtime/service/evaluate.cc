@@ -357,6 +357,7 @@ absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckOptions(o));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store.Newest());
   if (newest == 0) return absl::NotFoundError("the state holds no outcomes");
+  const uint64_t before = 0;  // the first outcome
   uint64_t graph = 0;
   SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, newest - 1, newest, [&](const OutcomeRecord& last) {
     graph = last.decision.graph;
@@ -373,14 +374,15 @@ absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
     run.policies.push_back({policy, {}});
   }
   OpeCounts found;
-  SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, 0, newest, [&](const OutcomeRecord& outcome) {
+  SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, before, newest, [&](const OutcomeRecord& outcome) {
     ++found.outcomes;
     Count(FateOf(outcome, graph, *run.graph, o), found);
     return absl::OkStatus();
   }));
   Evaluation evaluation(o, graph, found, std::move(policies), run);
-  SLUICE_RETURN_IF_ERROR(ReadOutcomes(
-      store, 0, newest, [&](const OutcomeRecord& outcome) { return evaluation.Take(outcome); }));
+  SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, before, newest, [&](const OutcomeRecord& outcome) {
+    return evaluation.Take(outcome);
+  }));
   const OpeCounts& c = run.counts;
   if (c.judged < 2)
     return absl::FailedPreconditionError(absl::StrCat(
