@@ -87,9 +87,11 @@ class Client:
             self._connect()
         raise TimeoutError(f"{self.endpoint}: no answer in {self.timeout_ms} ms")
 
-    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0, unit=""):
-        """-> pb.Decision: .agents (one a stage), .id, .propensity, .receipt."""
-        return self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd, unit=unit)])[0]
+    def route(self, task="", intent=(), text="", features=(), exclude=(), max_cost_usd=0.0, unit="", tag=(), session="", previous=b""):
+        """-> pb.Decision: .agents (one a stage), .id, .propensity, .receipt, .fallbacks (of .agents, one a stage), .kept.
+        tag: whose budgets pay. session, or previous, the receipt of its call before: keeps its agents."""
+        return self.route_batch([dict(task=task, intent=intent, text=text, features=features, exclude=exclude, max_cost_usd=max_cost_usd, unit=unit,
+                                      tag=tag, session=session, previous=previous)])[0]
 
     def route_batch(self, queries):
         """Queries as dicts of route's arguments -> list of pb.Decision. Raises for the first that failed."""
@@ -102,14 +104,18 @@ class Client:
                 raise SluiceError(d.error.code, d.error.text)
         return decisions
 
-    def feedback(self, decision, quality, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=()):
-        """Returns once the outcome is on disk: True when it was new, False when it was there already."""
+    def feedback(self, decision, quality=None, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=(), reports=()):
+        """Returns once the outcome is on disk: True when it was new, False when it was there already.
+        quality: None says what it cost and not how good it was, and a grade may follow.
+        reports: of each call, as dicts of pb.AgentReport's fields: agent, failed, latency_s, cost_usd, why."""
         request = pb.Request()
         outcome = request.feedback.outcomes.add(receipt=decision.receipt, quality=quality, cost_usd=cost_usd, latency_s=latency_s)
         if accepted is not None:
             outcome.accepted = accepted
         for agent in failed_agents:
             outcome.agents.add(agent=agent, failed=True)
+        for report in reports:
+            outcome.agents.add(**report)
         result = self.call(request).feedback.results[0]
         if result.status == pb.FeedbackResult.REJECTED:
             raise SluiceError(pb.INVALID_ARGUMENT, result.reason)
