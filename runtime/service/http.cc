@@ -27,6 +27,7 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 constexpr milliseconds kAnswerTime{1000};
 constexpr milliseconds kFeedbackTime{5000};  // it waits for a disk
+constexpr milliseconds kStep{100};           // how long an end of the server is not noticed
 constexpr double kRetrySeconds = 1;          // where the server does not say
 constexpr int64_t kModelMs = 1000;  // how long a server is believed to have no intent model
 
@@ -95,6 +96,8 @@ class HttpServerImpl final : public HttpServer {
   HttpServerImpl(const Options& options, zmq::context_t& context, std::string endpoint)
       : options_(options), context_(context), endpoint_(std::move(endpoint)) {}
 
+  ~HttpServerImpl() override { stop_ = true; }
+
   absl::Status Open() {
     if (!options_.key_file.empty()) {
       SLUICE_ASSIGN_OR_RETURN(keys_, BearerKeys::Open(options_.key_file));
@@ -103,10 +106,10 @@ class HttpServerImpl final : public HttpServer {
     o.host = options_.host;
     o.port = options_.port;
     o.lane = [](absl::string_view target) {
-      if (absl::StartsWith(target, "/v1/")) return HttpLane::kDecide;
-      const bool asks = absl::StartsWith(target, "/api/") || absl::StartsWith(target, "/readyz") ||
-                        absl::StartsWith(target, "/metrics");
-      return asks ? HttpLane::kWatch : HttpLane::kAtOnce;
+      target = target.substr(0, target.find('?'));
+      if (target == "/readyz" || target == "/metrics") return HttpLane::kWatch;
+      const bool at_once = target == "/healthz" || target == "/" || target == "/openapi.json";
+      return at_once ? HttpLane::kAtOnce : HttpLane::kDecide;
     };
     o.answer = [this](const httplib::Request& q, httplib::Response& r) { Answer(q, r); };
     SLUICE_ASSIGN_OR_RETURN(connections_, HttpConnections::Open(std::move(o)));
@@ -137,14 +140,15 @@ class HttpServerImpl final : public HttpServer {
     const std::string method = q.method == "HEAD" ? "GET" : q.method;
     const Handler* found = nullptr;
     std::vector<std::string> allowed;
+    const std::string path = q.target.substr(0, q.target.find('?'));  // as it was said: %41 is no A
     for (const Handler& h : Handlers()) {
-      if (q.path != h.path) continue;
+      if (path != h.path) continue;
       allowed.push_back(h.method);
       if (method == h.method) found = &h;
     }
     if (allowed.empty())
       return Refuse(404, "NOT_FOUND",
-                    absl::StrCat("no page '", q.path, "'; /openapi.json has them all"), r);
+                    absl::StrCat("no page '", path, "'; /openapi.json has them all"), r);
     if (found == nullptr) {
       r.set_header("Allow", absl::StrJoin(allowed, ", "));
       return Refuse(405, "UNIMPLEMENTED",
@@ -214,8 +218,13 @@ class HttpServerImpl final : public HttpServer {
     const Clock::time_point until = Clock::now() + time;
     for (;;) {
       const auto left = std::chrono::duration_cast<milliseconds>(until - Clock::now());
-      SLUICE_ASSIGN_OR_RETURN(v1::Response r, client->Receive(std::max(left, milliseconds(0))));
-      if (r.request_id() == q.request_id()) return r;  // others are of requests given up
+      const milliseconds step = std::clamp(left, milliseconds(0), kStep);
+      absl::StatusOr<v1::Response> r = client->Receive(step);
+      if (r.ok() && r->request_id() == q.request_id()) return r;  // others were given up
+      if (!r.ok() && !absl::IsDeadlineExceeded(r.status())) return r.status();
+      if (!r.ok() && left <= kStep)
+        return absl::DeadlineExceededError(absl::StrCat("no answer in ", time.count(), " ms"));
+      if (stop_) return absl::UnavailableError("the server stops");
     }
   }
   // What could not be asked comes back as an error of the server's.
@@ -390,6 +399,7 @@ class HttpServerImpl final : public HttpServer {
   zmq::context_t& context_;
   const std::string endpoint_;
   std::unique_ptr<BearerKeys> keys_;
+  std::atomic<bool> stop_{false};
   std::atomic<int64_t> no_model_until_ms_{0};
   std::unique_ptr<HttpConnections> connections_;  // last: its threads use the rest
 };

@@ -36,6 +36,7 @@ constexpr size_t kMostQueued = 1024;  // requests of one lane
 constexpr double kIdleSeconds = 30;
 constexpr double kRequestSeconds = 10;  // for the whole of a request
 constexpr double kClosingSeconds = 2;
+constexpr double kQueueSeconds = 1;  // then who asked has given up
 constexpr int kWriteMs = 5000;
 constexpr int kStayMs = 2;
 constexpr int kBacklog = 4096;
@@ -51,11 +52,12 @@ class Reserved {
   ~Reserved() { Release(); }
   // False: there are not so many left.
   bool Hold(size_t bytes) {
-    if (held_ > 0) return true;
+    if (held_ > 0 || bytes == 0) return true;
     held_ = bytes;
     return (all_ += bytes) <= kMostBuffered;
   }
   void Release() { all_ -= std::exchange(held_, 0); }
+  size_t held() const { return held_; }
 
  private:
   std::atomic<size_t>& all_;
@@ -70,6 +72,7 @@ struct Connection {
   std::string peer;
   std::string in;
   double since = 0;   // when it began to be idle, to ask or to close
+  double queued = 0;  // when its request began to wait for a thread
   bool told = false;  // to go on
   // Its last answer is on the way. What it still says is thrown away: closing at once would reset
   // the connection and lose the answer.
@@ -119,6 +122,10 @@ class Protocol final : public httplib::Server {
     set_pre_routing_handler([this](const httplib::Request& q, httplib::Response& r) {
       options_.answer(q, r);
       return HandlerResponse::Handled;
+    });
+    set_exception_handler([](const httplib::Request&, httplib::Response& r, std::exception_ptr) {
+      r.status = 500;
+      r.set_content(ErrorBody("INTERNAL", "the request could not be answered"), "application/json");
     });
     set_keep_alive_timeout(static_cast<time_t>(kIdleSeconds));
     set_keep_alive_max_count(1000000);
@@ -245,7 +252,7 @@ bool SendAll(int fd, absl::string_view bytes) {
   }
   return true;
 }
-// What is there. False: the other side is gone, or no memory should be spent on it.
+// What is there. False: the other side is gone.
 bool ReadSome(Connection& c) {
   char piece[16384];
   for (;;) {
@@ -253,7 +260,9 @@ bool ReadSome(Connection& c) {
     if (n == 0) return false;
     if (n < 0) return errno == EAGAIN || errno == EINTR;
     if (!c.closing) c.in.append(piece, static_cast<size_t>(n));
-    if (static_cast<size_t>(n) < sizeof piece || c.in.size() > kMostHead + kMostBody) return true;
+    // What comes after this request waits in the system.
+    const bool enough = c.in.size() > kMostHead + c.reserved.held();
+    if (static_cast<size_t>(n) < sizeof piece || enough) return true;
   }
 }
 const char* Phrase(int status) {
@@ -417,10 +426,13 @@ class HttpConnectionsImpl final : public HttpConnections {
     if (shape.state == HttpShape::kIncomplete) {
       if (shape.expects && !c->told) {
         c->told = true;
-        if (!SendAll(c->fd, "HTTP/1.1 100 Continue\r\n\r\n")) return;
+        // Not waited for: this thread holds all the others.
+        constexpr absl::string_view kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
+        if (send(c->fd, kGoOn.data(), kGoOn.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return;
       }
       return Park(std::move(c));
     }
+    c->queued = Now();
     if (!LaneOf(c->in).Push(c))
       Refuse(std::move(c), 503, "too many requests wait; send again later");
   }
@@ -448,6 +460,8 @@ class HttpConnectionsImpl final : public HttpConnections {
     Park(std::move(c));
   }
   void Serve(ConnectionPtr c, Lane& lane) {
+    if (Now() - c->queued > kQueueSeconds)
+      return Refuse(std::move(c), 503, "no thread came free in time; send again later");
     while (!stop_) {
       const HttpShape shape = MeasureHttp(c->in);
       const absl::string_view in = c->in;

@@ -172,6 +172,7 @@ TEST(Http, EveryRefusalHasItsStatus) {
   RunningServer s(WithHttp(port));
   Caller c(port);
   EXPECT_EQ(c.Get("/v1/nothing").status, 404);
+  EXPECT_EQ(c.Get("/%61pi/stats").status, 404) << "a page has one name";
   const Said get = c.Get("/v1/route");
   EXPECT_EQ(get.status, 405);
   EXPECT_EQ(get.allow, "POST");
@@ -237,7 +238,9 @@ TEST(Http, ASilentServerIsGivenUpInTime) {
   FakeServer s([](const v1::Request&, v1::Response& r) { r.set_request_id(0); });
   Caller c(s.port());
   const auto began = Clock::now();
-  EXPECT_EQ(c.Post("/v1/route", "{}").status, 504);
+  const Said late = c.Post("/v1/route", "{}");
+  EXPECT_EQ(late.status, 504);
+  EXPECT_EQ(late.message(), "no answer in 1000 ms");
   EXPECT_EQ(c.Get("/readyz").status, 503);
   EXPECT_LT(Clock::now() - began, std::chrono::seconds(4));
 }
