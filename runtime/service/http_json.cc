@@ -1,5 +1,7 @@
 #include "sluice/runtime/service/http_json.h"
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -250,43 +252,88 @@ absl::Status ReadInto(const Json& json, const std::string& path, Message* messag
   return absl::OkStatus();
 }
 
-OrderedJson NumberJson(double value) {
-  if (std::isfinite(value)) return value;
-  return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity";
+void AppendText(absl::string_view text, std::string* out) {
+  const bool plain = std::all_of(text.begin(), text.end(), [](char c) {
+    return c >= 0x20 && c < 0x7f && c != '"' && c != '\\';
+  });
+  if (plain) {
+    absl::StrAppend(out, "\"", text, "\"");
+  } else {
+    out->append(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace));
+  }
 }
+void AppendNumber(double value, std::string* out) {
+  if (!std::isfinite(value)) {
+    out->append(std::isnan(value) ? "\"NaN\"" : value > 0 ? "\"Infinity\"" : "\"-Infinity\"");
+    return;
+  }
+  char digits[32];
+  out->append(digits, std::to_chars(digits, digits + sizeof digits, value).ptr);
+}
+void AppendMessage(const Message& message, std::string* out);
+
 // The value of a field, or the one at `i` of a repeated one.
-OrderedJson FieldJson(const Message& m, const FieldDescriptor* f, int i) {
+void AppendField(const Message& m, const FieldDescriptor* f, int i, std::string* out) {
   const Reflection& r = *m.GetReflection();
   const bool many = f->is_repeated();
   switch (f->cpp_type()) {
     case FieldDescriptor::CPPTYPE_INT32:
-      return many ? r.GetRepeatedInt32(m, f, i) : r.GetInt32(m, f);
+      return absl::StrAppend(out, many ? r.GetRepeatedInt32(m, f, i) : r.GetInt32(m, f));
     case FieldDescriptor::CPPTYPE_INT64:
-      return absl::StrCat(many ? r.GetRepeatedInt64(m, f, i) : r.GetInt64(m, f));
+      return absl::StrAppend(out, "\"", many ? r.GetRepeatedInt64(m, f, i) : r.GetInt64(m, f),
+                             "\"");
     case FieldDescriptor::CPPTYPE_UINT32:
-      return many ? r.GetRepeatedUInt32(m, f, i) : r.GetUInt32(m, f);
+      return absl::StrAppend(out, many ? r.GetRepeatedUInt32(m, f, i) : r.GetUInt32(m, f));
     case FieldDescriptor::CPPTYPE_UINT64:
-      return absl::StrCat(many ? r.GetRepeatedUInt64(m, f, i) : r.GetUInt64(m, f));
+      return absl::StrAppend(out, "\"", many ? r.GetRepeatedUInt64(m, f, i) : r.GetUInt64(m, f),
+                             "\"");
     case FieldDescriptor::CPPTYPE_FLOAT:
-      return NumberJson(many ? r.GetRepeatedFloat(m, f, i) : r.GetFloat(m, f));
+      return AppendNumber(many ? r.GetRepeatedFloat(m, f, i) : r.GetFloat(m, f), out);
     case FieldDescriptor::CPPTYPE_DOUBLE:
-      return NumberJson(many ? r.GetRepeatedDouble(m, f, i) : r.GetDouble(m, f));
+      return AppendNumber(many ? r.GetRepeatedDouble(m, f, i) : r.GetDouble(m, f), out);
     case FieldDescriptor::CPPTYPE_BOOL:
-      return many ? r.GetRepeatedBool(m, f, i) : r.GetBool(m, f);
+      return absl::StrAppend(
+          out, (many ? r.GetRepeatedBool(m, f, i) : r.GetBool(m, f)) ? "true" : "false");
     case FieldDescriptor::CPPTYPE_ENUM: {
       const int number = many ? r.GetRepeatedEnumValue(m, f, i) : r.GetEnumValue(m, f);
       const auto* value = f->enum_type()->FindValueByNumber(number);
-      if (value == nullptr) return number;  // of a newer server
-      return value->name();
+      if (value == nullptr) return absl::StrAppend(out, number);  // of a newer server
+      return AppendText(value->name(), out);
     }
     case FieldDescriptor::CPPTYPE_STRING: {
-      const std::string text = many ? r.GetRepeatedString(m, f, i) : r.GetString(m, f);
-      return f->type() == FieldDescriptor::TYPE_BYTES ? absl::Base64Escape(text) : text;
+      std::string scratch;
+      const std::string& text = many ? r.GetRepeatedStringReference(m, f, i, &scratch)
+                                     : r.GetStringReference(m, f, &scratch);
+      const bool bytes = f->type() == FieldDescriptor::TYPE_BYTES;
+      return AppendText(bytes ? absl::Base64Escape(text) : text, out);
     }
     case FieldDescriptor::CPPTYPE_MESSAGE:
-      return WriteMessage(many ? r.GetRepeatedMessage(m, f, i) : r.GetMessage(m, f));
+      return AppendMessage(many ? r.GetRepeatedMessage(m, f, i) : r.GetMessage(m, f), out);
   }
-  return nullptr;
+}
+void AppendMessage(const Message& message, std::string* out) {
+  const google::protobuf::Descriptor& type = *message.GetDescriptor();
+  const Reflection& reflection = *message.GetReflection();
+  char before = '{';
+  for (int n = 0; n < type.field_count(); ++n) {
+    const FieldDescriptor* field = type.field(n);
+    const bool many = field->is_repeated();
+    if (!many && field->has_presence() && !reflection.HasField(message, field)) continue;
+    out->push_back(before);
+    before = ',';
+    absl::StrAppend(out, "\"", field->name(), "\":");
+    if (!many) {
+      AppendField(message, field, 0, out);
+      continue;
+    }
+    out->push_back('[');
+    for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
+      if (i > 0) out->push_back(',');
+      AppendField(message, field, i, out);
+    }
+    out->push_back(']');
+  }
+  out->append(before == '{' ? "{}" : "}");
 }
 
 // A request that holds many, or one of them: `many` is the field that the many stand in.
@@ -420,31 +467,24 @@ absl::StatusOr<Json> ParseObject(absl::string_view text) {
   }
 }
 absl::Status ReadMessage(const Json& json, Message* message) { return ReadInto(json, "", message); }
-OrderedJson WriteMessage(const Message& message) {
-  OrderedJson out = OrderedJson::object();
-  const google::protobuf::Descriptor& type = *message.GetDescriptor();
-  const Reflection& reflection = *message.GetReflection();
-  for (int n = 0; n < type.field_count(); ++n) {
-    const FieldDescriptor* field = type.field(n);
-    if (!field->is_repeated()) {
-      if (field->has_presence() && !reflection.HasField(message, field)) continue;
-      out[field->name()] = FieldJson(message, field, 0);
-      continue;
-    }
-    OrderedJson& list = out[field->name()] = OrderedJson::array();
-    for (int i = 0; i < reflection.FieldSize(message, field); ++i)
-      list.push_back(FieldJson(message, field, i));
-  }
+std::string MessageJson(const Message& message) {
+  std::string out;
+  AppendMessage(message, &out);
   return out;
 }
-std::string Print(const OrderedJson& json) {
-  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+std::string TextJson(absl::string_view text) {
+  std::string out;
+  AppendText(text, &out);
+  return out;
+}
+std::string NumberJson(double value) {
+  std::string out;
+  AppendNumber(value, &out);
+  return out;
 }
 std::string ErrorBody(absl::string_view code, absl::string_view message, double retry_after_s) {
-  OrderedJson error = {{"code", std::string(code)},
-                       {"message", std::string(message)},
-                       {"retry_after_s", retry_after_s}};
-  return Print({{"error", std::move(error)}});
+  return absl::StrCat("{\"error\":{\"code\":", TextJson(code), ",\"message\":", TextJson(message),
+                      ",\"retry_after_s\":", NumberJson(retry_after_s), "}}");
 }
 
 absl::Status ReadRoute(absl::string_view body, v1::RouteRequest* request, bool* single) {

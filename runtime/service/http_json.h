@@ -14,8 +14,7 @@
 #include "sluice/v1/sidecar.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
-using Json = nlohmann::json;                 // what comes in: looked up by name
-using OrderedJson = nlohmann::ordered_json;  // what goes out: in the order of the fields
+using Json = nlohmann::json;
 
 // An object of UTF-8 text, nested at most 32 deep, of finite numbers.
 absl::StatusOr<Json> ParseObject(absl::string_view text);
@@ -24,11 +23,12 @@ absl::StatusOr<Json> ParseObject(absl::string_view text);
 // numbers of 64 bits may be strings. Unknown fields, numbers out of range and other types are
 // errors.
 absl::Status ReadMessage(const Json& json, google::protobuf::Message* message);
-// All fields that are not optional, with their defaults. 64-bit whole numbers are strings, as
-// JavaScript would round them; what is infinite is "Infinity".
-OrderedJson WriteMessage(const google::protobuf::Message& message);
-// As text; what is no UTF-8 is replaced.
-std::string Print(const OrderedJson& json);
+// All fields that are not optional, with their defaults, in their order. 64-bit whole numbers are
+// strings, as JavaScript would round them; what is infinite is "Infinity", and bytes of a text that
+// are no UTF-8 are replaced.
+std::string MessageJson(const google::protobuf::Message& message);
+std::string TextJson(absl::string_view text);
+std::string NumberJson(double value);
 // {"error": {"code", "message", "retry_after_s"}}; retry_after_s is 0 where asking again does not
 // help or nobody knows when.
 std::string ErrorBody(absl::string_view code, absl::string_view message, double retry_after_s = 0);

@@ -13,7 +13,7 @@ using sluice::Json;
 
 template <class T>
 void ReadsBack(const T& message) {
-  const auto json = sluice::ParseObject(sluice::Print(sluice::WriteMessage(message)));
+  const auto json = sluice::ParseObject(sluice::MessageJson(message));
   T again;
   if (!json.ok() || !sluice::ReadMessage(*json, &again).ok() ||
       again.SerializeAsString() != message.SerializeAsString())

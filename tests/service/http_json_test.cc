@@ -110,21 +110,21 @@ TEST(HttpJson, AnswersSayAllAndKeepBigNumbers) {
   d.add_agents("a\"\n\xc3\xa4");
   d.set_propensity(0.1);
   d.set_receipt(std::string("\0\xff", 2));
-  EXPECT_EQ(Print(WriteMessage(r)),
+  EXPECT_EQ(MessageJson(r),
             "{\"decisions\":[{\"id\":\"18446744073709551615\",\"agents\":[\"a\\\"\\n\xc3\xa4\"],"
             "\"propensity\":0.1,\"policy\":\"\",\"receipt\":\"AP8=\",\"fallbacks\":[],"
             "\"kept\":false}]}");
   v1::MetricResult m;
   m.set_half_interval(std::numeric_limits<double>::infinity());
   m.set_mean(NAN);
-  EXPECT_THAT(Print(WriteMessage(m)), HasSubstr("\"mean\":\"NaN\""));
-  EXPECT_THAT(Print(WriteMessage(m)), HasSubstr("\"half_interval\":\"Infinity\""));
+  EXPECT_THAT(MessageJson(m), HasSubstr("\"mean\":\"NaN\""));
+  EXPECT_THAT(MessageJson(m), HasSubstr("\"half_interval\":\"Infinity\""));
   // What was written is read again.
   v1::RouteResponse back;
-  ASSERT_TRUE(ReadMessage(*ParseObject(Print(WriteMessage(r))), &back).ok());
+  ASSERT_TRUE(ReadMessage(*ParseObject(MessageJson(r)), &back).ok());
   EXPECT_EQ(back.SerializeAsString(), r.SerializeAsString());
   EXPECT_EQ(ErrorBody("A", "b\xff", 2),
-            "{\"error\":{\"code\":\"A\",\"message\":\"b\xef\xbf\xbd\",\"retry_after_s\":2.0}}");
+            "{\"error\":{\"code\":\"A\",\"message\":\"b\xef\xbf\xbd\",\"retry_after_s\":2}}");
 }
 
 TEST(HttpJson, AChatIsAQuery) {
