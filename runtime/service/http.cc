@@ -35,10 +35,10 @@ constexpr milliseconds kStep{100};   // how long an end of the server is not not
 constexpr double kRetrySeconds = 1;  // where the server does not say
 constexpr int64_t kModelMs = 1000;   // how long a server is believed to have no intent model
 
-// Whose request it is, for budgets and limits of one key.
-void Attribute(v1::Request&, const std::string& name) {
-  // sluice.v1.Request has no field for the name yet; it is set here once it does.
-  (void)name;
+// Whose request it is, for budgets and limits of one key: where the wire has a field for it.
+template <class Request>
+void Attribute(Request& q, const std::string& name) {
+  if constexpr (requires { q.set_caller(name); }) q.set_caller(name);
 }
 
 v1::Error ErrorOf(v1::Code code, absl::string_view text) {
@@ -411,8 +411,8 @@ class HttpServerImpl final : public HttpServer {
   zmq::context_t& context_;
   const std::string endpoint_;
   std::unique_ptr<BearerKeys> keys_;
-  // A quarter of the cores, as the server and the caller need some too.
-  const int kAwake = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 4);
+  // Few: an eighth of the cores, as the server and the callers need theirs.
+  const int kAwake = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 8);
   std::atomic<int> asking_{0};
   std::atomic<bool> stop_{false};
   std::atomic<int64_t> no_model_until_ms_{0};
