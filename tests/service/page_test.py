@@ -79,7 +79,8 @@ def look_at_canned(browser, wait, by):
     assert "62 % of 100 decisions" in text["arms"], text["arms"]
     assert "power loss" in text["durability"] and "<b>no</b>" in text["reload"], text
     for chart, unit in (("traffic", "a second"), ("quality", "0 to 1"), ("cost", "USD"), ("latency", "seconds")):
-        labels = [e.text for e in browser.find_elements(by.CSS_SELECTOR, f"#{chart} text")]
+        # In one step: the page draws them anew every second.
+        labels = browser.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", f"#{chart} text")
         assert unit in labels and "now" in labels and "4 min ago" in labels and "0" in labels, (chart, labels)
     browser.save_screenshot(os.path.join(out, "page-all.png"))
     browser.set_window_size(500, 1000)
@@ -113,7 +114,7 @@ try:
     assert "3,000" in browser.find_element(By.ID, "figures").text, browser.find_element(By.ID, "figures").text
     assert len(browser.find_elements(By.CSS_SELECTOR, "#agents tr")) == 13
     for chart in ("traffic", "quality", "cost", "latency"):
-        wait.until(lambda b, c=chart: b.find_element(By.CSS_SELECTOR, f"#{c} path").get_attribute("d"))
+        wait.until(lambda b, c=chart: b.execute_script("return document.querySelector(arguments[0])?.getAttribute('d')", f"#{c} path"))
     assert len(browser.find_elements(By.CSS_SELECTOR, "#paths tr")) == 7
 
     box = browser.find_element(By.ID, "id")
