@@ -64,11 +64,16 @@ class Reserved {
   size_t held_ = 0;
 };
 struct Connection {
-  explicit Connection(std::atomic<size_t>& buffered) : reserved(buffered) {}
-  ~Connection() {
-    if (fd >= 0) close(fd);
+  Connection(int socket, std::atomic<size_t>& buffered, std::atomic<size_t>& all)
+      : fd(socket), open(all), reserved(buffered) {
+    ++open;
   }
-  int fd = -1;
+  ~Connection() {
+    close(fd);
+    --open;
+  }
+  const int fd;
+  std::atomic<size_t>& open;  // how many there are
   std::string peer;
   std::string in;
   double since = 0;   // when it began to be idle, to ask or to close
@@ -123,7 +128,8 @@ class Protocol final : public httplib::Server {
       options_.answer(q, r);
       return HandlerResponse::Handled;
     });
-    set_exception_handler([](const httplib::Request&, httplib::Response& r, std::exception_ptr) {
+    set_exception_handler([](const httplib::Request&, httplib::Response& r,
+                             const std::exception_ptr&) {
       r.status = 500;
       r.set_content(ErrorBody("INTERNAL", "the request could not be answered"), "application/json");
     });
@@ -303,7 +309,7 @@ class HttpConnectionsImpl final : public HttpConnections {
     }
   }
   absl::Status Start() {
-    const absl::Status bound = protocol_.Bind();
+    absl::Status bound = protocol_.Bind();
     if (!bound.ok()) return bound;
     rlimit files = {};
     if (getrlimit(RLIMIT_NOFILE, &files) == 0)
@@ -358,23 +364,22 @@ class HttpConnectionsImpl final : public HttpConnections {
       if (fd < 0) return;
       const int yes = 1;
       setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-      auto c = std::make_unique<Connection>(buffered_);
-      c->fd = fd;
+      auto c = std::make_unique<Connection>(fd, buffered_, open_);
       c->peer = TextOf(address);
       c->since = Now();
-      MakeRoom();
-      Park(std::move(c), EPOLL_CTL_ADD);
+      if (open_ <= most_ || MakeRoom()) Park(std::move(c), EPOLL_CTL_ADD);
     }
   }
-  // Where there are too many, the one that has waited longest goes.
-  void MakeRoom() {
+  // Where there are too many, the one that has waited longest goes. False: all are being answered.
+  bool MakeRoom() {
     std::lock_guard lock(mutex_);
-    if (parked_.size() < most_) return;
+    if (parked_.empty()) return false;
     auto oldest = parked_.begin();
     for (auto it = parked_.begin(); it != parked_.end(); ++it) {
       if (it->second->since < oldest->second->since) oldest = it;
     }
     parked_.erase(oldest);
+    return true;
   }
   void Park(ConnectionPtr c, int how = EPOLL_CTL_MOD) {
     std::lock_guard lock(mutex_);
@@ -490,6 +495,7 @@ class HttpConnectionsImpl final : public HttpConnections {
   size_t most_ = kMostConnections;
   std::atomic<bool> stop_{false};
   std::atomic<size_t> buffered_{0};
+  std::atomic<size_t> open_{0};
   std::mutex mutex_;  // guards those that are parked
   std::unordered_map<int, ConnectionPtr> parked_;
   std::array<std::unique_ptr<Lane>, 3> lanes_;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <httplib.h>
 #include <ifaddrs.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <chrono>
@@ -354,6 +355,23 @@ TEST(Http, ProbesWaitForNobody) {
   for (int i = 0; i < 3; ++i) quick("deciding ones");
   stop = true;
   for (std::thread& t : busy) t.join();
+}
+TEST(Http, WhoHasBeenSilentLongestMakesRoom) {
+  rlimit files = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &files), 0);
+  const rlimit few = {400, files.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  const int port = FreePort();
+  RunningServer s(WithHttp(port));
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
+  std::vector<std::unique_ptr<Raw>> peers;
+  for (int i = 0; i < 300; ++i) peers.push_back(std::make_unique<Raw>(port));
+  EXPECT_EQ(Caller(port).Get("/healthz").status, 200);
+  const auto began = Clock::now();
+  EXPECT_EQ(peers.front()->Hear(2000), "") << "closed";
+  EXPECT_LT(Clock::now() - began, std::chrono::seconds(1));
+  peers.back()->Say("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  EXPECT_THAT(peers.back()->Hear(300), HasSubstr("ok\n"));
 }
 TEST(Http, ProbesThatNeedNobodyAnswerWhileTheServerIsSilent) {
   FakeServer s([](const v1::Request&, v1::Response& r) { r.set_request_id(0); });
