@@ -8,10 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "sluice/api/check.h"
-#include "sluice/runtime/base/regular_file.h"
 #include "sluice/runtime/cli/bandit_csv.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/report/report.h"
+#include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/evaluate.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -19,6 +19,8 @@ namespace cli {
 namespace {
 struct OpeArgs {
   std::string state, redis_prefix = "sluice";
+  std::string redis_user, redis_password_file;
+  bool redis_cluster = false;
   std::string since, until;  // days; "": no bound
   std::string export_to, report;
   bool json = false;
@@ -28,10 +30,16 @@ struct OpeArgs {
 
 absl::StatusOr<std::unique_ptr<Store>> OpenState(const OpeArgs& a) {
   constexpr absl::string_view kRedis = "redis:";
-  if (absl::StartsWith(a.state, kRedis))
-    return OpenRedisStore(a.state.substr(kRedis.size()), a.redis_prefix);
-  SLUICE_RETURN_IF_ERROR(RegularFile::Open(a.state).status());  // opening a store makes its file
-  return OpenSqliteStore(a.state);
+  if (!absl::StartsWith(a.state, kRedis)) return OpenSqliteStore(a.state, StoreAccess::kRead);
+  v1::StateConfig c;
+  c.set_redis(a.state.substr(kRedis.size()));
+  c.set_redis_prefix(a.redis_prefix);
+  c.set_redis_user(a.redis_user);
+  c.set_redis_password_file(a.redis_password_file);
+  c.set_redis_cluster(a.redis_cluster);
+  SLUICE_ASSIGN_OR_RETURN(RedisOptions options, RedisOptionsOf(c));
+  options.access = StoreAccess::kRead;
+  return OpenRedisStore(options);
 }
 
 // Milliseconds from 1970 to the day's begin in UTC.
@@ -214,6 +222,9 @@ absl::Status RunOpe(OpeArgs a) {
 void AddWhatIsJudged(CLI::App& s, OpeArgs& a) {
   s.add_option("--state", a.state, "SQLite file of a server, or redis:ADDRESS")->required();
   s.add_option("--redis-prefix", a.redis_prefix, "of the server's keys")->capture_default_str();
+  s.add_option("--redis-user", a.redis_user, "who reads; none: the default user");
+  s.add_option("--redis-password-file", a.redis_password_file, "its first line");
+  s.add_flag("--redis-cluster", a.redis_cluster, "ADDRESS names nodes of a cluster, with commas");
   s.add_option("--policy", a.o.policies,
                "text as in the server's configuration, or the name of one there")
       ->required();

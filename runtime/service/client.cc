@@ -83,11 +83,10 @@ absl::StatusOr<v1::Response> Client::Receive(std::chrono::milliseconds timeout) 
   try {
     zmq::message_t m;
     if (!socket_.recv(m, zmq::recv_flags::dontwait)) {
-      zmq::pollitem_t item{socket_.handle(), 0, ZMQ_POLLIN, 0};
-      zmq::poll(&item, 1, timeout);
-      if (!socket_.recv(m, zmq::recv_flags::dontwait)) {
+      // A receive that waits asks the system half as often as a poll and a receive.
+      socket_.set(zmq::sockopt::rcvtimeo, static_cast<int>(timeout.count()));
+      if (!socket_.recv(m))
         return absl::DeadlineExceededError(absl::StrCat("no answer in ", timeout.count(), " ms"));
-      }
     }
     v1::Response r;
     if (!r.ParseFromArray(m.data(), static_cast<int>(m.size())))

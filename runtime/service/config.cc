@@ -19,6 +19,7 @@
 #include "sluice/runtime/base/utf8.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/service/endpoint.h"
+#include "sluice/runtime/service/http_keys.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -181,6 +182,8 @@ absl::Status FillDefaults(v1::ServerConfig& c) {
   SLUICE_RETURN_IF_ERROR(CheckNames(c));
   SLUICE_RETURN_IF_ERROR(CheckExperiment(c.experiment()));
   SLUICE_RETURN_IF_ERROR(CheckCurve(c.curve()));
+  if (!c.http().key_file().empty())
+    SLUICE_RETURN_IF_ERROR(BearerKeys::Open(c.http().key_file()).status());
   SLUICE_RETURN_IF_ERROR(CheckFile("intent.model", c.intent().model()));
   if (c.http().host().empty()) c.mutable_http()->set_host("127.0.0.1");
   SLUICE_RETURN_IF_ERROR(CheckHost(c.http().host()));
@@ -196,26 +199,6 @@ absl::Status FillDefaults(v1::ServerConfig& c) {
     return absl::InvalidArgumentError(
         "state: sqlite and redis are both given; allowed: one of them, or neither");
   return absl::OkStatus();
-}
-
-std::shared_ptr<AgentGraph> GraphOf(const v1::ServerConfig& c) {
-  auto g = std::make_shared<AgentGraph>();
-  g->tasks.assign(c.task().begin(), c.task().end());
-  for (const v1::StageConfig& s : c.stage()) {
-    g->stages.emplace_back();
-    for (const v1::AgentConfig& a : s.agent()) {
-      Agent agent;
-      agent.id = a.id();
-      agent.model = a.model();
-      agent.role = a.role();
-      agent.ability.assign(a.ability().begin(), a.ability().end());
-      agent.cost_usd = a.cost_usd();
-      agent.latency_s = a.latency_s();
-      if (a.has_weight()) agent.weight = a.weight();
-      g->stages.back().push_back(std::move(agent));
-    }
-  }
-  return g;
 }
 
 // Changes where the text does, or the file that its weights are read from.
@@ -261,6 +244,26 @@ absl::StatusOr<PolicySet::Policy> MakeWorth(const v1::AffinityConfig& c,
   return MakePolicy(p, graph);
 }
 }  // namespace
+
+std::shared_ptr<AgentGraph> GraphOf(const v1::ServerConfig& c) {
+  auto g = std::make_shared<AgentGraph>();
+  g->tasks.assign(c.task().begin(), c.task().end());
+  for (const v1::StageConfig& s : c.stage()) {
+    g->stages.emplace_back();
+    for (const v1::AgentConfig& a : s.agent()) {
+      Agent agent;
+      agent.id = a.id();
+      agent.model = a.model();
+      agent.role = a.role();
+      agent.ability.assign(a.ability().begin(), a.ability().end());
+      agent.cost_usd = a.cost_usd();
+      agent.latency_s = a.latency_s();
+      if (a.has_weight()) agent.weight = a.weight();
+      g->stages.back().push_back(std::move(agent));
+    }
+  }
+  return g;
+}
 
 int PolicySet::Find(absl::string_view name) const {
   for (size_t i = 0; i < policies.size(); ++i) {

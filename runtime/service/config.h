@@ -40,6 +40,8 @@ struct ServerSettings {
   std::vector<BudgetRule> budgets;
   std::shared_ptr<const IntentModel> intent;  // null: none is configured
 };
+// Tasks and stages of a configuration, not yet checked.
+std::shared_ptr<AgentGraph> GraphOf(const v1::ServerConfig&);
 // Which arm a unit is in; an error when the experiment is none.
 absl::StatusOr<ArmAssignment> MakeAssignment(const v1::ExperimentConfig&);
 // Errors name the line (syntax) or the field and what is allowed. `origin` stands in for a file

@@ -37,6 +37,7 @@ absl::Status EarlierTeams::Serve(const ServerSettings& now) {
   now_.Clear();
   *now_.mutable_task() = now.config.task();
   *now_.mutable_stage() = now.config.stage();
+  *now_.mutable_policy() = now.config.policy();
   fingerprint_ = now.policies->fingerprint;
   changes_.clear();
   return store_.SaveSnapshot(TeamKey(fingerprint_), {0, now_.SerializeAsString()});

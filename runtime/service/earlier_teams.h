@@ -36,7 +36,7 @@ class EarlierTeams {
   uint64_t fingerprint_ = 0;
   std::unordered_map<uint64_t, Change> changes_;
 };
-// Under which the store keeps a team: a v1::ServerConfig with its tasks and stages.
+// Under which the store keeps a team: a v1::ServerConfig with its tasks, stages and policies.
 std::string TeamKey(uint64_t fingerprint);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_EARLIER_TEAMS_H_

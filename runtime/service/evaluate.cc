@@ -6,6 +6,8 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/service/config.h"
+#include "sluice/runtime/service/earlier_teams.h"
 #include "sluice/runtime/store/ledger.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/v1/config.pb.h"
@@ -14,35 +16,16 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr uint64_t kLabelled = uint64_t{1} << 63;  // of ids that were warmed up
 
-std::shared_ptr<AgentGraph> GraphFrom(const v1::ServerConfig& c) {
-  auto g = std::make_shared<AgentGraph>();
-  g->tasks.assign(c.task().begin(), c.task().end());
-  for (const v1::StageConfig& s : c.stage()) {
-    std::vector<Agent>& stage = g->stages.emplace_back();
-    for (const v1::AgentConfig& a : s.agent()) {
-      Agent agent;
-      agent.id = a.id();
-      agent.model = a.model();
-      agent.role = a.role();
-      agent.ability.assign(a.ability().begin(), a.ability().end());
-      agent.cost_usd = a.cost_usd();
-      agent.latency_s = a.latency_s();
-      if (a.has_weight()) agent.weight = a.weight();
-      stage.push_back(std::move(agent));
-    }
-  }
-  return g;
-}
-
 absl::StatusOr<v1::ServerConfig> StoredConfig(Store& store, uint64_t fingerprint) {
-  const std::string key = GraphKey(fingerprint);
-  SLUICE_ASSIGN_OR_RETURN(const std::string bytes, store.GetOrPut(key, ""));
-  if (bytes.empty())
+  const std::string key = TeamKey(fingerprint);
+  const absl::StatusOr<StoredSnapshot> kept = store.LoadSnapshot(key);
+  if (absl::IsNotFound(kept.status()))
     return absl::NotFoundError(absl::StrCat("the state has no ", key,
                                             ", the graph of its newest outcome: a server older "
                                             "than this program wrote it"));
+  SLUICE_RETURN_IF_ERROR(kept.status());
   v1::ServerConfig config;
-  if (!config.ParseFromString(bytes))
+  if (!config.ParseFromString(kept->bytes))
     return absl::DataLossError(absl::StrCat(key, " is no configuration"));
   return config;
 }
@@ -349,15 +332,12 @@ absl::Status CheckOptions(const OpeOptions& o) {
 }
 }  // namespace
 
-std::string GraphKey(uint64_t fingerprint) {
-  return absl::StrCat("graph@", absl::Hex(fingerprint));
-}
-
 absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckOptions(o));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store.Newest());
   if (newest == 0) return absl::NotFoundError("the state holds no outcomes");
-  const uint64_t before = 0;  // the first outcome
+  SLUICE_ASSIGN_OR_RETURN(const uint64_t oldest, store.Oldest());
+  const uint64_t before = oldest - 1;
   uint64_t graph = 0;
   SLUICE_RETURN_IF_ERROR(ReadOutcomes(store, newest - 1, newest, [&](const OutcomeRecord& last) {
     graph = last.decision.graph;
@@ -365,7 +345,7 @@ absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o) {
   }));
   SLUICE_ASSIGN_OR_RETURN(const v1::ServerConfig config, StoredConfig(store, graph));
   OpeRun run;
-  run.graph = GraphFrom(config);
+  run.graph = GraphOf(config);
   SLUICE_RETURN_IF_ERROR(ValidateGraph(*run.graph));
   std::vector<std::unique_ptr<Judged>> policies;
   for (const std::string& policy : o.policies) {

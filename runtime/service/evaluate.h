@@ -57,8 +57,6 @@ struct OpeRun {
   int64_t first_ms = 0, last_ms = 0;        // of the judged decisions
   std::vector<OpePolicy> policies;          // as asked for
 };
-// What the server stores its graph under: a v1::ServerConfig with tasks, stages and policies.
-std::string GraphKey(uint64_t fingerprint);
 // Reads the store twice. O(outcomes * policies * (1 + agents of all stages but the last)
 // decisions).
 absl::StatusOr<OpeRun> EvaluateStore(Store& store, const OpeOptions& o);

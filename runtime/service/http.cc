@@ -1,176 +1,169 @@
 #include "sluice/runtime/service/http.h"
 
 #include <arpa/inet.h>
-#include <google/protobuf/util/json_util.h>
-#include <httplib.h>
-#include <netinet/tcp.h>
 
 #include <algorithm>
-#include <mutex>
+#include <atomic>
+#include <cmath>
+#include <optional>
 #include <thread>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/service/client.h"
+#include "sluice/runtime/service/http_connections.h"
+#include "sluice/runtime/service/http_json.h"
+#include "sluice/runtime/service/http_keys.h"
+#include "sluice/runtime/service/metrics.h"
 #include "sluice/runtime/service/page.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-std::string Prometheus(const v1::StatsResponse& s) {
-  std::string out;
-  auto head = [&](absl::string_view name, absl::string_view type, absl::string_view help) {
-    absl::StrAppend(&out, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
-  };
-  auto one = [&](absl::string_view name, absl::string_view type, absl::string_view help,
-                 auto value) {
-    head(name, type, help);
-    absl::StrAppend(&out, name, " ", value, "\n");
-  };
-  one("sluice_decisions_total", "counter", "Paths chosen.", s.decisions());
-  one("sluice_feedback_total", "counter", "Outcomes made durable.", s.feedbacks());
-  one("sluice_feedback_duplicate_total", "counter", "Outcomes that were there already.",
-      s.duplicates());
-  one("sluice_feedback_rejected_total", "counter", "Outcomes refused with a reason.", s.rejected());
-  one("sluice_malformed_total", "counter", "Messages that were no request.", s.malformed());
-  one("sluice_overloaded_total", "counter", "Feedback requests answered OVERLOADED.",
-      s.overloaded());
-  one("sluice_rate_limited_total", "counter", "Requests answered RATE_LIMITED.", s.rate_limited());
-  one("sluice_refused_total", "counter", "Connections and keys turned away.", s.refused());
-  one("sluice_undeliverable_total", "counter", "Answers whose client was gone or did not read.",
-      s.undeliverable());
-  one("sluice_reload_total", "counter", "Configurations taken over.", s.reloads());
-  one("sluice_reload_failed_total", "counter", "Configurations refused.", s.failed_reloads());
-  one("sluice_feedback_queue", "gauge", "Outcomes not yet on disk.", s.feedback_queue());
-  one("sluice_snapshot_age_seconds", "gauge", "Age of the state that decides.", s.snapshot_age_s());
-  one("sluice_uptime_seconds", "gauge", "Since the server started.", s.uptime_s());
-  head("sluice_decide_seconds", "summary", "Time of one decision inside the server.");
-  absl::StrAppend(&out, "sluice_decide_seconds{quantile=\"0.5\"} ", s.decide_p50_us() * 1e-6,
-                  "\nsluice_decide_seconds{quantile=\"0.99\"} ", s.decide_p99_us() * 1e-6, "\n");
-  auto label = [](absl::string_view text) {
-    std::string safe;
-    for (char c : text) {
-      if (c == '"' || c == '\\') safe.push_back('\\');
-      safe.push_back(c == '\n' ? ' ' : c);
-    }
-    return absl::StrCat("{agent=\"", safe, "\"} ");
-  };
-  auto each = [&](absl::string_view name, absl::string_view type, absl::string_view help,
-                  auto get) {
-    head(name, type, help);
-    for (const v1::AgentStats& a : s.agents())
-      absl::StrAppend(&out, name, label(a.agent()), get(a), "\n");
-  };
-  each("sluice_agent_chosen_total", "counter", "Decisions for this agent.",
-       [](const auto& a) { return a.chosen(); });
-  each("sluice_agent_failures_total", "counter", "Calls that failed.",
-       [](const auto& a) { return a.failures(); });
-  each("sluice_agent_cost_usd_total", "counter", "Spent on this agent.",
-       [](const auto& a) { return a.cost_usd(); });
-  each("sluice_agent_in_flight", "gauge", "Decisions without an outcome, fading.",
-       [](const auto& a) { return a.in_flight(); });
-  each("sluice_agent_latency_seconds", "gauge", "Latency, smoothed.",
-       [](const auto& a) { return a.latency_s(); });
-  each("sluice_agent_quality", "gauge", "Mean quality of outcomes.",
-       [](const auto& a) { return a.quality(); });
-  each("sluice_agent_available", "gauge", "1: may be chosen.",
-       [](const auto& a) { return a.breaker() == "open" || a.over_budget() ? 0 : 1; });
-  return out;
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+constexpr milliseconds kAnswerTime{1000};
+constexpr milliseconds kFeedbackTime{5000};  // it waits for a disk
+constexpr std::chrono::microseconds kLook{40};
+constexpr milliseconds kStep{100};   // how long an end of the server is not noticed
+constexpr double kRetrySeconds = 1;  // where the server does not say
+constexpr int64_t kModelMs = 1000;   // how long a server is believed to have no intent model
+
+v1::Error ErrorOf(v1::Code code, absl::string_view text) {
+  v1::Error e;
+  e.set_code(code);
+  e.set_text(std::string(text));
+  return e;
+}
+v1::Error ErrorOf(const absl::Status& status) {
+  const v1::Code code = absl::IsInvalidArgument(status) ? v1::INVALID_ARGUMENT : v1::INTERNAL;
+  return ErrorOf(code, status.message());
+}
+int StatusOfCode(v1::Code code) {
+  switch (code) {
+    case v1::OK:
+      return 200;
+    case v1::INVALID_ARGUMENT:
+    case v1::FAILED_PRECONDITION:
+      return 400;
+    case v1::UNAUTHENTICATED:
+      return 401;
+    case v1::NOT_FOUND:
+      return 404;
+    case v1::RATE_LIMITED:
+      return 429;
+    case v1::UNIMPLEMENTED:
+      return 501;
+    case v1::OVERLOADED:
+    case v1::UNAVAILABLE:
+      return 503;
+    case v1::DEADLINE_EXCEEDED:
+      return 504;
+    default:
+      return 500;
+  }
+}
+
+bool IsAddress(const std::string& name) {
+  in6_addr any;
+  return inet_pton(AF_INET, name.c_str(), &any) == 1 ||
+         inet_pton(AF_INET6, name.c_str(), &any) == 1;
+}
+// Of "name:port" or "[address]:port".
+std::string NameOf(const std::string& host) {
+  if (absl::StartsWith(host, "[")) return host.substr(1, host.find(']') - 1);
+  return absl::AsciiStrToLower(host.substr(0, host.rfind(':')));
+}
+bool IsLoopback(absl::string_view address) {
+  return address == "::1" || absl::StartsWith(address, "127.");
+}
+// The type alone, without its parameters.
+bool IsJson(const std::string& content_type) {
+  const std::string type = content_type.substr(0, content_type.find(';'));
+  return absl::EqualsIgnoreCase(absl::StripAsciiWhitespace(type), "application/json");
 }
 
 class HttpServerImpl final : public HttpServer {
  public:
-  explicit HttpServerImpl(std::unique_ptr<Client> client) : client_(std::move(client)) {}
-  ~HttpServerImpl() override {
-    server_.stop();
-    if (thread_.joinable()) thread_.join();
-  }
-  absl::Status Open(const Options& o) {
-    names_ = o.names;
-    server_.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
-    server_.set_socket_options([this](socket_t s) {
-      socket_ = s;
-      ListenAlone(s);
-    });
-    server_.set_keep_alive_max_count(1);  // an idle connection would hold a thread
-    server_.set_payload_max_length(4096);
-    server_.set_read_timeout(1);
-    server_.set_write_timeout(5);
-    server_.set_pre_routing_handler([this](const httplib::Request& q, httplib::Response& r) {
-      const absl::Status asked = CheckOrigin(q);
-      if (asked.ok()) return httplib::Server::HandlerResponse::Unhandled;
-      r.status = 403;
-      r.set_content(absl::StrCat(asked.message(), "\n"), "text/plain; charset=utf-8");
-      return httplib::Server::HandlerResponse::Handled;
-    });
-    server_.Get("/", [](const httplib::Request&, httplib::Response& r) {
-      r.set_content(kPage, "text/html; charset=utf-8");
-    });
-    server_.Get("/healthz", [](const httplib::Request&, httplib::Response& r) {
-      r.set_content("ok\n", "text/plain");
-    });
-    server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& r) {
-      v1::Request q;
-      q.mutable_health();
-      const auto answer = Ask(q);
-      const bool ready = answer.ok() && answer->health().ready();
-      r.status = ready ? 200 : 503;
-      r.set_content(ready ? "ready\n" : "not ready\n", "text/plain");
-    });
-    server_.Get("/metrics", [this](const httplib::Request&, httplib::Response& r) {
-      v1::Request q;
-      q.mutable_stats();
-      const auto answer = Ask(q);
-      if (!answer.ok()) return Refuse(answer.status(), r);
-      r.set_content(Prometheus(answer->stats()), "text/plain; version=0.0.4");
-    });
-    Json("/api/stats", &v1::Request::mutable_stats, &v1::Response::stats);
-    Json("/api/policies", &v1::Request::mutable_list_policies, &v1::Response::list_policies);
-    Json("/api/heatmap", &v1::Request::mutable_heat_map, &v1::Response::heat_map);
-    Json("/api/history", &v1::Request::mutable_history, &v1::Response::history);
-    server_.Get("/api/explain", [this](const httplib::Request& http, httplib::Response& r) {
-      uint64_t id = 0;
-      const std::string text = http.get_param_value("id");
-      if (!absl::SimpleAtoi(text, &id)) {
-        return Refuse(
-            absl::InvalidArgumentError(absl::StrCat("id='", text, "' is no decision's number")), r);
-      }
-      v1::Request q;
-      q.mutable_explain()->set_decision_id(id);
-      AnswerJson(q, &v1::Response::explain, r);
-    });
-    if (!server_.bind_to_port(o.host.c_str(), o.port)) {
-      return absl::UnavailableError(absl::StrCat("http: cannot listen on ", o.host, ":", o.port,
-                                                 "; is another server there?"));
+  HttpServerImpl(const Options& options, zmq::context_t& context, std::string endpoint)
+      : options_(options), context_(context), endpoint_(std::move(endpoint)) {}
+
+  ~HttpServerImpl() override { stop_ = true; }
+
+  absl::Status Open() {
+    if (!options_.key_file.empty()) {
+      SLUICE_ASSIGN_OR_RETURN(keys_, BearerKeys::Open(options_.key_file));
     }
-    // The silent ones wait in this queue, and the library's own has five places.
-    listen(socket_, kWaiting);
-    port_ = o.port;
-    thread_ = std::thread([this] { server_.listen_after_bind(); });
+    HttpConnections::Options o;
+    o.host = options_.host;
+    o.port = options_.port;
+    o.lane = [](absl::string_view target) {
+      target = target.substr(0, target.find('?'));
+      if (target == "/readyz" || target == "/metrics") return HttpLane::kWatch;
+      const bool at_once = target == "/healthz" || target == "/" || target == "/openapi.json";
+      return at_once ? HttpLane::kAtOnce : HttpLane::kDecide;
+    };
+    o.answer = [this](const httplib::Request& q, httplib::Response& r) { Answer(q, r); };
+    SLUICE_ASSIGN_OR_RETURN(connections_, HttpConnections::Open(std::move(o)));
     return absl::OkStatus();
   }
-  int port() const override { return port_; }
+  int port() const override { return options_.port; }
 
  private:
-  static constexpr size_t kThreads = 16;
-  static constexpr int kWaiting = 4096;
+  friend class HttpServer;
+  struct Call {
+    const httplib::Request& http;
+    std::string key;  // whose request it is; "" without keys
+  };
+  // Who may ask: everybody, who has a key where there are keys, and without keys this machine
+  // alone.
+  enum class Access { kOpen, kKey, kKeyOrHere };
+  struct Handler {
+    const char* method;
+    const char* path;
+    Access access;
+    void (HttpServerImpl::*answer)(const Call&, httplib::Response&);
+  };
+  static const std::vector<Handler>& Handlers();
 
-  // No second server may share the port, and a connection that says nothing is not accepted: it
-  // would hold a thread, and probes would wait for it.
-  static void ListenAlone(socket_t s) {
-    const int yes = 1;
-    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-    const int seconds = 30;
-    setsockopt(s, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
+  void Answer(const httplib::Request& q, httplib::Response& r) {
+    const absl::Status asked = CheckOrigin(q);
+    if (!asked.ok()) return Refuse(403, "PERMISSION_DENIED", asked.message(), r);
+    const std::string method = q.method == "HEAD" ? "GET" : q.method;
+    const Handler* found = nullptr;
+    std::vector<std::string> allowed;
+    const std::string path = q.target.substr(0, q.target.find('?'));  // as it was said: %41 is no A
+    for (const Handler& h : Handlers()) {
+      if (path != h.path) continue;
+      allowed.push_back(h.method);
+      if (method == h.method) found = &h;
+    }
+    if (allowed.empty())
+      return Refuse(404, "NOT_FOUND",
+                    absl::StrCat("no page '", path, "'; /openapi.json has them all"), r);
+    if (found == nullptr) {
+      r.set_header("Allow", absl::StrJoin(allowed, ", "));
+      return Refuse(405, "UNIMPLEMENTED",
+                    absl::StrCat(q.method, "; allowed: ", absl::StrJoin(allowed, ", ")), r);
+    }
+    Call call{q, ""};
+    if (found->access != Access::kOpen && !Admit(q, found->access, &call.key, r)) return;
+    if (method == "POST" && !CheckBody(q, r)) return;
+    (this->*found->answer)(call, r);
   }
   // Whether a browser could have been made to ask this by somebody else's page.
   absl::Status CheckOrigin(const httplib::Request& q) const {
     const std::string host = q.get_header_value("Host");
     const std::string name = NameOf(host);
+    const std::vector<std::string>& names = options_.names;
     if (!IsAddress(name) && name != "localhost" &&
-        std::find(names_.begin(), names_.end(), name) == names_.end())
+        std::find(names.begin(), names.end(), name) == names.end())
       return absl::PermissionDeniedError(
           absl::StrCat("host '", host, "'; allowed: addresses, localhost and http.allow_host"));
     const std::string origin = q.get_header_value("Origin");
@@ -179,69 +172,290 @@ class HttpServerImpl final : public HttpServer {
       return absl::OkStatus();
     return absl::PermissionDeniedError(absl::StrCat("a page of '", origin, "' may not ask"));
   }
-  // Of "name:port" or "[address]:port".
-  static std::string NameOf(const std::string& host) {
-    if (absl::StartsWith(host, "[")) return host.substr(1, host.find(']') - 1);
-    return absl::AsciiStrToLower(host.substr(0, host.rfind(':')));
+  bool Admit(const httplib::Request& q, Access access, std::string* name, httplib::Response& r) {
+    if (keys_ == nullptr) {
+      if (access != Access::kKeyOrHere || IsLoopback(q.remote_addr)) return true;
+      Refuse(403, "PERMISSION_DENIED",
+             absl::StrCat("from ", q.remote_addr,
+                          " without keys; allowed: this machine, or all "
+                          "with a key of http.key_file"),
+             r);
+      return false;
+    }
+    const std::string header = q.get_header_value("Authorization");
+    const bool bearer = absl::StartsWithIgnoreCase(header, "Bearer ");
+    std::optional<std::string> owner;
+    if (bearer) owner = keys_->NameOf(absl::StripAsciiWhitespace(header.substr(7)));
+    if (owner) {
+      *name = *std::move(owner);
+      return true;
+    }
+    r.set_header("WWW-Authenticate", "Bearer realm=\"sluice\"");
+    Refuse(401, "UNAUTHENTICATED",
+           bearer ? "the key is not known" : "no key; allowed: Authorization: Bearer KEY", r);
+    return false;
   }
-  static bool IsAddress(const std::string& name) {
-    in6_addr any;
-    return inet_pton(AF_INET, name.c_str(), &any) == 1 ||
-           inet_pton(AF_INET6, name.c_str(), &any) == 1;
+  bool CheckBody(const httplib::Request& q, httplib::Response& r) {
+    const std::string type = q.get_header_value("Content-Type");
+    const std::string packed = q.get_header_value("Content-Encoding");
+    if (IsJson(type) && (packed.empty() || packed == "identity")) return true;
+    Refuse(415, "INVALID_ARGUMENT",
+           absl::StrCat("Content-Type '", type, "', Content-Encoding '", packed,
+                        "'; allowed: application/json, not packed"),
+           r);
+    return false;
   }
-  absl::StatusOr<v1::Response> Ask(const v1::Request& q) {
-    std::lock_guard lock(mutex_);
-    return client_->Call(q);
+
+  // One round trip. Each thread has a client of its own.
+  absl::StatusOr<v1::Response> Exchange(v1::Request& q, milliseconds time) {
+    thread_local std::unique_ptr<Client> client;
+    if (client == nullptr) {
+      Client::Options options;
+      if (!options_.identity.empty())
+        options.identity = absl::StrCat(options_.identity, ++clients_);
+      SLUICE_ASSIGN_OR_RETURN(client, Client::Connect(context_, endpoint_, options));
+    }
+    SLUICE_RETURN_IF_ERROR(client->Send(q));
+    const Clock::time_point sent = Clock::now();
+    const Clock::time_point until = sent + time;
+    // A decision takes less time than going to sleep and waking up. Who is one of few looks for it
+    // awake; where many ask, the cores have better things to do.
+    const bool few = ++asking_ <= kAwake;
+    const absl::Cleanup done = [this] { --asking_; };
+    while (few && Clock::now() - sent < kLook) {
+      absl::StatusOr<v1::Response> r = client->Receive(milliseconds(0));
+      if (r.ok() && r->request_id() == q.request_id()) return r;
+    }
+    for (;;) {
+      const auto left = std::chrono::duration_cast<milliseconds>(until - Clock::now());
+      const milliseconds step = std::clamp(left, milliseconds(0), kStep);
+      absl::StatusOr<v1::Response> r = client->Receive(step);
+      if (r.ok() && r->request_id() == q.request_id()) return r;  // others were given up
+      if (!r.ok() && !absl::IsDeadlineExceeded(r.status())) return r.status();
+      if (!r.ok() && left <= kStep)
+        return absl::DeadlineExceededError(absl::StrCat("no answer in ", time.count(), " ms"));
+      if (stop_) return absl::UnavailableError("the server stops");
+    }
   }
-  static void Refuse(const absl::Status& status, httplib::Response& r) {
-    r.status = status.code() == absl::StatusCode::kNotFound          ? 404
-               : status.code() == absl::StatusCode::kInvalidArgument ? 400
-                                                                     : 503;
-    r.set_content(absl::StrCat(status.message(), "\n"), "text/plain; charset=utf-8");
+  // What could not be asked comes back as an error of the server's.
+  v1::Response Ask(v1::Request& q, const std::string& key, milliseconds time = kAnswerTime) {
+    q.set_caller(key);  // whose budgets and limits count
+    const auto unix = std::chrono::system_clock::now().time_since_epoch() + time;
+    q.set_deadline_unix_ms(std::chrono::duration_cast<milliseconds>(unix).count());
+    absl::StatusOr<v1::Response> r = Exchange(q, time);
+    if (r.ok()) return *std::move(r);
+    v1::Response failed;
+    const v1::Code code =
+        absl::IsDeadlineExceeded(r.status()) ? v1::DEADLINE_EXCEEDED : v1::UNAVAILABLE;
+    *failed.mutable_error() = ErrorOf(code, r.status().message());
+    return failed;
   }
-  // A page that asks without arguments; `answer` is the field of the response that it shows.
-  template <class Ask, class Answer>
-  void Json(const char* path, Ask ask, Answer answer) {
-    server_.Get(path, [this, ask, answer](const httplib::Request&, httplib::Response& r) {
-      v1::Request q;
-      (q.*ask)();
-      AnswerJson(q, answer, r);
-    });
+
+  static void Refuse(int status, absl::string_view code, absl::string_view why,
+                     httplib::Response& r, double retry_after_s = 0) {
+    if (status == 429 || status == 503) {
+      if (!(retry_after_s > 0)) retry_after_s = kRetrySeconds;
+      r.set_header("Retry-After", absl::StrCat(std::ceil(std::min(retry_after_s, 86400.0))));
+    }
+    r.status = status;
+    Json(ErrorBody(code, why, retry_after_s), r);
   }
-  template <class Answer>
-  void AnswerJson(const v1::Request& q, Answer answer, httplib::Response& r) {
-    const auto said = Ask(q);
-    if (!said.ok()) return Refuse(said.status(), r);
-    google::protobuf::util::JsonPrintOptions options;
-    options.always_print_primitive_fields = true;
-    options.preserve_proto_field_names = true;
-    std::string text;
-    if (!google::protobuf::util::MessageToJsonString(((*said).*answer)(), &text, options).ok())
-      return Refuse(absl::InternalError("no JSON"), r);
+  static void Refuse(const v1::Error& e, httplib::Response& r) {
+    Refuse(StatusOfCode(e.code()), v1::Code_Name(e.code()), e.text(), r, e.retry_after_s());
+  }
+  static void Json(const std::string& text, httplib::Response& r) {
     r.set_header("Cache-Control", "no-store");
     r.set_content(text, "application/json");
   }
-  std::mutex mutex_;
-  std::unique_ptr<Client> client_;
-  std::vector<std::string> names_;
-  socket_t socket_ = INVALID_SOCKET;
-  httplib::Server server_;
-  std::thread thread_;
-  int port_ = 0;
+  static void Json(const google::protobuf::Message& message, httplib::Response& r) {
+    Json(MessageJson(message), r);
+  }
+
+  void Page(const Call&, httplib::Response& r) { r.set_content(kPage, "text/html; charset=utf-8"); }
+  void OpenApi(const Call&, httplib::Response& r) { r.set_content(kOpenApi, "application/json"); }
+  void Healthz(const Call&, httplib::Response& r) { r.set_content("ok\n", "text/plain"); }
+  void Readyz(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    q.mutable_health();
+    const bool ready = Ask(q, call.key).health().ready();
+    r.status = ready ? 200 : 503;
+    r.set_content(ready ? "ready\n" : "not ready\n", "text/plain");
+  }
+  void Metrics(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    q.mutable_stats();
+    const v1::Response answer = Ask(q, call.key);
+    if (answer.has_error()) return Refuse(answer.error(), r);
+    r.set_content(PrometheusText(answer.stats()), "text/plain; version=0.0.4; charset=utf-8");
+  }
+  // What the page shows: a request without arguments, and the field of the response that it shows.
+  template <auto ask, auto answer>
+  void Shown(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    (q.*ask)();
+    const v1::Response said = Ask(q, call.key);
+    if (said.has_error()) return Refuse(said.error(), r);
+    Json((said.*answer)(), r);
+  }
+  // That none runs is no error for a page that asks every second.
+  void Experiment(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    q.mutable_experiment();
+    const v1::Response said = Ask(q, call.key);
+    if (said.has_error() && said.error().code() != v1::NOT_FOUND) return Refuse(said.error(), r);
+    Json(said.experiment(), r);
+  }
+  void ExplainId(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    uint64_t id = 0;
+    const std::string text = call.http.get_param_value("id");
+    if (!absl::SimpleAtoi(text, &id))
+      return Refuse(
+          ErrorOf(v1::INVALID_ARGUMENT, absl::StrCat("id='", text, "' is no decision's number")),
+          r);
+    q.mutable_explain()->set_decision_id(id);
+    Explain(q, call, r);
+  }
+  void ExplainBody(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    const absl::Status read = ReadExplain(call.http.body, q.mutable_explain());
+    if (!read.ok()) return Refuse(ErrorOf(read), r);
+    Explain(q, call, r);
+  }
+  void Explain(v1::Request& q, const Call& call, httplib::Response& r) {
+    const v1::Response answer = Ask(q, call.key);
+    if (answer.has_error()) return Refuse(answer.error(), r);
+    Json(answer.explain(), r);
+  }
+  void Route(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    bool single = false;
+    const absl::Status read = ReadRoute(call.http.body, q.mutable_route(), &single);
+    if (!read.ok()) return Refuse(ErrorOf(read), r);
+    const v1::Response answer = Ask(q, call.key);
+    if (answer.has_error()) return Refuse(answer.error(), r);
+    // Of many, each has its own error; of one, it is the answer's.
+    if (single && answer.route().decisions_size() == 1 && answer.route().decisions(0).has_error())
+      return Refuse(answer.route().decisions(0).error(), r);
+    Json(answer.route(), r);
+  }
+  void Feedback(const Call& call, httplib::Response& r) {
+    v1::Request q;
+    bool single = false;
+    const absl::Status read = ReadFeedback(call.http.body, q.mutable_feedback(), &single);
+    if (!read.ok()) return Refuse(ErrorOf(read), r);
+    const v1::Response answer = Ask(q, call.key, kFeedbackTime);
+    if (answer.has_error()) return Refuse(answer.error(), r);
+    const auto& results = answer.feedback().results();
+    if (single && results.size() == 1 && results[0].status() == v1::FeedbackResult::REJECTED)
+      return Refuse(ErrorOf(v1::INVALID_ARGUMENT, results[0].reason()), r);
+    Json(answer.feedback(), r);
+  }
+  void Decide(const Call& call, httplib::Response& r) {
+    absl::StatusOr<ChatQuery> chat = ReadChat(call.http.body);
+    if (!chat.ok()) return Refuse(ErrorOf(chat.status()), r);
+    v1::Request q;
+    v1::Query& query = *q.mutable_route()->add_queries();
+    query = std::move(chat->query);
+    if (query.task().empty() && NowMs() >= no_model_until_ms_) query.set_text(chat->text);
+    v1::Response answer = Ask(q, call.key);
+    if (ErrorIn(answer).code() == v1::FAILED_PRECONDITION && !query.text().empty()) {
+      // It cannot read the task of a text: then it decides without one.
+      no_model_until_ms_ = NowMs() + kModelMs;
+      query.clear_text();
+      answer = Ask(q, call.key);
+    }
+    const v1::Error error = ErrorIn(answer);
+    if (error.code() != v1::OK) return Refuse(error, r);
+    Json(DecideJson(answer.route().decisions(0)), r);
+  }
+  static int64_t NowMs() {
+    return std::chrono::duration_cast<milliseconds>(Clock::now().time_since_epoch()).count();
+  }
+  static v1::Error ErrorIn(const v1::Response& r) {
+    if (r.has_error()) return r.error();
+    if (r.route().decisions_size() != 1) return ErrorOf(v1::INTERNAL, "no decision came back");
+    return r.route().decisions(0).error();
+  }
+  std::string ModelOf(const std::string& agent) const {
+    const std::string model = options_.model_of ? options_.model_of(agent) : "";
+    return model.empty() ? agent : model;
+  }
+  // The model is that of the last stage, whose answer the caller gets.
+  std::string DecideJson(const v1::Decision& d) const {
+    std::vector<std::string> fallbacks;
+    if (d.fallbacks_size() > 0) {
+      for (const std::string& agent : d.fallbacks(d.fallbacks_size() - 1).agents())
+        fallbacks.push_back(absl::StrCat("{\"agent\":", TextJson(agent),
+                                         ",\"model\":", TextJson(ModelOf(agent)), "}"));
+    }
+    std::vector<std::string> agents;
+    for (const std::string& agent : d.agents()) agents.push_back(TextJson(agent));
+    const std::string last = d.agents_size() > 0 ? d.agents(d.agents_size() - 1) : "";
+    const std::string why =
+        d.kept() ? "the session keeps its agents"
+                 : absl::StrCat(d.policy(), " chose ", absl::StrJoin(d.agents(), ", "),
+                                " with probability ", d.propensity());
+    return absl::StrCat("{\"decision_id\":\"", d.id(), "\",\"model\":", TextJson(ModelOf(last)),
+                        ",\"agents\":[", absl::StrJoin(agents, ","), "],\"fallbacks\":[",
+                        absl::StrJoin(fallbacks, ","), "],\"receipt\":\"",
+                        absl::Base64Escape(d.receipt()), "\",\"policy\":", TextJson(d.policy()),
+                        ",\"propensity\":", NumberJson(d.propensity()),
+                        ",\"kept\":", d.kept() ? "true" : "false", ",\"why\":", TextJson(why), "}");
+  }
+
+  const Options options_;
+  zmq::context_t& context_;
+  const std::string endpoint_;
+  std::atomic<uint64_t> clients_{0};
+  std::unique_ptr<BearerKeys> keys_;
+  // Few: an eighth of the cores, as the server and the callers need theirs.
+  const int kAwake = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 8);
+  std::atomic<int> asking_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<int64_t> no_model_until_ms_{0};
+  std::unique_ptr<HttpConnections> connections_;  // last: its threads use the rest
 };
+
+const std::vector<HttpServerImpl::Handler>& HttpServerImpl::Handlers() {
+  using S = HttpServerImpl;
+  using Q = v1::Request;
+  using R = v1::Response;
+  constexpr Access kOpen = Access::kOpen;
+  constexpr Access kKey = Access::kKey;
+  constexpr Access kHere = Access::kKeyOrHere;
+  static const std::vector<Handler> all = {
+      {"POST", "/v1/decide", kHere, &S::Decide},
+      {"POST", "/v1/route", kHere, &S::Route},
+      {"POST", "/v1/feedback", kHere, &S::Feedback},
+      {"GET", "/v1/explain", kHere, &S::ExplainId},
+      {"POST", "/v1/explain", kHere, &S::ExplainBody},
+      {"GET", "/healthz", kOpen, &S::Healthz},
+      {"GET", "/readyz", kOpen, &S::Readyz},
+      {"GET", "/metrics", kOpen, &S::Metrics},
+      {"GET", "/openapi.json", kOpen, &S::OpenApi},
+      {"GET", "/", kOpen, &S::Page},
+      {"GET", "/api/stats", kKey, &S::Shown<&Q::mutable_stats, &R::stats>},
+      {"GET", "/api/policies", kKey, &S::Shown<&Q::mutable_list_policies, &R::list_policies>},
+      {"GET", "/api/heatmap", kKey, &S::Shown<&Q::mutable_heat_map, &R::heat_map>},
+      {"GET", "/api/history", kKey, &S::Shown<&Q::mutable_history, &R::history>},
+      {"GET", "/api/experiment", kKey, &S::Experiment},
+      {"GET", "/api/explain", kKey, &S::ExplainId},
+  };
+  return all;
+}
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const Options& o,
+std::vector<HttpServer::Route> HttpServer::Routes() {
+  std::vector<Route> routes;
+  for (const auto& h : HttpServerImpl::Handlers()) routes.push_back({h.method, h.path});
+  return routes;
+}
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const Options& options,
                                                               zmq::context_t& context,
                                                               const std::string& endpoint) {
-  Client::Options options;
-  options.timeout = std::chrono::milliseconds(1000);
-  options.tries = 1;
-  options.identity = o.identity;
-  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
-                          Client::Connect(context, endpoint, options));
-  auto server = std::make_unique<HttpServerImpl>(std::move(client));
-  SLUICE_RETURN_IF_ERROR(server->Open(o));
+  auto server = std::make_unique<HttpServerImpl>(options, context, endpoint);
+  SLUICE_RETURN_IF_ERROR(server->Open());
   return server;
 }
 SLUICE_END_NAMESPACE

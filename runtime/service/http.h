@@ -1,8 +1,9 @@
 #ifndef SLUICE_RUNTIME_SERVICE_HTTP_H_
 #define SLUICE_RUNTIME_SERVICE_HTTP_H_
-// Operability over HTTP: /metrics (Prometheus text), /healthz, /readyz, a page, and the JSON that
-// the page reads. Read-only; every answer comes from the server through a client of its own, so
-// nothing is shared with the serving thread.
+// The sidecar over HTTP: decisions and feedback as JSON (/v1), /metrics (Prometheus text),
+// /healthz, /readyz, a page, and the JSON that the page reads. Every answer comes from the server
+// through a client of its own, so nothing is shared with the serving thread.
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,13 +21,23 @@ class HttpServer {
     std::string host;
     int port = 0;
     std::vector<std::string> names;
-    std::string identity;  // what its sockets' identities begin with
+    std::string identity = {};  // what its sockets' identities begin with
+    // Bearer keys (http_keys.h) of all requests but probes and the page. "": none are asked for,
+    // and only this machine may use /v1.
+    std::string key_file = {};
+    // What the upstream calls an agent's model; called by many threads at once. None: its id.
+    std::function<std::string(const std::string& agent)> model_of = {};
   };
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const Options& options,
                                                            zmq::context_t& context,
                                                            const std::string& endpoint);
   virtual ~HttpServer() = default;
   virtual int port() const = 0;
+
+  struct Route {
+    std::string method, path;
+  };
+  static std::vector<Route> Routes();
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_HTTP_H_

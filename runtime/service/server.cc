@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <unordered_map>
 #include <zmq.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -113,6 +114,7 @@ class ServerImpl final : public Server {
   int http_port() const override { return http_ != nullptr ? http_->port() : 0; }
 
  private:
+  using Models = std::unordered_map<std::string, std::string>;  // by agent
   using State = Published<LearnedState>::Guard;
   State Learned() { return State(learner_->published(), 0); }
   const v1::ServerConfig& config() const { return team_->settings().config; }
@@ -123,8 +125,16 @@ class ServerImpl final : public Server {
     o.port = static_cast<int>(c.port());
     o.names.assign(c.allow_host().begin(), c.allow_host().end());
     o.identity = transport_->inside();
+    o.key_file = c.key_file();
+    o.model_of = [this](const std::string& agent) { return ModelOf(agent); };
     SLUICE_ASSIGN_OR_RETURN(http_, HttpServer::Start(o, context_, Transport::kInside));
     return absl::OkStatus();
+  }
+  // Any thread's.
+  std::string ModelOf(const std::string& agent) const {
+    const std::shared_ptr<const Models> models = models_.load();
+    const auto at = models->find(agent);
+    return at == models->end() ? "" : at->second;
   }
   void Wake() {
     const uint64_t one = 1;
@@ -134,6 +144,11 @@ class ServerImpl final : public Server {
   // What the rooms take from the team's settings.
   absl::Status Adopt(const std::string& active) {
     decisions_->Adopt(team_->settings(), active);
+    auto models = std::make_shared<Models>();
+    for (const std::vector<Agent>& stage : team_->graph().stages) {
+      for (const Agent& agent : stage) models->emplace(agent.id, agent.model);
+    }
+    models_.store(std::move(models));
     const v1::LimitsConfig& limits = config().limits();
     rate_limit_.Set(limits.requests_per_s(), limits.burst());
     learner_->SetQueue(limits.feedback_queue());
@@ -346,6 +361,7 @@ class ServerImpl final : public Server {
   // Whose requests count together: of a key, or else of an address, which reconnecting keeps.
   std::string ClientOf(Transport::Message& m) const {
     if (!caller_.empty()) return caller_;
+    if (transport_->IsInside(m)) return "http";
     const std::string address = Transport::PeerAddress(m);
     return address.empty() ? m.peer.identity : address;
   }
@@ -526,6 +542,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<Learner> learner_;
   std::unique_ptr<HttpServer> http_;
   int wake_ = -1;
+  std::atomic<std::shared_ptr<const Models>> models_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> reload_asked_{false};
 

@@ -16,7 +16,7 @@ namespace {
 // Messages that wait for one peer, each way. Whoever does not read loses answers beyond these, and
 // the connection when it does not answer pings either.
 constexpr int kWaitingIn = 256;
-constexpr int kWaitingOut = 1024;
+constexpr int kWaitingOut = 2048;
 constexpr int kPingMs = 5000;
 constexpr int kSilenceMs = 15000;
 constexpr int kGreetingMs = 10000;

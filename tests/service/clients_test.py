@@ -45,6 +45,8 @@ try:
         assert c.feedback(decisions[0], quality=0) is False
         assert abs(sum(x.p for x in c.explain(decisions[1].id).stages[0].candidates) - 1) < 1e-5
         assert c.stats().feedbacks == 1
+        spent = c.route(task="math", tag=["team"], session="s", previous=decisions[0].receipt)
+        assert c.feedback(spent, cost_usd=0.01, reports=[dict(agent=spent.agents[0], failed=True, why="HTTP 500", cost_usd=0.01)]) is True
         for bad in (lambda: c.route(task="poetry"), lambda: c.explain(10**12), lambda: c.feedback(decisions[1], quality=7)):
             try:
                 bad()

@@ -1,10 +1,7 @@
 // Who may speak to the sidecar, and what it refuses to take for a default.
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -13,6 +10,7 @@
 #include <thread>
 
 #include "sluice/runtime/service/endpoint.h"
+#include "sluice/tests/support/raw_socket.h"
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -20,49 +18,8 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-// A TCP connection to this machine that speaks bytes.
-class Raw {
- public:
-  explicit Raw(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  }
-  ~Raw() { close(fd_); }
-  void Say(const std::string& bytes) {
-    EXPECT_EQ(send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL),
-              static_cast<ssize_t>(bytes.size()));
-  }
-  // All that comes until the other side closes, or nothing does for so long.
-  std::string Hear(int silence_ms = 2000) {
-    std::string all;
-    char piece[4096];
-    for (pollfd p = {fd_, POLLIN, 0}; poll(&p, 1, silence_ms) > 0;) {
-      const ssize_t n = recv(fd_, piece, sizeof piece, 0);
-      if (n <= 0) break;
-      all.append(piece, static_cast<size_t>(n));
-    }
-    return all;
-  }
-
- private:
-  int fd_;
-};
 int PortOf(const std::string& endpoint) {
   return std::atoi(endpoint.substr(endpoint.rfind(':') + 1).c_str());
-}
-int FreePort() {
-  const int s = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(bind(s, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(getsockname(s, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  close(s);
-  return ntohs(address.sin_port);
 }
 v1::StatsResponse StatsOf(Client& c) {
   v1::Request q;
@@ -175,7 +132,7 @@ TEST(Door, APortAndAPathBelongToOneServer) {
 
 std::string Http(int port, const std::string& headers, const std::string& path = "/api/stats") {
   Raw client(port);
-  client.Say("GET " + path + " HTTP/1.1\r\n" + headers + "\r\n");
+  client.Say("GET " + path + " HTTP/1.1\r\nConnection: close\r\n" + headers + "\r\n");
   return client.Hear();
 }
 

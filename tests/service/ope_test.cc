@@ -12,6 +12,7 @@
 
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/service/earlier_teams.h"
 #include "sluice/runtime/service/evaluate.h"
 #include "sluice/runtime/service/outcome_log.h"
 #include "sluice/runtime/service/replay.h"
@@ -134,7 +135,7 @@ struct Served {
 Served Serve(const Traffic& t) {
   Served s;
   const v1::ServerConfig config = Config(t.stages);
-  EXPECT_TRUE(s.store->GetOrPut(GraphKey(kGraph), config.SerializeAsString()).ok());
+  EXPECT_TRUE(s.store->SaveSnapshot(TeamKey(kGraph), {0, config.SerializeAsString()}).ok());
   Learning logging(t.logging, Graph(config));
   for (int64_t i = 0; i < t.outcomes; ++i) {
     s.outcomes.push_back(Outcome(t, logging, i));
@@ -376,7 +377,7 @@ TEST(OpeOnRealOutcomes, IntervalsHoldWhatEveryAnswerSays) {
     const std::string path = MakeTempDir() + "/state.sqlite";
     const auto store = OpenSqliteStore(path);
     ASSERT_TRUE(store.ok()) << store.status();
-    ASSERT_TRUE((*store)->GetOrPut(GraphKey(kGraph), t->config.SerializeAsString()).ok());
+    ASSERT_TRUE((*store)->SaveSnapshot(TeamKey(kGraph), {0, t->config.SerializeAsString()}).ok());
     Append(**store, t->outcomes);
     OpeOptions o;
     o.policies = policies;
@@ -442,7 +443,7 @@ TEST(Ope, TakesAPolicyByItsNameInTheConfiguration) {
   v1::PolicyConfig& p = *config.add_policy();
   p.set_name("mine");
   p.set_spec("weighted:seed=3");
-  ASSERT_TRUE(s.store->GetOrPut(GraphKey(kGraph), config.SerializeAsString()).ok());
+  ASSERT_TRUE(s.store->SaveSnapshot(TeamKey(kGraph), {0, config.SerializeAsString()}).ok());
   Learning logging("random", Graph(config));
   for (int64_t i = 0; i < 50; ++i)
     s.outcomes.push_back(Outcome({.logging = "random", .explore = 0}, logging, i));
@@ -474,7 +475,7 @@ TEST(Ope, ReadsRedis) {
   const Served s = Serve({.outcomes = 300});
   const auto store = OpenRedisStore(redis.address(), "ope");
   ASSERT_TRUE(store.ok()) << store.status();
-  ASSERT_TRUE((*store)->GetOrPut(GraphKey(kGraph), Config().SerializeAsString()).ok());
+  ASSERT_TRUE((*store)->SaveSnapshot(TeamKey(kGraph), {0, Config().SerializeAsString()}).ok());
   Append(**store, s.outcomes);
   OpeOptions o;
   o.policies = {"thompson"};
@@ -500,7 +501,7 @@ TEST(OpeCommand, PrintsExportsAndReports) {
   {
     const auto store = OpenSqliteStore(state);
     ASSERT_TRUE(store.ok()) << store.status();
-    ASSERT_TRUE((*store)->GetOrPut(GraphKey(kGraph), Config().SerializeAsString()).ok());
+    ASSERT_TRUE((*store)->SaveSnapshot(TeamKey(kGraph), {0, Config().SerializeAsString()}).ok());
     Append(**store, s.outcomes);
   }
   const std::string from = "--state " + state + " --policy random ";
@@ -527,7 +528,7 @@ TEST(OpeCommand, PrintsExportsAndReports) {
     EXPECT_NE(r.status, 0) << arguments;
     EXPECT_THAT(r.text, HasSubstr(text)) << arguments;
   };
-  refused("--state " + folder + "/none --policy random", "cannot open " + folder + "/none");
+  refused("--state " + folder + "/none --policy random", folder + "/none");
   refused(from + "--since 2023-02-30", "'2023-02-30' is no day; wanted YYYY-MM-DD");
   refused(from + "--until 2023-11-13", "2000 outside what was asked for");
   refused(from + "--cost-weight nan", "'nan' was given; allowed: 0 to 1e+09");
@@ -548,7 +549,7 @@ TEST(Ope, RefusesByName) {
   Served s = Serve({.outcomes = 10});
   const auto graphless = MakeMemoryStore();
   Append(*graphless, s.outcomes);
-  EXPECT_THAT(error(*graphless, o), HasSubstr("the state has no graph@abc"));
+  EXPECT_THAT(error(*graphless, o), HasSubstr("the state has no team@abc"));
   o.policies = {"randm"};
   EXPECT_THAT(error(*s.store, o), HasSubstr("policy 'randm': "));
   o.policies = {"thompson:prior=-1"};

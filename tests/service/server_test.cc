@@ -440,7 +440,9 @@ TEST(Server, MalformedMessagesLeaveItServing) {
     if (i % 512 == 511) drain(0);
   }
   drain(1000);
-  EXPECT_EQ(answered, kMessages);
+  // Whoever reads more slowly than it asks may lose answers, which are counted.
+  EXPECT_EQ(answered + StatsOf(*c).undeliverable(), kMessages);
+  EXPECT_GT(answered, kMessages * 9 / 10);
   EXPECT_TRUE(c->Route(Task("code")).ok());
   EXPECT_GT(StatsOf(*c).malformed(), 10000u);
 }

@@ -13,7 +13,7 @@ LAYERS = [("api", 0), ("runtime/base", 1), ("runtime/kernels", 1), ("routers", 2
           ("runtime/service", 6), ("runtime/cli", 7)]
 ONLY_IN = {"tbb/": ["runtime/base"], "hwy/": ["runtime/kernels"], "cblas.h": ["runtime/host"], "google/protobuf": ["runtime/service", "runtime/cli", "examples/clients"],
            "zmq": ["runtime/service", "runtime/cli", "examples/clients"], "sqlite3.h": ["runtime/store"], "hiredis/": ["runtime/store"],
-           "httplib.h": ["runtime/service"]}
+           "httplib.h": ["runtime/service"], "prometheus/": ["runtime/service"]}
 # Hosts make methods by their registered names: none of these may include a method's own header.
 BY_NAME = ("runtime/attend/", "runtime/dispatch/", "runtime/session/", "runtime/text/", "runtime/host/", "runtime/dynload/",
            "runtime/service/")

@@ -104,9 +104,10 @@ class Client:
             request.route.queries.add(**q)
         return list(self.call(request).route.decisions)
 
-    def feedback(self, decision, quality=None, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=()):
-        """Returns once the outcome is on disk: True when it was new, False when it was there already. Without a quality only
-        cost, latency and failures are told, and the quality may follow."""
+    def feedback(self, decision, quality=None, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=(), reports=()):
+        """Returns once the outcome is on disk: True when it was new, False when it was there already.
+        quality: None says what it cost and not how good it was, and a grade may follow.
+        reports: of each call, as dicts of pb.AgentReport's fields: agent, failed, latency_s, cost_usd, why."""
         request = pb.Request()
         outcome = request.feedback.outcomes.add(receipt=decision.receipt, cost_usd=cost_usd, latency_s=latency_s)
         if quality is not None:
@@ -115,6 +116,8 @@ class Client:
             outcome.accepted = accepted
         for agent in failed_agents:
             outcome.agents.add(agent=agent, failed=True)
+        for report in reports:
+            outcome.agents.add(**report)
         result = self.call(request).feedback.results[0]
         if result.status == pb.FeedbackResult.REJECTED:
             raise SluiceError(pb.INVALID_ARGUMENT, result.reason)
