@@ -175,11 +175,16 @@ struct AgentOutcome {
   uint64_t id = 0;
   absl::Span<const double> intent;   // as in the request
   absl::Span<const float> features;  // as in the request
-  absl::Span<const int32_t> path;    // agent numbers, one a stage
+  // Agent numbers, one a stage; -1: an agent that has left the team. What is kept of it alone, and
+  // of edges that it is an end of, is left out.
+  absl::Span<const int32_t> path;
   double propensity = 1;
   double quality = 0;                  // [0, 1]
   bool accepted = false;               // the gate's verdict
   double cost_usd = 0, latency_s = 0;  // of the whole path
+  // The path's calls' own, [stages], or empty: equal shares.
+  absl::Span<const double> stage_cost_usd;
+  absl::Span<const double> stage_latency_s;
 };
 
 // Sums are integers of 2^-32: adding them is exact and commutes.

@@ -51,7 +51,7 @@ std::vector<std::string> BuiltInPolicies(bool knn) {
 
 // What one policy did at one cost weight.
 struct PolicyRuns {
-  std::vector<double> utility, gain, quality, cost, regret;                            // a seed
+  std::vector<double> utility, gain, quality, cost, regret, moved;                     // a seed
   std::vector<std::vector<double>> along = std::vector<std::vector<double>>(kPoints);  // of seeds
   std::vector<std::vector<double>> share;  // [task][agent] chosen in the last third, all seeds
 
@@ -60,6 +60,7 @@ struct PolicyRuns {
     gain.push_back(run.LastThird() - first_utility);
     quality.push_back(run.quality);
     cost.push_back(run.cost_usd);
+    moved.push_back(run.moved);
     double sum = 0;
     int point = 0;
     for (size_t i = 0; i < run.utility.size(); ++i) {
@@ -149,6 +150,7 @@ class ReplayReport {
         "policy has both less cost and more quality.";
     s.table.columns = {{"policy", -1}, {"utility", 4},   {"gain", 4},
                        {"quality", 4}, {"USD/query", 6}, {"regret", 1}};
+    if (a_.o.session > 1) s.table.columns.push_back({"moved", 3});
     s.regret.title = absl::StrFormat("Regret, cost weight %g", weight);
     s.regret.x = "decisions";
     s.regret.y = "regret";
@@ -197,6 +199,7 @@ class ReplayReport {
                             {"", quality.value},
                             {"", usd.value},
                             cell(StudentInterval(runs.regret))});
+    if (a_.o.session > 1) s.table.rows.back().push_back({"", StudentInterval(runs.moved).value});
     s.points.push_back({usd.value, quality.value});
     s.tradeoff.series.push_back(
         {policy, {{usd.value, quality.value, quality.low, quality.high, ""}}, false, false});
@@ -313,6 +316,12 @@ void AddReplay(CLI::App& app, const Exit& exit) {
   s->add_option("--epoch", a->o.epoch, "decisions learned as one batch")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000));
+  s->add_option("--session-length", a->o.session, "queries of one task in a session")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100000));
+  s->add_option("--affinity-price", a->o.affinity_price,
+                "a session keeps its agent while no other promises so much more utility")
+      ->check(CLI::NonNegativeNumber);
   s->add_flag("--predicted-intent", a->o.predicted_intent,
               "the log's intent columns instead of the task's name");
   s->add_option("--curve", a->curve, "CSV of regret along the way, with 95 % intervals");

@@ -418,6 +418,8 @@ class RemoteAgentRouter final : public AgentRouter {
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& deltas) const override {
     const AgentGraph& g = *p.info().graph;
     if (o.intent.size() != g.tasks.size() || o.path.size() != g.stages.size()) return;
+    // The C record has no agent that has left.
+    if (std::any_of(o.path.begin(), o.path.end(), [](int32_t a) { return a < 0; })) return;
     const sluice_agent_outcome outcome{
         sizeof outcome,    o.id,          o.intent.data(), o.features.data(),
         o.features.size(), o.path.data(), o.propensity,    o.quality,

@@ -18,6 +18,7 @@
 #include "sluice/runtime/base/regular_file.h"
 #include "sluice/runtime/base/utf8.h"
 #include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/service/affinity.h"
 #include "sluice/runtime/service/endpoint.h"
 #include "sluice/runtime/service/http_keys.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -239,8 +240,7 @@ absl::StatusOr<PolicySet::Policy> MakeWorth(const v1::AffinityConfig& c,
                                             const std::shared_ptr<const AgentGraph>& graph) {
   v1::PolicyConfig p;
   p.set_name("affinity");
-  p.set_spec(absl::StrCat("epsilon_greedy:epsilon=0,cost_weight=", c.cost_weight(),
-                          ",latency_weight=", c.latency_weight()));
+  p.set_spec(WorthSpec(c.cost_weight(), c.latency_weight()));
   return MakePolicy(p, graph);
 }
 }  // namespace

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/base/hash.h"
+#include "sluice/runtime/service/affinity.h"
 #include "sluice/runtime/service/answer.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -258,18 +259,11 @@ bool Decisions::Keep(const v1::Query& q, const Team& team, const LearnedState& s
   ask.blocked = blocked_;
   const PolicySet::Policy& worth = *state.policies->worth;
   if (!worth.router->Run(*worth.plan, state.worth.state, ask, d, &trace).ok()) return false;
-  std::vector<double> best(path.size(), -INFINITY);
-  std::vector<double> kept(path.size(), -INFINITY);
+  if (!IsKept(GainOfMoving(trace, path), team.settings().config.affinity().price())) return false;
   for (AgentCandidate& c : trace) {
-    const auto stage = static_cast<size_t>(c.stage);
-    c.chosen = c.agent == path[stage];
-    if (c.block == Block::kNone) best[stage] = std::max(best[stage], double{c.eta});
-    if (c.chosen) kept[stage] = c.eta;
+    c.chosen = c.agent == path[static_cast<size_t>(c.stage)];
+    c.p = c.chosen ? 1 : 0;
   }
-  double gain = 0;
-  for (size_t s = 0; s < path.size(); ++s) gain = std::max(gain, best[s] - kept[s]);
-  if (gain > 0 && gain >= team.settings().config.affinity().price()) return false;
-  for (AgentCandidate& c : trace) c.p = c.chosen ? 1 : 0;
   std::copy(path.begin(), path.end(), d.path.begin());
   d.stages = static_cast<int>(path.size());
   d.propensity = 1;

@@ -19,15 +19,8 @@ int32_t NumberOf(const std::string& id, int stage, const v1::ServerConfig& team)
   }
   return renamed;
 }
-// Whether all were found; the numbers are replaced.
-template <class T>
-bool Renumber(const std::vector<int32_t>& to, std::vector<T>& numbers) {
-  for (T& n : numbers) {
-    const auto at = static_cast<size_t>(n);
-    if (n < 0 || at >= to.size() || to[at] < 0) return false;
-    n = to[at];
-  }
-  return true;
+int32_t Renumbered(const std::vector<int32_t>& to, int32_t n) {
+  return n >= 0 && static_cast<size_t>(n) < to.size() ? to[static_cast<size_t>(n)] : -1;
 }
 }  // namespace
 
@@ -49,7 +42,12 @@ bool EarlierTeams::Translate(OutcomeRecord& o) {
   if (!change.known) return false;
   OutcomeRecord to = o;
   to.decision.graph = fingerprint_;
-  if (!Renumber(change.agent, to.decision.path)) return false;
+  int left = 0;
+  for (int32_t& a : to.decision.path) {
+    a = Renumbered(change.agent, a);
+    left += a >= 0;
+  }
+  if (left == 0) return false;
   to.decision.intent.assign(static_cast<size_t>(now_.task_size()), 0.0);
   double told = 0;
   for (size_t t = 0; t < o.decision.intent.size(); ++t) {
@@ -61,16 +59,12 @@ bool EarlierTeams::Translate(OutcomeRecord& o) {
   if (!(told > 0)) return false;
   for (double& w : to.decision.intent) w /= told;
   std::erase_if(to.calls, [&](OutcomeRecord::Call& c) {
-    std::vector<int32_t> agent = {c.agent};
-    const bool stays = Renumber(change.agent, agent);
-    c.agent = agent[0];
-    return !stays;
+    c.agent = Renumbered(change.agent, c.agent);
+    return c.agent < 0;
   });
   std::erase_if(to.decision.blocked, [&](int32_t& a) {
-    std::vector<int32_t> agent = {a};
-    const bool stays = Renumber(change.agent, agent);
-    a = agent[0];
-    return !stays;
+    a = Renumbered(change.agent, a);
+    return a < 0;
   });
   o = std::move(to);
   return true;

@@ -18,8 +18,9 @@ class EarlierTeams {
   explicit EarlierTeams(Store& store) : store_(store) {}
   // Keeps who is in this team, for servers to come, and translates into it from now on.
   absl::Status Serve(const ServerSettings& now);
-  // False, and nothing is changed: no team of that fingerprint was ever kept, it had another number
-  // of stages, or its path holds an agent or its intent a task that is gone.
+  // Agents that have left are -1 in the path. False, and nothing is changed: no team of that
+  // fingerprint was ever kept, it had another number of stages, or none of its path's agents, or of
+  // its intent's tasks, is left.
   bool Translate(OutcomeRecord& o);
 
  private:

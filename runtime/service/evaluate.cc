@@ -165,7 +165,7 @@ class Judged {
   }
   void Learn(const OutcomeRecord& o) {
     deltas_.clear();
-    router_->Observe(*plan_, o.view(), deltas_);
+    router_->Observe(*plan_, o.view(o.shares()), deltas_);
     ledger_.Add(o.decision.epoch, deltas_);
   }
   const std::string& name() const { return name_; }

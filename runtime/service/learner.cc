@@ -218,7 +218,7 @@ void Learner::Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequ
                       const OutcomeRecord& o) {
   if (sequence <= book.through) return;
   deltas_.clear();
-  policy.router->Observe(*policy.plan, o.view(), deltas_);
+  policy.router->Observe(*policy.plan, o.view(o.shares()), deltas_);
   book.ledger->Add(o.decision.epoch, deltas_);
 }
 

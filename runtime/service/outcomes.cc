@@ -29,8 +29,9 @@ absl::Status CheckSum(absl::string_view what, double x) {
 // Who was called where nobody says.
 void CallPath(OutcomeRecord& record) {
   const double share = 1.0 / static_cast<double>(std::max<size_t>(1, record.decision.path.size()));
-  for (int32_t a : record.decision.path)
-    record.calls.push_back({a, false, 0, record.latency_s * share});
+  for (int32_t a : record.decision.path) {
+    if (a >= 0) record.calls.push_back({a, false, 0, record.latency_s * share});
+  }
 }
 }  // namespace
 
@@ -161,7 +162,9 @@ absl::Status Outcomes::AddCalls(const v1::Outcome& o, const Team& team, Checked&
   const bool told = ungraded_.contains(record.decision.id);
   if (o.agents().empty() && !told) CallPath(record);
   if (o.agents().empty() && told && o.cost_usd() > 0)
-    for (int32_t a : record.decision.path) record.calls.push_back({a, false, 0, 0});
+    for (int32_t a : record.decision.path) {
+      if (a >= 0) record.calls.push_back({a, false, 0, 0});
+    }
   ShareCost(o, team, record);
   return absl::OkStatus();
 }
@@ -175,12 +178,15 @@ void Outcomes::ShareCost(const v1::Outcome& o, const Team& team, OutcomeRecord& 
   const auto says = [&](size_t i) {
     return i < static_cast<size_t>(o.agents_size()) && o.agents(static_cast<int>(i)).has_cost_usd();
   };
+  const auto configured = [&](size_t i) {
+    return team.graph().agent(record.calls[i].agent).cost_usd;
+  };
   for (size_t i = 0; i < record.calls.size(); ++i) {
     if (says(i)) {
       rest -= record.calls[i].cost_usd;
       continue;
     }
-    expected += team.ExpectedCost(record.calls[i].agent);
+    expected += configured(i);
     ++silent;
   }
   if (silent == 0) {
@@ -193,8 +199,8 @@ void Outcomes::ShareCost(const v1::Outcome& o, const Team& team, OutcomeRecord& 
   if (!(rest > 0)) return;
   for (size_t i = 0; i < record.calls.size(); ++i) {
     if (says(i)) continue;
-    const double share = expected > 0 ? team.ExpectedCost(record.calls[i].agent) / expected
-                                      : 1.0 / static_cast<double>(silent);
+    const double share =
+        expected > 0 ? configured(i) / expected : 1.0 / static_cast<double>(silent);
     record.calls[i].cost_usd = rest * share;
   }
 }

@@ -8,6 +8,7 @@
 #include "sluice/api/method_keys.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/service/affinity.h"
 #include "sluice/runtime/store/ledger.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -115,9 +116,18 @@ class Learning {
     q.features = r.features;
     AgentDecision d;
     SLUICE_RETURN_IF_ERROR(router_.Run(plan_, ledger_.State(), q, d, nullptr));
-    if (i % o_.epoch == 0) ++epoch_;
     return d;
   }
+  // What moving from this agent would gain, by what was learned.
+  absl::StatusOr<double> Gain(const OutcomeLog::Row& r, int32_t agent) {
+    AgentRequest q;
+    q.intent = IntentOf(r);
+    AgentDecision d;
+    AgentTrace trace;
+    SLUICE_RETURN_IF_ERROR(router_.Run(plan_, ledger_.State(), q, d, &trace));
+    return GainOfMoving(trace, absl::MakeConstSpan(&agent, 1));
+  }
+  void NextEpochAt(int64_t i) { epoch_ += i % o_.epoch == 0; }
   void Learn(const OutcomeLog::Row& r, int32_t agent, double propensity) {
     AgentOutcome outcome;
     const auto a = static_cast<size_t>(agent);
@@ -152,23 +162,67 @@ class Learning {
   std::vector<SumDelta> deltas_;
 };
 
-// Decides the pool's queries over and over, each time in another order.
+// The pool in another order: sessions of one task each, one after the other.
+void Shuffle(const OutcomeLog& log, const ReplayOptions& o, uint64_t seed, uint64_t round,
+             std::vector<size_t>& pool) {
+  for (size_t k = pool.size() - 1; k > 0; --k)
+    std::swap(pool[k], pool[RandomBits({seed, 9, k, round, 0}) % (k + 1)]);
+  if (o.session <= 1) return;
+  std::vector<std::vector<size_t>> sessions;
+  std::vector<int64_t> open(log.tasks.size(), -1);
+  for (size_t row : pool) {
+    int64_t& at = open[static_cast<size_t>(log.rows[row].task)];
+    if (at < 0 || std::ssize(sessions[static_cast<size_t>(at)]) >= o.session) {
+      at = std::ssize(sessions);
+      sessions.emplace_back();
+    }
+    sessions[static_cast<size_t>(at)].push_back(row);
+  }
+  pool.clear();
+  for (const std::vector<size_t>& s : sessions) pool.insert(pool.end(), s.begin(), s.end());
+}
+
+// Decides the pool's queries over and over, each time in another order. `worth` learns beside the
+// policy what a session's agent promises.
 absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& o, uint64_t seed,
-                                    std::vector<size_t> pool, Learning& policy) {
+                                    std::vector<size_t> pool, Learning& policy, Learning& worth) {
   const std::vector<size_t> task_best = TaskBest(log, o.cost_weight, o.latency_weight);
   ReplayRun run;
   MeanOfTold cost;
   MeanOfTold latency;
+  int64_t in_session = 0;
+  int task = -1;
+  double followers = 0;
+  double moved = 0;
   const int64_t last = o.decisions - o.decisions / 3;
   for (int64_t i = 0; i < o.decisions; ++i) {
     const size_t at = static_cast<size_t>(i) % pool.size();
     if (at == 0) {
-      for (size_t k = pool.size() - 1; k > 0; --k)
-        std::swap(pool[k], pool[RandomBits({seed, 9, k, static_cast<uint64_t>(i), 0}) % (k + 1)]);
+      Shuffle(log, o, seed, static_cast<uint64_t>(i), pool);
+      in_session = 0;
     }
     const OutcomeLog::Row& r = log.rows[pool[at]];
-    SLUICE_ASSIGN_OR_RETURN(const AgentDecision d, policy.Decide(r, i));
-    policy.Learn(r, d.path[0], d.propensity);
+    const bool follows = in_session > 0 && in_session < o.session && r.task == task;
+    in_session = follows ? in_session + 1 : 1;
+    task = r.task;
+    bool kept = false;
+    AgentDecision d;
+    if (follows && o.affinity_price) {
+      SLUICE_ASSIGN_OR_RETURN(const double gain, worth.Gain(r, run.agent.back()));
+      kept = IsKept(gain, *o.affinity_price);
+    }
+    if (kept) {
+      d.path[0] = run.agent.back();
+    } else {
+      SLUICE_ASSIGN_OR_RETURN(d, policy.Decide(r, i));
+    }
+    followers += follows;
+    moved += follows && d.path[0] != run.agent.back();
+    for (Learning* learner : {&policy, &worth}) {
+      if (learner == &worth && !o.affinity_price) continue;
+      learner->NextEpochAt(i);
+      learner->Learn(r, d.path[0], d.propensity);
+    }
 
     const auto a = static_cast<size_t>(d.path[0]);
     run.row.push_back(static_cast<int32_t>(pool[at]));
@@ -186,6 +240,7 @@ absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& 
   }
   run.cost_usd = cost.value();
   run.latency_s = latency.value();
+  run.moved = followers > 0 ? moved / followers : 0;
   return run;
 }
 
@@ -220,9 +275,14 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   if (!router.ok()) return WithRefused(router.status());
   SLUICE_ASSIGN_OR_RETURN(const auto plan, (*router)->MakePlan(log.Graph(o.ability)));
 
+  SLUICE_ASSIGN_OR_RETURN(const auto promises,
+                          agents.Create(WorthSpec(o.cost_weight, o.latency_weight), nullptr));
+  SLUICE_ASSIGN_OR_RETURN(const auto worth_plan, promises->MakePlan(log.Graph(o.ability)));
   Learning learning(**router, *plan, log, o);
+  Learning worth(*promises, *worth_plan, log, o);
   learning.WarmUp(rows.warm);
-  return DecideAll(log, o, seed, std::move(rows.pool), learning);
+  worth.WarmUp(rows.warm);
+  return DecideAll(log, o, seed, std::move(rows.pool), learning, worth);
 }
 
 Ceilings CeilingsOf(const OutcomeLog& log, double cost_weight, double latency_weight) {

@@ -2,6 +2,7 @@
 #define SLUICE_RUNTIME_SERVICE_REPLAY_H_
 // Replays a log in which every agent answered every query, so that any policy's regret is known
 // exactly.
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,10 @@ struct ReplayOptions {
   double ability = 1;             // prior ability of every agent
   bool predicted_intent = false;  // the log's intent columns instead of the task's name
   double gate = 0.5;
+  // Queries come in sessions of so many of one task. With a price, a session keeps its agent as the
+  // sidecar's affinity does; without one each query is decided alone.
+  int64_t session = 1;
+  std::optional<double> affinity_price;
 };
 struct ReplayRun {
   std::vector<float> utility,
@@ -32,6 +37,7 @@ struct ReplayRun {
   std::vector<double> propensity;   // per decision: of the chosen agent
   // Means over the last third; cost and latency of what the log tells.
   double quality = 0, cost_usd = 0, latency_s = 0;
+  double moved = 0;  // share of the queries that follow another of their session, at another agent
   double LastThird() const;
 };
 // Needs a log that is complete (OutcomeLog::Complete) in what the weights ask for. `seed` orders

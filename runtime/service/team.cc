@@ -165,6 +165,7 @@ template <class Visit>
 void Team::VisitCosts(const DecisionRecord& d, const Visit& visit) const {
   int64_t total = 0;
   for (int32_t a : d.path) {
+    if (a < 0) continue;  // it has left
     const int64_t cost = NanoUsd(ExpectedCost(a));
     total += cost;
     for (size_t rule : rules_of_[static_cast<size_t>(a)]) visit(rule, cost);
@@ -186,6 +187,7 @@ void Team::Settled(const DecisionRecord& d) {
 
 void Team::Ended(const OutcomeRecord& o, absl::Span<const std::string> failures) {
   for (int32_t a : o.decision.path) {
+    if (a < 0) continue;
     health_.Released(static_cast<size_t>(a));
     if (o.graded) health_.Graded(static_cast<size_t>(a), o.quality);
   }

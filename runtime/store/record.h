@@ -47,8 +47,31 @@ struct OutcomeRecord {
   int64_t unix_ms = 0;      // when it was taken
   std::vector<Call> calls;  // agents that were called; each agent's cost is settled here
 
-  AgentOutcome view() const {
+  // What the path's own calls cost and took, [stages]; empty where no calls were told. A call that
+  // was not made cost nothing.
+  struct Shares {
+    std::vector<double> cost_usd;
+    std::vector<double> latency_s;
+  };
+  Shares shares() const {
+    Shares s;
+    if (calls.empty()) return s;
+    s.cost_usd.assign(decision.path.size(), 0.0);
+    s.latency_s.assign(decision.path.size(), 0.0);
+    for (const Call& c : calls) {
+      for (size_t i = 0; i < decision.path.size(); ++i) {
+        if (decision.path[i] != c.agent) continue;
+        s.cost_usd[i] += c.cost_usd;
+        s.latency_s[i] += c.latency_s;
+      }
+    }
+    return s;
+  }
+  // `shares` are borrowed.
+  AgentOutcome view(const Shares& shares) const {
     AgentOutcome o;
+    o.stage_cost_usd = shares.cost_usd;
+    o.stage_latency_s = shares.latency_s;
     o.id = decision.id;
     o.intent = decision.intent;
     o.features = decision.features;
@@ -103,6 +126,7 @@ class Reader {
 // 1 had neither unit nor experiment; 2 ended with the decision's features, and outcomes had no
 // time, grade or calls.
 inline constexpr uint8_t kRecordVersion = 3;
+inline constexpr int32_t kGone = 0xFFFF;  // of an agent that has left, -1 in memory
 inline void AppendDecision(const DecisionRecord& d, std::string& out) {
   using record_internal::Put;
   Put(out, kRecordVersion);
@@ -150,6 +174,9 @@ inline absl::Status ReadDecision(Reader& r, DecisionRecord& d, uint8_t& version)
   const size_t blocked = version > 2 ? r.Get<uint16_t>() : 0;
   const size_t payers = version > 2 ? r.Get<uint8_t>() : 0;
   r.GetMany<uint16_t>(path, d.path);
+  for (int32_t& a : d.path) {
+    if (a == kGone) a = -1;
+  }
   r.GetMany<double>(intent, d.intent);
   r.GetMany<float>(features, d.features);
   r.GetMany<uint16_t>(blocked, d.blocked);

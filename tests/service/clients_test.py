@@ -92,7 +92,7 @@ try:
     assert "stage 1    small" in routed, routed
     receipt = re.search(r"receipt +(\S+)", routed).group(1)
     number = re.search(r"decision +(\d+)", routed).group(1)
-    assert "on disk" in run(sluice, "feedback", "--receipt", receipt, "--quality", "0.9", *at)
+    assert "kept (sqlite" in run(sluice, "feedback", "--receipt", receipt, "--quality", "0.9", *at)
     assert "nothing changed" in run(sluice, "feedback", "--receipt", receipt, "--quality", "0.9", *at)
     assert "excluded by the caller" in run(sluice, "explain", number, *at)
     assert "mean quality" in run(sluice, "top", "--once", *at)

@@ -175,6 +175,16 @@ TEST(Kill, DeathsChangeNothing) {
     record.accepted = o.quality() >= 0.5;
     record.cost_usd = o.cost_usd();
     record.latency_s = o.latency_s();
+    // Nobody tells what each call cost: it is shared as the configured costs are.
+    double configured = 0;
+    const std::vector<int32_t>& path = record.decision.path;
+    for (int32_t a : path) configured += settings->policies->graph->agent(a).cost_usd;
+    for (int32_t a : path) {
+      const double n = static_cast<double>(path.size());
+      const double share =
+          configured > 0 ? settings->policies->graph->agent(a).cost_usd / configured : 1 / n;
+      record.calls.push_back({a, false, o.cost_usd() * share, o.latency_s() * (1 / n)});
+    }
     records.push_back(std::move(record));
   }
   std::sort(records.begin(), records.end(),
@@ -185,7 +195,7 @@ TEST(Kill, DeathsChangeNothing) {
     std::vector<SumDelta> deltas;
     for (const OutcomeRecord& record : records) {
       deltas.clear();
-      policy.router->Observe(*policy.plan, record.view(), deltas);
+      policy.router->Observe(*policy.plan, record.view(record.shares()), deltas);
       ledger.Add(record.decision.epoch, deltas);
     }
     const auto& got = end->snapshot().policies(p).state();

@@ -75,7 +75,7 @@ struct Learning {
   }
   void Learn(const OutcomeRecord& o) {
     std::vector<SumDelta> deltas;
-    router->Observe(*plan, o.view(), deltas);
+    router->Observe(*plan, o.view(o.shares()), deltas);
     ledger.Add(o.decision.epoch, deltas);
   }
   std::unique_ptr<const AgentRouter> router;

@@ -154,5 +154,32 @@ TEST(Replay, BadLogsAreNamed) {
   fclose(to);
   EXPECT_FALSE(LoadOutcomeLog(truncated).ok());
 }
+// Three agents, two of them alike: sessions that keep theirs move less and lose no more than the
+// price.
+TEST(ReplayAffinity, MovesLessAndLosesLittle) {
+  std::string csv = "id,task,quality:a,quality:b,quality:c\n";
+  for (int i = 0; i < 400; ++i) {
+    const auto draw = [&](uint64_t agent, int of_ten) {
+      const uint64_t bits = RandomBits({5, static_cast<uint64_t>(i), agent, 0, 0});
+      return static_cast<int>(bits % 10) < of_ten ? ",1" : ",0";
+    };
+    absl::StrAppend(&csv, i, i % 2 == 0 ? ",x" : ",y", draw(1, 8), draw(2, 8),
+                    draw(3, i % 2 == 0 ? 8 : 2), "\n");
+  }
+  const auto log = ParseOutcomeLog(csv);
+  ASSERT_TRUE(log.ok()) << log.status();
+  ReplayOptions o;
+  o.decisions = 4000;
+  o.session = 10;
+  const auto alone = Replay(*log, "thompson", o, 1);
+  o.affinity_price = 0.1;
+  const auto kept = Replay(*log, "thompson", o, 1);
+  ASSERT_TRUE(alone.ok() && kept.ok());
+  EXPECT_GT(alone->moved, 0.3);
+  EXPECT_LT(kept->moved, 0.5 * alone->moved);
+  EXPECT_GT(kept->LastThird(), alone->LastThird() - 0.1);
+  o.affinity_price = 0;  // whatever is better is moved to
+  EXPECT_GT(Replay(*log, "thompson", o, 1)->moved, kept->moved);
+}
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -3,6 +3,7 @@
 some reconnect all the time. Its memory must stay flat, its probes quick, and the others must be served.
 Usage: soak_test.py SLUICE [SECONDS [CLIENTS]]; 8 seconds and 200 clients, unless they are given. Prints what it saw.
 Exit status 77: pyzmq is missing."""
+import atexit
 import json
 import os
 import random
@@ -31,12 +32,10 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resour
 random.seed(1)
 stop = threading.Event()
 
-
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
 
 port, http = free_port(), free_port()
 work = tempfile.mkdtemp(prefix="sluice-soak-")
@@ -46,7 +45,6 @@ with open(f"{work}/team.textproto", "w") as f:
 server = subprocess.Popen([sluice, "serve", "--config", f"{work}/team.textproto", "--quiet"], stdout=subprocess.PIPE, text=True)
 server.stdout.readline()
 
-
 def varint(n):
     out = b""
     while n > 127:
@@ -54,29 +52,35 @@ def varint(n):
         n >>= 7
     return out + bytes([n])
 
-
 def field(number, body):
     return varint(number << 3 | 2) + varint(len(body)) + body
-
 
 # Request { version: 1, request_id: n, route { queries { task: "math" } } }
 def route(n):
     return b"\x08\x01\x10" + varint(n) + field(10, field(1, field(1, b"math")))
 
-
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31)
 READY = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
 HELLO = GREETING + b"\x04" + bytes([len(READY)]) + READY
-
 
 def connect_to(where):
     s = socket.create_connection(("127.0.0.1", where), timeout=5)
     s.settimeout(0.2)
     return s
 
-
 def connect():
     return connect_to(port)
+
+def greet(s):
+    """What a client may send follows what the server greets with: 64 bytes, then its READY."""
+    s.sendall(HELLO)
+    heard = b""
+    while len(heard) < 64 + 2:
+        piece = s.recv(4096)
+        if not piece:
+            raise OSError("turned away")
+        heard += piece
+    return heard
 
 
 def never_reads():
@@ -88,8 +92,7 @@ def never_reads():
         try:
             with connect() as s:
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                s.sendall(HELLO)
-                time.sleep(0.1)
+                greet(s)
                 while not stop.is_set():
                     s.sendall(frame * 64)
                     asked += 64
@@ -97,7 +100,6 @@ def never_reads():
         except OSError:
             time.sleep(0.05)
     return asked
-
 
 def says_nothing(where):
     open_ones = []
@@ -110,7 +112,6 @@ def says_nothing(where):
             open_ones.pop(0).close()
         time.sleep(0.2)
 
-
 def speaks_otherwise():
     while not stop.is_set():
         try:
@@ -121,18 +122,17 @@ def speaks_otherwise():
         except OSError:
             time.sleep(0.02)
 
-
 def reconnects():
     while not stop.is_set():
         try:
             with connect() as s:
                 message = route(1)
-                s.sendall(HELLO + b"\x00" + bytes([len(message)]) + message)
+                greet(s)
+                s.sendall(b"\x00" + bytes([len(message)]) + message)
                 s.recv(4096)
         except OSError:
             pass
         time.sleep(0.01)
-
 
 def descriptors_run_out():
     """With 48 descriptors and 80 connections the server turns some away, and does not spin."""
@@ -142,6 +142,7 @@ def descriptors_run_out():
         f.write(f'endpoint: "tcp://127.0.0.1:{own}" task: "math" stage {{ agent {{ id: "a" }} }}')
     few = subprocess.Popen([sluice, "serve", "--config", path, "--quiet"], stdout=subprocess.PIPE, text=True,
                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48)))
+    atexit.register(few.kill)
     few.stdout.readline()
 
     def cpu_s():
@@ -162,8 +163,8 @@ def descriptors_run_out():
     time.sleep(0.3)
     with connect_to(own) as s:
         message = route(1)
-        s.sendall(HELLO + b"\x00" + bytes([len(message)]) + message)
-        answer = b""
+        answer = greet(s)
+        s.sendall(b"\x00" + bytes([len(message)]) + message)
         until = time.monotonic() + 5
         while len(answer) < 150 and time.monotonic() < until:
             try:
@@ -176,9 +177,7 @@ def descriptors_run_out():
     assert len(answer) >= 150, f"not served when the others had gone: {answer}"
     return used
 
-
 served, late = 0, 0
-
 
 def well_behaved(n):
     """n clients of one thread: each asks, waits for its answer, asks again some time later."""
@@ -207,9 +206,7 @@ def well_behaved(n):
                 late += time.monotonic() - begin > 1
     context.destroy(0)
 
-
 probes = []
-
 
 def probe():
     while not stop.is_set():
@@ -222,12 +219,11 @@ def probe():
             probes.append((time.monotonic() - begin if ok else 10.0, path))
         time.sleep(0.1)
 
-
 def memory_mib():
     with open(f"/proc/{server.pid}/status") as f:
         return next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) / 1024
 
-
+atexit.register(server.kill)
 crowded_cpu = descriptors_run_out()
 bad = max(4, clients // 10)
 jobs = [(well_behaved, (clients - 2 * bad,))] + [(never_reads, ())] * (bad // 2) + [(reconnects, ())] * (bad // 4)

@@ -560,6 +560,58 @@ TEST(TeamChange, WhatWasLearnedOfTheRestStays) {
   EXPECT_EQ(r.client().Feedback(Ended(*open, 1, 0))->status(), v1::FeedbackResult::APPLIED);
 }
 
+// Of a path with an agent that left, the others' part is still worth knowing.
+TEST(TeamChange, ALeavingAgentTakesOnlyItsOwnWithIt) {
+  const std::string solve = "stage { agent { id: \"s\" } agent { id: \"t\" } } ";
+  const std::string more =
+      "policy { spec: \"thompson\" } learning { publish_ms: 1 epoch_decisions: 4 labelled: true }";
+  Reloading r("task: \"math\" stage { agent { id: \"p\" } agent { id: \"q\" } } " + solve + more);
+  for (int i = 0; i < 80; ++i) {
+    v1::Outcome o;
+    o.mutable_labelled()->set_key(absl::StrCat("k", i));
+    o.mutable_labelled()->set_task("math");
+    o.mutable_labelled()->add_agents("q");
+    o.mutable_labelled()->add_agents(i % 2 == 0 ? "s" : "t");
+    o.set_quality(i % 2);
+    ASSERT_EQ(r.client().Feedback(o)->status(), v1::FeedbackResult::APPLIED);
+  }
+  const auto open = r.client().Route(Math());
+  r.Write("task: \"math\" stage { agent { id: \"p\" } } " + solve + more);
+  ASSERT_EQ(r.Reload().reloads(), 1u);
+  std::map<std::string, int> chosen;
+  for (int i = 0; i < 200; ++i) ++chosen[r.client().Route(Math())->agents(1)];
+  EXPECT_GT(chosen["t"], 180);
+  EXPECT_EQ(r.client().Feedback(Ended(*open, 1, 0))->status(), v1::FeedbackResult::APPLIED);
+}
+
+TEST(Outcome, EachAgentLearnsItsOwnCost) {
+  RunningServer s(
+      "task: \"math\" stage { agent { id: \"plan\" } agent { id: \"plan-2\" } }"
+      "stage { agent { id: \"solve\" } } policy { spec: \"best_single:cost_weight=1,prior=0.001\" }"
+      "learning { publish_ms: 1 epoch_decisions: 1 explore: 0 }");
+  auto c = s.Connect();
+  for (const char* other : {"plan", "plan-2"}) {
+    v1::Query q = Math();
+    q.add_exclude(other);
+    const auto d = c->Route(q);
+    v1::Outcome o = Ended(*d, 1, 0);
+    for (const std::string& agent : d->agents()) {
+      v1::AgentReport& a = *o.add_agents();
+      a.set_agent(agent);
+      // The planners cost as much as each other; one was only there when solving was dear.
+      a.set_cost_usd(agent != "solve" ? 0.1 : d->agents(0) == "plan" ? 0.8 : 0.01);
+    }
+    ASSERT_EQ(c->Feedback(o)->status(), v1::FeedbackResult::APPLIED);
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto d = c->Route(Math());
+  const auto why =
+      Ask(*c, [&](v1::Request& q) { q.mutable_explain()->set_decision_id(d->id()); }).explain();
+  const auto& planners = why.stages(0).candidates();
+  EXPECT_NEAR(planners.Get(0).eta(), 0.9, 0.01);
+  EXPECT_NEAR(planners.Get(1).eta(), 0.9, 0.01);
+}
+
 TEST(Reload, AnOperatorsPolicyStaysUntilTheFileSaysOtherwise) {
   const std::string base =
       "task: \"math\" stage { agent { id: \"a\" } } policy { name: \"x\" spec: \"random\" } "

@@ -156,7 +156,9 @@ class AmroS {
       const double w = o.intent[t];
       const double decay = std::log1p(-config_.rho * (config_.rho_by_intent ? w : 1.0));
       for (int s = 0; s < l.stages; ++s) {
-        const uint32_t cell = static_cast<uint32_t>(kColumns * (t * l.edges + l.edge(s, o.path)));
+        const int64_t edge = l.edge(s, o.path);
+        if (edge < 0) continue;
+        const uint32_t cell = static_cast<uint32_t>(kColumns * (t * l.edges + edge));
         out.push_back({cell + kVisits, ToSum(1)});
         out.push_back({cell + kDecay, ToSum(decay)});
         if (w > 0) out.push_back({cell + kDeposit, ToSum(w * amount)});

@@ -34,15 +34,20 @@ class ArmTable {
   int64_t cell(int64_t t, int64_t a, Column c) const { return (t * agents_ + a) * kColumns + c; }
 
   void Initial(absl::Span<double> state) const { std::fill(state.begin(), state.end(), 0.0); }
-  // Every agent of the path is credited with the whole outcome's quality and its share of cost and
-  // latency.
+  // Every agent of the path is credited with the whole outcome's quality and its own cost and
+  // latency, or an equal share of them where nobody told.
   void Observe(int64_t base, const AgentOutcome& o, std::vector<SumDelta>& out) const {
     const double share = 1.0 / static_cast<double>(o.path.size());
     for (int64_t t = 0; t < tasks_; ++t) {
       const double w = o.intent[t];
       if (w <= 0) continue;
-      for (int32_t a : o.path) {
-        const double column[kColumns] = {1, o.quality, o.cost_usd * share, o.latency_s * share};
+      for (size_t s = 0; s < o.path.size(); ++s) {
+        const int32_t a = o.path[s];
+        if (a < 0) continue;
+        const double cost = o.stage_cost_usd.empty() ? o.cost_usd * share : o.stage_cost_usd[s];
+        const double latency =
+            o.stage_latency_s.empty() ? o.latency_s * share : o.stage_latency_s[s];
+        const double column[kColumns] = {1, o.quality, cost, latency};
         for (int c = 0; c < kColumns; ++c) {
           out.push_back({static_cast<uint32_t>(base + cell(t, a, static_cast<Column>(c))),
                          ToSum(w * column[c])});

@@ -34,8 +34,9 @@ struct Layout {
     }
     return l;
   }
-  // The edge that a path uses into stage s.
+  // The edge that a path uses into stage s; -1: an end of it has left the team.
   int64_t edge(int s, absl::Span<const int32_t> path) const {
+    if (path[s] < 0 || (s > 0 && path[s - 1] < 0)) return -1;
     const int64_t row = s == 0 ? 0 : path[s - 1] - first_agent[s - 1];
     return first_edge[s] + row * size[s] + (path[s] - first_agent[s]);
   }

@@ -93,6 +93,7 @@ class LinUcb {
     const double utility = o.quality - config_.utility.cost_weight * o.cost_usd -
                            config_.utility.latency_weight * o.latency_s;
     for (int32_t a : o.path) {
+      if (a < 0) continue;
       const auto base = static_cast<uint32_t>(a * p.per_arm_sums);
       for (int64_t i = 0; i < p.dim; ++i) {
         if (x[i] == 0) continue;

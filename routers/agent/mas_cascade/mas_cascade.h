@@ -73,7 +73,9 @@ class MasCascade {
     for (int t = 0; t < l.tasks; ++t) {
       if (o.intent[t] <= 0) continue;
       for (int s = 0; s < l.stages; ++s) {
-        const auto cell = static_cast<uint32_t>(2 * (t * l.edges + l.edge(s, o.path)));
+        const int64_t edge = l.edge(s, o.path);
+        if (edge < 0) continue;
+        const auto cell = static_cast<uint32_t>(2 * (t * l.edges + edge));
         out.push_back({cell, ToSum(o.intent[t])});
         out.push_back({cell + 1, ToSum(o.intent[t] * reward)});
       }

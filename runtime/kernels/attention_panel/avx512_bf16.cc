@@ -4,6 +4,8 @@
 #include "sluice/runtime/kernels/attention_panel/bf16_avx512.h"
 
 #if defined(__x86_64__) && defined(__AVX512BF16__)
+#include <cpuid.h>
+
 namespace sluice::kernels {
 namespace {
 // Rows of one register block. With 64 columns: 24 sums, 4 vectors of b and one pair of a.
@@ -179,7 +181,14 @@ const Bf16Attention* Avx512() {
 // Intel's cores since Sapphire Rapids, which AVX512-FP16 tells from Cooper Lake, take two cycles
 // and both vector ports for a dot product: 16 products a cycle, where fp32 multiply-adds make 32.
 bool Avx512OutrunsFp32() {
-  return !(__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512fp16"));
+  // Asked of the CPU itself: not every compiler knows the name.
+  constexpr unsigned kFp16 = 1u << 23;
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  const bool has_fp16 = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kFp16) != 0;
+  return !(__builtin_cpu_is("intel") && has_fp16);
 }
 }  // namespace bf16_internal
 }  // namespace sluice::kernels
