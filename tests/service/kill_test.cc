@@ -1,6 +1,6 @@
-// `sluice serve` is killed again and again while outcomes come in shuffled and repeated; what it
-// has learned in the end is what a clean run learns, bit for bit. SLUICE_KILL_OUTCOMES sets how
-// many outcomes (default 20,000).
+// `sluice serve` and its store are killed again and again while outcomes come in shuffled and
+// repeated; what it has learned in the end is what a clean run learns, bit for bit.
+// SLUICE_KILL_OUTCOMES sets how many outcomes (default 20,000).
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -10,11 +10,13 @@
 #include <chrono>
 #include <deque>
 #include <fstream>
+#include <functional>
 #include <set>
 
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/service/receipt.h"
 #include "sluice/runtime/store/ledger.h"
+#include "sluice/tests/support/redis_cluster.h"
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -46,7 +48,10 @@ class Process {
 };
 using Clock = std::chrono::steady_clock;
 
-TEST(Kill, DeathsChangeNothing) {
+// `state`: of the configuration, given the test's folder. `kill_store`: called at every other
+// death, with its number.
+void DeathsChangeNothing(const std::function<std::string(const std::string& folder)>& state,
+                         const std::function<void(size_t death)>& kill_store) {
   const char* asked = std::getenv("SLUICE_KILL_OUTCOMES");
   const size_t outcomes = asked != nullptr ? std::stoull(asked) : 20000;
   const std::string folder = MakeTempDir(), path = folder + "/config",
@@ -55,7 +60,7 @@ TEST(Kill, DeathsChangeNothing) {
       absl::string_view(kTwoStages).substr(0, absl::string_view(kTwoStages).find("learning")));
   // The window covers the whole test: how late an outcome may come is not what is asked here.
   const std::string config = absl::StrCat(
-      "endpoint: \"", endpoint, "\" state { sqlite: \"", folder, "/state.db\" }", graph,
+      "endpoint: \"", endpoint, "\" state { ", state(folder), " }", graph,
       "policy { spec: \"amro_s:ability=measured,importance=propensity\" } policy { spec: "
       "\"lin_ucb\" } "
       "learning { epoch_decisions: 1024 window_epochs: 4096 snapshot_every: 3000 }");
@@ -123,7 +128,14 @@ TEST(Kill, DeathsChangeNothing) {
         if (deaths % 4 != 3) next_death = now + life();
       }
       const auto at = sent.find(r->request_id());
-      ASSERT_FALSE(r->has_error()) << r->error().text();
+      if (r->has_error()) {  // a store that is dead keeps nothing, and the server says so
+        ASSERT_EQ(r->error().code(), v1::OVERLOADED) << r->error().text();
+        if (at != sent.end()) {
+          todo.push_front(at->second.first);
+          sent.erase(at);
+        }
+        continue;
+      }
       for (const v1::FeedbackResult& f : r->feedback().results()) {
         ASSERT_NE(f.status(), v1::FeedbackResult::REJECTED) << f.reason();
         applied += f.status() == v1::FeedbackResult::APPLIED;
@@ -146,6 +158,7 @@ TEST(Kill, DeathsChangeNothing) {
     if (now > next_death) {
       server.Kill();
       ++deaths;
+      if (kill_store && deaths % 2 == 1) kill_store(deaths);
       server.Start();
       restarted = Clock::now();
       // One life in four may end before it has answered, the others some time after: a slow start
@@ -206,6 +219,38 @@ TEST(Kill, DeathsChangeNothing) {
   }
   std::printf("%zu outcomes, %zu kills, %zu duplicates; slowest restart to first answer %.0f ms\n",
               outcomes, deaths, duplicates, slowest_restart_ms);
+}
+
+TEST(Kill, OfTheServerChangesNothing) {
+  DeathsChangeNothing(
+      [](const std::string& folder) { return absl::StrCat("sqlite: \"", folder, "/state.db\""); },
+      nullptr);
+}
+
+TEST(Kill, OfTheServerAndOfRedisChangesNothing) {
+  RedisServer redis;
+  if (!redis.running()) GTEST_SKIP() << "redis-server is not installed";
+  DeathsChangeNothing(
+      [&](const std::string&) { return absl::StrCat("redis: \"", redis.address(), "\""); },
+      [&](size_t) { redis.Restart(SIGKILL); });
+}
+
+TEST(Kill, OfTheServerAndOfAClustersNodeChangesNothing) {
+  RedisCluster cluster;
+  if (!cluster.installed()) GTEST_SKIP() << "redis-server or redis-cli is not installed";
+  ASSERT_TRUE(cluster.running());
+  DeathsChangeNothing(
+      [&](const std::string&) {
+        return absl::StrCat("redis: \"", cluster.address(0), ",", cluster.address(1), ",",
+                            cluster.address(2), "\" redis_cluster: true");
+      },
+      [&](size_t death) {
+        if (death > 1) return;
+        const int owner = cluster.OwnerOf("{sluice}:log");
+        ASSERT_GE(owner, 0);
+        cluster.process(owner).End(SIGKILL);
+        for (int i = 0; i < 200 && cluster.OwnerOf("{sluice}:log") < 0; ++i) usleep(50'000);
+      });
 }
 }  // namespace
 SLUICE_END_NAMESPACE
