@@ -6,6 +6,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -62,6 +63,15 @@ absl::Status InRange(absl::string_view name, T x, double least, double most) {
   if (!(message)->has_##field()) (message)->set_##field(value); \
   SLUICE_RETURN_IF_ERROR(InRange(#message "." #field, (message)->field(), least, most))
 
+// Each keeps a line of every agent: of large teams fewer, so that they take some 64 MiB at most.
+uint32_t ExplainedOf(const v1::ServerConfig& c) {
+  constexpr uint64_t kBytes = uint64_t{1} << 26;
+  uint64_t agents = 1;
+  for (const v1::StageConfig& s : c.stage()) agents += static_cast<uint64_t>(s.agent_size());
+  return static_cast<uint32_t>(
+      std::clamp<uint64_t>(kBytes / (agents * sizeof(AgentCandidate)), 64, 8192));
+}
+
 absl::Status CheckNumbers(v1::ServerConfig& c) {
   auto* learning = c.mutable_learning();
   SLUICE_NUMBER(learning, epoch_decisions, 64, 1, 1 << 20);
@@ -78,7 +88,7 @@ absl::Status CheckNumbers(v1::ServerConfig& c) {
   SLUICE_NUMBER(limits, burst, 2 * limits->requests_per_s(), limits->requests_per_s() > 0 ? 1 : 0,
                 2e9);
   SLUICE_NUMBER(limits, feedback_queue, 65536, 1, 1 << 24);
-  SLUICE_NUMBER(limits, explained_decisions, 8192, 1, 1 << 20);
+  SLUICE_NUMBER(limits, explained_decisions, ExplainedOf(c), 1, 1 << 20);
   SLUICE_NUMBER(limits, drain_s, 10, 0, 3600);
   SLUICE_NUMBER(limits, shutdown_delay_s, 0, 0, 3600);
   SLUICE_NUMBER(limits, reserve_s, 600, 1, 1e6);

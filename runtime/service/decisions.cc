@@ -295,7 +295,8 @@ void Decisions::Note(const v1::Query& q, const Team& team, const LearnedState& s
     if (blocked_[a] == Block::kNone) continue;
     const auto agent = static_cast<int32_t>(a);
     record_.blocked.push_back(agent);
-    slot.barred.emplace_back(agent, team.WhyBarred(agent, blocked_[a], rules_));
+    if (blocked_[a] == Block::kUnhealthy || blocked_[a] == Block::kOverBudget)
+      slot.barred.emplace_back(agent, team.WhyBarred(agent, blocked_[a], rules_));
   }
 }
 

@@ -75,6 +75,9 @@ void Team::BlockAgent(size_t agent) {
 }
 
 void Team::Refresh(const LearnedState& state, const Instant& now) {
+  constexpr double kFresh = 1e-3;  // s
+  if (state.version == version_ && now.steady_s - now_.steady_s < kFresh) return;
+  version_ = state.version;
   now_ = now;
   health_.Refresh(breaker_, now);
   reservations_.Expire(now.unix_ms);
@@ -182,6 +185,7 @@ void Team::Chosen(const DecisionRecord& d) {
 }
 
 void Team::Settled(const DecisionRecord& d) {
+  version_ = 0;  // somebody may be free again
   VisitCosts(d, [&](size_t rule, int64_t cost) { reservations_.Release(rule, cost, d.unix_ms); });
 }
 

@@ -37,7 +37,7 @@ class Team {
   // Of one call: as configured, else as measured; USD.
   double ExpectedCost(int32_t agent) const;
 
-  // Brings breakers and budgets up to now.
+  // Brings breakers and budgets up to now; a millisecond old they are new enough.
   void Refresh(const LearnedState& state, const Instant& now);
   // Of all queries; [agents].
   absl::Span<const Block> blocked() const { return blocked_; }
@@ -81,6 +81,7 @@ class Team {
   std::vector<Block> blocked_;
   bool any_blocked_ = false;
   Instant now_;
+  uint64_t version_ = 0;  // of the state that they are of
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_TEAM_H_

@@ -84,9 +84,9 @@ bool Transport::Receive(Message& m) {
   m.peer.identity.assign(m.body.data<char>(), m.body.size());
   m.peer.delimiter = false;
   m.frames = 0;
-  while (router_.get(zmq::sockopt::rcvmore)) {
+  while (m.body.more()) {
     (void)router_.recv(m.body, zmq::recv_flags::none);
-    if (++m.frames == 1 && m.body.size() == 0 && router_.get(zmq::sockopt::rcvmore)) {
+    if (++m.frames == 1 && m.body.size() == 0 && m.body.more()) {
       m.peer.delimiter = true;
       m.frames = 0;
     }

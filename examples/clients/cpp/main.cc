@@ -26,7 +26,7 @@ int main(int argc, char** argv) {
   outcome.set_cost_usd(0.004);
   outcome.set_latency_s(2.1);
   const auto result =
-      (*client)->Feedback(outcome);  // returns once it is on disk; sending it again is harmless
+      (*client)->Feedback(outcome);  // returns once it is kept; sending it again is harmless
   if (!result.ok()) return Fail(result.status());
   std::printf("%s\n", result->status() == sluice::v1::FeedbackResult::APPLIED
                           ? "learned"

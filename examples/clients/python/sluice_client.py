@@ -105,7 +105,7 @@ class Client:
         return list(self.call(request).route.decisions)
 
     def feedback(self, decision, quality=None, cost_usd=0.0, latency_s=0.0, accepted=None, failed_agents=(), reports=()):
-        """Returns once the outcome is on disk: True when it was new, False when it was there already.
+        """Returns once the outcome is kept: True when it was new, False when it was there already.
         quality: None says what it cost and not how good it was, and a grade may follow.
         reports: of each call, as dicts of pb.AgentReport's fields: agent, failed, latency_s, cost_usd, why."""
         request = pb.Request()
