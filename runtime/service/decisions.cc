@@ -1,6 +1,7 @@
 #include "sluice/runtime/service/decisions.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 
@@ -24,6 +25,17 @@ bool Better(const AgentCandidate& a, const AgentCandidate& b) {
   if (a.eta != b.eta) return a.eta > b.eta;
   return a.agent < b.agent;
 }
+// The best few of those offered.
+struct Best {
+  std::array<const AgentCandidate*, kMaxFallbacks> top;
+  size_t n = 0;
+  void Offer(const AgentCandidate& c) {
+    if (n == kMaxFallbacks && !Better(c, *top[n - 1])) return;
+    size_t at = n < kMaxFallbacks ? n++ : n - 1;
+    for (; at > 0 && Better(c, *top[at - 1]); --at) top[at] = top[at - 1];
+    top[at] = &c;
+  }
+};
 }  // namespace
 
 void Decisions::Adopt(const ServerSettings& settings, const std::string& active) {
@@ -308,22 +320,18 @@ void Decisions::Tell(const Team& team, const PolicySet::Policy& policy, const Ag
   out.set_policy(policy.name);
   out.set_propensity(d.propensity);
   out.set_kept(record_.kept);
-  std::vector<AgentCandidate>& others = spare_trace_;
+  std::array<Best, kMaxStages> best{};
+  for (const AgentCandidate& c : trace) {
+    if (!c.chosen && c.block == Block::kNone) best[static_cast<size_t>(c.stage)].Offer(c);
+  }
   for (int s = 0; s < d.stages; ++s) {
-    const auto agent = [&](int32_t number) -> const std::string& {
-      return graph.stages[static_cast<size_t>(s)][static_cast<size_t>(number - team.first_agent(s))]
-          .id;
+    const auto i = static_cast<size_t>(s);
+    const auto id = [&](int32_t number) -> const std::string& {
+      return graph.stages[i][static_cast<size_t>(number - team.first_agent(s))].id;
     };
-    out.add_agents(agent(d.path[static_cast<size_t>(s)]));
-    others.clear();
-    for (const AgentCandidate& c : trace) {
-      if (c.stage == s && !c.chosen && c.block == Block::kNone) others.push_back(c);
-    }
-    const size_t n = std::min(kMaxFallbacks, others.size());
-    std::partial_sort(others.begin(), others.begin() + static_cast<std::ptrdiff_t>(n), others.end(),
-                      Better);
+    out.add_agents(id(d.path[i]));
     v1::Fallbacks& fallbacks = *out.add_fallbacks();
-    for (size_t i = 0; i < n; ++i) fallbacks.add_agents(agent(others[i].agent));
+    for (size_t k = 0; k < best[i].n; ++k) fallbacks.add_agents(id(best[i].top[k]->agent));
   }
 }
 

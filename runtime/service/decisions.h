@@ -114,7 +114,6 @@ class Decisions {
   std::vector<size_t> rules_;
   std::optional<Sessions::Last> previous_;
   DecisionRecord record_;
-  AgentTrace spare_trace_;
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_DECISIONS_H_
