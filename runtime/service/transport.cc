@@ -14,11 +14,14 @@
 SLUICE_BEGIN_NAMESPACE
 namespace {
 // Messages that wait for one peer, each way. Whoever does not read loses answers beyond these, and
-// the connection when it does not answer pings either.
+// over TCP the connection. ZeroMQ's own heartbeats are not used: with them libzmq 4.3.4 aborts when
+// a peer goes whose messages still wait (stream_engine_base.cpp, !_io_error).
 constexpr int kWaitingIn = 256;
 constexpr int kWaitingOut = 2048;
-constexpr int kPingMs = 5000;
-constexpr int kSilenceMs = 15000;
+constexpr int kUnreadMs = 15000;
+constexpr int kIdleS = 60;
+constexpr int kProbeS = 10;
+constexpr int kProbes = 3;
 constexpr int kGreetingMs = 10000;
 constexpr double kPatience = 0.05;  // share of the time that may go to waiting for slow readers
 }  // namespace
@@ -44,8 +47,11 @@ absl::Status Transport::Set(zmq::context_t& context, const v1::ServerConfig& con
   router_.set(zmq::sockopt::maxmsgsize, static_cast<int64_t>(config.limits().max_message_bytes()));
   router_.set(zmq::sockopt::rcvhwm, kWaitingIn);
   router_.set(zmq::sockopt::sndhwm, kWaitingOut);
-  router_.set(zmq::sockopt::heartbeat_ivl, kPingMs);
-  router_.set(zmq::sockopt::heartbeat_timeout, kSilenceMs);
+  router_.set(zmq::sockopt::tcp_maxrt, kUnreadMs);
+  router_.set(zmq::sockopt::tcp_keepalive, 1);
+  router_.set(zmq::sockopt::tcp_keepalive_idle, kIdleS);
+  router_.set(zmq::sockopt::tcp_keepalive_intvl, kProbeS);
+  router_.set(zmq::sockopt::tcp_keepalive_cnt, kProbes);
   router_.set(zmq::sockopt::handshake_ivl, kGreetingMs);
   router_.set(zmq::sockopt::ipv6, true);
   inside_.resize(24);
