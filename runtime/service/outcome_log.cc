@@ -58,6 +58,9 @@ class LogReader {
       SLUICE_RETURN_IF_ERROR(AddColumn(name));
       if (columns_.back().kind == kQuality) of_quality.insert(AgentOf(columns_.back()));
     }
+    const bool has_task = std::any_of(columns_.begin(), columns_.end(),
+                                      [](const Column& c) { return c.kind == kTask; });
+    if (!has_task) return Bad("no column task");
     if (of_quality.empty()) return Bad("no column quality:AGENT");
     for (const Column& c : columns_) {
       if ((c.kind == kCost || c.kind == kLatency) && of_quality.count(AgentOf(c)) == 0)

@@ -113,5 +113,10 @@ TEST(OutcomeLog, RowsWithoutANameDoNotShareOne) {
   const OutcomeLog log = Parse("task,quality:a\nt,1\nt,0\n");
   EXPECT_NE(log.rows[0].id, log.rows[1].id);
 }
+TEST(OutcomeLog, NeedsATaskColumn) {
+  EXPECT_THAT(ParseOutcomeLog("quality:a\n1\n").status().message(), HasSubstr("no column task"));
+  EXPECT_THAT(ParseOutcomeLog("id,intent:x,quality:a\nq,1,1\n").status().message(),
+              HasSubstr("no column task"));
+}
 }  // namespace
 SLUICE_END_NAMESPACE
