@@ -30,7 +30,8 @@ class RedisConnection {
   const std::string& address() const { return address_; }
   // A reply that is an error is a reply; an error means that this connection is over.
   absl::StatusOr<RedisReply> Send(const RedisCommand& command, int timeout_ms);
-  // Waits until a replica has what was sent here, if the server has any that is connected.
+  // Waits until a replica has what was sent here, if the server has any that is connected, one that
+  // still copies too.
   absl::Status Confirm();
   // The status of a reply: OK if it is no error.
   absl::Status StatusOf(const redisReply& reply) const;

@@ -100,7 +100,7 @@ struct RedisOptions {
 };
 // Redis 6.2 or later. kServe moves a log that an earlier version wrote to where it belongs today.
 // In a cluster a write is acknowledged once a replica has it, if its node has replicas; the user
-// needs ROLE and WAIT for that.
+// needs INFO and WAIT for that.
 absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const RedisOptions& options);
 absl::StatusOr<std::unique_ptr<Store>> OpenRedisStore(const std::string& address,
                                                       const std::string& prefix);
