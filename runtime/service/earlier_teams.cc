@@ -26,13 +26,16 @@ int32_t Renumbered(const std::vector<int32_t>& to, int32_t n) {
 
 std::string TeamKey(uint64_t fingerprint) { return absl::StrCat("team@", absl::Hex(fingerprint)); }
 
-absl::Status EarlierTeams::Serve(const ServerSettings& now) {
+void EarlierTeams::Serve(const ServerSettings& now) {
   now_.Clear();
   *now_.mutable_task() = now.config.task();
   *now_.mutable_stage() = now.config.stage();
   *now_.mutable_policy() = now.config.policy();
   fingerprint_ = now.policies->fingerprint;
   changes_.clear();
+}
+
+absl::Status EarlierTeams::Keep() {
   return store_.SaveSnapshot(TeamKey(fingerprint_), {0, now_.SerializeAsString()});
 }
 

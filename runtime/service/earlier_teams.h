@@ -16,8 +16,10 @@ SLUICE_BEGIN_NAMESPACE
 class EarlierTeams {
  public:
   explicit EarlierTeams(Store& store) : store_(store) {}
-  // Keeps who is in this team, for servers to come, and translates into it from now on.
-  absl::Status Serve(const ServerSettings& now);
+  // Translates into this team from now on.
+  void Serve(const ServerSettings& now);
+  // Has the store keep who is in it, for servers to come.
+  absl::Status Keep();
   // Agents that have left are -1 in the path. False, and nothing is changed: no team of that
   // fingerprint was ever kept, it had another number of stages, or none of its path's agents, or of
   // its intent's tasks, is left.

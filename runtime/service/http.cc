@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/service/client.h"
+#include "sluice/runtime/service/clock.h"
 #include "sluice/runtime/service/http_connections.h"
 #include "sluice/runtime/service/http_json.h"
 #include "sluice/runtime/service/http_keys.h"
@@ -240,8 +241,7 @@ class HttpServerImpl final : public HttpServer {
   // What could not be asked comes back as an error of the server's.
   v1::Response Ask(v1::Request& q, const std::string& key, milliseconds time = kAnswerTime) {
     q.set_caller(key);  // whose budgets and limits count
-    const auto unix = std::chrono::system_clock::now().time_since_epoch() + time;
-    q.set_deadline_unix_ms(std::chrono::duration_cast<milliseconds>(unix).count());
+    q.set_deadline_unix_ms(UnixMs() + time.count());
     absl::StatusOr<v1::Response> r = Exchange(q, time);
     if (r.ok()) return *std::move(r);
     v1::Response failed;

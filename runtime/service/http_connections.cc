@@ -24,6 +24,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "sluice/runtime/service/clock.h"
 #include "sluice/runtime/service/http_json.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -40,10 +41,6 @@ constexpr double kQueueSeconds = 1;  // then who asked has given up
 constexpr int kWriteMs = 5000;
 constexpr int kStayMs = 2;
 constexpr int kBacklog = 4096;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Bytes of kMostBuffered that a connection holds.
 class Reserved {
@@ -243,7 +240,7 @@ std::string TextOf(const sockaddr_storage& address) {
   return std::string(absl::StripPrefix(text, "::ffff:"));
 }
 bool SendAll(int fd, absl::string_view bytes) {
-  const double until = Now() + kWriteMs / 1e3;
+  const double until = SteadySeconds() + kWriteMs / 1e3;
   while (!bytes.empty()) {
     const ssize_t n = send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0) {
@@ -252,7 +249,7 @@ bool SendAll(int fd, absl::string_view bytes) {
     }
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno != EAGAIN) return false;
-    const int left = static_cast<int>((until - Now()) * 1e3);
+    const int left = static_cast<int>((until - SteadySeconds()) * 1e3);
     pollfd p = {fd, POLLOUT, 0};
     if (left <= 0 || poll(&p, 1, left) == 0) return false;
   }
@@ -335,7 +332,7 @@ class HttpConnectionsImpl final : public HttpConnections {
   }
   // The thread that holds those who have said nothing whole.
   void Watch() {
-    double swept = Now();
+    double swept = SteadySeconds();
     std::array<epoll_event, 256> events;
     while (!stop_) {
       const int n = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), 250);
@@ -345,12 +342,12 @@ class HttpConnectionsImpl final : public HttpConnections {
         if (fd == protocol_.socket()) {
           Accept();
         } else if (ConnectionPtr c = Take(fd)) {
-          if (c->in.empty() && !c->closing) c->since = Now();
+          if (c->in.empty() && !c->closing) c->since = SteadySeconds();
           if (ReadSome(*c)) Enter(std::move(c));
         }
       }
-      if (Now() - swept > 0.25) {
-        swept = Now();
+      if (SteadySeconds() - swept > 0.25) {
+        swept = SteadySeconds();
         Sweep(swept);
       }
     }
@@ -366,7 +363,7 @@ class HttpConnectionsImpl final : public HttpConnections {
       setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
       auto c = std::make_unique<Connection>(fd, buffered_, open_);
       c->peer = TextOf(address);
-      c->since = Now();
+      c->since = SteadySeconds();
       if (open_ <= most_ || MakeRoom()) Park(std::move(c), EPOLL_CTL_ADD);
     }
   }
@@ -437,7 +434,7 @@ class HttpConnectionsImpl final : public HttpConnections {
       }
       return Park(std::move(c));
     }
-    c->queued = Now();
+    c->queued = SteadySeconds();
     if (!LaneOf(c->in).Push(c))
       Refuse(std::move(c), 503, "too many requests wait; send again later");
   }
@@ -461,11 +458,11 @@ class HttpConnectionsImpl final : public HttpConnections {
     shutdown(c->fd, SHUT_WR);
     c->closing = true;
     c->in.clear();
-    c->since = Now();
+    c->since = SteadySeconds();
     Park(std::move(c));
   }
   void Serve(ConnectionPtr c, Lane& lane) {
-    if (Now() - c->queued > kQueueSeconds)
+    if (SteadySeconds() - c->queued > kQueueSeconds)
       return Refuse(std::move(c), 503, "no thread came free in time; send again later");
     while (!stop_) {
       const HttpShape shape = MeasureHttp(c->in);
@@ -479,7 +476,7 @@ class HttpConnectionsImpl final : public HttpConnections {
       if (!stays) return Close(std::move(c));
       c->in.erase(0, shape.head + shape.body);
       c->told = false;
-      c->since = Now();
+      c->since = SteadySeconds();
       if (!c->in.empty()) return Enter(std::move(c));
       // Who asks again at once finds this thread still here, if others have one.
       pollfd p = {c->fd, POLLIN, 0};

@@ -12,10 +12,6 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-int64_t SteadyMs() {
-  using namespace std::chrono;
-  return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
-}
 // A snapshot belongs to a team and a policy's text; one of another shape is not read.
 std::string SnapshotKey(const PolicySet& s, const PolicySet::Policy& p) {
   return absl::StrCat(absl::Hex(p.fingerprint), "@", absl::Hex(s.fingerprint));
@@ -129,44 +125,40 @@ absl::Status Learner::SaveNow() {
   return save_status_;
 }
 
-Learner::Book Learner::RestoreBook(const PolicySet& set, const PolicySet::Policy& policy) {
+template <class Parsed>
+uint64_t Learner::RestoreThrough(const std::string& key, uint64_t newest, Parsed& into) {
+  const auto snapshot = store_.LoadSnapshot(key);
+  const bool known = snapshot.ok() && snapshot->through <= newest;
+  return known && into.Parse(snapshot->bytes).ok() ? snapshot->through : 0;
+}
+
+Learner::Book Learner::RestoreBook(const PolicySet& set, const PolicySet::Policy& policy,
+                                   uint64_t newest) {
   Book b{std::make_unique<Ledger>(*policy.router, *policy.plan, options_.window), 0};
-  const auto snapshot = store_.LoadSnapshot(SnapshotKey(set, policy));
-  // One of outcomes that the store has lost since then is not of this log.
-  const auto newest = store_.Newest();
-  const bool known = snapshot.ok() && newest.ok() && snapshot->through <= *newest;
-  if (known && b.ledger->Parse(snapshot->bytes).ok()) b.through = snapshot->through;
-  // Anything else (none yet, another text, damage) is learned again from the outcomes.
+  b.through = RestoreThrough(SnapshotKey(set, policy), newest, *b.ledger);
   return b;
 }
 
 absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
-  SLUICE_RETURN_IF_ERROR(teams_.Serve(*settings));
+  teams_.Serve(*settings);
+  SLUICE_RETURN_IF_ERROR(teams_.Keep());
   SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store_.Newest());
   SLUICE_ASSIGN_OR_RETURN(const uint64_t oldest, store_.Oldest());
   uint64_t from = newest;
   Books books;
   const PolicySet& set = *settings->policies;
   for (const PolicySet::Policy& p : set.policies) {
-    books.policies.push_back(RestoreBook(set, p));
+    books.policies.push_back(RestoreBook(set, p, newest));
     from = std::min(from, books.policies.back().through);
   }
   if (set.worth) {
-    books.worth = RestoreBook(set, *set.worth);
+    books.worth = RestoreBook(set, *set.worth, newest);
     from = std::min(from, books.worth->through);
   }
   books.spending.Track(settings->budgets);
-  const auto spending = store_.LoadSnapshot(SpendingKey(books.spending));
-  if (spending.ok() && spending->through <= newest && books.spending.Parse(spending->bytes).ok())
-    books.spending_through = spending->through;
+  books.spending_through = RestoreThrough(SpendingKey(books.spending), newest, books.spending);
   if (!settings->budgets.empty()) from = std::min(from, books.spending_through);
-  const auto experiment = store_.LoadSnapshot(ExperimentKey(set));
-  if (experiment.ok() && experiment->through <= newest &&
-      books.experiment.Parse(experiment->bytes).ok()) {
-    books.experiment_through = experiment->through;
-  } else {
-    books.experiment = {};
-  }
+  books.experiment_through = RestoreThrough(ExperimentKey(set), newest, books.experiment);
   books.experiment.Adopt(settings->config.experiment());
   from = std::max(std::min(from, books.experiment_through), oldest - 1);
   if (const auto days = store_.LoadSnapshot(kDaysKey); days.ok()) days_.Parse(days->bytes);
@@ -181,9 +173,10 @@ absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
 
 absl::Status Learner::CatchUp() {
   const absl::Status status = ApplyStored();
+  if (!absl::IsDataLoss(status)) return status;
   const auto oldest = store_.Oldest();
   const auto newest = store_.Newest();
-  const bool lost = absl::IsDataLoss(status) && oldest.ok() && newest.ok() &&
+  const bool lost = oldest.ok() && newest.ok() &&
                     (sequence_ > *newest || sequence_ + 1 < *oldest || !unreadable_);
   if (!lost) return status;
   {
@@ -201,7 +194,7 @@ absl::Status Learner::ApplyStored() {
   absl::Status bad;
   unreadable_ = false;
   SLUICE_RETURN_IF_ERROR(store_.Read(sequence_, [&](uint64_t sequence, absl::string_view bytes) {
-    absl::StatusOr<OutcomeRecord> o = ParseOutcome(bytes);
+    const absl::StatusOr<OutcomeRecord> o = ParseOutcome(bytes);
     if (!o.ok()) {
       bad.Update(
           absl::DataLossError(absl::StrCat("outcome ", sequence, ": ", o.status().message())));
@@ -209,25 +202,31 @@ absl::Status Learner::ApplyStored() {
       unreadable_ = true;
       return;
     }
-    Apply(sequence, *std::move(o));
+    Apply(sequence, *o);
   }));
   return bad;
 }
 
 void Learner::Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequence,
-                      const OutcomeRecord& o) {
+                      uint64_t epoch, const AgentOutcome& o) {
   if (sequence <= book.through) return;
   deltas_.clear();
-  policy.router->Observe(*policy.plan, o.view(o.shares()), deltas_);
-  book.ledger->Add(o.decision.epoch, deltas_);
+  policy.router->Observe(*policy.plan, o, deltas_);
+  book.ledger->Add(epoch, deltas_);
 }
 
-void Learner::Apply(uint64_t sequence, OutcomeRecord o) {
+void Learner::Apply(uint64_t sequence, const OutcomeRecord& o) {
   sequence_ = sequence;
   days_.Note(o.unix_ms, sequence);
+  if (o.decision.graph == books_.settings->policies->fingerprint) return Learn(sequence, o);
+  OutcomeRecord told = o;
+  if (teams_.Translate(told)) Learn(sequence, told);
+}
+
+void Learner::Learn(uint64_t sequence, const OutcomeRecord& o) {
   const PolicySet& set = *books_.settings->policies;
   const AgentGraph& g = *set.graph;
-  if (!teams_.Translate(o) || o.decision.path.size() != static_cast<size_t>(g.num_stages()) ||
+  if (o.decision.path.size() != static_cast<size_t>(g.num_stages()) ||
       o.decision.intent.size() != g.tasks.size())
     return;
   dirty_ = true;
@@ -237,9 +236,12 @@ void Learner::Apply(uint64_t sequence, OutcomeRecord o) {
       newly_settled_.push_back(o.decision);
   }
   if (!o.graded) return;
+  const OutcomeRecord::Shares shares = o.shares();
+  const AgentOutcome view = o.view(shares);
+  const uint64_t epoch = o.decision.epoch;
   for (size_t i = 0; i < books_.policies.size(); ++i)
-    Observe(set.policies[i], books_.policies[i], sequence, o);
-  if (books_.worth) Observe(*set.worth, *books_.worth, sequence, o);
+    Observe(set.policies[i], books_.policies[i], sequence, epoch, view);
+  if (books_.worth) Observe(*set.worth, *books_.worth, sequence, epoch, view);
   if (o.decision.unit != 0 && sequence > books_.experiment_through) {
     std::lock_guard lock(experiment_mutex_);
     books_.experiment.Learn(o);

@@ -121,11 +121,16 @@ class Learner {
     SpendingBook spending;
     uint64_t spending_through = 0;
   };
-  Book RestoreBook(const PolicySet& set, const PolicySet::Policy& policy);
+  // The sequence through which the snapshot knows, once `into` took it. 0: none yet, of another
+  // text, damaged, or of outcomes that the store has lost since: then it is learned again.
+  template <class Parsed>
+  uint64_t RestoreThrough(const std::string& key, uint64_t newest, Parsed& into);
+  Book RestoreBook(const PolicySet& set, const PolicySet::Policy& policy, uint64_t newest);
   absl::Status Restore(std::shared_ptr<const ServerSettings>);
-  void Apply(uint64_t sequence, OutcomeRecord o);
-  void Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequence,
-               const OutcomeRecord& o);
+  void Apply(uint64_t sequence, const OutcomeRecord& o);
+  void Learn(uint64_t sequence, const OutcomeRecord& o);  // of this team
+  void Observe(const PolicySet::Policy& policy, Book& book, uint64_t sequence, uint64_t epoch,
+               const AgentOutcome& o);
   absl::Status Swap(std::shared_ptr<const ServerSettings>);
   absl::Status ApplyStored();
   // Applies what is stored; where the store lost outcomes that were read, learns anew from the

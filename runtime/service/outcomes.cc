@@ -58,12 +58,10 @@ absl::Status Outcomes::Take(const v1::FeedbackRequest& request, const Team& team
     job->failures.push_back(std::move(checked->failures));
     job->outcomes.push_back(std::move(checked->record));
   }
-  std::vector<uint64_t> labelled;
-  for (const OutcomeRecord& o : job->outcomes) {
-    if ((o.decision.id & kLabelled) != 0) labelled.push_back(o.decision.id);
-  }
   if (learner_.Submit(job)) return absl::OkStatus();
-  for (size_t i = 0; i < labelled.size(); ++i) decisions_.epochs().LabelledDone(false);
+  for (const OutcomeRecord& o : job->outcomes) {
+    if ((o.decision.id & kLabelled) != 0) decisions_.epochs().LabelledDone(false);
+  }
   return absl::ResourceExhaustedError(absl::StrCat("the feedback queue holds ", learner_.queued(),
                                                    " of ", queue,
                                                    " outcomes; nothing was kept, send again"));

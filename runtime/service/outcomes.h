@@ -26,7 +26,7 @@ class Outcomes {
         decisions_(decisions),
         tally_(tally),
         teams_(store) {}
-  absl::Status Adopt(const ServerSettings& settings) { return teams_.Serve(settings); }
+  void Adopt(const ServerSettings& settings) { teams_.Serve(settings); }
 
   // Checks every outcome and hands the good ones to the learner; those that are refused get their
   // reason. An error: nothing was kept. `job` has its caller's fields.

@@ -11,10 +11,8 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
-using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
-using google::protobuf::Reflection;
 using google::protobuf::util::MessageDifferencer;
 
 // One line a field that differs.
@@ -68,7 +66,7 @@ absl::StatusOr<ReloadPlan> PlanReload(const ServerSettings& was, ServerSettings 
     KeepOld(before.learning(), *c.mutable_learning(), field, "learning.", plan.restarts);
   KeepOld(before.limits(), *c.mutable_limits(), "max_message_bytes", "limits.", plan.restarts);
   plan.changes = Differences(before, c);
-  plan.settings = std::move(now);
+  plan.settings = std::make_shared<const ServerSettings>(std::move(now));
   return plan;
 }
 

@@ -4,6 +4,7 @@
 // its own, compared, learned anew where that is needed, and only then taken over.
 #include <functional>
 #include <future>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,9 +15,9 @@
 SLUICE_BEGIN_NAMESPACE
 // What a running server takes over, what waits for a restart, or why it takes nothing.
 struct ReloadPlan {
-  ServerSettings settings;            // what waits keeps its old value here
-  std::vector<std::string> changes;   // "limits.max_batch: 1024 -> 10"
-  std::vector<std::string> restarts;  // the same for what waits
+  std::shared_ptr<const ServerSettings> settings;  // what waits keeps its old value here
+  std::vector<std::string> changes;                // "limits.max_batch: 1024 -> 10"
+  std::vector<std::string> restarts;               // the same for what waits
 };
 absl::StatusOr<ReloadPlan> PlanReload(const ServerSettings& was, ServerSettings now);
 

@@ -80,7 +80,7 @@ class ServerImpl final : public Server {
       Published<LearnedState>::Guard state(learner_->published(), 0);
       decisions_->epochs().Set(state->newest_epoch + 1, c.learning().epoch_decisions());
     }
-    SLUICE_RETURN_IF_ERROR(Adopt(c.active_policy()));
+    Adopt(c.active_policy());
     SLUICE_ASSIGN_OR_RETURN(transport_, Transport::Open(context_, c));
     if (c.http().port() > 0) SLUICE_RETURN_IF_ERROR(OpenHttp(c.http()));
     started_ = SteadySeconds();
@@ -142,7 +142,7 @@ class ServerImpl final : public Server {
     }
   }
   // What the rooms take from the team's settings.
-  absl::Status Adopt(const std::string& active) {
+  void Adopt(const std::string& active) {
     decisions_->Adopt(team_->settings(), active);
     auto models = std::make_shared<Models>();
     for (const std::vector<Agent>& stage : team_->graph().stages) {
@@ -152,7 +152,7 @@ class ServerImpl final : public Server {
     const v1::LimitsConfig& limits = config().limits();
     rate_limit_.Set(limits.requests_per_s(), limits.burst());
     learner_->SetQueue(limits.feedback_queue());
-    return outcomes_->Adopt(team_->settings());
+    outcomes_->Adopt(team_->settings());
   }
 
   void Serve() {
@@ -262,8 +262,7 @@ class ServerImpl final : public Server {
       absl::StatusOr<ReloadPlan> plan = PlanReload(team_->settings(), **std::move(read));
       if (!plan.ok()) return RefuseReload(plan.status().message());
       pending_ = std::move(*plan);
-      pending_settings_ = std::make_shared<const ServerSettings>(std::move(pending_->settings));
-      learner_->Replace(pending_settings_);
+      learner_->Replace(pending_->settings);
     }
     if (!pending_) return;
     const std::optional<absl::Status> learned = learner_->TakeReplaced();
@@ -273,22 +272,20 @@ class ServerImpl final : public Server {
   }
   // Takes over the settings that the learner published: decisions need both of one team.
   void FollowTeam() {
-    if (!pending_) return;
     const std::string was = config().active_policy();
     const std::string chosen = decisions_->active();
-    team_ = std::make_unique<Team>(pending_settings_, team_.get());
+    team_ = std::make_unique<Team>(pending_->settings, team_.get());
     // What an operator switched stays, unless the file now says something else or lacks it.
     const std::string& wanted = config().active_policy();
     const bool keep = wanted == was && team_->policies().Find(chosen) >= 0;
-    const absl::Status kept = Adopt(keep ? chosen : wanted);
+    Adopt(keep ? chosen : wanted);
     std::vector<std::string> said = pending_->changes;
     for (const std::string& line : pending_->restarts)
       said.push_back(absl::StrCat("needs a restart: ", line));
     if (keep && chosen != wanted)
       said.push_back(absl::StrCat("policy '", chosen, "' stays active, as it was switched to"));
     if (said.empty()) said.emplace_back("nothing changed");
-    if (!kept.ok()) said.push_back(absl::StrCat("the store: ", kept.message()));
-    last_reload_ = said;
+    last_reload_ = std::move(said);
     pending_.reset();
     ++tally_.reloads;
     reload_error_.clear();
@@ -338,10 +335,12 @@ class ServerImpl final : public Server {
           absl::StrCat("request of version ", q.version(), ", this server speaks ", kWireVersion));
       return false;
     }
-    if (q.deadline_unix_ms() != 0 && UnixMs() > q.deadline_unix_ms()) {
+    // Any number may come: one far below 0 must not overflow.
+    const int64_t deadline = std::max<int64_t>(q.deadline_unix_ms(), -1);
+    const int64_t late_ms = deadline != 0 ? UnixMs() - deadline : 0;
+    if (late_ms > 0) {
       SetError(r.mutable_error(), v1::DEADLINE_EXCEEDED,
-               absl::StrCat("the deadline passed ", UnixMs() - q.deadline_unix_ms(),
-                            " ms before the request was read"));
+               absl::StrCat("the deadline passed ", late_ms, " ms before the request was read"));
       return false;
     }
     if (!transport_->Allows(m.key)) {
@@ -431,9 +430,7 @@ class ServerImpl final : public Server {
       return SetError(r.mutable_error(), v1::UNAVAILABLE, "the server drains");
     if (!FitsBatch(request.queries_size(), "queries", r)) return;
     const State state = Learned();
-    if (pending_ && state->settings == pending_settings_) FollowTeam();
-    outcomes_->Settle(*team_);
-    team_->Refresh(*state, now_);
+    Refresh(*state);
     decisions_->epochs().CatchUp(state->newest_epoch);
     v1::RouteResponse& out = *r.mutable_route();
     out.mutable_decisions()->Reserve(request.queries_size());
@@ -475,12 +472,15 @@ class ServerImpl final : public Server {
     for (size_t r = 0; r < rules; ++r) held[r] = team_->reservations().held(r);
     learner_->ShareHeld(std::move(held));
   }
-  // Breakers and budgets as they are now.
+  // The team that the state is of, its breakers and budgets as they are now.
+  void Refresh(const LearnedState& state) {
+    if (pending_ && state.settings == pending_->settings) FollowTeam();
+    outcomes_->Settle(*team_);
+    team_->Refresh(state, now_);
+  }
   void RefreshTeam() {
     const State state = Learned();
-    if (pending_ && state->settings == pending_settings_) FollowTeam();
-    outcomes_->Settle(*team_);
-    team_->Refresh(*state, now_);
+    Refresh(*state);
     ShareHeld();
   }
 
@@ -558,7 +558,6 @@ class ServerImpl final : public Server {
   RateLimit rate_limit_;
   sluice::Reload reload_;
   std::optional<ReloadPlan> pending_;  // read, and the learner is at it
-  std::shared_ptr<const ServerSettings> pending_settings_;
   std::string reload_error_;
   std::vector<std::string> last_reload_;
   std::string trouble_;

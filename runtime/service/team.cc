@@ -142,7 +142,7 @@ bool Team::Affords(absl::Span<const size_t> rules, absl::Span<const int32_t> pat
 }
 
 Barred Team::WhyBarred(int32_t agent, Block block, absl::Span<const size_t> rules) const {
-  Barred barred{block, "", 0};
+  Barred barred;
   const auto a = static_cast<size_t>(agent);
   if (block == Block::kUnhealthy) {
     barred.why = health_.state(a).why;

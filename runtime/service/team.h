@@ -17,7 +17,6 @@
 SLUICE_BEGIN_NAMESPACE
 // Why somebody may not be chosen, and when that ends by itself.
 struct Barred {
-  Block block = Block::kNone;
   std::string why;
   double free_in_s = 0;  // 0: not known
 };

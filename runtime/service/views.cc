@@ -37,7 +37,8 @@ const char* NameOf(AgentHealth::Breaker b) {
   }
   return "";
 }
-void AddStages(const AgentGraph& g, const AgentTrace& trace,
+using BarredAgents = std::vector<std::pair<int32_t, Barred>>;  // by number, ascending
+void AddStages(const AgentGraph& g, const AgentTrace& trace, const BarredAgents& barred,
                google::protobuf::RepeatedPtrField<v1::StageExplanation>* out) {
   for (const AgentCandidate& c : trace) {
     while (out->size() <= c.stage) out->Add();
@@ -48,6 +49,11 @@ void AddStages(const AgentGraph& g, const AgentTrace& trace,
     to.set_p(c.p);
     to.set_blocked(NameOf(c.block));
     to.set_chosen(c.chosen);
+    const auto at = std::lower_bound(barred.begin(), barred.end(), c.agent,
+                                     [](const auto& b, int32_t agent) { return b.first < agent; });
+    if (at == barred.end() || at->first != c.agent) continue;
+    to.set_why(at->second.why);
+    to.set_free_in_s(at->second.free_in_s);
   }
 }
 uint64_t DigestOf(const std::vector<double>& numbers) {
@@ -75,16 +81,7 @@ void Explain(const Decisions& decisions, uint64_t id, v1::Response& r) {
     w.set_task(set.graph->tasks[t]);
     w.set_weight(e->intent[t]);
   }
-  AddStages(*set.graph, e->trace, out.mutable_stages());
-  for (v1::StageExplanation& s : *out.mutable_stages()) {
-    for (v1::Candidate& c : *s.mutable_candidates()) {
-      for (const auto& [agent, barred] : e->barred) {
-        if (set.graph->agent(agent).id != c.agent()) continue;
-        c.set_why(barred.why);
-        c.set_free_in_s(barred.free_in_s);
-      }
-    }
-  }
+  AddStages(*set.graph, e->trace, e->barred, out.mutable_stages());
 }
 
 void Counters(const Tally& tally, v1::StatsResponse& s) {
@@ -197,7 +194,7 @@ void HeatMap(const LearnedState& state, int active, const Team& team, v1::HeatMa
     v1::TaskHeat& heat = *out.add_tasks();
     heat.set_task(set.graph->tasks[t]);
     if (policy.router->Run(*policy.plan, state.of[i].state, ask, decision, &trace).ok())
-      AddStages(*set.graph, trace, heat.mutable_stages());
+      AddStages(*set.graph, trace, {}, heat.mutable_stages());
   }
 }
 

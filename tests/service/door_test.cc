@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "sluice/runtime/service/endpoint.h"
+#include "sluice/tests/support/ask_server.h"
 #include "sluice/tests/support/raw_socket.h"
 #include "sluice/tests/support/running_server.h"
 
@@ -20,18 +21,6 @@ using testing::Not;
 
 int PortOf(const std::string& endpoint) {
   return std::atoi(endpoint.substr(endpoint.rfind(':') + 1).c_str());
-}
-v1::StatsResponse StatsOf(Client& c) {
-  v1::Request q;
-  q.mutable_stats();
-  const auto r = c.Call(q);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return r.ok() ? r->stats() : v1::StatsResponse();
-}
-v1::Query Math() {
-  v1::Query q;
-  q.set_task("math");
-  return q;
 }
 
 // A frame of ZMTP 1.0: length, flags, body. The peer greets with its identity, here none.

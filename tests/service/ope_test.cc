@@ -12,6 +12,7 @@
 
 #include "sluice/routers/builtin.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/earlier_teams.h"
 #include "sluice/runtime/service/evaluate.h"
 #include "sluice/runtime/service/outcome_log.h"
@@ -45,21 +46,6 @@ v1::ServerConfig Config(int stages = 1) {
     }
   }
   return c;
-}
-std::shared_ptr<const AgentGraph> Graph(const v1::ServerConfig& c) {
-  auto g = std::make_shared<AgentGraph>();
-  g->tasks.assign(c.task().begin(), c.task().end());
-  for (const v1::StageConfig& s : c.stage()) {
-    g->stages.emplace_back();
-    for (const v1::AgentConfig& a : s.agent()) {
-      Agent agent;
-      agent.id = a.id();
-      agent.cost_usd = a.cost_usd();
-      agent.weight = a.weight();
-      g->stages.back().push_back(agent);
-    }
-  }
-  return g;
 }
 
 // A policy that learns as a server has it learn.
@@ -136,7 +122,7 @@ Served Serve(const Traffic& t) {
   Served s;
   const v1::ServerConfig config = Config(t.stages);
   EXPECT_TRUE(s.store->SaveSnapshot(TeamKey(kGraph), {0, config.SerializeAsString()}).ok());
-  Learning logging(t.logging, Graph(config));
+  Learning logging(t.logging, GraphOf(config));
   for (int64_t i = 0; i < t.outcomes; ++i) {
     s.outcomes.push_back(Outcome(t, logging, i));
     logging.Learn(s.outcomes.back());
@@ -147,7 +133,7 @@ Served Serve(const Traffic& t) {
 // What the policy would earn on average for these queries, each time with what it had learned from
 // the outcomes before: sum of its probabilities and the means.
 double TrueValue(const std::string& policy, const Served& s) {
-  Learning learning(policy, Graph(Config()));
+  Learning learning(policy, GraphOf(Config()));
   double value = 0;
   for (const OutcomeRecord& o : s.outcomes) {
     std::vector<Block> blocked(kAgents, Block::kNone);
@@ -227,7 +213,7 @@ TEST(Ope, JudgesByWhatWasKnownBefore) {
   o.explore = 0.05;
   const auto run = EvaluateStore(*s.store, o);
   ASSERT_TRUE(run.ok()) << run.status();
-  Learning learning(policy, Graph(Config()));
+  Learning learning(policy, GraphOf(Config()));
   double seen = 0;
   double total = 0;
   double count[kTasks][kAgents] = {};
@@ -444,7 +430,7 @@ TEST(Ope, TakesAPolicyByItsNameInTheConfiguration) {
   p.set_name("mine");
   p.set_spec("weighted:seed=3");
   ASSERT_TRUE(s.store->SaveSnapshot(TeamKey(kGraph), {0, config.SerializeAsString()}).ok());
-  Learning logging("random", Graph(config));
+  Learning logging("random", GraphOf(config));
   for (int64_t i = 0; i < 50; ++i)
     s.outcomes.push_back(Outcome({.logging = "random", .explore = 0}, logging, i));
   Append(*s.store, s.outcomes);

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/tests/support/ask_server.h"
 #include "sluice/tests/support/redis_server.h"
 #include "sluice/tests/support/running_server.h"
 
@@ -15,11 +16,6 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 using testing::HasSubstr;
 
-v1::Query Task(const std::string& task) {
-  v1::Query q;
-  q.set_task(task);
-  return q;
-}
 v1::Outcome Good(const v1::Decision& d, double quality = 1) {
   v1::Outcome o;
   o.set_receipt(d.receipt());
@@ -27,16 +23,6 @@ v1::Outcome Good(const v1::Decision& d, double quality = 1) {
   o.set_cost_usd(0.01);
   o.set_latency_s(0.5);
   return o;
-}
-v1::Response Ask(Client& c, const std::function<void(v1::Request&)>& fill) {
-  v1::Request q;
-  fill(q);
-  auto r = c.Call(q);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return r.ok() ? *r : v1::Response();
-}
-v1::StatsResponse StatsOf(Client& c) {
-  return Ask(c, [](v1::Request& q) { q.mutable_stats(); }).stats();
 }
 v1::SnapshotResponse SnapshotOf(Client& c) {
   return Ask(c, [](v1::Request& q) { q.mutable_snapshot()->set_include_state(true); }).snapshot();

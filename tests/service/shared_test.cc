@@ -8,6 +8,7 @@
 
 #include "sluice/runtime/service/retention.h"
 #include "sluice/runtime/store/store.h"
+#include "sluice/tests/support/ask_server.h"
 #include "sluice/tests/support/redis_server.h"
 #include "sluice/tests/support/running_server.h"
 
@@ -19,11 +20,6 @@ using testing::Not;
 constexpr char kTeam[] =
     "task: \"math\" stage { agent { id: \"a\" cost_usd: 0.1 } agent { id: \"b\" } } "
     "learning { publish_ms: 1 epoch_decisions: 4 } ";
-v1::Query Math() {
-  v1::Query q;
-  q.set_task("math");
-  return q;
-}
 v1::Query OnlyA() {
   v1::Query q = Math();
   q.add_exclude("b");
@@ -35,16 +31,6 @@ v1::Outcome Good(const v1::Decision& d) {
   o.set_quality(1);
   o.set_cost_usd(0.1);
   return o;
-}
-v1::Response Ask(Client& c, const std::function<void(v1::Request&)>& fill) {
-  v1::Request q;
-  fill(q);
-  const auto r = c.Call(q);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return r.ok() ? *r : v1::Response();
-}
-v1::StatsResponse StatsOf(Client& c) {
-  return Ask(c, [](v1::Request& q) { q.mutable_stats(); }).stats();
 }
 uint64_t Learned(Client& c) {
   return Ask(c, [](v1::Request& q) { q.mutable_list_policies(); })

@@ -12,6 +12,7 @@
 #include "sluice/runtime/service/epochs.h"
 #include "sluice/runtime/service/health.h"
 #include "sluice/runtime/service/sessions.h"
+#include "sluice/tests/support/ask_server.h"
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -19,11 +20,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-v1::Query Math() {
-  v1::Query q;
-  q.set_task("math");
-  return q;
-}
 v1::Outcome Ended(const v1::Decision& d, double quality, double cost_usd) {
   v1::Outcome o;
   o.set_receipt(d.receipt());
@@ -31,25 +27,11 @@ v1::Outcome Ended(const v1::Decision& d, double quality, double cost_usd) {
   o.set_cost_usd(cost_usd);
   return o;
 }
-v1::StatsResponse StatsOf(Client& c) {
-  v1::Request q;
-  q.mutable_stats();
-  const auto r = c.Call(q);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return r.ok() ? r->stats() : v1::StatsResponse();
-}
 std::map<std::string, v1::AgentStats> AgentsOf(Client& c) {
   std::map<std::string, v1::AgentStats> all;
   const v1::StatsResponse stats = StatsOf(c);
   for (const v1::AgentStats& a : stats.agents()) all[a.agent()] = a;
   return all;
-}
-v1::Response Ask(Client& c, const std::function<void(v1::Request&)>& fill) {
-  v1::Request q;
-  fill(q);
-  const auto r = c.Call(q);
-  EXPECT_TRUE(r.ok()) << r.status();
-  return r.ok() ? *r : v1::Response();
 }
 
 // --- breakers
