@@ -2,27 +2,26 @@
 #define SLUICE_POLICIES_EXPERIMENT_BOOTSTRAP_H_
 // Intervals for what two policies did on the same documents, and which policies nobody beats.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
 #include "absl/types/span.h"
+#include "sluice/policies/experiment/quantile.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-struct BootstrapInterval {
-  double value = 0, low = 0, high = 0;  // 95 %, percentiles
-};
 // `statistic` of documents drawn with replacement; it gets their indices, so it is paired by
-// construction: compute both policies from the same draw. With few documents (below about 8)
-// percentile intervals are too narrow; say how many. Deterministic from the seed. O(draws * cost of
-// statistic).
-inline BootstrapInterval PairedBootstrap(
+// construction: compute both policies from the same draw. A 95 % interval of percentiles, for many
+// documents: with 5 it covers 84 % of the time (FewInterval is for those). Deterministic from the
+// seed. O(draws * cost of statistic).
+inline MeanInterval PairedBootstrap(
     int64_t documents, int64_t draws, uint64_t seed,
     const std::function<double(absl::Span<const int64_t>)>& statistic) {
   std::vector<int64_t> all(documents);
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
-  BootstrapInterval r;
+  MeanInterval r;
   r.value = r.low = r.high = statistic(all);
   if (documents < 2 || draws < 1) return r;
   std::vector<double> values;
@@ -41,6 +40,61 @@ inline BootstrapInterval PairedBootstrap(
   };
   r.low = at(0.025);
   r.high = at(0.975);
+  return r;
+}
+
+namespace bootstrap_internal {
+struct Moments {
+  double mean = 0, error = 0;  // error: of the mean
+};
+template <class At>
+Moments MomentsOf(size_t n, const At& at) {
+  const auto count = static_cast<double>(n);
+  Moments m;
+  for (size_t i = 0; i < n; ++i) m.mean += at(i) / count;
+  double squares = 0;
+  for (size_t i = 0; i < n; ++i) squares += (at(i) - m.mean) * (at(i) - m.mean);
+  m.error = std::sqrt(squares / (count - 1) / count);
+  return m;
+}
+}  // namespace bootstrap_internal
+
+// The mean of few numbers that may be skewed (differences by document, results by seed) and its
+// 95 % interval: on either side the wider of Student's, which is exact for normal numbers, and the
+// studentised bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, 12.5), which
+// follows the skew. Of 4, 5, 8 or 16 normal, exponential or log-normal (sigma 0.5) numbers it
+// covers at least 93 % of the time, where Student's alone falls to 87 %. Numbers that are all
+// equal have an interval of no width, which says that they agree and no more; where one is none or
+// infinite the interval is Student's, which is none. Fewer than 2: the mean alone. Deterministic
+// from the seed. O(draws * (n + log draws)).
+inline MeanInterval FewInterval(absl::Span<const double> x, int64_t draws, uint64_t seed) {
+  using bootstrap_internal::Moments;
+  using bootstrap_internal::MomentsOf;
+  MeanInterval r = StudentInterval(x);
+  if (x.size() < 2 || draws < 1) return r;
+  const Moments all = MomentsOf(x.size(), [&](size_t i) { return x[i]; });
+  if (!(all.error > 0) || std::isinf(all.error)) return r;
+  std::vector<double> drawn(x.size());
+  std::vector<double> t;
+  t.reserve(draws);
+  for (int64_t d = 0; d < draws; ++d) {
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double u = RandomUniform({seed, static_cast<uint64_t>(d), 1, 0, i});
+      drawn[i] = x[static_cast<size_t>(u * static_cast<double>(x.size()))];
+    }
+    const Moments m = MomentsOf(drawn.size(), [&](size_t i) { return drawn[i]; });
+    const double off = m.mean - all.mean;
+    // One number drawn throughout: as far out as can be.
+    t.push_back(m.error > 1e-12 * all.error ? off / m.error
+                : off == 0                  ? 0
+                                            : std::copysign(INFINITY, off));
+  }
+  std::sort(t.begin(), t.end());
+  const auto tail = std::max<int64_t>(1, (draws + 1) / 40);
+  const double above = t[draws - tail];
+  const double below = t[tail - 1];
+  if (std::isfinite(above)) r.low = std::min(r.low, all.mean - above * all.error);
+  if (std::isfinite(below)) r.high = std::max(r.high, all.mean - below * all.error);
   return r;
 }
 

@@ -247,9 +247,9 @@ inline void SetBootstrap(absl::Span<const LoggedDecision> log, absl::Span<const 
     return s;
   };
   const auto n = static_cast<int64_t>(log.size());
-  const BootstrapInterval value = PairedBootstrap(
+  const MeanInterval value = PairedBootstrap(
       n, o.draws, o.seed, [&](absl::Span<const int64_t> drawn) { return sums(drawn).value(); });
-  const BootstrapInterval gain =
+  const MeanInterval gain =
       PairedBootstrap(n, o.draws, o.seed,
                       [&](absl::Span<const int64_t> drawn) { return sums(drawn).over_logged(); });
   e.low = value.low;

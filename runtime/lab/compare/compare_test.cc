@@ -151,7 +151,50 @@ TEST(Compare, DenseAgainstItselfChangesNothingAndSkippingIsMeasured) {
   EXPECT_EQ(report.heats[0].values[1].size(), static_cast<size_t>(host::Mini().shape.layers));
   for (const auto& row : report.heats[0].values[0]) EXPECT_NEAR(row, 1, 1e-9);
   for (double h : report.heats[1].values[0]) EXPECT_NEAR(h, 1, 1e-9);
-  EXPECT_THAT(report.notes, HasSubstr("with 2 documents intervals are rough"));
+  EXPECT_THAT(report.notes, HasSubstr("with 2 documents intervals are not known to cover"));
+}
+
+// Changes are means over documents, with the interval that fits each: made documents, worked out by
+// hand.
+TEST(Compare, ChangesAreMeansOverDocuments) {
+  Compared c;
+  c.o.policies = {"dense", "half"};
+  c.o.contexts = {512};
+  const double nll[] = {0.1, 0.2, 0.3, 0.4, 0.5};
+  const double seconds[] = {1, 2, 1, 2, 4};
+  std::vector<CompareDocument> documents;
+  for (int64_t d = 0; d < 5; ++d) {
+    CompareDocument one;
+    one.policy = "dense";
+    one.context = 512;
+    one.document = d;
+    one.nll = 200 + static_cast<double>(d);
+    one.counted = 100;
+    one.right = 16;
+    one.asked = 16;
+    one.total_s = 4;
+    one.layer_density = one.head_density = {1};
+    one.block_map.assign(kMapBins * kMapBins, 1);
+    documents.push_back(one);
+    one.policy = "half";
+    one.nll += 100 * nll[d];
+    one.right = 16 - 2 * d;
+    one.total_s = seconds[d];
+    documents.push_back(one);
+  }
+  const Report report = MakeReport(documents, c.o, "t", true);
+  const std::vector<ReportCell>& half = report.tables[0].rows[1];
+  // Student's half-width: 2.776445 * sqrt(0.025 / 5) for the log perplexities.
+  EXPECT_NEAR(half[2].value, 100 * (std::exp(0.3) - 1), 1e-9);
+  EXPECT_LE(half[2].low, 100 * (std::exp(0.3 - 0.1963243) - 1) + 1e-4);
+  EXPECT_GE(half[2].high, 100 * (std::exp(0.3 + 0.1963243) - 1) - 1e-4);
+  EXPECT_NEAR(half[4].value, 100 * (0 - 4. / 16), 1e-9);
+  EXPECT_LE(half[4].low, -25 - 100 * 2 * 1.963243 / 16 + 1e-4);
+  // Ratios 4, 2, 4, 2, 1: on the log scale.
+  EXPECT_NEAR(half[10].value, std::exp2(6. / 5), 1e-9);
+  EXPECT_LT(half[10].low, 1.3);
+  EXPECT_GT(half[10].high, 4);
+  EXPECT_EQ(report.notes.find("not known to cover"), std::string::npos);
 }
 
 TEST(Compare, ErrorsSayWhatIsAllowed) {

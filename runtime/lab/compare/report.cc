@@ -80,9 +80,9 @@ class ReportMaker {
   void AddHeats(const std::string& policy, const Documents& docs);
   void AddCharts(Context& c);
   std::string Notes() const;
-  ReportCell Interval(const BootstrapInterval& i, size_t n) const {
-    return {"", i.value, n > 1 ? i.low : NAN, n > 1 ? i.high : NAN};
-  }
+  ReportCell Change(const Documents& docs, const Context& c,
+                    const std::function<double(const CompareDocument&, const CompareDocument&)>& of,
+                    const std::function<double(double)>& shown) const;
 
   const CompareOptions& o_;
   const bool times_;
@@ -118,51 +118,49 @@ std::vector<ReportTable::Column> ReportMaker::Columns() const {
   return columns;
 }
 
+// The mean over documents of what `of` says of a policy's and the first policy's document, and its
+// interval, both as `shown`, which must not fall.
+ReportCell ReportMaker::Change(
+    const Documents& docs, const Context& c,
+    const std::function<double(const CompareDocument&, const CompareDocument&)>& of,
+    const std::function<double(double)>& shown) const {
+  std::vector<double> changes;
+  for (size_t i = 0; i < docs.size(); ++i) changes.push_back(of(*docs[i], *c.base[i]));
+  const MeanInterval m = FewInterval(changes, o_.draws, o_.seed);
+  const bool known = changes.size() > 1;
+  return {"", shown(m.value), known ? shown(m.low) : NAN, known ? shown(m.high) : NAN};
+}
+
 // Each measure, and its change against the first policy on the same documents.
 void ReportMaker::AddQuality(const Documents& docs, const Context& c, const Totals& all,
                              std::vector<ReportCell>& row) const {
-  const auto change = [&](const std::function<double(const Totals&, const Totals&)>& what) {
-    const auto of = [&](absl::Span<const int64_t> drawn) {
-      Totals mine;
-      Totals theirs;
-      for (int64_t k : drawn) {
-        mine.Add(*docs[k]);
-        theirs.Add(*c.base[k]);
-      }
-      return what(mine, theirs);
-    };
-    const auto n = static_cast<int64_t>(docs.size());
-    row.push_back(Interval(PairedBootstrap(n, o_.draws, o_.seed, of), docs.size()));
-  };
   if (o_.perplexity) {
     row.push_back({"", all.perplexity()});
-    change([](const Totals& mine, const Totals& theirs) {
-      return 100 * (mine.perplexity() / theirs.perplexity() - 1);
-    });
+    const auto log_perplexity = [](const CompareDocument& mine, const CompareDocument& theirs) {
+      return mine.nll / static_cast<double>(mine.counted) -
+             theirs.nll / static_cast<double>(theirs.counted);
+    };
+    row.push_back(
+        Change(docs, c, log_perplexity, [](double x) { return 100 * (std::exp(x) - 1); }));
   }
   if (o_.facts) {
     row.push_back({"", all.accuracy()});
-    change([](const Totals& mine, const Totals& theirs) {
-      return 100 * (mine.accuracy() - theirs.accuracy());
-    });
+    const auto points = [](const CompareDocument& mine, const CompareDocument& theirs) {
+      return static_cast<double>(mine.right) / static_cast<double>(mine.asked) -
+             static_cast<double>(theirs.right) / static_cast<double>(theirs.asked);
+    };
+    row.push_back(Change(docs, c, points, [](double x) { return 100 * x; }));
   }
 }
 
 void ReportMaker::AddTimes(const Documents& docs, const Context& c, const Work& work,
                            std::vector<ReportCell>& row) {
-  const auto speed = [&](absl::Span<const int64_t> drawn) {
-    double mine = 0;
-    double theirs = 0;
-    for (int64_t k : drawn) {
-      mine += docs[k]->total_s;
-      theirs += c.base[k]->total_s;
-    }
-    return theirs / mine;
+  const auto log_speed = [](const CompareDocument& mine, const CompareDocument& theirs) {
+    return std::log(theirs.total_s / mine.total_s);
   };
-  const auto n = static_cast<int64_t>(docs.size());
-  const double each = 1 / static_cast<double>(std::max<int64_t>(1, n));
+  const double each = 1 / static_cast<double>(std::max<size_t>(1, docs.size()));
   row.push_back({"", work.seconds * each});
-  row.push_back(Interval(PairedBootstrap(n, o_.draws, o_.seed, speed), docs.size()));
+  row.push_back(Change(docs, c, log_speed, [](double x) { return std::exp(x); }));
   for (double v : {work.plan, work.attend, work.predicted}) row.push_back({"", v * each});
   if (work.attend > 0) errors_.push_back(std::abs(work.predicted / work.attend - 1));
 }
@@ -263,8 +261,10 @@ void ReportMaker::AddContext(int64_t tokens, const std::vector<CompareDocument>&
 std::string ReportMaker::Notes() const {
   std::string notes = absl::StrCat("Baseline ", o_.policies[0], "; ", DTypeName(o_.engine.cache),
                                    " cache, seed ", o_.seed);
-  if (fewest_ < 8)
-    absl::StrAppend(&notes, "; with ", fewest_, " documents intervals are rough and too narrow");
+  if (fewest_ < 4)
+    absl::StrAppend(&notes, "; with ", fewest_,
+                    fewest_ == 1 ? " document there is no interval"
+                                 : " documents intervals are not known to cover 95 %");
   if (!times_ || errors_.empty()) return notes;
   std::vector<double> sorted = errors_;
   std::sort(sorted.begin(), sorted.end());
@@ -283,8 +283,10 @@ Report ReportMaker::Make(const std::vector<CompareDocument>& documents, const st
   report.tables = std::move(tables_);
   report.tables.back().note =
       "Marked rows: no other policy has both less work and better quality (perplexity or facts). "
-      "Changes are against the first policy on the same documents, with 95 % paired bootstrap "
-      "intervals over documents.";
+      "Changes are against the first policy on the same documents: means over documents of the "
+      "difference in log perplexity, of the difference in facts and of the logarithm of the ratio "
+      "of times, with 95 % intervals (the wider of Student's and the studentised bootstrap's). An "
+      "interval of no width says that all documents agree, not that others would.";
   if (o_.perplexity) report.charts.push_back(std::move(quality_));
   if (o_.facts) report.charts.push_back(std::move(accuracy_));
   for (ReportHeat* heat : {&layers_, &heads_}) {
