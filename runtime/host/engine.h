@@ -88,6 +88,8 @@ class Engine {
   }
   // Token pruning: tokens that a block computed of those it was given; equal without.
   bool prunes() const { return options_.pruning.on(); }
+  // The first tokens fed decide for the whole sequence.
+  bool decides_by_prompt() const { return prunes() || options_.layers.on(); }
   const TokenCounters& block_counters(int64_t layer) const { return block_counters_[layer]; }
 
  private:

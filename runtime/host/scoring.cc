@@ -51,11 +51,12 @@ absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& to
       score.right += ArgMax(logits, static_cast<int64_t>(vocab)) == tokens[next];
     }
   };
+  // No decision may be taken from an answer.
   const auto first =
-      engine.prunes() ? std::find(answer.begin(), answer.end(), 1) - answer.begin() : 0;
+      engine.decides_by_prompt() ? std::find(answer.begin(), answer.end(), 1) - answer.begin() : 0;
   if (first > 0)
-    SLUICE_RETURN_IF_ERROR(
-        engine.Feed({tokens.begin(), tokens.begin() + first}, first - 1, see, progress));
+    SLUICE_RETURN_IF_ERROR(engine.Feed({tokens.begin(), tokens.begin() + first},
+                                       engine.prunes() ? first - 1 : 0, see, progress));
   SLUICE_RETURN_IF_ERROR(engine.Feed({tokens.begin() + first, tokens.end()}, first, see,
                                      first > 0 ? nullptr : progress));
   score.perplexity =

@@ -15,8 +15,8 @@ absl::StatusOr<double> Perplexity(Engine& engine, const std::vector<int32_t>& to
                                   std::vector<float>* nll = nullptr,
                                   const std::function<void(int64_t)>& progress = {});
 // Share of the marked tokens that the model ranks first given everything before them. `text` limits
-// perplexity. An engine that prunes gets what stands before the first answer as its prompt, and the
-// rest after it: perplexity is then 0, unknown.
+// perplexity. An engine that decides by its prompt gets what stands before the first answer as its
+// prompt, and the rest after it; one that prunes then leaves the perplexity 0, unknown.
 struct Score {
   double perplexity = 0, accuracy = 0, nll = 0;  // nll: summed over `counted` tokens
   int64_t asked = 0, right = 0, counted = 0;

@@ -22,8 +22,8 @@ double Omega(const Modes& modes) {
          static_cast<double>(modes.size());
 }
 
-// One prompt of each task over the same text: facts asked about at the end; the same without
-// questions; and plain text.
+// One prompt of each task over the same text: facts asked about at the end, decided by what stands
+// before the first answer; the same without questions; and plain text.
 struct Prompts {
   host::FactPrompt retrieval;
   std::vector<int32_t> unasked, plain;
@@ -37,8 +37,11 @@ Prompts MakePrompts(const host::Model& model, const std::vector<int32_t>& held, 
   const std::vector<int32_t> text(held.begin() + at, held.begin() + at + 2 * length);
   p.retrieval = host::PlantFacts(model.tokenizer, text, length, 4, seed);
   p.plain.assign(text.begin() + length, text.end());
-  p.unasked = p.retrieval.tokens;  // B4: the last P tokens swapped for text
-  const int64_t tail = std::min<int64_t>(100, length);
+  // B4: the prompt that routing sees, its last P tokens swapped for text.
+  const auto prompt = std::find(p.retrieval.answer.begin(), p.retrieval.answer.end(), 1) -
+                      p.retrieval.answer.begin();
+  p.unasked.assign(p.retrieval.tokens.begin(), p.retrieval.tokens.begin() + prompt);
+  const int64_t tail = std::min<int64_t>(100, prompt);
   std::copy(p.plain.end() - tail, p.plain.end(), p.unasked.end() - tail);
   return p;
 }
@@ -227,6 +230,37 @@ absl::Status Speed(const host::Model& model, const Gguf& weights, const char* na
               Verdict(Median(router) <= 0.01 && Median(share) >= 0.8));
   return absl::OkStatus();
 }
+// B6: what one step reads of a sparse layer's cache, after prompts of growing length.
+absl::Status Reads(const host::Model& model, const std::vector<int32_t>& held,
+                   const EvaluateOptions& o) {
+  host::EngineOptions options;
+  options.threads = o.threads;
+  options.max_tokens = o.speed_length + 1;
+  options.layers.fixed = Modes(static_cast<size_t>(model.shape.layers), host::LayerMode::kSparse);
+  SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<host::Engine> e,
+                          host::Engine::Create(model, options));
+  std::vector<int64_t> bytes;
+  std::string said;
+  for (int64_t length = std::min<int64_t>(4096, o.speed_length);; length *= 2) {
+    length = std::min(length, o.speed_length);
+    Note(absl::StrCat("a step after ", length, " tokens"));
+    e->Reset();
+    SLUICE_RETURN_IF_ERROR(e->Feed({held.begin(), held.begin() + length}, length));
+    const int64_t before = e->layer_counters(0).kv_bytes;
+    SLUICE_RETURN_IF_ERROR(e->Feed({held[length]}, length + 1));
+    bytes.push_back(e->layer_counters(0).kv_bytes - before);
+    absl::StrAppend(&said, said.empty() ? "" : ", ", bytes.back(), " at ", length);
+    if (length == o.speed_length) break;
+  }
+  const auto [least, most] = std::minmax_element(bytes.begin(), bytes.end());
+  const int64_t block =
+      64 * model.shape.kv_heads * 2 * model.shape.head_dim * static_cast<int64_t>(sizeof(float));
+  ClearNote();
+  std::printf(
+      "B6 bytes that a step reads of a sparse layer's cache, the same to a block of %lld: %s: %s\n",
+      static_cast<long long>(block), said.c_str(), Verdict(*most - *least <= block));
+  return absl::OkStatus();
+}
 }  // namespace
 
 absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptions& o) {
@@ -262,8 +296,9 @@ absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptio
               "routed s", "speed", "of ceiling", "router", "decode ms");
   const host::FactPrompt retrieval = host::PlantFacts(model.tokenizer, held, o.speed_length, 4, 1);
   SLUICE_RETURN_IF_ERROR(Speed(model, learned.files[0], "retrieval", retrieval.tokens, o));
-  return Speed(model, learned.files[0], "holistic", {held.begin(), held.begin() + o.speed_length},
-               o);
+  SLUICE_RETURN_IF_ERROR(
+      Speed(model, learned.files[0], "holistic", {held.begin(), held.begin() + o.speed_length}, o));
+  return Reads(model, held, o);
 }
 }  // namespace lab
 SLUICE_END_NAMESPACE
