@@ -3,9 +3,9 @@
 // From a query to a path, a receipt, and whatever Explain will want to know. The serving thread's.
 #include <cstdint>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "sluice/runtime/service/epochs.h"
 #include "sluice/runtime/service/experiment.h"
@@ -63,7 +63,7 @@ class Decisions {
     std::vector<std::string> agents;
     uint64_t chosen = 0;
   };
-  const std::unordered_map<uint64_t, Path>& paths() const { return paths_; }
+  const absl::flat_hash_map<uint64_t, Path>& paths() const { return paths_; }
 
  private:
   struct Shadowed {
@@ -106,7 +106,7 @@ class Decisions {
   std::vector<uint64_t> leases_;
   std::vector<Explained> explained_;
   std::vector<Shadowed> shadowed_;
-  std::unordered_map<uint64_t, Path> paths_;
+  absl::flat_hash_map<uint64_t, Path> paths_;
 
   // Of the query at hand.
   std::vector<double> intent_;

@@ -27,6 +27,7 @@ SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr uint32_t kWireVersion = 1;
 constexpr int kDrainBatch = 256;  // messages taken before learned outcomes are answered
+constexpr int kKeptAnswers = 64;  // decisions whose strings are kept for the next answer
 constexpr auto kIdle = std::chrono::milliseconds(200);
 constexpr auto kIdleAtTheEnd = std::chrono::milliseconds(20);
 
@@ -432,10 +433,13 @@ class ServerImpl final : public Server {
     const State state = Learned();
     Refresh(*state);
     decisions_->epochs().CatchUp(state->newest_epoch);
-    v1::RouteResponse& out = *r.mutable_route();
-    out.mutable_decisions()->Reserve(request.queries_size());
+    // Cleared and filled again it keeps its strings, which cost more to make than a decision; not
+    // those of the rare large batch.
+    if (answers_.decisions_size() > kKeptAnswers) answers_ = v1::RouteResponse();
+    answers_.Clear();
     for (const v1::Query& q : request.queries())
-      decisions_->Decide(q, caller_, *team_, *state, *out.add_decisions());
+      decisions_->Decide(q, caller_, *team_, *state, *answers_.add_decisions());
+    r.unsafe_arena_set_allocated_route(&answers_);  // the arena's response does not own it
     ShareHeld();
   }
   bool Feedback(const Peer& peer, const v1::Request& q, v1::Response& r) {
@@ -566,6 +570,7 @@ class ServerImpl final : public Server {
   std::string caller_;            // the key of the request at hand
   Transport::Message message_;
   google::protobuf::Arena arena_;
+  v1::RouteResponse answers_;
 };
 }  // namespace
 

@@ -178,10 +178,17 @@ absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDe
     d.path[s] = first + pick;
     d.propensity *= w.p[pick];
     if (trace != nullptr) {
+      const size_t before = trace->size();
+      trace->resize(before + static_cast<size_t>(n));
+      AgentCandidate* to = trace->data() + before;
       for (int j = 0; j < n; ++j) {
-        trace->push_back({s, first + j, q.blocked.empty() ? Block::kNone : q.blocked[first + j],
-                          j == pick, static_cast<float>(w.tau[j]), static_cast<float>(w.eta[j]),
-                          static_cast<float>(w.p[j])});
+        to[j] = {s,
+                 first + j,
+                 q.blocked.empty() ? Block::kNone : q.blocked[first + j],
+                 j == pick,
+                 static_cast<float>(w.tau[j]),
+                 static_cast<float>(w.eta[j]),
+                 static_cast<float>(w.p[j])};
       }
     }
     row = pick;
