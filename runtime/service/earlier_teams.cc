@@ -32,11 +32,16 @@ void EarlierTeams::Serve(const ServerSettings& now) {
   *now_.mutable_stage() = now.config.stage();
   *now_.mutable_policy() = now.config.policy();
   fingerprint_ = now.policies->fingerprint;
+  kept_ = false;
   changes_.clear();
 }
 
 absl::Status EarlierTeams::Keep() {
-  return store_.SaveSnapshot(TeamKey(fingerprint_), {0, now_.SerializeAsString()});
+  if (kept_) return absl::OkStatus();
+  SLUICE_RETURN_IF_ERROR(
+      store_.SaveSnapshot(TeamKey(fingerprint_), {0, now_.SerializeAsString()}));
+  kept_ = true;
+  return absl::OkStatus();
 }
 
 bool EarlierTeams::Translate(OutcomeRecord& o) {

@@ -18,7 +18,7 @@ class EarlierTeams {
   explicit EarlierTeams(Store& store) : store_(store) {}
   // Translates into this team from now on.
   void Serve(const ServerSettings& now);
-  // Has the store keep who is in it, for servers to come.
+  // Has the store keep who is in it, for servers to come; once.
   absl::Status Keep();
   // Agents that have left are -1 in the path. False, and nothing is changed: no team of that
   // fingerprint was ever kept, it had another number of stages, or none of its path's agents, or of
@@ -37,6 +37,7 @@ class EarlierTeams {
   Store& store_;
   v1::ServerConfig now_;
   uint64_t fingerprint_ = 0;
+  bool kept_ = false;
   std::unordered_map<uint64_t, Change> changes_;
 };
 // Under which the store keeps a team: a v1::ServerConfig with its tasks, stages and policies.

@@ -53,22 +53,30 @@ absl::Status MakeDefaultFolder() {
   return absl::OkStatus();
 }
 
+namespace {
+std::string StateFolder() {
+  const char* state = std::getenv("XDG_STATE_HOME");
+  if (state != nullptr && *state == '/') return absl::StrCat(state, "/sluice");
+  const char* home = std::getenv("HOME");
+  return home != nullptr && *home == '/' ? absl::StrCat(home, "/.local/state/sluice") : "";
+}
+}  // namespace
+
 std::string StatePath(const std::string& name) {
   if (name.empty() || name.find('/') != std::string::npos || name[0] == ':') return name;
-  const char* state = std::getenv("XDG_STATE_HOME");
-  const char* home = std::getenv("HOME");
-  std::string folder;
-  if (state != nullptr && *state == '/') {
-    folder = state;
-  } else if (home != nullptr && *home == '/') {
-    folder = absl::StrCat(home, "/.local/state");
-  } else {
-    return name;
-  }
-  absl::StrAppend(&folder, "/sluice");
+  const std::string folder = StateFolder();
+  return folder.empty() ? name : absl::StrCat(folder, "/", name);
+}
+
+absl::Status MakeStateFolder(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (folder.empty() || folder != StateFolder()) return absl::OkStatus();
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
-  return failed ? name : absl::StrCat(folder, "/", name);
+  if (!failed) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat(folder.string(), ": ", failed.message(),
+                   "; say where state goes: state { sqlite: \"/path\" }"));
 }
 
 absl::Status CheckEndpoint(absl::string_view endpoint) {

@@ -26,9 +26,11 @@ inline std::string DefaultEndpoint() {
 // The server's part: the folder is there, and nobody else made it or may write to it.
 absl::Status MakeDefaultFolder();
 
-// Where state goes that is called by a bare file name: a folder of this user's for state, made
-// here; $XDG_STATE_HOME/sluice or ~/.local/state/sluice. Other paths stay as they are.
+// Where state goes that is called by a bare file name: a folder of this user's for state,
+// $XDG_STATE_HOME/sluice or ~/.local/state/sluice. Other paths stay as they are.
 std::string StatePath(const std::string& name);
+// That folder is there, for a path in it; other folders are their owner's to make.
+absl::Status MakeStateFolder(const std::string& path);
 
 // Whether a server may listen there: tcp://HOST:PORT or ipc://PATH, the path no ordinary file.
 absl::Status CheckEndpoint(absl::string_view endpoint);

@@ -141,7 +141,7 @@ Learner::Book Learner::RestoreBook(const PolicySet& set, const PolicySet::Policy
 
 absl::Status Learner::Restore(std::shared_ptr<const ServerSettings> settings) {
   teams_.Serve(*settings);
-  SLUICE_RETURN_IF_ERROR(teams_.Keep());
+  (void)teams_.Keep();  // where that fails now, no outcome of this team is taken before it is done
   SLUICE_ASSIGN_OR_RETURN(const uint64_t newest, store_.Newest());
   SLUICE_ASSIGN_OR_RETURN(const uint64_t oldest, store_.Oldest());
   uint64_t from = newest;
@@ -370,14 +370,20 @@ absl::Status Learner::Swap(std::shared_ptr<const ServerSettings> settings) {
   return status;
 }
 
+// Outcomes of a team that nobody could tell later would be lost when the team changes.
+absl::StatusOr<std::vector<bool>> Learner::Append(const std::vector<StoredOutcome>& batch) {
+  if (batch.empty()) return std::vector<bool>{};
+  SLUICE_RETURN_IF_ERROR(teams_.Keep());
+  return store_.Append(batch);
+}
+
 void Learner::Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs) {
   std::vector<StoredOutcome> batch;
   for (const auto& job : jobs) {
     for (const OutcomeRecord& o : job->outcomes)
       batch.push_back({o.decision.id, SerializeOutcome(o)});
   }
-  absl::StatusOr<std::vector<bool>> fresh =
-      batch.empty() ? std::vector<bool>{} : store_.Append(batch);
+  absl::StatusOr<std::vector<bool>> fresh = Append(batch);
   absl::Status status = fresh.status();
   if (fresh.ok()) {
     size_t at = 0;

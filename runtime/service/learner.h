@@ -149,6 +149,7 @@ class Learner {
   };
   Work NextWork();
   void Loop();
+  absl::StatusOr<std::vector<bool>> Append(const std::vector<StoredOutcome>& batch);
   void Commit(std::vector<std::unique_ptr<FeedbackJob>> jobs);
 
   Store& store_;

@@ -15,6 +15,7 @@
 #include "sluice/runtime/service/answer.h"
 #include "sluice/runtime/service/clock.h"
 #include "sluice/runtime/service/decisions.h"
+#include "sluice/runtime/service/endpoint.h"
 #include "sluice/runtime/service/event_log.h"
 #include "sluice/runtime/service/http.h"
 #include "sluice/runtime/service/outcomes.h"
@@ -43,7 +44,10 @@ Learner::Options LearnerOptions(const v1::ServerConfig& c) {
   return o;
 }
 absl::StatusOr<std::unique_ptr<Store>> OpenStore(const v1::StateConfig& c) {
-  if (!c.sqlite().empty()) return OpenSqliteStore(c.sqlite());
+  if (!c.sqlite().empty()) {
+    SLUICE_RETURN_IF_ERROR(MakeStateFolder(c.sqlite()));
+    return OpenSqliteStore(c.sqlite());
+  }
   if (c.redis().empty())
     return c.keep_outcomes() > 0 ? MakeMemoryStore(std::min(c.keep_outcomes(), kMemoryOutcomes))
                                  : MakeMemoryStore();

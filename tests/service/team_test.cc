@@ -2,7 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <signal.h>
+#include <sys/resource.h>
+
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -653,6 +658,58 @@ TEST(Reload, APolicysTextDecidesWhatItLearned) {
   RunningServer fresh(base + "policy { name: \"p\" spec: \"amro_s:rho=0.5\" }");
   auto c = fresh.Connect();
   EXPECT_EQ(digest(*c), reloaded);
+}
+
+// A file that may not grow stands for a full disk: what was learned cannot be written down under
+// the new name, and is served all the same.
+TEST(Reload, ARenamedPolicyOnAFullDiskKeepsWhatItLearned) {
+  const std::string folder = MakeTempDir();
+  const std::string base = absl::StrCat(
+      "task: \"math\" stage { agent { id: \"a\" } agent { id: \"b\" } } state { sqlite: \"", folder,
+      "/s.db\" } learning { publish_ms: 1 epoch_decisions: 4 } ");
+  const auto learned = [](Client& c) {
+    return Ask(c, [](v1::Request& q) { q.mutable_snapshot(); }).snapshot().policies(0);
+  };
+  Reloading r(base + "policy { name: \"p\" spec: \"amro_s:rho=0.1\" }");
+  for (int i = 0; i < 40; ++i)
+    ASSERT_TRUE(r.client().Feedback(Ended(*r.client().Route(Math()), 1, 0)).ok());
+  const uint64_t before = learned(r.client()).digest();
+  r.Write(base + "policy { name: \"renamed\" spec: \"amro_s:rho=0.1\" }");
+
+  const auto handler = signal(SIGXFSZ, SIG_IGN);
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit full = {.rlim_cur = 1, .rlim_max = limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+  const v1::StatsResponse stats = r.Reload();
+  const auto decision = r.client().Route(Math());
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  signal(SIGXFSZ, handler);
+
+  EXPECT_EQ(stats.reloads(), 1u) << stats.last_reload_error();
+  ASSERT_TRUE(decision.ok()) << decision.status();
+  EXPECT_EQ(decision->policy(), "renamed");
+  EXPECT_EQ(learned(r.client()).name(), "renamed");
+  EXPECT_EQ(learned(r.client()).digest(), before);
+  EXPECT_EQ(r.client().Feedback(Ended(*decision, 1, 0))->status(), v1::FeedbackResult::APPLIED);
+}
+
+TEST(State, ABareNameLiesInTheUsersFolderWhichOnlyServingMakes) {
+  const std::string home = MakeTempDir();
+  const char* set = getenv("XDG_STATE_HOME");
+  const std::string before = set != nullptr ? set : "";
+  setenv("XDG_STATE_HOME", home.c_str(), 1);
+  const std::string config =
+      "task: \"math\" stage { agent { id: \"a\" } } state { sqlite: \"mine.db\" } ";
+  const auto settings = ParseSettings(config, "t");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  EXPECT_EQ(settings->config.state().sqlite(), home + "/sluice/mine.db");
+  EXPECT_FALSE(std::filesystem::exists(home + "/sluice"));
+  {
+    RunningServer s(config);
+    EXPECT_TRUE(std::filesystem::exists(home + "/sluice/mine.db"));
+  }
+  set != nullptr ? setenv("XDG_STATE_HOME", before.c_str(), 1) : unsetenv("XDG_STATE_HOME");
 }
 
 TEST(Names, ThatWouldBreakAnswersAreRefused) {
