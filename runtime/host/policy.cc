@@ -196,6 +196,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, Eng
     };
     const auto p = ReadItemPolicy(**method, *spec, model);
     if (!p.ok()) return named(p.status());
+    options.router = "dense";  // of attention, which this policy is not
     if (const absl::Status used = Use(*p, model, options); !used.ok()) return named(used);
     return Engine::Create(model, options);
   }

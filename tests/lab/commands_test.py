@@ -72,6 +72,8 @@ run(*perplexity, "--nll", "nll.f32")
 assert os.path.getsize(os.path.join(out, "nll.f32")) == 63 * 4
 facts = ["facts", "--tokens", TOKENS, "--length", "512", "--facts", "2", "--prompts", "1"]
 assert re.match(r"fact accuracy [01]\.\d+ \(\d+ of \d+ answer tokens\) in 1 prompts of 512 tokens", run(*facts))
+for policy in ("flux_attention", "informed_routing", "ftp"):
+    assert "fact accuracy" in run(*facts, "--router", policy), policy
 generate = ["generate", "--prompt", "The kernel", "--count", "4"]
 assert run(*generate).startswith("The kernel")
 assert run(*generate, "--temperature", "0.8", "--seed", "3") == run(*generate, "--temperature", "0.8", "--seed", "3")
