@@ -4,9 +4,15 @@
 // per task, fused by the query's intent; agents drawn stage by stage by pheromone^alpha *
 // heuristic^beta; only answers that pass the quality gate reinforce their path.
 //
-//   tau_q = sum_t w_t tau_t            eta_j = sum_t w_t (lA ability + lL norm(1/load) + lR
-//   norm(1/latency) + ...) p_ij  ~ tau_q[i][j]^alpha * eta_j^beta tau_t[e] <- (1 - rho) tau_t[e] +
-//   w_t Q / (f + eps)      e on an accepted path, f its system cost
+//   tau_q    = sum_t w_t tau_t
+//   eta_j    = sum_t w_t (lA ability + lL norm(1/load) + lR norm(1/latency) + ...)
+//   p_ij     ~ tau_q[i][j]^alpha * eta_j^beta
+//   tau_t[e] <- (1 - rho) tau_t[e] + w_t Q / (f + eps)      e on an accepted path, f its system
+//   cost
+//
+// The last line saturates: an edge in use tends to Q / (rho f) whatever its success rate. With
+// pheromone=relative (ours, relative.h) it is replaced by evidence of how an edge does beside the
+// others; the configured ability then counts in the pheromone and no longer in the heuristic.
 //
 // An epoch's update is applied as one batch: n visits evaporate (1 - rho)^n, and each deposit
 // decays as the mean visit's would. Epochs of one outcome give the published update to the letter.
@@ -15,6 +21,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/str_split.h"
+#include "sluice/routers/agent/amro_s/relative.h"
 #include "sluice/routers/agent/common/arm_table.h"
 #include "sluice/routers/agent/common/stage_walk.h"
 
@@ -23,6 +31,7 @@ namespace agent {
 class AmroS {
  public:
   static constexpr absl::string_view kName = "amro_s";
+  enum class Pheromone : uint8_t { kPublished, kRelative };
   enum class Evaporate : uint8_t { kPath, kRow, kGlobal };
   enum class Importance : uint8_t { kNone, kPropensity };
   enum class Ability : uint8_t { kPrior, kMeasured };
@@ -32,6 +41,8 @@ class AmroS {
     double tau0 = 1, tau_min = 0, tau_max = 0;
     double ability_weight = 1, load_weight = 0.1, speed_weight = 0, price_weight = 0;
     double q0 = 0, anneal = 0, clip = 20, optimism = 0;
+    Pheromone pheromone = Pheromone::kPublished;
+    RelativeConfig relative;
     Evaporate evaporate = Evaporate::kPath;
     Importance importance = Importance::kNone;
     Ability ability = Ability::kPrior;
@@ -43,6 +54,10 @@ class AmroS {
       using R = Range<double>;
       v("alpha", alpha, R{0, 1000}, "exponent of the pheromone");
       v("beta", beta, R{0, 1000}, "exponent of the heuristic");
+      v("pheromone", pheromone, Choices{"published", "relative"},
+        "what paths leave: published: deposits of accepted answers; relative: how an edge does "
+        "beside the others, not in the paper");
+      relative.VisitFields(v);
       v("rho", rho, R{0, 0.999}, "evaporation of one accepted answer");
       v("deposit", deposit, R{0, 1000}, "Q: what an accepted answer of cost 1 adds");
       v("base_cost", base_cost, R{0, 1000},
@@ -78,9 +93,12 @@ class AmroS {
     }
   };
   struct Plan : WalkPlan {
-    int64_t tau = 0, arms = 0, ability = 0, counts = 0;  // where these parts of the state begin
+    // Where these parts of the state begin, after tau. Relative pheromone has evidence in place of
+    // arms and abilities.
+    int64_t arms = 0, ability = 0, counts = 0;
   };
   static absl::StatusOr<AmroS> Create(const Config& c) {
+    SLUICE_RETURN_IF_ERROR(CheckUsed(c));
     if (c.tau_max > 0 && c.tau_min > c.tau_max) {
       return absl::InvalidArgumentError(
           absl::StrCat("tau_min=", c.tau_min, " is above tau_max=", c.tau_max));
@@ -93,10 +111,16 @@ class AmroS {
   }
 
   absl::StatusOr<Plan> MakePlan(std::shared_ptr<const AgentGraph> g) const {
-    Plan p{WalkPlan::Of(std::move(g)), 0, 0, 0, 0};
+    Plan p{WalkPlan::Of(std::move(g)), 0, 0, 0};
     const Layout& l = p.layout;
-    const ArmTable arms(l);
     p.arms = l.tasks * l.edges;
+    if (relative()) {
+      p.sums = RelativePheromone::sums(l);
+      p.counts = p.ability = p.arms + RelativePheromone::evidence(l);
+      p.state = p.counts + l.tasks;
+      return p;
+    }
+    const ArmTable arms(l);
     p.ability = p.arms + arms.cells();
     p.counts = p.ability + l.tasks * l.agents;
     p.state = p.counts + l.tasks;
@@ -105,7 +129,7 @@ class AmroS {
   }
   void InitialState(const Plan& p, absl::Span<double> state) const {
     std::fill(state.begin(), state.end(), 0.0);
-    std::fill_n(state.begin(), p.arms, Bounded(config_.tau0));
+    if (!relative()) std::fill_n(state.begin(), p.arms, Bounded(config_.tau0));
     Derive(p, state);
   }
 
@@ -121,7 +145,9 @@ class AmroS {
                     const double* tau = &state[t * l.edges + s.first_edge];
                     const double scale = config_.normalise_rows ? wt * RowScale(s, tau) : wt;
                     for (int j = 0; j < s.size; ++j) w.tau[j] += scale * tau[j];
-                    if (config_.ability_weight > 0) {
+                    if (relative()) {
+                      for (int j = 0; j < s.size; ++j) w.eta[j] += wt * config_.ability_weight;
+                    } else if (config_.ability_weight > 0) {
                       const double* ability = &state[p.ability + t * l.agents + s.first_agent];
                       AddNormalised(
                           s, wt * config_.ability_weight, [&](int j) { return ability[j]; }, w.eta);
@@ -143,6 +169,7 @@ class AmroS {
 
   void Observe(const Plan& p, const AgentOutcome& o, std::vector<SumDelta>& out) const {
     const Layout& l = p.layout;
+    if (relative()) return Relative(p).Observe(o, out);
     ArmTable(l).Observe(kColumns * l.tasks * l.edges, o, out);
     if (!o.accepted) return;  // the gate: no pheromone moves
     const UtilityConfig& u = config_.utility;
@@ -168,6 +195,64 @@ class AmroS {
 
   void Fold(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
     const Layout& l = p.layout;
+    if (relative()) {
+      Relative(p).Fold(sums, state.subspan(p.arms, p.counts - p.arms));
+    } else {
+      FoldDeposits(p, sums, state);
+      ArmTable(l).Fold(config_.utility, sums.subspan(kColumns * l.tasks * l.edges),
+                       state.subspan(p.arms, p.ability - p.arms));
+    }
+    Derive(p, state);
+  }
+
+ private:
+  enum Column : uint32_t { kVisits, kDecay, kDeposit, kColumns };
+  struct Batch {
+    double visits = 0, decay = 0, deposit = 0;  // decay: sum of log(1 - rho)
+    void Add(const int64_t* cell) {
+      visits += FromSum(cell[kVisits]);
+      decay += FromSum(cell[kDecay]);
+      deposit += FromSum(cell[kDeposit]);
+    }
+    // What is left of a deposit, averaged over its place among the visits: 1 for a single one.
+    double MeanDecay() const {
+      const double each = std::exp(decay / visits);
+      return visits <= 1 || each >= 1 ? 1.0 : (1 - std::exp(decay)) / ((1 - each) * visits);
+    }
+  };
+  explicit AmroS(const Config& c) : config_(c) {}
+
+  bool relative() const { return config_.pheromone == Pheromone::kRelative; }
+  RelativePheromone Relative(const Plan& p) const {
+    return {config_.relative, config_.utility, *p.graph, p.layout};
+  }
+  // Settings of the other kind of pheromone must stand at their defaults: they would do nothing.
+  static absl::Status CheckUsed(const Config& c) {
+    const bool relative = c.pheromone == Pheromone::kRelative;
+    const std::vector<absl::string_view> unused =
+        relative ? std::vector<absl::string_view>{"rho",           "deposit",       "base_cost",
+                                                  "epsilon",       "tau0",          "tau_min",
+                                                  "tau_max",       "clip",          "evaporate",
+                                                  "importance",    "ability",       "optimism",
+                                                  "rho_by_intent", "normalise_rows"}
+                 : std::vector<absl::string_view>{"sharpen", "doubt", "share", "alarm"};
+    const std::string given = PrintConfig(c);
+    const std::string normal = PrintConfig(Config{});
+    const std::vector<absl::string_view> settings = absl::StrSplit(given, ',');
+    const std::vector<absl::string_view> defaults = absl::StrSplit(normal, ',');
+    for (size_t i = 0; i < settings.size(); ++i) {
+      const absl::string_view name = settings[i].substr(0, settings[i].find('='));
+      if (settings[i] != defaults[i] &&
+          std::find(unused.begin(), unused.end(), name) != unused.end())
+        return absl::InvalidArgumentError(absl::StrCat(
+            settings[i], " does nothing with pheromone=", relative ? "relative" : "published",
+            "; leave it out"));
+    }
+    return absl::OkStatus();
+  }
+
+  void FoldDeposits(const Plan& p, absl::Span<const int64_t> sums, absl::Span<double> state) const {
+    const Layout& l = p.layout;
     for (int t = 0; t < l.tasks; ++t) {
       for (int s = 0; s < l.stages; ++s) {
         const int rows = s == 0 ? 1 : l.size[s - 1], n = l.size[s];
@@ -191,27 +276,7 @@ class AmroS {
         }
       }
     }
-    ArmTable(l).Fold(config_.utility, sums.subspan(kColumns * l.tasks * l.edges),
-                     state.subspan(p.arms, p.ability - p.arms));
-    Derive(p, state);
   }
-
- private:
-  enum Column : uint32_t { kVisits, kDecay, kDeposit, kColumns };
-  struct Batch {
-    double visits = 0, decay = 0, deposit = 0;  // decay: sum of log(1 - rho)
-    void Add(const int64_t* cell) {
-      visits += FromSum(cell[kVisits]);
-      decay += FromSum(cell[kDecay]);
-      deposit += FromSum(cell[kDeposit]);
-    }
-    // What is left of a deposit, averaged over its place among the visits: 1 for a single one.
-    double MeanDecay() const {
-      const double each = std::exp(decay / visits);
-      return visits <= 1 || each >= 1 ? 1.0 : (1 - std::exp(decay)) / ((1 - each) * visits);
-    }
-  };
-  explicit AmroS(const Config& c) : config_(c) {}
 
   // Pheromone stays positive whatever evaporates: a floor far below any that matters, and the
   // bounds where they are set.
@@ -221,6 +286,12 @@ class AmroS {
   }
   void Derive(const Plan& p, absl::Span<double> state) const {
     const Layout& l = p.layout;
+    if (relative()) {
+      const absl::Span<const double> evidence = state.subspan(p.arms, p.counts - p.arms);
+      Relative(p).Derive(evidence, state.subspan(0, p.arms));
+      for (int t = 0; t < l.tasks; ++t) state[p.counts + t] = Relative(p).Count(evidence, t);
+      return;
+    }
     const ArmTable arms(l);
     const absl::Span<const double> seen = state.subspan(p.arms, p.ability - p.arms);
     for (int t = 0; t < l.tasks; ++t) {

@@ -206,6 +206,130 @@ TEST(AmroS, ABusyAgentIsAskedLess) {
   EXPECT_LT(trace[0].p, trace[1].p);
 }
 
+// Utilities that differ by agent and task, so that rows settle and some of them start anew.
+struct RelativeDraw {
+  std::vector<double> intent;
+  int x, y;
+  double quality, cost;
+  double Utility() const { return quality - 2 * cost / 2; }  // each stage is told half of the cost
+};
+RelativeDraw DrawOf(uint64_t i) {
+  auto draw = [&](uint64_t unit) { return RandomUniform({8, i, 0, unit, 0}); };
+  const double w0 = draw(0) < 0.5 ? 1 : draw(1);
+  RelativeDraw d = {{w0, 1 - w0}, static_cast<int>(draw(2) * 3), static_cast<int>(draw(3) * 4)};
+  const double good = 0.2 + 0.2 * d.x + 0.1 * d.y - (i >= 700 && d.x == 2 ? 0.55 : 0);
+  d.quality = draw(4) < good ? 1 : 0;
+  d.cost = 0.1 * draw(5);
+  return d;
+}
+
+TEST(AmroSRelative, EpochsOfOneOutcomeAreTheReference) {
+  auto graph = MakeGraph(2, {3, 4});
+  for (auto& stage : graph->stages) {
+    for (Agent& agent : stage) agent.cost_usd = 0;
+  }
+  for (int j = 0; j < 3; ++j) graph->stages[0][j].ability = {0.3 + 0.2 * j, 0.9 - 0.3 * j};
+  AgentUnderTest a(
+      "amro_s:pheromone=relative,cost_weight=2,memory=300,share=7,doubt=0.05,sharpen=0.2,prior=3",
+      graph);
+  RelativeReference ref(2, {3, 4});
+  ref.memory = 300;
+  ref.share = 7;
+  ref.doubt = 0.05;
+  ref.sharpen = 0.2;
+  ref.prior = 3;
+  // Abilities over their stage's mean; the second stage's agents are said to be alike.
+  ref.configured = {{{-0.2, 0, 0.2}}, {{0.3, 0, -0.3}}};
+  double most = 0;
+  bool started_anew = false;
+  for (uint64_t i = 0; i < 1000; ++i) {
+    const RelativeDraw d = DrawOf(i);
+    const double seen = ref.edges[0][0][0][0].n;
+    a.Learn(d.intent, {d.x, kSecond + d.y}, d.quality, false, d.cost);
+    ref.Update(d.intent, {d.x, d.y}, d.Utility());
+    started_anew = started_anew || ref.edges[0][0][0][0].n < 0.5 * seen;
+    if (i % 50 != 0 && i < 990) continue;
+    for (int t = 0; t < 2; ++t) {
+      for (int row = 0; row < 4; ++row) {
+        const std::vector<double> tau = row == 0 ? ref.Tau(t, 0, 0) : ref.Tau(t, 1, row - 1);
+        for (size_t j = 0; j < tau.size(); ++j) {
+          const int64_t edge = row == 0 ? j : 3 + 4 * (row - 1) + j;
+          EXPECT_NEAR(Tau(a, t, edge), tau[j], 1e-5) << i << " task " << t << " edge " << edge;
+          most = std::max(most, 1 - tau[j]);
+        }
+      }
+    }
+  }
+  EXPECT_GT(most, 0.99) << "no edge was ever given up";
+  EXPECT_TRUE(started_anew);
+}
+
+TEST(AmroSRelative, SuccessAndFailureBothMoveAnEdge) {
+  AgentUnderTest a("amro_s:pheromone=relative,load_weight=0", MakeGraph(1, {2}));
+  for (int i = 0; i < 30; ++i) a.Learn({1}, {0}, 1, true);
+  for (int i = 0; i < 30; ++i) a.Learn({1}, {1}, 0, false);
+  EXPECT_EQ(Tau(a, 0, 0), 1);
+  const double failed = Tau(a, 0, 1);
+  EXPECT_LT(failed, 1e-6);
+  for (int i = 0; i < 30; ++i) a.Learn({1}, {1}, 1, true);
+  EXPECT_GT(Tau(a, 0, 1), 10 * failed);
+}
+
+// No certainty before anything was seen, whatever the configuration says; it leans, no more.
+TEST(AmroSRelative, TheFirstDecisionIsOpen) {
+  auto graph = MakeGraph(1, {3});
+  const double abilities[] = {0.1, 0.5, 0.95};
+  for (int j = 0; j < 3; ++j) graph->stages[0][j].ability = {abilities[j]};
+  AgentUnderTest same("amro_s:pheromone=relative", MakeGraph(1, {3})),
+      told("amro_s:pheromone=relative", graph);
+  AgentTrace even, leaning;
+  same.Route(1, {1}, &even);
+  told.Route(1, {1}, &leaning);
+  for (int j = 0; j < 3; ++j) {
+    EXPECT_NEAR(even[j].p, 1.0 / 3, 1e-6);
+    EXPECT_GT(leaning[j].p, 0.01);
+  }
+  EXPECT_LT(leaning[0].p, 0.5 * leaning[2].p);
+}
+
+TEST(AmroSRelative, WhatAnAgentDidInOtherTasksCountsUntilItsOwnDoes) {
+  AgentUnderTest a("amro_s:pheromone=relative,load_weight=0", MakeGraph(2, {3}));
+  for (int i = 0; i < 300; ++i) a.Learn({1, 0}, {i % 3}, i % 3 == 1 ? 0.2 : 0.8, true);
+  EXPECT_LT(Tau(a, 1, 1), 0.1) << "no word from the other task";
+  for (int i = 0; i < 300; ++i) a.Learn({0, 1}, {i % 3}, i % 3 == 1 ? 0.9 : 0.5, true);
+  EXPECT_EQ(Tau(a, 1, 1), 1);
+  EXPECT_LT(Tau(a, 1, 0), 0.1);
+}
+
+TEST(AmroSRelative, OrderOfArrivalDoesNotChangeABit) {
+  const std::string spec = "amro_s:pheromone=relative,memory=200,alarm=0.5,cost_weight=1";
+  AgentUnderTest there(spec, MakeGraph(2, {3, 4}), 64), back(spec, MakeGraph(2, {3, 4}), 64);
+  auto learn = [](AgentUnderTest& a, uint64_t i) {
+    const RelativeDraw d = DrawOf(i);
+    a.Learn(d.intent, {d.x, kSecond + d.y}, d.quality, false, d.cost, 0, 1,
+            static_cast<int64_t>(i / 16));
+  };
+  for (uint64_t i = 0; i < 1000; ++i) {
+    learn(there, i);
+    if (i % 7 == 0) there.state();  // looking does not change it either
+  }
+  for (uint64_t i = 1000; i-- > 0;) learn(back, i);
+  EXPECT_EQ(std::vector<double>(there.state().begin(), there.state().end()),
+            std::vector<double>(back.state().begin(), back.state().end()));
+}
+
+TEST(AmroSRelative, NamesSettingsThatDoNothing) {
+  const auto error = [](const std::string& spec) {
+    return std::string(BuiltinRouters().agents.Create(spec).status().message());
+  };
+  EXPECT_THAT(error("amro_s:pheromone=relative,rho=0.1"),
+              testing::HasSubstr("rho=0.1 does nothing with pheromone=relative; leave it out"));
+  EXPECT_THAT(error("amro_s:pheromone=relative,ability=measured"),
+              testing::HasSubstr("ability=measured does nothing"));
+  EXPECT_THAT(error("amro_s:doubt=0.3"),
+              testing::HasSubstr("doubt=0.3 does nothing with pheromone=published"));
+}
+
 TEST(AmroS, NamesAWrongSetting) {
   EXPECT_THAT(BuiltinRouters().agents.Create("amro_s:evaporate=never").status().message(),
               testing::HasSubstr("'never' is not one of path, row, global"));
