@@ -4,6 +4,7 @@
 #include <cmath>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -14,7 +15,9 @@
 #include "sluice/runtime/cli/bandit_csv.h"
 #include "sluice/runtime/cli/commands.h"
 #include "sluice/runtime/report/report.h"
+#include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/replay.h"
+#include "sluice/runtime/service/tune.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -32,19 +35,26 @@ absl::Status Export(const OutcomeLog& log, const ReplayRun& run, const std::stri
   return csv->Close();
 }
 struct ReplayArgs {
-  std::string log, curve, export_to, report;
+  std::string log, curve, export_to, report, runs;
   std::vector<std::string> policies;  // empty: all built-in ones
   std::vector<double> weights;        // empty: 0, 5 and 20 where the log tells costs, else 0
   int seeds = 5;
   uint64_t first_seed = 1;
+  std::string queries = kAllQueries;
+  int64_t tune = 0;  // trials of every policy; 0: none
+  int tune_seeds = 5;
   ReplayOptions o;
+
+  static constexpr char kAllQueries[] = "all";
+  static constexpr char kFirstHalf[] = "first-half";
+  static constexpr char kSecondHalf[] = "second-half";
 };
 constexpr int kPoints = 40;  // of a curve of regret
 
 std::vector<std::string> BuiltInPolicies(bool knn) {
   std::vector<std::string> all = {"random",         "round_robin", "best_single", "cost_threshold",
                                   "epsilon_greedy", "lin_ucb",     "thompson",    "mas_cascade",
-                                  "amro_s",         kTunedAmroS};
+                                  "amro_s",         kServedPolicy};
   if (knn) all.insert(all.begin() + 4, "knn");
   return all;
 }
@@ -85,8 +95,9 @@ struct Section {
 
 class ReplayReport {
  public:
-  ReplayReport(const ReplayArgs& a, const OutcomeLog& log)
-      : a_(a), log_(log), policies_(a.policies) {
+  // `to_tune_on` are the queries that ranges in a policy's text are tuned on.
+  ReplayReport(const ReplayArgs& a, const OutcomeLog& log, const OutcomeLog& to_tune_on)
+      : a_(a), log_(log), to_tune_on_(to_tune_on), policies_(a.policies) {
     if (policies_.empty())
       policies_ = BuiltInPolicies(a.o.warm_up > 0 && !log.rows[0].features.empty());
   }
@@ -96,6 +107,7 @@ class ReplayReport {
     for (double weight : a_.weights) SLUICE_RETURN_IF_ERROR(AddWeight(weight));
     std::printf("\n%s\n", report_.tables.back().note.c_str());
     curve_.reset();
+    if (!a_.runs.empty()) SLUICE_RETURN_IF_ERROR(WriteRuns());
     if (a_.report.empty()) return absl::OkStatus();
     SLUICE_RETURN_IF_ERROR(WriteReport(report_, a_.report));
     std::printf("wrote %s.html, .json, .csv\n", a_.report.c_str());
@@ -118,14 +130,21 @@ class ReplayReport {
         "%.0f %% of the queries",
         log_.rows.size(), log_.agents.size(), log_.tasks.size(), a_.o.decisions, a_.seeds,
         a_.first_seed, a_.o.predicted_intent ? "predicted" : "given", 100 * a_.o.warm_up);
+    if (a_.tune > 0)
+      absl::StrAppendFormat(&report_.notes,
+                            "; ranges tuned on %d other queries, %d settings of each policy, %d "
+                            "seeds a setting",
+                            to_tune_on_.rows.size(), a_.tune, a_.tune_seeds);
     std::printf("%s\n%s\n", report_.title.c_str(), report_.notes.c_str());
   }
 
   absl::Status AddWeight(double weight) {
     Section s = NewSection(weight);
-    for (const std::string& policy : policies_) {
+    for (const std::string& given : policies_) {
+      SLUICE_ASSIGN_OR_RETURN(const std::string policy, TunedPolicy(given, weight));
       SLUICE_ASSIGN_OR_RETURN(const PolicyRuns runs, RunSeeds(policy, s));
       AddPolicy(policy, runs, s);
+      AddRuns(given, policy, runs, s);
       WriteCurve(policy, runs, s);
     }
     s.table.marked = ParetoFront(s.points);
@@ -135,6 +154,54 @@ class ReplayReport {
     report_.charts.push_back(std::move(s.tradeoff));
     report_.heats.push_back(std::move(s.chosen));
     report_.heats.push_back(std::move(s.by_task));
+    return absl::OkStatus();
+  }
+  // The text with the best number for each of its ranges; itself where it has none.
+  absl::StatusOr<std::string> TunedPolicy(const std::string& policy, double weight) const {
+    if (!HasRanges(policy)) return policy;
+    if (a_.tune == 0)
+      return absl::InvalidArgumentError(
+          absl::StrCat(policy, " holds a range: --tune says how many settings to try"));
+    TuneOptions o;
+    o.replay = a_.o;
+    o.replay.cost_weight = weight;
+    o.trials = a_.tune;
+    o.seeds = a_.tune_seeds;
+    o.progress = [&](int64_t done) {
+      if (isatty(2))
+        std::fprintf(stderr, "\r%s, setting %lld of %lld\033[K", policy.c_str(),
+                     static_cast<long long>(done), static_cast<long long>(a_.tune));
+    };
+    SLUICE_ASSIGN_OR_RETURN(const Tuned tuned, Tune(to_tune_on_, policy, o));
+    return tuned.policy;
+  }
+  void AddRuns(const std::string& given, const std::string& policy, const PolicyRuns& runs,
+               const Section& s) {
+    nlohmann::ordered_json run = {{"cost_weight", s.weight}, {"policy", policy}};
+    if (given != policy) run["tuned"] = given;
+    const auto rounded = [](const std::vector<double>& x, double scale) {
+      std::vector<double> out;
+      out.reserve(x.size());
+      for (double v : x) out.push_back(std::round(v * scale) / scale);
+      return out;
+    };
+    run["utility"] = rounded(runs.utility, 1e6);
+    run["regret"] = rounded(runs.regret, 1e3);
+    runs_["runs"].push_back(std::move(run));
+    const Ceilings c = CeilingsOf(log_, s.weight, a_.o.latency_weight);
+    runs_["known_afterwards"][absl::StrCat(s.weight)] = {{"best_single", c.best_single},
+                                                         {"task_best", c.task_best}};
+  }
+  absl::Status WriteRuns() const {
+    nlohmann::ordered_json all = {{"title", report_.title}, {"notes", report_.notes}};
+    all.update(runs_);
+    std::string text = all.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+    FILE* f = std::fopen(a_.runs.c_str(), "w");
+    if (f == nullptr) return absl::UnavailableError(a_.runs + ": cannot be written");
+    text += '\n';
+    const bool whole = std::fwrite(text.data(), 1, text.size(), f) == text.size();
+    if (std::fclose(f) != 0 || !whole)
+      return absl::DataLossError(a_.runs + ": could not be written to its end");
     return absl::OkStatus();
   }
   Section NewSection(double weight) const {
@@ -261,7 +328,9 @@ class ReplayReport {
   };
   const ReplayArgs& a_;
   const OutcomeLog& log_;
+  const OutcomeLog& to_tune_on_;
   std::vector<std::string> policies_;
+  nlohmann::ordered_json runs_;
   std::unique_ptr<FILE, Close> curve_;
   bool exported_ = false;  // of the first run of all
   Report report_;
@@ -280,7 +349,19 @@ absl::Status RunReplay(ReplayArgs a) {
   if (log.rows.size() < all.rows.size())
     std::fprintf(stderr, "%zu of %zu rows are skipped: they do not tell every agent's answer\n",
                  all.rows.size() - log.rows.size(), all.rows.size());
-  return ReplayReport(a, log).Run();
+  if (a.tune > 0) {
+    if (a.queries != ReplayArgs::kAllQueries)
+      return absl::InvalidArgumentError(
+          "--tune tunes on the first half of the queries and reports the second; --queries is not "
+          "for it");
+    SLUICE_ASSIGN_OR_RETURN(const OutcomeLog to_tune_on, HalfOf(log, Half::kFirst));
+    SLUICE_ASSIGN_OR_RETURN(const OutcomeLog held_out, HalfOf(log, Half::kSecond));
+    return ReplayReport(a, held_out, to_tune_on).Run();
+  }
+  if (a.queries == ReplayArgs::kAllQueries) return ReplayReport(a, log, log).Run();
+  const Half asked = a.queries == ReplayArgs::kFirstHalf ? Half::kFirst : Half::kSecond;
+  SLUICE_ASSIGN_OR_RETURN(const OutcomeLog half, HalfOf(log, asked));
+  return ReplayReport(a, half, half).Run();
 }
 }  // namespace
 
@@ -309,6 +390,21 @@ void AddReplay(CLI::App& app, const Exit& exit) {
                 "share of the queries learned from before, with every agent's answer")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 0.95));
+  s->add_option("--queries", a->queries,
+                "all, or the half of them (by the hash of their ids) that --tune tunes on, or the "
+                "other")
+      ->capture_default_str()
+      ->check(CLI::IsMember(
+          {ReplayArgs::kAllQueries, ReplayArgs::kFirstHalf, ReplayArgs::kSecondHalf}));
+  s->add_option("--tune", a->tune,
+                "try so many settings of each policy whose text holds ranges (prior=1..100), on "
+                "the first half of the queries; the second half is reported")
+      ->check(CLI::Range(1, 100000));
+  s->add_option("--tune-seeds", a->tune_seeds, "repetitions of a setting")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10000));
+  s->add_flag("--abilities-from-warm-up", a->o.ability_from_warm_up,
+              "prior abilities are those of the warm-up's queries");
   s->add_option("--prior-ability", a->o.ability,
                 "what every agent is thought able to before it was tried")
       ->capture_default_str()
@@ -325,6 +421,7 @@ void AddReplay(CLI::App& app, const Exit& exit) {
   s->add_flag("--predicted-intent", a->o.predicted_intent,
               "the log's intent columns instead of the task's name");
   s->add_option("--curve", a->curve, "CSV of regret along the way, with 95 % intervals");
+  s->add_option("--runs", a->runs, "JSON of every seed's utility and regret");
   s->add_option("--export", a->export_to,
                 "CSV of the first policy's decisions in Open Bandit Pipeline's columns");
   s->add_option(
@@ -332,7 +429,9 @@ void AddReplay(CLI::App& app, const Exit& exit) {
       "prefix of an .html, .json and .csv report: regret, quality against cost, who was chosen");
   s->footer(
       "Example: sluice replay --log examples/agents/pool_a.csv.gz --policy thompson --policy "
-      "amro_s --seeds 20");
+      "amro_s --seeds 20\n"
+      "         sluice replay --log examples/agents/pool_a.csv.gz --tune 24 --policy "
+      "thompson:prior=0.5..100 --policy amro_s:pheromone=relative");
   s->callback([=] { exit(Done(RunReplay(*a))); });
 }
 }  // namespace cli

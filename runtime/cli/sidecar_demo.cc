@@ -12,6 +12,7 @@
 #include "sluice/runtime/cli/demo.h"
 #include "sluice/runtime/cli/local_server.h"
 #include "sluice/runtime/service/client.h"
+#include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/replay.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -37,8 +38,8 @@ std::string ServerConfig(const SidecarDemo& demo, const OutcomeLog& log,
                          const std::string& folder) {
   std::string config = absl::StrCat(
       "endpoint: \"ipc://", folder, "/sluice\" state { sqlite: \"", folder,
-      "/state.db\" } learning { epoch_decisions: 16 publish_ms: 2 } policy { spec: \"", kTunedAmroS,
-      ",cost_weight=", demo.cost_weight, "\" } http { port: ", demo.port, " }");
+      "/state.db\" } learning { epoch_decisions: 16 publish_ms: 2 } policy { spec: \"",
+      kServedPolicy, ",cost_weight=", demo.cost_weight, "\" } http { port: ", demo.port, " }");
   for (const std::string& t : log.tasks) absl::StrAppend(&config, " task: \"", t, "\"");
   absl::StrAppend(&config, " stage {");
   const auto graph = log.Graph(1);

@@ -200,7 +200,7 @@ absl::Status FillDefaults(v1::ServerConfig& c) {
   SLUICE_RETURN_IF_ERROR(CheckHost(c.http().host()));
   if (c.state().redis_prefix().empty()) c.mutable_state()->set_redis_prefix("sluice");
   c.mutable_state()->set_sqlite(StatePath(c.state().sqlite()));
-  if (c.policy().empty()) c.add_policy()->set_spec("amro_s");
+  if (c.policy().empty()) c.add_policy()->set_spec(kServedPolicy);
   SLUICE_RETURN_IF_ERROR(CheckFile("state.redis_password_file", c.state().redis_password_file()));
   if (c.state().redis().empty() && (!c.state().redis_user().empty() || c.state().redis_cluster() ||
                                     !c.state().redis_password_file().empty()))

@@ -77,6 +77,18 @@ absl::StatusOr<Split> SplitRows(const OutcomeLog& log, const ReplayOptions& o, u
   return Split{{order.begin(), middle}, {middle, order.end()}};
 }
 
+std::shared_ptr<const AgentGraph> GraphOf(const OutcomeLog& log, const ReplayOptions& o,
+                                          const std::vector<size_t>& warm) {
+  auto graph = log.Graph(o.ability);
+  if (!o.ability_from_warm_up) return graph;
+  for (size_t a = 0; a < log.agents.size(); ++a) {
+    std::vector<MeanOfTold> quality(log.tasks.size());
+    for (size_t row : warm) quality[log.rows[row].task].Add(log.rows[row].quality[a]);
+    for (size_t t = 0; t < quality.size(); ++t) graph->stages[0][a].ability[t] = quality[t].value();
+  }
+  return graph;
+}
+
 // The objective's weights and the seed go to policies that know them and do not set them.
 absl::StatusOr<std::string> SpecOf(const std::string& policy, const OutcomeLog& log,
                                    const ReplayOptions& o, uint64_t seed,
@@ -267,17 +279,20 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
                                  const ReplayOptions& o, uint64_t seed) {
   SLUICE_RETURN_IF_ERROR(CheckComplete(log, o));
   SLUICE_ASSIGN_OR_RETURN(Split rows, SplitRows(log, o, seed));
+  if (o.ability_from_warm_up && rows.warm.empty())
+    return absl::InvalidArgumentError("abilities of the warm-up: there is none, warm_up=0");
   const FactoryMap<AgentRouter>& agents = InstalledMethods().registry.agents;
   const Stored stored(log, rows.warm);
   const bool has_stored = !rows.warm.empty() && !log.rows[0].features.empty();
   SLUICE_ASSIGN_OR_RETURN(const std::string spec, SpecOf(policy, log, o, seed, agents));
   const auto router = agents.Create(spec, has_stored ? &stored : nullptr);
   if (!router.ok()) return WithRefused(router.status());
-  SLUICE_ASSIGN_OR_RETURN(const auto plan, (*router)->MakePlan(log.Graph(o.ability)));
+  const auto graph = GraphOf(log, o, rows.warm);
+  SLUICE_ASSIGN_OR_RETURN(const auto plan, (*router)->MakePlan(graph));
 
   SLUICE_ASSIGN_OR_RETURN(const auto promises,
                           agents.Create(WorthSpec(o.cost_weight, o.latency_weight), nullptr));
-  SLUICE_ASSIGN_OR_RETURN(const auto worth_plan, promises->MakePlan(log.Graph(o.ability)));
+  SLUICE_ASSIGN_OR_RETURN(const auto worth_plan, promises->MakePlan(graph));
   Learning learning(**router, *plan, log, o);
   Learning worth(*promises, *worth_plan, log, o);
   learning.WarmUp(rows.warm);

@@ -10,12 +10,6 @@
 #include "sluice/runtime/service/outcome_log.h"
 
 SLUICE_BEGIN_NAMESPACE
-// AMRO-S as chosen on seeds 1 to 5 of the bundled log, for a graph whose abilities start at 1.
-inline constexpr char kTunedAmroS[] =
-    "amro_s:ability=measured,beta=20,anneal=2000,importance=propensity,evaporate=row,rho=0.002,rho_"
-    "by_intent=true,"
-    "prior=20";
-
 struct ReplayOptions {
   double cost_weight = 0, latency_weight = 0;
   int64_t decisions = 13620;
@@ -23,6 +17,8 @@ struct ReplayOptions {
   double warm_up =
       0;  // share of the queries learned from before, every agent's answer known; not replayed
   double ability = 1;             // prior ability of every agent
+  // Instead of it: an agent's share of the warm-up's queries of each task that it answered well.
+  bool ability_from_warm_up = false;
   bool predicted_intent = false;  // the log's intent columns instead of the task's name
   double gate = 0.5;
   // Queries come in sessions of so many of one task. With a price, a session keeps its agent as the

@@ -358,7 +358,7 @@ TEST(OpeOnRealOutcomes, IntervalsHoldWhatEveryAnswerSays) {
   const std::vector<std::string> policies = {"random", "best_single", "thompson"};
   int held = 0;
   for (uint64_t seed = 1; seed <= 5; ++seed) {
-    const auto t = ServePoolA(kTunedAmroS, 0.1, 13620, seed);
+    const auto t = ServePoolA(kServedPolicy, 0.1, 13620, seed);
     ASSERT_TRUE(t.ok()) << t.status();
     const std::string path = MakeTempDir() + "/state.sqlite";
     const auto store = OpenSqliteStore(path);
