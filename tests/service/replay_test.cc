@@ -54,7 +54,7 @@ TEST_P(ReplayUtility, TheServedPolicyReachesTheBarsOverTwentySeeds) {
     EXPECT_GT(mean, random + 0.05);
   }
 }
-// The half of the queries on which nothing was tuned. Thompson sampling has the settings that did
+// The half of the queries on which --tune tunes nothing. Thompson sampling has the prior that did
 // best on the other half (tests/bench/README.md, Agent routing).
 TEST_P(ReplayUtility, TheServedPolicyReachesTheBarsOnHeldOutQueries) {
   const OutcomeLog held_out = *HalfOf(PoolA(), Half::kSecond);
@@ -66,11 +66,12 @@ TEST_P(ReplayUtility, TheServedPolicyReachesTheBarsOnHeldOutQueries) {
     EXPECT_TRUE(run.ok()) << run.status();
     return run.ok() ? run->LastThird() : NAN;
   };
+  const std::string thompson = o.cost_weight == 0 ? "thompson:prior=0.5" : "thompson:prior=3.9";
   std::vector<double> served, over_thompson, over_heuristic;
   for (uint64_t seed = 101; seed <= 120; ++seed) {
     served.push_back(utility(kServedPolicy, seed));
     if (seed > 105) continue;  // Thompson's quadrature takes most of this test's time
-    over_thompson.push_back(served.back() - utility("thompson:prior=0.5", seed));
+    over_thompson.push_back(served.back() - utility(thompson, seed));
     over_heuristic.push_back(served.back() -
                              utility(absl::StrCat(kServedPolicy, ",alpha=0"), seed));
   }
@@ -88,6 +89,27 @@ TEST(Replay, TheFirstDecisionOfTheServedPolicyIsOpen) {
   const auto run = Replay(PoolA(), kServedPolicy, o, 1);
   ASSERT_TRUE(run.ok()) << run.status();
   EXPECT_NEAR(run->propensity[0], 1.0 / 12, 0.02);
+}
+
+// It can find out that it is wrong: nobody is certain, nobody is out of the question.
+TEST(Replay, TheExampleTeamsFirstDecisionIsOpen) {
+  const auto settings = LoadSettings(SLUICE_TEAM);
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  const PolicySet& set = *settings->policies;
+  const PolicySet::Policy& policy = set.policies[set.Find(settings->config.active_policy())];
+  std::vector<double> state(policy.plan->info().state);
+  policy.router->InitialState(*policy.plan, absl::MakeSpan(state));
+  AgentRequest q;
+  const std::vector<double> intent = {1, 0, 0};
+  q.intent = intent;
+  AgentDecision d;
+  AgentTrace trace;
+  ASSERT_TRUE(policy.router->Run(*policy.plan, state, q, d, &trace).ok());
+  ASSERT_EQ(trace.size(), 7u);
+  for (const AgentCandidate& c : trace) {
+    EXPECT_GT(c.p, 0.1) << "agent " << c.agent;
+    EXPECT_LT(c.p, 0.6) << "agent " << c.agent;
+  }
 }
 
 TEST(Tune, HalvesAreDisjointAndStandByTheIds) {
