@@ -23,7 +23,8 @@ from torch import nn
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import gguf  # noqa: E402
-from frozen_llama import FrozenLlama  # noqa: E402
+from frozen_llama import FrozenLlama, full  # noqa: E402
+from gates import straight_through  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,9 +48,10 @@ P.add_argument("--mix", choices=["ste", "soft"], default="ste")
 P.add_argument("--labels", choices=["answers", "all"], default="answers",
                help="tokens that carry the language-model loss of retrieval prompts")
 P.add_argument("--megabytes", type=int, default=24, help="corpus text to read")
+P.add_argument("--device", default="cuda")
 P.add_argument("--eval-rows", type=int, default=8)
 A = P.parse_args()
-DEV = "cuda"
+DEV = A.device
 TASKS = ("retrieval", "holistic")
 TARGET = {"retrieval": A.target_retrieval, "holistic": A.target_holistic}
 
@@ -81,18 +83,17 @@ def pool(q, prompt):
     rows = []
     for i, n in enumerate(prompt):
         p = min(A.pool, n)
-        rows.append(torch.cat([q[i, :p], q[i, n - p:n]]).float().mean((0, 1)))
+        rows.append(full(torch.cat([q[i, :p], q[i, n - p:n]])).mean((0, 1)))
     return torch.stack(rows)
 
 
 def gate(logits, tau, generator):
     """Straight-through Gumbel argmax; the gradient goes through the tempered softmax."""
-    u = torch.rand(logits.shape, device=DEV, generator=generator)
+    u = torch.rand(logits.shape, device=DEV, dtype=logits.dtype, generator=generator)
     y = ((logits - torch.log(-torch.log(u + 1e-8) + 1e-8)) / tau).softmax(-1)
     if A.mix == "soft":
         return y[:, 1]
-    hard = F.one_hot(y.argmax(-1), 2).float()
-    return (hard - y.detach() + y)[:, 1]
+    return straight_through(F.one_hot(y.argmax(-1), 2).to(y.dtype), y)[:, 1]
 
 
 class Routed:
@@ -125,9 +126,9 @@ def nll(model, x, ids, weight):
     total = 0.0
     target, w, h = ids[:, 1:].reshape(-1), weight[:, 1:].reshape(-1), x[:, :-1].reshape(-1, x.shape[-1])
     rows = w.nonzero()[:, 0]
-    for part in rows.split(16384):
+    for part in rows.split(16384):  # vocabulary logits of few rows at a time
         total = total + torch.utils.checkpoint.checkpoint(
-            lambda r: (F.cross_entropy(model.logits(h[r]).float(), target[r], reduction="none") * w[r]).sum(), part,
+            lambda r: (F.cross_entropy(full(model.logits(h[r])), target[r], reduction="none") * w[r]).sum(), part,
             use_reentrant=False)
     return total / w.sum()
 

@@ -8,6 +8,7 @@ a minute a seed. Example:
   informed_routing.py --model sluice-mini-q8_0.gguf --corpus corpus.txt.xz --out out --seeds 1 2 3
 """
 import argparse
+import copy
 import json
 import os
 import sys
@@ -20,7 +21,8 @@ from torch import nn
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import gguf  # noqa: E402
-from frozen_llama import FrozenLlama  # noqa: E402
+from frozen_llama import FrozenLlama, full  # noqa: E402
+from gates import straight_through  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,21 +35,31 @@ P.add_argument("--rank", type=int, default=64, help="width of a forecaster")
 P.add_argument("--hidden", type=int, default=32, help="width of a router; the skip baseline gets the parameters of both")
 P.add_argument("--act", choices=["silu", "none"], default="silu")
 P.add_argument("--fit-steps", type=int, default=1000)
-P.add_argument("--fit-tokens", type=int, default=8192)
-P.add_argument("--steps", type=int, default=400)
-P.add_argument("--rows", type=int, default=8)
-P.add_argument("--length", type=int, default=1024)
+P.add_argument("--fit-tokens", type=int, default=16384, help="a step")
+P.add_argument("--steps", type=int, default=2000)
+P.add_argument("--rows", type=int, default=4)
+P.add_argument("--length", type=int, default=2048, help="of training windows: what attention adds depends on how far it looks back")
 P.add_argument("--budget-weight", type=float, default=8.0)
 P.add_argument("--lr", type=float, default=2e-3)
-P.add_argument("--schedule", choices=["cosine", "constant"], default="cosine", help="published: constant, 2000 steps")
+P.add_argument("--schedule", choices=["cosine", "constant"], default="cosine", help="published: constant")
 P.add_argument("--serve", choices=["calibrated", "raw"], default="calibrated",
                help="calibrated: one offset on all logits makes the served argmax meet the budget that the sampled gates "
                     "met in training; raw: as published")
-P.add_argument("--fit-lr", type=float, default=3e-3)
+P.add_argument("--fit-lr", type=float, default=3e-3, help="published: 1e-3")
+P.add_argument("--fit-loss", choices=["mse", "smooth_l1"], default="mse", help="published: smooth_l1, which hardly sees small units")
+P.add_argument("--down-init", type=float, default=0.0, help="spread of a forecaster's first matrix; 0: width^-1/2; published: 1e-3")
+P.add_argument("--forecasters", choices=["joint", "frozen"], default="joint",
+               help="joint: they learn on with the routers, from the language model's loss; frozen: as published")
+P.add_argument("--joint-lr", type=float, default=1e-3)
+P.add_argument("--loss", choices=["distil", "text"], default="distil",
+               help="of the routers: KL from the dense model; text: cross-entropy, as published")
+P.add_argument("--gates", nargs="+", choices=["lff", "skip"], default=["lff", "skip"])
+P.add_argument("--tag", default="", help="added to the names of the files")
+P.add_argument("--device", default="cuda")
 P.add_argument("--megabytes", type=int, default=12)
 P.add_argument("--eval-rows", type=int, default=12)
 A = P.parse_args()
-DEV = "cuda"
+DEV = A.device
 EXECUTE, APPROXIMATE = 0, 1
 
 
@@ -56,7 +68,7 @@ class Forecaster(nn.Module):
         super().__init__()
         self.down, self.up = nn.Linear(d, A.rank), nn.Linear(A.rank, d)
         for m in (self.down, self.up):
-            nn.init.normal_(m.weight, std=1e-3 if m is self.up else d ** -0.5)
+            nn.init.normal_(m.weight, std=1e-3 if m is self.up else A.down_init or d ** -0.5)
             nn.init.zeros_(m.bias)
 
     def forward(self, h):
@@ -94,7 +106,7 @@ def forward(model, ids, rule, dtype=torch.bfloat16):
 
 
 def nll(model, x, ids):
-    return F.cross_entropy(model.logits(x[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+    return F.cross_entropy(full(model.logits(x[:, :-1]).flatten(0, 1)), ids[:, 1:].flatten())
 
 
 def batch(tasks, rng, rows, n, split="train"):
@@ -114,11 +126,15 @@ def fit(model, tasks, seed):
         total = []
 
         def rule(layer, unit, h, u):
-            total.append(F.smooth_l1_loss(lff[layer][unit](h.detach().float()), u.detach().float()))
+            loss = F.mse_loss if A.fit_loss == "mse" else F.smooth_l1_loss
+            want = u.detach().float()
+            off = loss(lff[layer][unit](h.detach().float()), want)
+            # Every unit counts alike, however large its outputs.
+            total.append(off / want.var() if A.fit_loss == "mse" else off)
             return u
         with torch.no_grad():
             kept = []
-            forward(model, batch(tasks, rng, A.fit_tokens // 512, 512), lambda a, b, h, u: (kept.append((a, b, h, u)), u)[1])
+            forward(model, batch(tasks, rng, A.fit_tokens // A.length, A.length), lambda a, b, h, u: (kept.append((a, b, h, u)), u)[1])
         for a, b, h, u in kept:
             rule(a, b, h, u)
         loss = sum(total)
@@ -135,9 +151,9 @@ def fit(model, tasks, seed):
 
 def gates(logits, tau, generator):
     """Straight-through Gumbel argmax -> z [.., 2]."""
-    u = torch.rand(logits.shape, device=DEV, generator=generator)
+    u = torch.rand(logits.shape, device=DEV, dtype=logits.dtype, generator=generator)
     y = ((logits - torch.log(-torch.log(u + 1e-8) + 1e-8)) / tau).softmax(-1)
-    return F.one_hot(y.argmax(-1), 2).float() - y.detach() + y
+    return straight_through(F.one_hot(y.argmax(-1), 2).to(y.dtype), y)
 
 
 def pin(z):
@@ -152,33 +168,56 @@ def mix(z, u, f):
     return y if f is None else y + z[..., APPROXIMATE:].to(u.dtype) * f.to(u.dtype)
 
 
+def task_loss(model, x, ids):
+    """Of routed hidden states: what text the model expects, or how far it is from what the dense model expects."""
+    if A.loss == "text":
+        return nll(model, x, ids)
+    with torch.no_grad():
+        teacher = full(model.logits(forward(model, ids, lambda layer, unit, h, u: u, x.dtype))).log_softmax(-1)
+    return F.kl_div(full(model.logits(x)).log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1).mean()
+
+
+def routed_loss(model, ids, lff, routers, sparsity, tau, noise, dtype=torch.bfloat16):
+    """-> (what trains, the task's part of it, the executed share)."""
+    run = []
+
+    def rule(layer, unit, h, u):
+        z = pin(gates(routers[layer][unit](full(h)), tau, noise))
+        run.append(z[..., EXECUTE].mean())
+        return mix(z, u, lff[layer][unit](full(h)) if lff is not None else None)
+    ce = task_loss(model, forward(model, ids, rule, dtype), ids)
+    executed = torch.stack(run).mean()
+    return ce + A.budget_weight * (1 - sparsity - executed).abs(), ce, executed
+
+
 def train(model, tasks, lff, sparsity, seed, hidden):
+    """-> (routers, forecasters, curve)."""
     torch.manual_seed(seed)
     rng, noise = np.random.default_rng(seed + 500), torch.Generator(DEV).manual_seed(seed)
     routers = nn.ModuleList(nn.ModuleList(Router(model.width, hidden) for _ in range(2)) for _ in range(model.layers)).to(DEV)
-    opt = torch.optim.AdamW(routers.parameters(), lr=A.lr, weight_decay=0.0)
+    groups = [{"params": list(routers.parameters()), "lr": A.lr}]
+    if lff is not None and A.forecasters == "joint":
+        lff = copy.deepcopy(lff).requires_grad_(True)
+        groups.append({"params": list(lff.parameters()), "lr": A.joint_lr})
+    opt = torch.optim.AdamW(groups, weight_decay=0.0)
     sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1.0 if A.schedule == "constant" else
                                               0.5 * (1 + np.cos(np.pi * i / A.steps)))
     curve = []
     for step in range(A.steps):
-        tau, run = 5.0 - 4.0 * step / max(1, A.steps - 1), []
-
-        def rule(layer, unit, h, u):
-            z = pin(gates(routers[layer][unit](h.float()), tau, noise))
-            run.append(z[..., EXECUTE].mean())
-            return mix(z, u, lff[layer][unit](h.float()) if lff is not None else None)
-        ids = batch(tasks, rng, A.rows, A.length)
-        ce = nll(model, forward(model, ids, rule), ids)
-        executed = torch.stack(run).mean()
-        loss = ce + A.budget_weight * (1 - sparsity - executed).abs()
+        tau = 5.0 - 4.0 * step / max(1, A.steps - 1)
+        loss, ce, executed = routed_loss(model, batch(tasks, rng, A.rows, A.length), lff, routers, sparsity, tau, noise)
         opt.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(routers.parameters(), 1.0)
+        for g in groups:
+            nn.utils.clip_grad_norm_(g["params"], 1.0)
         opt.step()
         sched.step()
         if step % 20 == 0 or step + 1 == A.steps:
             curve.append([step, round(ce.item(), 4), round(1 - executed.item(), 4)])
-    return routers, curve
+    if lff is not None:
+        lff.requires_grad_(False)
+        round_weights(lff)
+    return routers, lff, curve
 
 
 @torch.no_grad()
@@ -189,10 +228,10 @@ def calibrate(model, tasks, lff, routers, sparsity, seed):
         rng, margin = np.random.default_rng(seed + 900), []
 
         def rule(layer, unit, h, u):
-            w = routers[layer][unit](h.float())
+            w = routers[layer][unit](full(h))
             margin.append((w[..., 1] - w[..., 0])[:, 1:].flatten())
-            return mix(pin(F.one_hot(w.argmax(-1), 2).float()), u, lff[layer][unit](h.float()) if lff is not None else None)
-        forward(model, batch(tasks, rng, 16, 1024), rule)
+            return mix(pin(F.one_hot(w.argmax(-1), 2).float()), u, lff[layer][unit](full(h)) if lff is not None else None)
+        forward(model, batch(tasks, rng, 8, A.length), rule)
         margin = torch.cat(margin).sort().values
         offset = -margin[int((1 - sparsity) * len(margin))].item()
         for p in routers:
@@ -211,7 +250,7 @@ def evaluate(model, tasks, lff, choose):
         def rule(layer, unit, h, u):
             z = pin(choose(layer, unit, h))
             run.append(z[..., APPROXIMATE].mean().item())
-            return mix(z, u, lff[layer][unit](h.float()) if lff is not None else None)
+            return mix(z, u, lff[layer][unit](full(h)) if lff is not None else None)
         ids = batch(tasks, rng, 1, 2048, "held")
         total.append(nll(model, forward(model, ids, rule), ids).item())
         share.append(run)
@@ -219,7 +258,7 @@ def evaluate(model, tasks, lff, choose):
 
 
 def argmax(routers):
-    return lambda layer, unit, h: F.one_hot(routers[layer][unit](h.float()).argmax(-1), 2).float()
+    return lambda layer, unit, h: F.one_hot(routers[layer][unit](full(h)).argmax(-1), 2).float()
 
 
 @torch.no_grad()
@@ -228,11 +267,11 @@ def diagnose(model, tasks, lff, routers):
     rng, error, variance, pref, err = np.random.default_rng(8), {}, {}, {}, {}
     for _ in range(8):
         def rule(layer, unit, h, u):
-            key, f = (layer, unit), lff[layer][unit](h.float())
+            key, f = (layer, unit), lff[layer][unit](full(h))
             e = (f - u.float()) ** 2
             error[key] = error.get(key, 0) + e.sum().item()
             variance[key] = variance.get(key, 0) + ((u.float() - u.float().mean((0, 1))) ** 2).sum().item()
-            w = routers[layer][unit](h.float())
+            w = torch.zeros(*h.shape[:2], 2) if routers is None else routers[layer][unit](full(h))
             pref.setdefault(key, []).append((w[..., 1] - w[..., 0])[0, 1:].cpu().numpy())
             err.setdefault(key, []).append(e.mean(-1)[0, 1:].cpu().numpy())
             return u
@@ -312,11 +351,13 @@ def main():
         lff, fit_curve = fit(model, tasks, seed)
         round_weights(lff)
         report = {"seed": seed, "args": vars(A), "dense": dense, "skip_hidden": skip_hidden, "fit": fit_curve, "runs": {}}
+        report["fitted_r2"] = diagnose(model, tasks, lff, None)[0]
         print(f"seed {seed} fit {fit_curve[0]} -> {fit_curve[-1]}, {time.time() - began:.0f} s", flush=True)
         for s in A.sparsity:
             r = {}
-            for name, f, hidden in (("lff", lff, A.hidden), ("skip", None, skip_hidden)):
-                routers, r[name + "_curve"] = train(model, tasks, f, s, seed, hidden)
+            for name in A.gates:
+                f, hidden = (lff, A.hidden) if name == "lff" else (None, skip_hidden)
+                routers, f, r[name + "_curve"] = train(model, tasks, f, s, seed, hidden)
                 round_weights(routers)
                 if A.serve == "calibrated":
                     calibrate(model, tasks, f, routers, s, seed)
@@ -331,11 +372,11 @@ def main():
                 if f is not None:
                     r["r2"], r["spearman"] = diagnose(model, tasks, f, routers)
                 export(model, tasks, f, routers, hidden, s, seed,
-                       os.path.join(A.out, f"informed_routing-{name}{round(100 * s)}-s{seed}.gguf"))
+                       os.path.join(A.out, f"informed_routing-{name}{round(100 * s)}{A.tag}-s{seed}.gguf"))
                 print(seed, s, name, {k: v for k, v in r[name].items()}, f"{time.time() - began:.0f} s", flush=True)
-            print(seed, s, "r2", r["r2"], "spearman", r["spearman"], flush=True)
+            print(seed, s, "r2", r.get("r2"), "spearman", r.get("spearman"), flush=True)
             report["runs"][str(s)] = r
-        with open(os.path.join(A.out, f"informed_routing-s{seed}.json"), "w") as f:
+        with open(os.path.join(A.out, f"informed_routing{A.tag}-s{seed}.json"), "w") as f:
             json.dump(report, f, indent=1)
 
 

@@ -3,6 +3,7 @@
 head routing and pruning (arXiv 2512.20635).
 
   --stage dense   masked language modelling on documentation and training queries, then the classifier
+  --stage heads   on top of that encoder, how much the choice of the head is worth: one layer cut to each of its heads, and tuned
   --stage shrp    on top of that encoder, per seed: Expert Attention in half of the layers and in all but one, routing,
                   usage, the cut to the most used head, and the controls: a random head after the same training, and a
                   random head from the first step
@@ -26,14 +27,25 @@ from torch import nn
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import gguf  # noqa: E402
 import queries  # noqa: E402
-from frozen_llama import FrozenLlama  # noqa: E402
+from gates import straight_through  # noqa: E402
+from frozen_llama import FrozenLlama, full  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-P.add_argument("--stage", choices=["dense", "shrp"], required=True)
+P.add_argument("--stage", choices=["dense", "heads", "shrp"], required=True)
+P.add_argument("--task", choices=["families", "recall", "match"], default="families",
+               help="families: of queries; match: tokens that are a name and a value stand in documentation text, a name is asked "
+                    "about at its end and the class is its value, so that some head has to find the token of the same name; "
+                    "recall: name and value are two tokens, which takes a head that looks back by one besides")
+P.add_argument("--pairs", type=int, default=4, help="match, recall: names in a text")
+P.add_argument("--text", type=int, default=24, help="match, recall: tokens of a text at most, without them")
+P.add_argument("--examples", type=int, default=60000, help="match, recall: training texts")
+P.add_argument("--tests", type=int, default=4096, help="match, recall: held-out texts")
+P.add_argument("--dense-lr", type=float, default=4e-4)
+P.add_argument("--probe", type=int, nargs="*", help="heads: the layers; default: all")
 P.add_argument("--vocab", required=True, help="GGUF file whose tokenizer is used and copied")
 P.add_argument("--corpus", required=True)
-P.add_argument("--queries", nargs="+", required=True)
+P.add_argument("--queries", nargs="*", default=[], help="of the task families")
 P.add_argument("--out", required=True)
 P.add_argument("--seeds", type=int, nargs="+", default=[1])
 P.add_argument("--layers", type=int, default=12)
@@ -53,6 +65,13 @@ P.add_argument("--teacher", type=float, default=1.0, help="alpha, of the teacher
 P.add_argument("--hidden", type=float, default=1.0, help="beta, of the dense layers' outputs; published: none named")
 P.add_argument("--harden", type=float, default=0.1, help="of the entropy of the mean gate, growing over training")
 P.add_argument("--uniform", type=float, default=0.1, help="share of the steps with a random expert, against collapse")
+P.add_argument("--gate", choices=["gumbel", "scale"], default="gumbel",
+               help="gumbel: the router learns from what every expert would have given; scale: from the picked one alone")
+P.add_argument("--noise", type=float, default=0.5, help="gumbel: share of the steps with noise; hardening begins after it")
+P.add_argument("--usage", choices=["noise", "end"], default="noise", help="when usage is read: as the noise ends, or after training")
+P.add_argument("--qkv", choices=["frozen", "after_cut", "trained"], default="frozen",
+               help="frozen: a head keeps what it looks at; after_cut: from the cut on; trained: never")
+P.add_argument("--controls", type=int, default=1, help="random heads a seed")
 P.add_argument("--runs", nargs="+", choices=["half", "most"], default=["half", "most"], help="layers converted: half, all but one")
 P.add_argument("--route", choices=["sequence", "token"], default="sequence")
 P.add_argument("--order", choices=["top", "bottom"], default="top", help="which layers are converted first")
@@ -60,6 +79,7 @@ P.add_argument("--expander-init", choices=["ridge", "random"], default="ridge")
 P.add_argument("--lr", type=float, default=2e-3)
 P.add_argument("--device", default="cuda")
 P.add_argument("--megabytes", type=int, default=12)
+P.add_argument("--tag", default="", help="added to the names of the files")
 A = P.parse_args()
 DEV, D, H, DH = A.device, A.width, A.heads, A.width // A.heads
 MASK_TOKEN = "\u0100"  # what masked language modelling hides a token behind: the byte 0, which no text holds
@@ -102,6 +122,7 @@ class Expert(nn.Module):
         nn.init.zeros_(self.down.bias)
         self.kept = None     # one head for everything, once cut
         self.forced = False  # routing is off: a random expert a sequence
+        self.noisy = False
         self.gate = self.pick = None
 
     def forward(self, x, mask):
@@ -113,11 +134,18 @@ class Expert(nn.Module):
         all_heads = heads(x, self.q, self.k, self.v, H, mask)  # [b, H, n, d]
         seen = mask[..., None].to(x.dtype)
         pooled = x if A.route == "token" else ((x * seen).sum(1) / seen.sum(1))[:, None]
-        logits = self.router(pooled).float()  # [b, n or 1, H]
+        logits = full(self.router(pooled))  # [b, n or 1, H]
         p = logits.softmax(-1)
-        pick = torch.randint(0, H, logits.shape[:2], device=x.device) if self.forced else logits.argmax(-1)
+        drawn = logits
+        if self.noisy:
+            u = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+            drawn = logits - torch.log(-torch.log(u))
+        pick = torch.randint(0, H, logits.shape[:2], device=x.device) if self.forced else drawn.argmax(-1)
         self.gate, self.pick = p, pick
         hot = F.one_hot(pick, H).to(x.dtype)
+        if A.gate == "gumbel" and self.training and not self.forced:
+            z = straight_through(hot, drawn.softmax(-1).to(x.dtype))
+            return self.n2(x + torch.einsum("bnh,bhnd->bnd", z.expand(-1, x.shape[1], -1), self.expander(all_heads)))
         top = (p * hot).sum(-1, keepdim=True)
         o = torch.einsum("bnh,bhnd->bnd", hot.expand(-1, x.shape[1], -1), all_heads)
         scale = (1 + top - top.detach()).to(x.dtype)  # 1 forward; carries the gradient to the router
@@ -158,7 +186,7 @@ class Encoder(nn.Module):
 
     def forward(self, ids, mask, keep=None):
         x, seen = self.body(ids, mask, keep), mask[..., None]
-        return self.cls((x.float() * seen).sum(1) / seen.sum(1))
+        return self.cls((full(x) * seen).sum(1) / seen.sum(1))
 
 
 def pad(rows):
@@ -226,6 +254,26 @@ def pretrain(model, stream, texts, hidden, report):
     report["mlm"] = curve
 
 
+def objective(model, ids, mask, want, teacher, hard):
+    """Cross-entropy; the teacher's logits and layer outputs; and, by `hard`, the entropy of what the routers choose."""
+    kept, told = [], []
+    with half():
+        logits = model(ids, mask, kept)
+        loss = F.cross_entropy(logits, want)
+    if teacher is not None:
+        with torch.no_grad(), half():
+            target = full(teacher(ids, mask, told))
+        loss = loss + A.teacher * F.kl_div(full(logits).log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean")
+        off = [((full(a) - full(b)) ** 2)[mask].mean() for a, b, l in zip(kept, told, model.layers) if isinstance(l, Expert)]
+        loss = loss + A.hidden * sum(off) / len(off)
+    for layer in model.layers:
+        if isinstance(layer, Expert) and layer.kept is None and hard > 0:
+            weight = layer.gate if A.route == "sequence" else layer.gate * mask[..., None]
+            mean = weight.sum((0, 1)) / weight.sum()
+            loss = loss - A.harden * hard * (mean * (mean + 1e-9).log()).sum()
+    return loss
+
+
 def train(model, params, data, epochs, lr, seed, teacher=None, on_step=None):
     steps = epochs * -(-len(data) // A.rows)
     opt, sched = optimizer(params, lr, steps)
@@ -234,23 +282,7 @@ def train(model, params, data, epochs, lr, seed, teacher=None, on_step=None):
         for (ids, mask), want in batches(data, A.rows, rng):
             if on_step is not None:
                 on_step(step / steps)
-            kept, told = [], []
-            with half():
-                logits = model(ids, mask, kept)
-                loss = F.cross_entropy(logits, want, label_smoothing=0.0)
-            if teacher is not None:
-                with torch.no_grad(), half():
-                    target = teacher(ids, mask, told).float()
-                loss = loss + A.teacher * F.kl_div(logits.float().log_softmax(-1), target.log_softmax(-1), log_target=True,
-                                                   reduction="batchmean")
-                off = [((a.float() - b.float()) ** 2)[mask].mean() for a, b, l in zip(kept, told, model.layers)
-                       if isinstance(l, Expert)]
-                loss = loss + A.hidden * sum(off) / len(off)
-            for layer in model.layers:
-                if isinstance(layer, Expert) and layer.kept is None:
-                    weight = layer.gate if A.route == "sequence" else layer.gate * mask[..., None]
-                    mean = weight.sum((0, 1)) / weight.sum()
-                    loss = loss - A.harden * step / steps * (mean * (mean + 1e-9).log()).sum()
+            loss = objective(model, ids, mask, want, teacher, max(0.0, step / steps - A.noise) / max(1e-9, 1 - A.noise))
             opt.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(params, 1.0)
@@ -264,7 +296,7 @@ def train(model, params, data, epochs, lr, seed, teacher=None, on_step=None):
 
 @torch.no_grad()
 def ridge(model, converted, data):
-    """The expander's second matrix from the dense layer's residual, pooled over experts."""
+    """The expander's second matrix from the dense layer's residual, of the kept head or pooled over all."""
     dim = A.expand + 1
     sums = {i: (torch.zeros(dim, dim, device=DEV, dtype=torch.float64), torch.zeros(dim, D, device=DEV, dtype=torch.float64))
             for i in converted}
@@ -275,6 +307,7 @@ def ridge(model, converted, data):
             if new is not None:
                 want = (dense.residual(x, mask) - x)[mask].double()
                 o = heads(x, layer.q, layer.k, layer.v, H, mask).permute(0, 2, 1, 3)[mask]  # [t, H, d]
+                o = o if layer.kept is None else o[:, layer.kept:layer.kept + 1]
                 f = F.gelu(layer.up(o), approximate="tanh").double()
                 f = torch.cat([f, torch.ones_like(f[..., :1])], -1)
                 new[0].add_(torch.einsum("thi,thj->ij", f, f))
@@ -398,89 +431,165 @@ def export_shrp(model, converted, counts, seed, path):
                t + golden(model, model.token.num_embeddings))
 
 
+def planted(stream, rng, count, vocab):
+    """Documentation text with names and values, and a name that is asked about at the end -> [(ids, class)]. Tokens of the
+    end of the vocabulary stand for nothing else here. recall: a name's value is the next token; match: a token is both."""
+    names, values = (64, 16) if A.task == "recall" else (16, 8)
+    free = vocab - names - names * values
+    out = []
+    for _ in range(count):
+        n = int(rng.integers(A.text // 2, A.text))
+        at = int(rng.integers(0, len(stream) - n))
+        text = np.minimum(stream[at:at + n], free - 1)
+        who, what = rng.permutation(names)[:A.pairs], rng.permutation(values)[:A.pairs]
+        parts, last = [], 0
+        for cut, name, value in zip(np.sort(rng.integers(0, n + 1, A.pairs)), who, what):
+            said = [vocab - 1 - name, free + value] if A.task == "recall" else [free + name * values + value]
+            parts += [text[last:cut], said]
+            last = cut
+        asked = int(rng.integers(A.pairs))
+        ids = np.concatenate(parts + [text[last:], [vocab - 1 - who[asked]]]).astype(np.int64)
+        out.append((ids, int(what[asked])))
+    return [f"value {i}" for i in range(values)], out
+
+
+def converted_model(dense, data, converted, seed, kept=None):
+    """The encoder with these layers as Expert Attention, or cut to the heads `kept` from the start."""
+    torch.manual_seed(seed)
+    model = copy(dense)
+    model.source = [copy(l).eval() for l in dense.layers]
+    for i in converted:
+        model.layers[i] = Expert(dense.layers[i]).to(DEV)
+        model.layers[i].kept = None if kept is None else kept[i]
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for p in trainable(model, converted, cut=kept is not None):
+        p.requires_grad_(True)
+    if A.expander_init == "ridge":
+        ridge(model.eval(), converted, data["train"])
+    del model.source
+    for m in model.modules():  # what is frozen stays as it is served
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+    return model.train()
+
+
+def trainable(model, converted, cut):
+    still = A.qkv == "frozen" or A.qkv == "after_cut" and cut
+    of = lambda layer: [p for n, p in layer.named_parameters() if not (still and n[0] in "qkv")]  # noqa: E731
+    return [p for i in converted for p in of(model.layers[i])] + list(model.cls.parameters())
+
+
+def tune(model, converted, data, teacher, epochs, lr, seed):
+    """Trains what is cut."""
+    for p in model.parameters():
+        p.requires_grad_(False)
+    params = trainable(model, converted, cut=True)
+    for p in params:
+        p.requires_grad_(True)
+    train(model, params, data["train"], epochs, lr, seed, teacher)
+    return accuracy(model, data["test"])
+
+
+def heads_of_a_layer(dense, data, layer):
+    """What is left with one layer cut to each of its heads, right after and tuned."""
+    r = {"cut": [], "tuned": []}
+    for head in range(H):
+        model = converted_model(dense, data, [layer], 1, {layer: head})
+        r["cut"].append(accuracy(model, data["test"]))
+        r["tuned"].append(tune(model, [layer], data, dense, A.cut_epochs, A.lr / 2, 1))
+    r["spread"] = max(r["tuned"]) - min(r["tuned"])
+    print("layer", layer, {k: np.round(v, 4).tolist() for k, v in r.items()}, flush=True)
+    return r
+
+
 def shrp(dense, data, name, count, seed):
     """One conversion of `count` layers -> what was measured."""
     converted = list(range(A.layers - count, A.layers)) if A.order == "top" else list(range(count))
-    trainable = lambda m: [p for i in converted for p in m.layers[i].parameters()] + list(m.cls.parameters())  # noqa: E731
-
-    def fresh():
-        torch.manual_seed(seed)
-        model = copy(dense)
-        model.source = [copy(l).eval() for l in dense.layers]
-        for i in converted:
-            model.layers[i] = Expert(dense.layers[i]).to(DEV)
-        for p in model.parameters():
-            p.requires_grad_(False)
-        for p in trainable(model):
-            p.requires_grad_(True)
-        if A.expander_init == "ridge":
-            ridge(model.eval(), converted, data["train"])
-        del model.source
-        for m in model.modules():  # what is frozen stays as it is served
-            if isinstance(m, nn.Dropout):
-                m.p = 0.0
-        return model.train()
-
     rng = np.random.default_rng(seed + 500)
     began, r = time.time(), {"layers": converted}
-    model = fresh()
+    model, early = converted_model(dense, data, converted, seed), {}
 
-    def warm(progress):
+    def on_step(progress):
         for i in converted:
             model.layers[i].forced = progress < A.uniform
+            model.layers[i].noisy = A.gate == "gumbel" and progress < A.noise
+        if progress >= A.noise and not early:
+            early.update(usage(model, converted, data["train"]))
 
-    r["curve"] = train(model, trainable(model), data["train"], A.routed_epochs, A.lr, seed, dense, warm)
-    warm(1.0)
-    counts = usage(model, converted, data["train"])
+    params = trainable(model, converted, cut=False)
+    r["curve"] = train(model, params, data["train"], A.routed_epochs, A.lr, seed, dense, on_step)
+    on_step(1.0)
+    late = usage(model, converted, data["train"])
+    counts = early if A.usage == "noise" else late
     r["usage"] = {i: [round(float(x), 4) for x in u] for i, u in counts.items()}
+    r["usage_end"] = {i: [round(float(x), 4) for x in u] for i, u in late.items()}
     r["routed"] = accuracy(model, data["test"])
-    if seed == A.seeds[0] or len(A.seeds) == 1:
-        export_shrp(copy(model), converted, counts, seed, os.path.join(A.out, f"shrp-{name}-routed-s{seed}.gguf"))
+    if seed == 1:
+        export_shrp(copy(model), converted, counts, seed, os.path.join(A.out, f"shrp-{name}{A.tag}-routed-s{seed}.gguf"))
     used = {i: int(np.argmax(u)) for i, u in counts.items()}
-    other = {i: int(rng.choice([h for h in range(H) if h != used[i]])) for i in converted}
+    others = [{i: int(rng.choice([h for h in range(H) if h != used[i]])) for i in converted} for _ in range(A.controls)]
 
-    def cut(m, keep, label):
+    def cut(keep, label):
+        m = copy(model)
         for i in converted:
             m.layers[i].kept = keep[i]
-        r[label + "_cut"] = accuracy(m, data["test"])
-        train(m, trainable(m), data["train"], A.cut_epochs, A.lr / 2, seed + 1, dense)
-        r[label] = accuracy(m, data["test"])
-        export_shrp(m, converted, counts, seed, os.path.join(A.out, f"shrp-{name}-{label}-s{seed}.gguf"))
+        r.setdefault(label + "_cut", []).append(accuracy(m, data["test"]))
+        r.setdefault(label, []).append(tune(m, converted, data, dense, A.cut_epochs, A.lr / 2, seed + 1))
+        if len(r[label]) == 1:
+            export_shrp(m, converted, counts, seed, os.path.join(A.out, f"shrp-{name}{A.tag}-{label}-s{seed}.gguf"))
 
-    cut(copy(model), used, "usage_head")
-    cut(copy(model), other, "random_head")
-    fixed = fresh()  # a random head from the first step, as many steps
-    for i in converted:
-        fixed.layers[i].kept = other[i]
-    train(fixed, trainable(fixed), data["train"], A.routed_epochs, A.lr, seed, dense)
-    train(fixed, trainable(fixed), data["train"], A.cut_epochs, A.lr / 2, seed + 1, dense)
-    r["fixed_head"] = accuracy(fixed, data["test"])
-    print(name, seed, {k: round(v, 4) for k, v in r.items() if isinstance(v, float)}, f"{time.time() - began:.0f} s", flush=True)
+    cut(used, "usage_head")
+    for other in others:
+        cut(other, "random_head")
+        fixed = converted_model(dense, data, converted, seed, other)  # a random head from the first step, as many steps
+        tune(fixed, converted, data, dense, A.routed_epochs, A.lr, seed)
+        r.setdefault("fixed_head", []).append(tune(fixed, converted, data, dense, A.cut_epochs, A.lr / 2, seed + 1))
+    print(name, seed, {k: np.round(v, 4).tolist() for k, v in r.items() if k in ("routed", "usage_head", "random_head", "fixed_head",
+          "usage_head_cut", "random_head_cut")}, used, f"{time.time() - began:.0f} s", flush=True)
     return r
+
+
+def load_data(tokenizer, vocab):
+    if A.task != "families":
+        streams = Tasks(A.corpus, tokenizer, A.megabytes, 1).streams
+        families, test = planted(streams["held"], np.random.default_rng(4), A.tests, vocab)
+        return families, {"train": planted(streams["train"], np.random.default_rng(3), A.examples, vocab)[1], "test": test}
+    families, texts = queries.load(A.queries)
+    return families, {s: [(np.array(e.ids[:A.context], np.int64), c) for e, (_, c) in
+                          zip(tokenizer.encode_batch([t for t, _ in rows]), rows) if e.ids] for s, rows in texts.items()}
+
+
+def train_dense(model, data, families, llama, tokenizer, saved):
+    report = {"args": vars(A), "families": families}
+    if A.mlm_steps > 0:
+        stream = Tasks(A.corpus, tokenizer, A.megabytes, 1).streams["train"]
+        hidden = llama.keys["tokenizer.ggml.tokens"].index(MASK_TOKEN)
+        pretrain(model, stream, [r for r, _ in data["train"]], hidden, report)
+    report["curve"] = train(model, list(model.parameters()), data["train"], A.epochs, A.dense_lr, 1)
+    export_dense(model, families, llama.keys, saved)
+    report["accuracy"] = accuracy(model, data["test"])
+    print("dense accuracy", report["accuracy"], report["curve"][::20], flush=True)
+    return report
+
+
+def save(name, report):
+    with open(os.path.join(A.out, name), "w") as f:
+        json.dump(report, f, indent=1)
 
 
 def main():
     os.makedirs(A.out, exist_ok=True)
     torch.manual_seed(1)
     llama = FrozenLlama(A.vocab, DEV)
-    tokenizer = llama.tokenizer()
-    families, texts = queries.load(A.queries)
-    data = {s: [(np.array(e.ids[:A.context], np.int64), c) for e, (_, c) in
-                zip(tokenizer.encode_batch([t for t, _ in rows]), rows) if e.ids] for s, rows in texts.items()}
+    tokenizer, vocab = llama.tokenizer(), len(llama.keys["tokenizer.ggml.tokens"])
+    families, data = load_data(tokenizer, vocab)
     print({s: len(d) for s, d in data.items()}, len(families), "families", flush=True)
-    model = Encoder(len(llama.keys["tokenizer.ggml.tokens"]), len(families)).to(DEV)
-    saved = os.path.join(A.out, "intent-encoder-q8_0.gguf")
+    model = Encoder(vocab, len(families)).to(DEV)
+    stem = "intent-encoder" if A.task == "families" else f"{A.task}-encoder{A.tag}"
+    saved = os.path.join(A.out, stem + "-q8_0.gguf")
     if A.stage == "dense":
-        report = {"args": vars(A), "families": families}
-        stream = Tasks(A.corpus, tokenizer, A.megabytes, 1).streams["train"]
-        pretrain(model, stream, [r for r, _ in data["train"]], llama.keys["tokenizer.ggml.tokens"].index(MASK_TOKEN), report)
-        report["curve"] = train(model, list(model.parameters()), data["train"], A.epochs, 4e-4, 1)
-        export_dense(model, families, llama.keys, saved)
-        report["accuracy"] = accuracy(model, data["test"])
-        print("dense accuracy", report["accuracy"], flush=True)
-        with open(os.path.join(A.out, "intent-encoder.json"), "w") as f:
-            json.dump(report, f, indent=1)
-        return
+        return save(stem + ".json", train_dense(model, data, families, llama, tokenizer, saved))
     stored = gguf.read(saved)[1]
     with torch.no_grad():
         for name, w in parameters(model):
@@ -488,12 +597,15 @@ def main():
     for m in model.modules():
         if isinstance(m, nn.Dropout):
             m.p = 0.0
+    whole = accuracy(model, data["test"])
+    if A.stage == "heads":
+        layers = {i: heads_of_a_layer(model.train(), data, i) for i in (A.probe or range(A.layers))}
+        return save(f"shrp-heads-{A.task}{A.tag}.json", {"args": vars(A), "dense": whole, "layers": layers})
     for seed in A.seeds:
-        report = {"seed": seed, "args": vars(A), "dense": accuracy(model, data["test"]), "runs": {}}
+        report = {"seed": seed, "args": vars(A), "dense": whole, "runs": {}}
         for name in A.runs:
             report["runs"][name] = shrp(model.train(), data, name, A.layers // 2 if name == "half" else A.layers - 1, seed)
-        with open(os.path.join(A.out, f"shrp-{'-'.join(A.runs)}-s{seed}.json"), "w") as f:
-            json.dump(report, f, indent=1)
+        save(f"shrp-{'-'.join(A.runs)}{A.tag}-s{seed}.json", report)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ import torch.nn.functional as F
 import gguf
 
 
+def full(x):
+    """At least single precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class FrozenLlama:
     def __init__(self, path, device):
         keys, t = gguf.read(path)
@@ -41,7 +46,7 @@ class FrozenLlama:
     @staticmethod
     def rotate(x, angles):
         cos, sin = angles
-        a, b = x[..., 0::2].float(), x[..., 1::2].float()
+        a, b = full(x[..., 0::2]), full(x[..., 1::2])
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
 
     def qkv(self, layer, h):

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""The gradient of every trainer's loss against finite differences, in double precision on tiny models of random weights.
+
+Gates are relaxed: their forward values are the soft ones whose gradient training uses. Exit code 77, skipped, without PyTorch."""
+import os
+import sys
+
+try:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+except ImportError as e:
+    print("SKIPPED: it needs PyTorch and NumPy:", e)
+    sys.exit(77)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "common")]
+VOCAB, WIDTH, HEADS, HEAD, FFN = 13, 8, 2, 4, 12
+
+
+# Plain forms of what older versions of PyTorch lack, and what the fused kernels round.
+def attention(q, k, v, attn_mask=None, is_causal=False):
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    seen = torch.ones(logits.shape[-2:], dtype=torch.bool).tril() if is_causal else attn_mask
+    return (logits if seen is None else logits.masked_fill(~seen, -torch.inf)).softmax(-1) @ v
+
+
+def rms_norm(x, shape, weight, eps):
+    return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight
+
+
+F.scaled_dot_product_attention, F.rms_norm = attention, rms_norm
+import frozen_llama  # noqa: E402
+import gates  # noqa: E402
+
+
+def tiny_llama(layers):
+    m = frozen_llama.FrozenLlama.__new__(frozen_llama.FrozenLlama)
+    m.layers, m.width, m.heads, m.kv_heads, m.head = layers, WIDTH, HEADS, 1, HEAD
+    m.eps, m.rope_base, m.name, m.keys, m.device = 1e-6, 100.0, "tiny", {}, "cpu"
+    g = torch.Generator().manual_seed(3)
+    rand = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64) * 0.5  # noqa: E731
+    m.w = {"token_embd.weight": rand(VOCAB, WIDTH), "output_norm.weight": 1 + rand(WIDTH)}
+    for i in range(layers):
+        for name, rows, cols in (("attn_q", HEADS * HEAD, WIDTH), ("attn_k", HEAD, WIDTH), ("attn_v", HEAD, WIDTH),
+                                 ("attn_output", WIDTH, HEADS * HEAD), ("ffn_gate", FFN, WIDTH), ("ffn_up", FFN, WIDTH),
+                                 ("ffn_down", WIDTH, FFN)):
+            m.w[f"blk.{i}.{name}.weight"] = rand(rows, cols)
+        for name in ("attn_norm", "ffn_norm"):
+            m.w[f"blk.{i}.{name}.weight"] = 1 + rand(WIDTH)
+    return m
+
+
+def check(name, loss, params, step=1e-6, tolerance=1e-5):
+    """`loss`: a function of nothing, the same at every call but for the parameters."""
+    params = [p for p in params if p.requires_grad]
+    for p in params:
+        p.grad = None
+    loss().backward()
+    rng, worst, largest = np.random.default_rng(0), 0.0, 0.0
+    for p in params:
+        got = torch.zeros_like(p) if p.grad is None else p.grad
+        for i in rng.choice(p.numel(), min(6, p.numel()), replace=False):
+            at = np.unravel_index(i, p.shape)
+            with torch.no_grad():
+                was, ends = p[at].item(), []
+                for sign in (1, -1):
+                    p[at] = was + sign * step
+                    ends.append(loss().item())
+                p[at] = was
+            want = (ends[0] - ends[1]) / (2 * step)
+            worst = max(worst, abs(want - got[at].item()) / max(1e-2, abs(want)))
+            largest = max(largest, abs(want))
+    good = worst < tolerance and largest > 1e-4
+    print(f"{name:44s} {'ok' if good else 'FAILED'}: off by {worst:.1e} at most, largest slope {largest:.1e}")
+    return good
+
+
+def randomised(module, seed=5):
+    g = torch.Generator().manual_seed(seed)
+    module.double()
+    for p in module.parameters():
+        p.data = torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.4
+    return module
+
+
+def load(name, *args):
+    sys.argv = [name, "--vocab" if name == "shrp" else "--model", "-", "--corpus", "-", "--out", "-", "--device", "cpu", *args]
+    return __import__(name)
+
+
+def ids_of(rows, n):
+    return torch.from_numpy(np.random.default_rng(1).integers(0, VOCAB, (rows, n)))
+
+
+def ftp_checks():
+    ftp = load("ftp")
+    model, prompt, schedule = tiny_llama(3), 12, [0, 0.4, 0.5]
+    ids, kind = ids_of(2, 16), torch.ones(2, 16, dtype=torch.int64)
+    kind[1, 14:] = 2
+    router = randomised(ftp.Router(6, "random", 1.0))
+    scores = torch.from_numpy(np.random.default_rng(2).random((2, prompt)))
+    ftp.received = lambda *a: scores  # no gradient goes through the score table
+    for gate in ("threshold", "topk"):
+        for mask in ("softmax", "value"):
+            a = ftp.P.parse_args(sys.argv[1:] + ["--gate", gate, "--mask", mask, "--guide", "1"])
+
+            def loss():
+                noise = torch.Generator().manual_seed(4)
+                x, log = ftp.pruned(model, ids, prompt, router, schedule, "full", gate, mask, noise, 0.5, 8, torch.float64)
+                kl = ftp.distil(model, ftp.told(model, ids, prompt, torch.float64), kind, x, prompt, 0.5)
+                return ftp.losses(log, kl, schedule, 1, a)[0]
+            yield check(f"ftp, {gate} gate, {mask} mask", lambda: graph(loss), router.parameters())
+
+
+def graph(loss):
+    """With a graph also inside no_grad: attend() does without its soft mask where no gradient is wanted."""
+    with torch.enable_grad():
+        return loss()
+
+
+def informed_checks():
+    for kind in ("distil", "text"):
+        ir = load("informed_routing", "--rank", "3", "--hidden", "5", "--loss", kind)
+        ir.A.loss = kind
+        model, ids = tiny_llama(2), ids_of(2, 10)
+        both = lambda make: torch.nn.ModuleList(torch.nn.ModuleList(make() for _ in range(2)) for _ in range(2))  # noqa: E731
+        lff, routers = randomised(both(lambda: ir.Forecaster(WIDTH)), 6), randomised(both(lambda: ir.Router(WIDTH, 5)), 7)
+
+        def loss():
+            return ir.routed_loss(model, ids, lff, routers, 0.25, 2.0, torch.Generator().manual_seed(4), torch.float64)[0]
+        yield check(f"informed_routing, {kind} loss", loss, [*lff.parameters(), *routers.parameters()])
+
+
+def flux_checks():
+    flux = load("flux_attention", "--sink", "2", "--window", "3", "--pool", "4")
+    model, ids = tiny_llama(2), ids_of(2, 10)
+    routers = randomised(torch.nn.ModuleList(flux.Router(HEAD) for _ in range(2)))
+    routed, weight = flux.Routed(model, routers), torch.ones(2, 10, dtype=torch.float64)
+
+    def loss():
+        noise = torch.Generator().manual_seed(4)
+        x, z = routed.forward(ids, [10, 7], lambda l, c: flux.gate(routers[l](c), 1.3, noise), torch.float64)
+        off = 1 - z.mean(1) - 0.45
+        return flux.nll(model, x, ids, weight) + (0.3 * off.abs() + 0.2 * off ** 2).mean()
+    yield check("flux_attention", loss, routers.parameters())
+
+
+def shrp_checks():
+    shrp = load("shrp", "--stage", "shrp", "--width", "8", "--heads", "2", "--ffn", "12", "--context", "12", "--layers", "2",
+                "--expand", "5", "--qkv", "trained")
+    dense = randomised(shrp.Encoder(VOCAB, 3)).eval()
+    ids, mask, want = ids_of(4, 9), torch.ones(4, 9, dtype=torch.bool), torch.tensor([0, 2, 1, 1])
+    mask[2, 6:] = False
+    for gate in ("gumbel", "scale"):
+        for route in ("sequence", "token"):
+            shrp.A.gate, shrp.A.route = gate, route
+            model = shrp.copy(dense)
+            model.layers[1] = randomised(shrp.Expert(dense.layers[1]), 8)
+            for m in model.modules():
+                if isinstance(m, torch.nn.Dropout):
+                    m.p = 0.0
+            model.train()
+            model.layers[1].noisy = gate == "gumbel"
+
+            def loss():
+                torch.manual_seed(9)
+                return shrp.objective(model, ids, mask, want, dense, 0.7)
+            # The scale gate's gradient to the router stands for a product that its forward value does not show.
+            learn = model.layers[1].named_parameters()
+            params = [p for n, p in learn if gate == "gumbel" or not n.startswith("router")]
+            yield check(f"shrp, {gate} gate, by {route}", loss, params)
+
+
+def main():
+    gates.RELAXED = True
+    results = [r for checks in (ftp_checks, informed_checks, flux_checks, shrp_checks) for r in checks()]
+    print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
