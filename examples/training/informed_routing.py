@@ -263,19 +263,24 @@ def argmax(routers):
 
 @torch.no_grad()
 def diagnose(model, tasks, lff, routers):
-    """R^2 of every forecaster on dense held-out activations, and Spearman of router preference and forecast error."""
-    rng, error, variance, pref, err = np.random.default_rng(8), {}, {}, {}, {}
+    """R^2 of every forecaster on dense held-out activations, and Spearman of router preference and forecast error. The mean
+    that R^2 compares with is over all texts: much of what attention adds is the same all through a text."""
+    rng, error, total, square, pref, err, rows = np.random.default_rng(8), {}, {}, {}, {}, {}, 0
     for _ in range(8):
         def rule(layer, unit, h, u):
             key, f = (layer, unit), lff[layer][unit](full(h))
             e = (f - u.float()) ** 2
             error[key] = error.get(key, 0) + e.sum().item()
-            variance[key] = variance.get(key, 0) + ((u.float() - u.float().mean((0, 1))) ** 2).sum().item()
+            total[key] = total.get(key, 0) + u.double().sum((0, 1))
+            square[key] = square.get(key, 0) + (u.double() ** 2).sum().item()
             w = torch.zeros(*h.shape[:2], 2) if routers is None else routers[layer][unit](full(h))
             pref.setdefault(key, []).append((w[..., 1] - w[..., 0])[0, 1:].cpu().numpy())
             err.setdefault(key, []).append(e.mean(-1)[0, 1:].cpu().numpy())
             return u
-        forward(model, batch(tasks, rng, 1, 2048, "held"), rule)
+        ids = batch(tasks, rng, 1, 2048, "held")
+        rows += ids.numel()
+        forward(model, ids, rule)
+    variance = {key: square[key] - (total[key] ** 2).sum().item() / rows for key in error}
     rank = lambda x: np.argsort(np.argsort(x))  # noqa: E731
     r2 = {f"{l}.{'attn' if u == 0 else 'ffn'}": round(1 - error[l, u] / variance[l, u], 4) for l, u in error}
     rho = {f"{l}.{'attn' if u == 0 else 'ffn'}": round(float(np.corrcoef(rank(np.concatenate(pref[l, u])),

@@ -23,7 +23,7 @@ absl::Status Evaluate(const std::string& method, const std::string& model_path,
 }
 void AddEvaluate(CLI::App& app, const Exit& exit) {
   struct Args {
-    std::string method;
+    std::string method, model = LabModel().path;
     lab::EvaluateOptions o;
   };
   auto a = std::make_shared<Args>();
@@ -49,10 +49,14 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
   AddThreads(*s, a->o.threads);
   s->add_option("--weights", a->o.folder, "folder of the trained weights and held-out tokens")
       ->capture_default_str();
+  s->add_option("--model", a->model, "GGUF file that the weights were trained for")
+      ->capture_default_str();
+  s->add_option("--tokens", a->o.tokens,
+                "held-out text of --model, little-endian 16-bit token ids (default: the bundled)");
   s->add_option("--data", a->o.data, "shrp: folder of the query sets pool_a and mmlu_pro")
       ->capture_default_str();
   s->footer("Example: sluice evaluate flux_attention --prompts 12");
-  s->callback([=] { exit(Done(Evaluate(a->method, LabModel().path, a->o))); });
+  s->callback([=] { exit(Done(Evaluate(a->method, a->model, a->o))); });
 }
 void AddCalibrate(CLI::App& app, const Exit& exit) {
   auto o = std::make_shared<lab::CalibrateRun>();

@@ -127,6 +127,75 @@ TEST(Encoder, RoutedAndPrunedAgreeBitForBitWhereTheKeptHeadIsPicked) {
   other[8] = (other[8] + 1) % 12;
   EXPECT_NE(Infer(Routed(), Batch(), other).logits, pruned.logits);
 }
+// The routed conversion with its heads in another order and, where `used` is a head, that one alone
+// counted as used.
+std::string Reordered(const std::vector<size_t>& order, int used = -1) {
+  GgufWriter w;
+  for (const auto& [key, value] : RoutedFile().values()) w.Set(key, value);
+  for (const auto& [name, t] : RoutedFile().tensors()) {
+    const bool of_heads = name.find(".shrp.q.") != std::string::npos ||
+                          name.find(".shrp.k.") != std::string::npos ||
+                          name.find(".shrp.v.") != std::string::npos ||
+                          name.find(".shrp.router.") != std::string::npos ||
+                          name.find(".shrp.usage") != std::string::npos;
+    if (!of_heads) {
+      w.Copy(t);
+      continue;
+    }
+    const std::vector<float> from = *RoutedFile().ReadF32(name, t.shape);
+    std::vector<float> to(from.size());
+    const size_t part = from.size() / order.size();
+    for (size_t h = 0; h < order.size(); ++h)
+      for (size_t i = 0; i < part; ++i) to[h * part + i] = from[order[h] * part + i];
+    if (name.find(".shrp.usage") != std::string::npos && used >= 0)
+      for (size_t h = 0; h < to.size(); ++h) to[h] = static_cast<int>(h) == used ? 1.0f : 0.0f;
+    EXPECT_TRUE(w.Add(name, t.shape, to).ok()) << name;
+  }
+  return w.Bytes();
+}
+Encoder Converted(const std::string& bytes) {
+  const auto file = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  EXPECT_TRUE(file.ok()) << file.status();
+  auto e = Encoder::Load(DenseFile(), &*file);
+  EXPECT_TRUE(e.ok()) << e.status();
+  return *std::move(e);
+}
+TEST(Encoder, PermutedHeadsPermuteThePicksAndDeployTheSameFunction) {
+  std::vector<size_t> order(12), as_they_are(12);
+  for (size_t h = 0; h < 12; ++h) {
+    order[h] = (5 * h + 3) % 12;
+    as_they_are[h] = h;
+  }
+  EXPECT_EQ(Infer(Converted(Reordered(as_they_are)), Batch()).logits,
+            Infer(Routed(), Batch()).logits);
+  const Encoder permuted = Converted(Reordered(order));
+  const Encoder::Result a = Infer(Routed(), Batch()), b = Infer(permuted, Batch());
+  EXPECT_EQ(b.logits, a.logits);
+  for (size_t i = 0; i < a.picks.size(); ++i) {
+    if (a.picks[i] < 0) continue;
+    EXPECT_EQ(order[static_cast<size_t>(b.picks[i])], static_cast<size_t>(a.picks[i]));
+  }
+  EXPECT_EQ(Infer(permuted.Pruned(), Batch()).logits, Infer(Routed().Pruned(), Batch()).logits);
+}
+TEST(Encoder, EveryForcedHeadIsTheModelThatKeepsIt) {
+  std::vector<size_t> as_they_are(12);
+  for (size_t h = 0; h < 12; ++h) as_they_are[h] = h;
+  std::vector<std::vector<float>> seen;
+  for (int head = 0; head < 12; ++head) {
+    std::vector<int32_t> forced(12, -1);
+    std::fill(forced.begin() + 6, forced.end(), head);
+    const std::vector<float> routed = Infer(Routed(), Batch(), forced).logits;
+    EXPECT_EQ(Infer(Converted(Reordered(as_they_are, head)).Pruned(), Batch()).logits, routed);
+    for (const std::vector<float>& other : seen) EXPECT_NE(other, routed);
+    seen.push_back(routed);
+  }
+}
+TEST(Encoder, WithOneHeadNothingIsLeftToRoute) {
+  const Encoder cut = Routed().Pruned();
+  std::vector<int32_t> only(12, -1);
+  std::fill(only.begin() + 6, only.end(), 0);
+  EXPECT_EQ(Infer(cut, Batch(), only).logits, Infer(cut, Batch()).logits);
+}
 TEST(Encoder, ASlicedHeadEqualsTheSameHeadAmongAll) {
   std::vector<float> x(37 * 192);
   for (size_t i = 0; i < x.size(); ++i)

@@ -1,53 +1,14 @@
 #include "sluice/runtime/host/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/tbb_executor.h"
-#include "sluice/runtime/host/kv_cache.h"
-#include "sluice/runtime/host/layer_math.h"
-#include "sluice/runtime/host/unit_routing.h"
+#include "sluice/runtime/host/engine_impl.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
-using Clock = std::chrono::steady_clock;
-double Seconds(Clock::time_point from) {
-  return std::chrono::duration<double>(Clock::now() - from).count();
-}
-}  // namespace
-
-struct Engine::Impl {
-  std::unique_ptr<Executor> executor;
-  std::optional<LayerMath> math;
-  AttentionSessions attention;
-  UnitRouting routing;
-
-  int64_t capacity = 0;   // tokens of a sequence
-  int64_t rows = 0;       // tokens of one pass
-  bool keep_pre = false;  // queries and keys from before RoPE
-  std::vector<KvCache> cache;
-  // x [tokens, width] holds a whole feed; the others one pass.
-  std::vector<float> x, h, qkv, q_pre, o, logits, key_bias;
-  std::vector<int32_t> positions;
-  // Pruning: the tokens that a block computes, and their states.
-  std::vector<int32_t> chosen;
-  std::vector<float> gathered;
-};
-
-// Tokens of a feed that go through a layer together.
-struct Engine::Pass {
-  int64_t layer = 0;
-  float* x = nullptr;  // [n, width], the residual stream
-  int64_t begin = 0;   // the first token's place: in the sequence, or among those of a pruned block
-  int64_t n = 0;
-  int64_t end = 0;                           // of the whole feed, in the same places
-  absl::Span<const int32_t> positions = {};  // of a pruned block's tokens; empty: their places
-};
-
 Engine::Engine(const Model& model, const EngineOptions& options)
     : model_(model), options_(options), impl_(std::make_unique<Impl>()) {}
 Engine::~Engine() = default;
@@ -183,7 +144,8 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
       cache.Evict(reach.reach_first, reach.reach_last, options_.chunk);
     };
     if (s.routing.pruning) {
-      SLUICE_RETURN_IF_ERROR(RunPruned(layer, n));
+      SLUICE_RETURN_IF_ERROR(options_.pruning.after_attention ? RunPrunedFfn(layer, n)
+                                                              : RunPruned(layer, n));
       if (progress) progress((layer + 1) * n / layers);
       continue;
     }
@@ -233,53 +195,6 @@ absl::Status Engine::Decide(int64_t layer, int64_t prompt) {
   };
   SLUICE_ASSIGN_OR_RETURN(modes_[layer], impl_->routing.layers->Decide(layer, prompt, queries));
   timing_.route_s += Seconds(mark);
-  return absl::OkStatus();
-}
-
-// The n tokens fed, through one block: choose, gather, compute among the chosen, scatter.
-absl::Status Engine::RunPruned(int64_t layer, int64_t n) {
-  Impl& s = *impl_;
-  const size_t width = static_cast<size_t>(model_.shape.width);
-  const auto mark = Clock::now();
-  SLUICE_RETURN_IF_ERROR(s.routing.pruning->Choose(layer, length_, n, s.chosen));
-  timing_.route_s += Seconds(mark);
-  const int64_t kept = static_cast<int64_t>(s.chosen.size());
-  block_counters_[layer].executed += kept;
-  block_counters_[layer].approximated += n - kept;
-
-  const auto state = [&](size_t i) {
-    return &s.x[static_cast<size_t>(s.chosen[i] - length_) * width];
-  };
-  float* x = s.x.data();
-  if (kept < n) {
-    s.gathered.resize(static_cast<size_t>(kept) * width);
-    for (size_t i = 0; i < s.chosen.size(); ++i)
-      std::copy(state(i), state(i) + width, &s.gathered[i * width]);
-    x = s.gathered.data();
-  }
-  // Prompts run in the places of the chosen tokens; later tokens stand behind the keys that are
-  // missing, at their own positions.
-  const bool decoding = length_ > 0;
-  s.routing.pruning->BeginQueries();
-  for (int64_t at = 0; at < kept; at += options_.chunk) {
-    const int64_t count = std::min(options_.chunk, kept - at);
-    Pass pass = {layer, x + static_cast<size_t>(at) * width, length_ + at, count,
-                 length_ + (decoding ? n : kept)};
-    if (!decoding) pass.positions = s.chosen;
-    SLUICE_RETURN_IF_ERROR(RunLayer(pass));
-  }
-  if (kept < n) {
-    for (size_t i = 0; i < s.chosen.size(); ++i)
-      std::copy(&s.gathered[i * width], &s.gathered[i * width] + width, state(i));
-  }
-
-  KvCache& cache = s.cache[layer];
-  if (kept > 0 && layer + 1 < model_.shape.layers && s.routing.pruning->scores()) {
-    const auto scoring = Clock::now();
-    s.routing.pruning->Score(cache.keys(), s.chosen);
-    timing_.route_s += Seconds(scoring);
-  }
-  cache.set_missing(length_ + n - cache.rows());
   return absl::OkStatus();
 }
 

@@ -104,7 +104,10 @@ class Engine {
                    const std::function<void(int64_t, const float*)>& visit);
 
   absl::Status Decide(int64_t layer, int64_t prompt);
+  absl::Status Choose(int64_t layer, int64_t n);
   absl::Status RunPruned(int64_t layer, int64_t n);
+  absl::Status RunPrunedFfn(int64_t layer, int64_t n);
+  absl::Status RunChosen(int64_t n, const std::function<absl::Status(float* x)>& run);
   absl::Status RunLayer(const Pass& pass);
   absl::Status RunAttention(const Pass& pass);
   absl::Status RunFfn(const Pass& pass);

@@ -25,6 +25,9 @@ struct TokenPruning {
   // Single tokens after the prompt skip the blocks with sparsity above this; 1: none. A router that
   // reads something of the token is asked too.
   double decode = 1;
+  // Decides after the block's attention, from its scores: every token attends and leaves its key,
+  // and only the FFN is skipped. The paper's figure shows this, its text the whole block.
+  bool after_attention = false;
   bool on() const { return !router.empty(); }
 };
 

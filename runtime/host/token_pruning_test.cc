@@ -95,6 +95,44 @@ TEST(TokenPruning, AgreesWithAMaskedDenseModel) {
       ASSERT_NEAR(got[t * vocab + 97 * v], want[v], 2e-3) << t;
   }
 }
+TEST(TokenPruning, AfterAttentionOnlyTheFfnIsSkipped) {
+  const std::vector<int32_t> tokens = Tokens(24);
+  EngineOptions o = Options(kStatic, kMixed);
+  o.pruning.after_attention = true;
+  const auto e = Make(o);
+  const std::vector<float> got = Logits(*e, tokens, 0);
+  reference::Rows x = reference::Embed(Mini(), tokens);
+  const std::vector<bool> all(24, true);
+  for (size_t layer = 0; layer < 6; ++layer) {
+    EXPECT_EQ(e->cache_rows(static_cast<int64_t>(layer)), 24);
+    const size_t k = static_cast<size_t>(token::quota::Kept(kMixed[layer], 24));
+    std::vector<bool> fed(24);
+    for (size_t t = 0; t < 24; ++t) fed[t] = t == 0 || t > 24 - k;
+    reference::MaskedBlock(
+        Mini().shape, Mini().layers[layer], all, fed, [](size_t, size_t) { return true; }, x);
+  }
+  const size_t vocab = static_cast<size_t>(Mini().shape.vocab);
+  for (size_t t = 0; t < 24; ++t) {
+    const std::vector<double> want = reference::LogitsOf(Mini(), x[t], 97);
+    for (size_t v = 0; v < want.size(); ++v)
+      ASSERT_NEAR(got[t * vocab + 97 * v], want[v], 2e-3) << t;
+  }
+}
+TEST(TokenPruning, AfterAttentionKeepsTheDenseModelAtNoSparsityAndItsChunks) {
+  const std::vector<int32_t> tokens = Tokens(300);
+  EngineOptions dense;
+  dense.max_tokens = 1024;
+  for (const char* by : {kExact, kStatic}) {
+    EngineOptions o = Options(by, std::vector<double>(6, 0.0));
+    o.pruning.after_attention = true;
+    EXPECT_EQ(Logits(*Make(o), tokens, 0), Logits(*Make(dense), tokens, 0));
+    o.pruning.sparsity = kMixed;
+    EngineOptions small = o;
+    small.chunk = 64;
+    small.threads = 1;
+    ExpectNear(Logits(*Make(small), tokens, 250), Logits(*Make(o), tokens, 250), 5e-3f);
+  }
+}
 TEST(TokenPruning, ChunksAndThreadsDoNotMatter) {
   const std::vector<int32_t> tokens = Tokens(300);
   for (const char* by : {kExact, kStatic, kRandom}) {

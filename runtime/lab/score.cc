@@ -60,13 +60,21 @@ absl::Status RunPerplexity(const host::Model& model, host::EngineOptions engine,
                      "would know what comes. `sluice facts` and `sluice evaluate ftp` ask after "
                      "the prompt"));
   double sum = 0;
+  int64_t executed = 0, approximated = 0;
   std::vector<float> nll;
   for (int64_t w = 0; w < o.windows; ++w) {
     const std::vector<int32_t> tokens(all.begin() + w * o.count, all.begin() + (w + 1) * o.count);
     const auto progress = Progress(absl::StrCat("window ", w + 1, "/", o.windows), o.count);
     SLUICE_ASSIGN_OR_RETURN(const double p, host::Perplexity(*e, tokens, &nll, progress));
     sum += std::log(p);
+    for (int64_t u = 0; u < 2 * model.shape.layers; ++u) {
+      executed += e->token_counters(u / 2, u % 2).executed;
+      approximated += e->token_counters(u / 2, u % 2).approximated;
+    }
   }
+  if (approximated > 0)
+    std::printf("approximated %.4f of the residual units\n",
+                static_cast<double>(approximated) / static_cast<double>(executed + approximated));
   std::printf(
       "perplexity %.4f over %lld windows of %lld tokens; density %.4f, %.2f s in the last window "
       "(attention %.2f, planning %.2f)\n",

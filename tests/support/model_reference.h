@@ -52,8 +52,9 @@ inline Rows Embed(const Model& model, const std::vector<int32_t>& tokens) {
 }
 
 // A block in which `computed` tokens attend, at their own positions, to the computed keys that
-// `sees` lets them: a dense model with a mask.
+// `sees` lets them, and those `fed` go through the FFN: a dense model with a mask.
 inline void MaskedBlock(const ModelShape& m, const Layer& l, const std::vector<bool>& computed,
+                        const std::vector<bool>& fed,
                         absl::FunctionRef<bool(size_t query, size_t key)> sees, Rows& x) {
   const size_t d = static_cast<size_t>(m.head_dim);
   const size_t qw = static_cast<size_t>(m.heads) * d;
@@ -84,7 +85,9 @@ inline void MaskedBlock(const ModelShape& m, const Layer& l, const std::vector<b
     }
     const std::vector<double> a = Times(l.attn_out, mix);
     for (size_t i = 0; i < a.size(); ++i) y[t][i] += a[i];
-
+  }
+  for (size_t t = 0; t < x.size(); ++t) {
+    if (!fed[t]) continue;
     std::vector<double> gate = Times(l.gate_up, Norm(m, y[t], l.ffn_norm));
     const size_t ffn = gate.size() / 2;
     for (size_t i = 0; i < ffn; ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * gate[ffn + i];
@@ -93,6 +96,10 @@ inline void MaskedBlock(const ModelShape& m, const Layer& l, const std::vector<b
     for (size_t i = 0; i < f.size(); ++i) y[t][i] += f[i];
   }
   x = y;
+}
+inline void MaskedBlock(const ModelShape& m, const Layer& l, const std::vector<bool>& computed,
+                        absl::FunctionRef<bool(size_t query, size_t key)> sees, Rows& x) {
+  MaskedBlock(m, l, computed, computed, sees, x);
 }
 
 // The logits of a token of vocabulary entries 0, stride, 2 stride, ...

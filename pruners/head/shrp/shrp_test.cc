@@ -65,6 +65,17 @@ TEST(Shrp, PicksTheTopHeadOfTheReference) {
     EXPECT_EQ(r.view().unit[i], std::max_element(want.begin(), want.end()) - want.begin()) << i;
   }
 }
+TEST(Shrp, OneHeadTakesEverything) {
+  const RandomWeights one({{"width", kWidth}, {"heads", 1}});
+  for (float x : {-3.0f, 0.0f, 3.0f}) {
+    EXPECT_EQ(Shrp::Decide(&x, 1), 0);
+  }
+  auto r = Shrp::Create({}, one);
+  ASSERT_TRUE(r.ok()) << r.status();
+  const std::vector<float> x = RandomFeatures(20, kWidth, 2);
+  float logit = 0;
+  for (int64_t i = 0; i < 20; ++i) EXPECT_EQ(r->Pick(x.data() + i * kWidth, &logit), 0);
+}
 TEST(Shrp, PoolsTheMeanOfTheTokens) {
   const std::vector<float> x = {1, 2, 3, 6};
   float out[2];

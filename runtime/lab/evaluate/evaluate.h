@@ -16,6 +16,7 @@ struct EvaluateOptions {
   int64_t repeats = 7;           // timed repetitions; medians are printed
   int threads = 0;
   std::string folder;  // where the trained weights and held-out tokens are
+  std::string tokens;  // held-out text of the model; empty: that of the bundled one
   std::string data;    // where the query sets are (shrp)
 };
 absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptions& options);

@@ -168,10 +168,11 @@ absl::StatusOr<std::vector<double>> MeasureRandom(const host::Model& model,
 
 void PrintVerdicts(const TaskResult& dense, const Learned& l, const std::vector<double>& random) {
   std::printf(
-      "\nlearned, mean +- spread over %d seeds: sparse layers %s (retrieval), %s (holistic); facts "
+      "\nlearned, mean over %d seeds (%s): sparse layers %s (retrieval), %s (holistic); facts "
       "%s; perplexity %s\n",
-      kSeeds, MeanAndSpread(l.retrieval, 3).c_str(), MeanAndSpread(l.holistic, 3).c_str(),
-      MeanAndSpread(l.accuracy, 4).c_str(), MeanAndSpread(l.perplexity, 3).c_str());
+      kSeeds, kMarginNote, MeanAndMargin(l.retrieval, 3).c_str(),
+      MeanAndMargin(l.holistic, 3).c_str(), MeanAndMargin(l.accuracy, 4).c_str(),
+      MeanAndMargin(l.perplexity, 3).c_str());
 
   const double retrieval = Mean(l.retrieval), holistic = Mean(l.holistic);
   std::printf("B2 sparse layers within 0.10 of 0.45 and 1.00, apart by 0.25: %s\n",
@@ -190,7 +191,7 @@ void PrintVerdicts(const TaskResult& dense, const Learned& l, const std::vector<
   std::printf(
       "B4 questions in the last 100 tokens flip 20 %% of the layers that vary (%.0f %% +- %.0f): "
       "%s\n",
-      100 * Mean(l.flips), 100 * Spread(l.flips), Verdict(Mean(l.flips) >= 0.2));
+      100 * Mean(l.flips), 100 * Margin(l.flips), Verdict(Mean(l.flips) >= 0.2));
 }
 
 // Prefill of one prompt, dense and routed in turn, and decode after it.

@@ -37,7 +37,7 @@ std::vector<PruningPrompt> PruningPrompts(const host::Model& model,
   return out;
 }
 absl::StatusOr<PruningScore> ScorePruning(host::Engine& e,
-                                          const std::vector<PruningPrompt>& prompts) {
+                                          const std::vector<PruningPrompt>& prompts, bool single) {
   const size_t vocab = static_cast<size_t>(e.model().shape.vocab);
   double asked[2] = {}, right[2] = {}, nll[2] = {};
   PruningScore r;
@@ -57,7 +57,9 @@ absl::StatusOr<PruningScore> ScorePruning(host::Engine& e,
       r.sparsity +=
           e.block_counters(layer).sparsity() /
           static_cast<double>(e.model().shape.layers * static_cast<int64_t>(prompts.size()));
-    SLUICE_RETURN_IF_ERROR(e.Feed(p.rest, n, see));
+    if (!single) SLUICE_RETURN_IF_ERROR(e.Feed(p.rest, n, see));
+    for (size_t i = 0; single && i < p.rest.size(); ++i)
+      SLUICE_RETURN_IF_ERROR(e.Feed({p.rest[i]}, n, see));
   }
   r.facts = right[1] / std::max(1.0, asked[1]);
   r.next = right[0] / std::max(1.0, asked[0]);

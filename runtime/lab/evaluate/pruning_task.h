@@ -25,8 +25,10 @@ struct PruningScore {
   double sparsity = 0;         // measured, mean over blocks
   double accuracy() const { return (facts + next) / 2; }
 };
+// `single`: what comes after the prompt is fed token by token, as decoding does.
 absl::StatusOr<PruningScore> ScorePruning(host::Engine& engine,
-                                          const std::vector<PruningPrompt>& prompts);
+                                          const std::vector<PruningPrompt>& prompts,
+                                          bool single = false);
 // Searches the sparsity of every block for a mean, with the static router or with learned `weights`
 // and from `start`: FTP's scheduler. Fitness: the negative loss.
 struct ScheduleOptions {

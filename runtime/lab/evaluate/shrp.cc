@@ -162,7 +162,7 @@ class Accuracies {
     SLUICE_ASSIGN_OR_RETURN(const Heads half, CompareHeads("half", "half"));
     SLUICE_ASSIGN_OR_RETURN(const Heads most, CompareHeads("most", "all but one"));
 
-    std::printf("\n");
+    std::printf("\nover %d training seeds; %s\n", kHeadSeeds, kMarginNote);
     PrintHeads("half", half);
     PrintHeads("all but one", most);
     std::printf(
@@ -211,8 +211,8 @@ class Accuracies {
   void PrintHeads(const char* name, const Heads& h) const {
     std::printf(
         "%s: most used head %s (%.1f %% of dense), random head after the same training %s\n", name,
-        MeanAndSpread(h.used, 4).c_str(), 100 * Mean(h.used) / dense_,
-        MeanAndSpread(h.random, 4).c_str());
+        MeanAndMargin(h.used, 4).c_str(), 100 * Mean(h.used) / dense_,
+        MeanAndMargin(h.random, 4).c_str());
   }
 
   const EvaluateOptions& o_;

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_format.h"
 #include "sluice/api/version.h"
+#include "sluice/policies/experiment/quantile.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
@@ -31,14 +32,15 @@ inline double Mean(const std::vector<double>& x) {
   return std::accumulate(x.begin(), x.end(), 0.0) /
          static_cast<double>(std::max<size_t>(1, x.size()));
 }
-inline double Spread(const std::vector<double>& x) {  // largest distance from the mean
-  double d = 0;
-  for (double v : x) d = std::max(d, std::abs(v - Mean(x)));
-  return d;
+// Half of Student's 95 % interval of the mean.
+inline double Margin(const std::vector<double>& x) {
+  const MeanInterval i = StudentInterval(x);
+  return (i.high - i.low) / 2;
 }
-inline std::string MeanAndSpread(const std::vector<double>& x, int digits) {
-  return absl::StrFormat("%.*f +- %.*f", digits, Mean(x), digits, Spread(x));
+inline std::string MeanAndMargin(const std::vector<double>& x, int digits) {
+  return absl::StrFormat("%.*f +- %.*f", digits, Mean(x), digits, Margin(x));
 }
+constexpr char kMarginNote[] = "+-: Student's 95 % interval of the mean";
 inline double Median(std::vector<double> x) {
   std::sort(x.begin(), x.end());
   return x.empty() ? 0 : x[x.size() / 2];

@@ -15,7 +15,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 inline absl::StatusOr<std::vector<int32_t>> ReadHeldOut(const EvaluateOptions& o) {
-  return ReadTokens(o.folder + "/sluice-mini-eval.u16", 0, -1);
+  return ReadTokens(o.tokens.empty() ? o.folder + "/sluice-mini-eval.u16" : o.tokens, 0, -1);
 }
 inline absl::StatusOr<Gguf> OpenTrained(const EvaluateOptions& o, absl::string_view name,
                                         int seed) {
