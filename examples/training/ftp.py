@@ -3,10 +3,10 @@
 all blocks, four factors in, under a schedule of block sparsities.
 
 Three steps, as published: a genetic search of the schedule with the static router (first and most recent tokens), the
-router, the search again with the learned router; --rounds repeats the last two. The router starts as the static rule, is
-taught which prompts bear more skipping (--teach), then learns by distillation: the prompt is pruned, the tokens after it
-run dense over the ragged caches, and what counts is what the pruned prompt says about them. The router that is kept is
-the one with the lowest loss on validation text. One GPU, a few minutes a run. Example:
+router, the search again with the learned router; --rounds repeats the last two. The router starts as the static rule, may
+be taught which prompts bear more skipping (--teach), then learns by distillation: the prompt is pruned, the tokens after
+it run dense over the ragged caches, and what counts is what the pruned prompt says about them. The router that is kept
+is the one with the lowest loss on validation text. One GPU, a few minutes a run. Example:
   ftp.py --model sluice-mini-q8_0.gguf --corpus corpus.txt.xz --out out --seeds 1 2 3
 """
 import argparse
@@ -39,8 +39,8 @@ P.add_argument("--tag", default="", help="added to the names of the files")
 P.add_argument("--hidden", type=int, default=64)
 P.add_argument("--init", choices=["static", "random"], default="static", help="static: starts as the static router")
 P.add_argument("--steepness", type=float, default=10.0, help="of the static start: the margin is this times (position - sparsity)")
-P.add_argument("--teach", type=int, default=2500,
-               help="steps, three times, that teach whose tokens to skip: the static rule, at more than the sparsity for prompts that bear it "
+P.add_argument("--teach", type=int, default=0,
+               help="steps, three times (2500 are enough), that teach whose tokens to skip: the static rule, at more than the sparsity for prompts that bear it "
                     "and at less for the others")
 P.add_argument("--spread", type=float, default=0.9, help="how much more and less, as a share of the sparsity")
 P.add_argument("--gate", choices=["topk", "threshold"], default="threshold",

@@ -14,7 +14,7 @@ SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
 constexpr int kPercents[] = {25, 40};
-constexpr int64_t kRank = 64;
+constexpr int64_t kRank = 128;  // of the bundled forecasters, and of the closed form beside them
 constexpr int64_t kWindow = 2048;
 using Windows = std::vector<std::vector<int32_t>>;
 
