@@ -29,7 +29,7 @@ class Tasks:
 
     def planted(self, rng, n, split="train", count=None, asked=None):
         """(ids [n], answer [n] bool, prompt): `count` facts at random depths, the last `asked` of them asked at the
-        end. `prompt` is the length up to the last answer; without questions it is n."""
+        end. `prompt` is the length up to the first answer, all that a decision may see; without questions it is n."""
         count = int(rng.integers(4, 13)) if count is None else count
         asked = int(rng.integers(1, count + 1)) if asked is None else asked
         pairs = facts.draw(rng, count)
@@ -49,4 +49,4 @@ class Tasks:
             last = cut
         out = np.concatenate(out + [text[last:]] + tail)
         answer = np.concatenate([np.zeros(n - sum(map(len, mark)), bool)] + mark)
-        return out, answer, n - (len(tail[-1]) if asked else 0)
+        return out, answer, n - sum(map(len, tail[1:]))
