@@ -145,9 +145,10 @@ class FtpEvaluation {
 
   void PrintVerdicts() const {
     std::printf(
-        "\nover %d seeds; %s\nretention: random %s, static %.2f, learned %s (threshold %s), "
+        "\nover %d training seeds (random: %d seeds); %s\nretention: random %s, static %.2f, "
+        "learned %s (threshold %s), "
         "without position %s\n",
-        kSeeds, kMarginNote, MeanAndMargin(random_, 2).c_str(), static_,
+        kSeeds, kRandomSeeds, kMarginNote, MeanAndMargin(random_, 2).c_str(), static_,
         MeanAndMargin(learned_, 2).c_str(), MeanAndMargin(threshold_, 2).c_str(),
         MeanAndMargin(blind_, 2).c_str());
     const auto at_least = [](const char* what, double points, double least) {
