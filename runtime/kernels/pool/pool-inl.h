@@ -34,11 +34,13 @@ HWY_INLINE void PoolKindT(sluice::kernels::PoolKind kind, const void* in, int64_
                           int64_t dim, float* out) {
   using sluice::kernels::PoolKind;
   if (kind == PoolKind::kMax)
-    return PoolT<kType>(in, stride, n, dim, out,
-                        [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
+    return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR {
+      return hn::IfThenElse(hn::Or(hn::Gt(b, a), hn::IsNaN(b)), b, a);
+    });
   if (kind == PoolKind::kMin)
-    return PoolT<kType>(in, stride, n, dim, out,
-                        [](auto a, auto b) HWY_ATTR { return hn::Min(a, b); });
+    return PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR {
+      return hn::IfThenElse(hn::Or(hn::Lt(b, a), hn::IsNaN(b)), b, a);
+    });
   PoolT<kType>(in, stride, n, dim, out, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
   const float scale = 1.0f / static_cast<float>(n);
   for (int64_t i = 0; i < dim; ++i) out[i] *= scale;

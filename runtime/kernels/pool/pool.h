@@ -8,8 +8,7 @@
 namespace sluice::kernels {
 enum class PoolKind : uint8_t { kMean, kMax, kMin };
 // Reduces n rows (row j at in + j * stride elements of `type`) of width d to out [d]. n = 0: zeros.
-// NaN in a column makes a mean NaN; max and min skip it only by chance, so inputs must be finite.
-// O(n d).
+// NaN in a column makes its result NaN, of every kind. O(n d).
 void Pool(PoolKind kind, const void* in, DType type, int64_t stride, int64_t n, int64_t d,
           float* out);
 }  // namespace sluice::kernels

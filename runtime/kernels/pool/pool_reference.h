@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_KERNELS_POOL_POOL_REFERENCE_H_
 #define SLUICE_RUNTIME_KERNELS_POOL_POOL_REFERENCE_H_
 // The specification: plain loops in double precision.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 
@@ -14,7 +15,11 @@ double PoolReference(PoolKind kind, Get&& get, int64_t n, int64_t i) {
   double r = get(0, i);
   for (int64_t j = 1; j < n; ++j) {
     const double x = get(j, i);
-    r = kind == PoolKind::kMax ? std::fmax(r, x) : kind == PoolKind::kMin ? std::fmin(r, x) : r + x;
+    if (kind == PoolKind::kMean || std::isnan(r + x)) {
+      r += x;
+    } else {
+      r = kind == PoolKind::kMax ? std::max(r, x) : std::min(r, x);
+    }
   }
   return kind == PoolKind::kMean ? r / static_cast<double>(n) : r;
 }

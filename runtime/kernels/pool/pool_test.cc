@@ -44,5 +44,33 @@ TEST(Pool, EveryKindAndType) {
     }
   });
 }
+TEST(Pool, OneNanMakesItsColumnNan) {
+  constexpr int64_t kRows = 5;
+  constexpr int64_t kWidth = 21;
+  ForEachTarget([&](const char* target) {
+    for (PoolKind kind : {PoolKind::kMean, PoolKind::kMax, PoolKind::kMin}) {
+      for (int64_t row = 0; row < kRows; ++row) {
+        for (int64_t column : {3, 20}) {
+          std::vector<float> x = Normal(kRows * kWidth, 7);
+          x[row * kWidth + column] = kNan;
+          std::vector<float> out(kWidth);
+          Pool(kind, x.data(), DType::kF32, kWidth, kRows, kWidth, out.data());
+          for (int64_t i = 0; i < kWidth; ++i)
+            EXPECT_EQ(std::isnan(out[i]), i == column) << target << " row " << row << " of " << i;
+        }
+      }
+    }
+  });
+}
+TEST(Pool, InfinitiesAreExtremes) {
+  ForEachTarget([&](const char* target) {
+    const std::vector<float> x = {1, -kInf, 2, kInf, 3, 0};
+    std::vector<float> out(2);
+    Pool(PoolKind::kMax, x.data(), DType::kF32, 2, 3, 2, out.data());
+    EXPECT_EQ(out, (std::vector<float>{3, kInf})) << target;
+    Pool(PoolKind::kMin, x.data(), DType::kF32, 2, 3, 2, out.data());
+    EXPECT_EQ(out, (std::vector<float>{1, -kInf})) << target;
+  });
+}
 }  // namespace
 }  // namespace sluice::kernels
