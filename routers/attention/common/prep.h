@@ -20,6 +20,16 @@ inline void ScaledQueries(const HeadsView<const float>& q, TileRows rows, int64_
   }
 }
 
+// out [2, d] += q * scale, its positive elements in the first row and its negative ones in the
+// second: what multiplies the maxima and minima of BlockBounds.
+inline void AddSplitBySign(const float* q, int64_t d, float scale, float* out) {
+  for (int64_t x = 0; x < d; ++x) {
+    const float e = q[x] * scale;
+    out[x] += std::max(e, 0.0f);
+    out[d + x] += std::min(e, 0.0f);
+  }
+}
+
 // The mean query of a tile, times scale.
 inline void MeanQuery(const HeadsView<const float>& q, TileRows rows, int64_t head, float scale,
                       float* out) {

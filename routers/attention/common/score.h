@@ -28,11 +28,15 @@ inline void ScoreSoftmax(const float* q, int64_t rows, const float* table, int64
   for (int64_t i = 0; i < rows; ++i) kernels::Softmax(score + i * units, units);
 }
 
-// The same over a table whose last unit is `last` [d] instead.
-inline void ScoreSoftmaxLast(const float* q, int64_t rows, const float* table, const float* last,
-                             int64_t units, int64_t d, float* score, float* gemm) {
+// The two over a table whose last unit is `last` [d] instead.
+inline void ScoreDotLast(const float* q, int64_t rows, const float* table, const float* last,
+                         int64_t units, int64_t d, float* score, float* gemm) {
   ScoreDot(q, rows, table, units, d, score, gemm);
   kernels::GemmNT(q, d, last, d, rows, 1, d, score + units - 1, units, gemm);
+}
+inline void ScoreSoftmaxLast(const float* q, int64_t rows, const float* table, const float* last,
+                             int64_t units, int64_t d, float* score, float* gemm) {
+  ScoreDotLast(q, rows, table, last, units, d, score, gemm);
   for (int64_t i = 0; i < rows; ++i) kernels::Softmax(score + i * units, units);
 }
 

@@ -6,16 +6,33 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace attention {
-// Means of fixed blocks of keys, in a router's state: [heads, blocks, width].
+// Summaries of fixed blocks of keys, in a router's state: [heads, blocks, width or twice that].
+struct BlockLayout {
+  State<float> at;
+  int64_t heads = 0;
+  int64_t blocks = 0;  // at most
+  int64_t block = 0;
+  int64_t width = 0;  // of a key
+
+  // Calls body(head, block, n) in parallel for the blocks that summaries of the first `known` keys
+  // lack, n of a block's keys being there: whole blocks come once, the open one at every call.
+  template <class Body>
+  void ForEachNew(const KvView& keys, int64_t known, Executor& executor, Body&& body) const {
+    const int64_t first = std::min(known, keys.rows) / block;
+    const int64_t todo = CeilDiv(keys.rows, block) - first;
+    executor.ParallelFor(heads * todo, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = first + i % todo;
+        body(i / todo, b, std::min(block, keys.rows - b * block));
+      }
+    });
+  }
+};
+
+// Means of fixed blocks of keys: [heads, blocks, width].
 class BlockMeans {
  public:
-  struct Layout {
-    State<float> at;
-    int64_t heads = 0;
-    int64_t blocks = 0;  // at most
-    int64_t block = 0;
-    int64_t width = 0;
-  };
+  using Layout = BlockLayout;
   static Layout AddTo(RouterPlan& plan, int64_t heads, int64_t block, int64_t width) {
     const int64_t blocks = CeilDiv(plan.shape.max_kv, block);
     return {plan.AddState<float>(heads * blocks * width), heads, blocks, block, width};
@@ -28,19 +45,11 @@ class BlockMeans {
   // `finish`(mean, block) may post-process a block.
   template <class Finish>
   void Append(const KvView& keys, Executor& executor, Finish&& finish) {
-    const int64_t total = CeilDiv(keys.rows, l_.block);
-    const int64_t first = std::min(known_, keys.rows) / l_.block;
-    const int64_t todo = total - first;
-    executor.ParallelFor(l_.heads * todo, 8, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t head = i / todo;
-        const int64_t b = first + i % todo;
-        const int64_t n = std::min(l_.block, keys.rows - b * l_.block);
-        float* mean = At(head, b);
-        kernels::Pool(kernels::PoolKind::kMean, keys.at(b * l_.block, head), keys.dtype,
-                      keys.row_stride, n, l_.width, mean);
-        finish(mean, b);
-      }
+    l_.ForEachNew(keys, known_, executor, [&](int64_t head, int64_t b, int64_t n) {
+      float* mean = At(head, b);
+      kernels::Pool(kernels::PoolKind::kMean, keys.at(b * l_.block, head), keys.dtype,
+                    keys.row_stride, n, l_.width, mean);
+      finish(mean, b);
     });
   }
   void Append(const KvView& keys, Executor& executor) {
@@ -65,6 +74,47 @@ class BlockMeans {
  private:
   Layout l_;
   float* mean_;
+  int64_t known_;
+};
+
+// Element-wise maxima and minima of fixed blocks of keys: [heads, blocks, 2, width]. The product
+// with a query split by sign (AddSplitBySign) bounds its logits of the block's keys from above. A
+// NaN among the keys makes its elements NaN.
+class BlockBounds {
+ public:
+  using Layout = BlockLayout;
+  static Layout AddTo(RouterPlan& plan, int64_t heads, int64_t block, int64_t width) {
+    const int64_t blocks = CeilDiv(plan.shape.max_kv, block);
+    return {plan.AddState<float>(heads * blocks * 2 * width), heads, blocks, block, width};
+  }
+
+  BlockBounds(const RouterState& state, const Layout& layout)
+      : l_(layout), bounds_(RouterPlan::Get(state.layer, layout.at)), known_(state.keys) {}
+
+  // Brings the bounds up to `keys`.
+  void Append(const KvView& keys, Executor& executor) {
+    l_.ForEachNew(keys, known_, executor, [&](int64_t head, int64_t b, int64_t) {
+      Before(keys, head, b, keys.rows, At(head, b));
+    });
+  }
+
+  // out [2, width] = the bounds of a block's keys before `end`.
+  void Before(const KvView& keys, int64_t head, int64_t block, int64_t end, float* out) const {
+    const int64_t begin = block * l_.block;
+    const int64_t n = std::min(l_.block, end - begin);
+    kernels::Pool(kernels::PoolKind::kMax, keys.at(begin, head), keys.dtype, keys.row_stride, n,
+                  l_.width, out);
+    kernels::Pool(kernels::PoolKind::kMin, keys.at(begin, head), keys.dtype, keys.row_stride, n,
+                  l_.width, out + l_.width);
+  }
+
+  float* At(int64_t head, int64_t block) const {
+    return bounds_ + (head * l_.blocks + block) * 2 * l_.width;
+  }
+
+ private:
+  Layout l_;
+  float* bounds_;
   int64_t known_;
 };
 }  // namespace attention
