@@ -10,12 +10,11 @@
 //   SELECT  the best k pages; the last ones, up to the tile's own, are kept beside them
 //   ATTEND  the selected pages, causal
 //
-// The bound is never below the logit of a key of the page. A prompt's tile takes the largest over
-// its queries, which the paper, of single queries, has no need of; nor has it the share p, here of
-// the softmax of the bounds. Whether the group's bounds are summed or the largest counts is
-// recalled, not checked: a switch. The paper leaves the first two layers dense:
-// per_layer(2*dense | N*quest). Keys or queries of NaN make NaN of their bounds, which nobody
-// chooses; ties go to the lowest page.
+// The bound is never below the logit of a key of the page. The group's sum, the page and the budget
+// are those of public source. A prompt's tile takes the largest over its queries, which the paper,
+// of single queries, has no need of; nor has it the share p, here of the softmax of the bounds.
+// Recalled, not checked: the paper leaves two layers dense, per_layer(2*dense | N*quest). Keys or
+// queries of NaN make NaN of their bounds, which nobody chooses; ties go to the lowest page.
 //
 // A query's positive elements meet the maxima and its negative ones the minima, so the bound is one
 // product of twice the width, and the sum over a group is the bound of the summed parts. Planning
@@ -46,7 +45,7 @@ class Quest {
       v("page", page, Range<int64_t>{1, 1024}, "keys per page, the blocks of the settings below");
       budget.VisitFields(v);
       v("group", group, Choices{"sum", "max"},
-        "what the bounds of a group's heads become: their sum (recalled), or the largest");
+        "what the bounds of a group's heads become: their sum, or the largest");
     }
   };
   struct Plan : RouterPlan {
