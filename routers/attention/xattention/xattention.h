@@ -11,14 +11,16 @@
 //           threshold's share; the block that crosses it is kept
 //   ATTEND  the selected blocks, causal
 //
-// With an even S no pair at an even distance is looked at. Recalled or inferred, not checked, and
-// therefore switches: that probabilities are summed, not maximised; and that tiles with few
-// queries, decode above all, are dense, since the method speaks of prompts. Query strides count
-// from the tile's first query and a stride reaches the keys up to its last one; what a stride lacks
-// at the end of a tile or of the keys is zero, and keys after the tile have no say. A query stride
-// with a NaN among its products has none either; ties go to the lowest block.
+// With an even S, and tiles that begin on a stride, no pair at an even distance is looked at.
+// Recalled or inferred, not checked, and therefore switches: that probabilities are summed, not
+// maximised; and that tiles with few queries, decode above all, are dense, since the method speaks
+// of prompts. Query strides count from the tile's first query and a stride reaches the keys up to
+// its last one; what a stride lacks at the end of a tile or of the keys is zero, and keys after the
+// tile have no say. A query stride with a NaN among its products has none either; ties go to the
+// lowest block.
 //
-// Planning costs 1 / S of QK^T. Nothing is kept between calls.
+// Planning costs 1 / S of QK^T, and the keys are read once a tile and KV head. Nothing is kept
+// between calls.
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/select.h"
@@ -81,9 +83,10 @@ class XAttention {
     const int64_t width = config_.stride * s.head_dim;
     const int64_t blocks = CeilDiv(s.max_kv, config_.block);
     const int64_t rows = config_.block / config_.stride;
-    plan.queries = plan.AddScratch<float>(rows * width);
+    const int64_t of_group = GroupSize(s) * rows;
+    plan.queries = plan.AddScratch<float>(of_group * width);
     plan.keys = plan.AddScratch<float>(kStrides * width);
-    plan.scores = plan.AddScratch<float>(rows * blocks * rows);
+    plan.scores = plan.AddScratch<float>(of_group * blocks * rows);
     plan.mass = plan.AddScratch<float>(blocks);
     plan.gemm = AddGemmScratch(plan, width);
     plan.select = AddSelectScratch(plan, blocks);
@@ -99,22 +102,13 @@ class XAttention {
                                                                 .scope = ListScope::kQueryHead,
                                                                 .tile = config_.block,
                                                                 .block = config_.block}));
-    ForEachRow(branch, plan, ctx, [&](int64_t head, int64_t tile, WorkerScratch scratch) {
-      const TileQueries q = branch.Queries(tile);
-      const int64_t visible = q.last / config_.block + 1;
-      const int64_t row = branch.row_of(head, tile);
-      PlanEntry* entries = branch.entries(row);
-      if (q.count() < config_.least_queries) {
-        entries[0] = ExactEntry(0, visible, MaskClass::kCausal, /*forced=*/true);
-        branch.set_count(row, 1);
-        return;
-      }
-      ReverseStrides(in, RowsOf(branch, tile), head, scratch[plan.queries]);
-      ScoreStrides(plan, in, head, q, scratch);
-      SumBlocks(plan, q, scratch);
-      branch.set_count(row, SelectBlocks(budget_, scratch[plan.mass], visible,
-                                         q.first / config_.block, scratch[plan.select], entries));
-    });
+    // The heads of a group share the reading of the keys.
+    const int64_t tiles = branch.num_tiles();
+    ctx.executor->ParallelFor(
+        plan.shape.kv_heads * tiles, 1, [&](int64_t begin, int64_t end, int w) {
+          for (int64_t i = begin; i < end; ++i)
+            RouteTile(plan, in, i / tiles, i % tiles, plan.Worker(ctx, w), branch);
+        });
     return absl::OkStatus();
   }
 
@@ -127,6 +121,28 @@ class XAttention {
 
   int64_t Strides(int64_t n) const { return CeilDiv(n, config_.stride); }
 
+  // Writes the lists of a group's heads.
+  void RouteTile(const Plan& plan, const AttentionInputs& in, int64_t kv, int64_t tile,
+                 WorkerScratch scratch, BranchWriter branch) const {
+    const TileQueries q = branch.Queries(tile);
+    const int64_t visible = q.last / config_.block + 1;
+    const int64_t group = GroupSize(plan.shape);
+    const bool dense = q.count() < config_.least_queries;
+    if (!dense) ScoreStrides(plan, in, kv, RowsOf(branch, tile), q, scratch);
+    for (int64_t member = 0; member < group; ++member) {
+      const int64_t row = branch.row_of(kv * group + member, tile);
+      PlanEntry* entries = branch.entries(row);
+      if (dense) {
+        entries[0] = ExactEntry(0, visible, MaskClass::kCausal, /*forced=*/true);
+        branch.set_count(row, 1);
+        continue;
+      }
+      SumBlocks(plan, q, member, scratch);
+      branch.set_count(row, SelectBlocks(budget_, scratch[plan.mass], visible,
+                                         q.first / config_.block, scratch[plan.select], entries));
+    }
+  }
+
   // out [strides, stride, d]: the tile's scaled queries, in reverse order inside each stride.
   void ReverseStrides(const AttentionInputs& in, TileRows rows, int64_t head, float* out) const {
     const int64_t d = in.q.dim;
@@ -138,31 +154,39 @@ class XAttention {
     }
   }
 
-  // scores [query strides, key strides] of the keys up to the tile's last query.
-  void ScoreStrides(const Plan& plan, const AttentionInputs& in, int64_t head, const TileQueries& q,
-                    WorkerScratch scratch) const {
+  // scores [heads, query strides, key strides] of a group's heads and the keys up to the tile's
+  // last query.
+  void ScoreStrides(const Plan& plan, const AttentionInputs& in, int64_t kv, TileRows rows,
+                    const TileQueries& q, WorkerScratch scratch) const {
     const int64_t d = in.k.dim;
     const int64_t width = config_.stride * d;
     const int64_t strides = Strides(q.last + 1);
+    const int64_t group = GroupSize(plan.shape);
+    const int64_t each = Strides(rows.count);
+    for (int64_t h = 0; h < group; ++h)
+      ReverseStrides(in, rows, kv * group + h, scratch[plan.queries] + h * each * width);
+
     float* keys = scratch[plan.keys];
     for (int64_t at = 0; at < strides; at += kStrides) {
       const int64_t n = std::min(kStrides, strides - at);
       const int64_t begin = at * config_.stride;
       const int64_t there = std::min(n * config_.stride, q.last + 1 - begin);
-      KeysAsFloat(in.k, head / GroupSize(plan.shape), begin, there, keys);
+      KeysAsFloat(in.k, kv, begin, there, keys);
       std::fill(keys + there * d, keys + n * width, 0.0f);
-      kernels::GemmNT(scratch[plan.queries], width, keys, width, Strides(q.count()), n, width,
+      kernels::GemmNT(scratch[plan.queries], width, keys, width, group * each, n, width,
                       scratch[plan.scores] + at, strides, scratch[plan.gemm]);
     }
   }
 
-  // mass [blocks]: what the query strides' probabilities say of each block.
-  void SumBlocks(const Plan& plan, const TileQueries& q, WorkerScratch scratch) const {
+  // mass [blocks]: what the probabilities of a group's head say of each block.
+  void SumBlocks(const Plan& plan, const TileQueries& q, int64_t member,
+                 WorkerScratch scratch) const {
     const int64_t strides = Strides(q.last + 1);
+    const int64_t each = Strides(q.count());
     float* mass = scratch[plan.mass];
     std::fill(mass, mass + q.last / config_.block + 1, 0.0f);
-    for (int64_t i = 0; i < Strides(q.count()); ++i) {
-      float* score = scratch[plan.scores] + i * strides;
+    for (int64_t i = 0; i < each; ++i) {
+      float* score = scratch[plan.scores] + (member * each + i) * strides;
       const int64_t last = std::min(q.last, q.first + (i + 1) * config_.stride - 1);
       const int64_t reached = last / config_.stride + 1;
       if (std::isnan(kernels::Softmax(score, reached))) continue;
