@@ -24,7 +24,7 @@ from torch import nn
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import gguf  # noqa: E402
 from frozen_llama import FrozenLlama, full  # noqa: E402
-from gates import straight_through  # noqa: E402
+from gates import gumbel  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,11 +89,8 @@ def pool(q, prompt):
 
 def gate(logits, tau, generator):
     """Straight-through Gumbel argmax; the gradient goes through the tempered softmax."""
-    u = torch.rand(logits.shape, device=DEV, dtype=logits.dtype, generator=generator)
-    y = ((logits - torch.log(-torch.log(u + 1e-8) + 1e-8)) / tau).softmax(-1)
-    if A.mix == "soft":
-        return y[:, 1]
-    return straight_through(F.one_hot(y.argmax(-1), 2).to(y.dtype), y)[:, 1]
+    hard, soft = gumbel(logits, tau, generator)
+    return (soft if A.mix == "soft" else hard)[:, 1]
 
 
 class Routed:

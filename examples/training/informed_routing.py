@@ -22,7 +22,7 @@ from torch import nn
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import gguf  # noqa: E402
 from frozen_llama import FrozenLlama, full  # noqa: E402
-from gates import straight_through  # noqa: E402
+from gates import gumbel  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,9 +151,7 @@ def fit(model, tasks, seed):
 
 def gates(logits, tau, generator):
     """Straight-through Gumbel argmax -> z [.., 2]."""
-    u = torch.rand(logits.shape, device=DEV, dtype=logits.dtype, generator=generator)
-    y = ((logits - torch.log(-torch.log(u + 1e-8) + 1e-8)) / tau).softmax(-1)
-    return straight_through(F.one_hot(y.argmax(-1), 2).to(y.dtype), y)
+    return gumbel(logits, tau, generator)[0]
 
 
 def pin(z):

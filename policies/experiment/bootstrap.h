@@ -43,22 +43,6 @@ inline MeanInterval PairedBootstrap(
   return r;
 }
 
-namespace bootstrap_internal {
-struct Moments {
-  double mean = 0, error = 0;  // error: of the mean
-};
-template <class At>
-Moments MomentsOf(size_t n, const At& at) {
-  const auto count = static_cast<double>(n);
-  Moments m;
-  for (size_t i = 0; i < n; ++i) m.mean += at(i) / count;
-  double squares = 0;
-  for (size_t i = 0; i < n; ++i) squares += (at(i) - m.mean) * (at(i) - m.mean);
-  m.error = std::sqrt(squares / (count - 1) / count);
-  return m;
-}
-}  // namespace bootstrap_internal
-
 // The mean of few numbers that may be skewed (differences by document, results by seed) and its
 // 95 % interval: on either side the wider of Student's, which is exact for normal numbers, and the
 // studentised bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, 12.5), which
@@ -68,11 +52,9 @@ Moments MomentsOf(size_t n, const At& at) {
 // infinite the interval is Student's, which is none. Fewer than 2: the mean alone. Deterministic
 // from the seed. O(draws * (n + log draws)).
 inline MeanInterval FewInterval(absl::Span<const double> x, int64_t draws, uint64_t seed) {
-  using bootstrap_internal::Moments;
-  using bootstrap_internal::MomentsOf;
   MeanInterval r = StudentInterval(x);
   if (x.size() < 2 || draws < 1) return r;
-  const Moments all = MomentsOf(x.size(), [&](size_t i) { return x[i]; });
+  const MeanAndError all = MeanAndErrorOf(x);
   if (!(all.error > 0) || std::isinf(all.error)) return r;
   std::vector<double> drawn(x.size());
   std::vector<double> t;
@@ -82,7 +64,7 @@ inline MeanInterval FewInterval(absl::Span<const double> x, int64_t draws, uint6
       const double u = RandomUniform({seed, static_cast<uint64_t>(d), 1, 0, i});
       drawn[i] = x[static_cast<size_t>(u * static_cast<double>(x.size()))];
     }
-    const Moments m = MomentsOf(drawn.size(), [&](size_t i) { return drawn[i]; });
+    const MeanAndError m = MeanAndErrorOf(drawn);
     const double off = m.mean - all.mean;
     // One number drawn throughout: as far out as can be.
     t.push_back(m.error > 1e-12 * all.error ? off / m.error

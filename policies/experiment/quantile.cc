@@ -17,17 +17,21 @@ double ChiSquareTail(double x, double degrees) {
   return boost::math::cdf(boost::math::complement(boost::math::chi_squared(degrees), x));
 }
 
-MeanInterval StudentInterval(absl::Span<const double> x) {
+MeanAndError MeanAndErrorOf(absl::Span<const double> x) {
   const double n = static_cast<double>(x.size());
-  MeanInterval m;
-  for (double v : x) m.value += v / n;
-  m.low = m.high = m.value;
+  MeanAndError m;
+  for (double v : x) m.mean += v / n;
   if (n < 2) return m;
   double variance = 0;
-  for (double v : x) variance += (v - m.value) * (v - m.value) / (n - 1);
-  const double half = StudentQuantile(0.975, n - 1) * std::sqrt(variance / n);
-  m.low -= half;
-  m.high += half;
+  for (double v : x) variance += (v - m.mean) * (v - m.mean) / (n - 1);
+  m.error = std::sqrt(variance / n);
   return m;
+}
+
+MeanInterval StudentInterval(absl::Span<const double> x) {
+  const MeanAndError m = MeanAndErrorOf(x);
+  if (x.size() < 2) return {m.mean, m.mean, m.mean};
+  const double half = StudentQuantile(0.975, static_cast<double>(x.size()) - 1) * m.error;
+  return {m.mean, m.mean - half, m.mean + half};
 }
 SLUICE_END_NAMESPACE

@@ -12,6 +12,12 @@ double StudentQuantile(double p, double degrees);  // degrees > 0
 // P(chi-square > x); 1 where x or the degrees of freedom are not above 0.
 double ChiSquareTail(double x, double degrees);
 
+// Of the mean of independent numbers. `error`: its standard error, 0 for fewer than 2.
+struct MeanAndError {
+  double mean = 0, error = 0;
+};
+MeanAndError MeanAndErrorOf(absl::Span<const double> x);
+
 struct MeanInterval {
   double value = 0, low = 0, high = 0;  // 95 %
 };

@@ -86,6 +86,7 @@ struct PolicyRuns {
 // All policies at one cost weight, as the report shows them.
 struct Section {
   double weight = 0;
+  Ceilings known;  // afterwards
   ReportTable table;
   ReportChart regret, tradeoff;
   ReportHeat chosen, by_task;
@@ -144,7 +145,7 @@ class ReplayReport {
       SLUICE_ASSIGN_OR_RETURN(const std::string policy, TunedPolicy(given, weight));
       SLUICE_ASSIGN_OR_RETURN(const PolicyRuns runs, RunSeeds(policy, s));
       AddPolicy(policy, runs, s);
-      AddRuns(given, policy, runs, s);
+      if (!a_.runs.empty()) AddRuns(given, policy, runs, s);
       WriteCurve(policy, runs, s);
     }
     s.table.marked = ParetoFront(s.points);
@@ -188,29 +189,23 @@ class ReplayReport {
     run["utility"] = rounded(runs.utility, 1e6);
     run["regret"] = rounded(runs.regret, 1e3);
     runs_["runs"].push_back(std::move(run));
-    const Ceilings c = CeilingsOf(log_, s.weight, a_.o.latency_weight);
-    runs_["known_afterwards"][absl::StrCat(s.weight)] = {{"best_single", c.best_single},
-                                                         {"task_best", c.task_best}};
+    runs_["known_afterwards"][absl::StrCat(s.weight)] = {{"best_single", s.known.best_single},
+                                                         {"task_best", s.known.task_best}};
   }
   absl::Status WriteRuns() const {
     nlohmann::ordered_json all = {{"title", report_.title}, {"notes", report_.notes}};
     all.update(runs_);
     std::string text = all.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-    FILE* f = std::fopen(a_.runs.c_str(), "w");
-    if (f == nullptr) return absl::UnavailableError(a_.runs + ": cannot be written");
     text += '\n';
-    const bool whole = std::fwrite(text.data(), 1, text.size(), f) == text.size();
-    if (std::fclose(f) != 0 || !whole)
-      return absl::DataLossError(a_.runs + ": could not be written to its end");
-    return absl::OkStatus();
+    return WriteWholeFile(a_.runs, text);
   }
   Section NewSection(double weight) const {
-    const Ceilings c = CeilingsOf(log_, weight, a_.o.latency_weight);
     Section s;
     s.weight = weight;
+    s.known = CeilingsOf(log_, weight, a_.o.latency_weight);
     s.table.title = absl::StrFormat(
         "Cost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f", weight,
-        c.best_single, c.task_best, c.oracle);
+        s.known.best_single, s.known.task_best, s.known.oracle);
     s.table.note =
         "Utility, quality and cost are of the last third, regret of the whole against each task's "
         "best; gains over the first policy are paired by seed; 95 % intervals. Marked: no other "

@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_HOST_FACTS_H_
 #define SLUICE_RUNTIME_HOST_FACTS_H_
 // Prompts whose answers are known.
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -18,6 +19,11 @@ struct FactPrompt {
   std::vector<uint8_t> answer, text;                       // marks: answer tokens; plain text
   std::vector<std::pair<std::string, std::string>> facts;  // name, code; in the order asked
 };
+// Tokens before the first that is marked as an answer: all that a decision may see. All of them
+// where none is marked.
+inline int64_t BeforeAnswers(const std::vector<uint8_t>& answer) {
+  return std::find(answer.begin(), answer.end(), 1) - answer.begin();
+}
 FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length,
                       int64_t count, uint64_t seed, const std::string& separator = "\n");
 std::string FactQuestion(const std::string& name, const std::string& separator = "\n");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -52,8 +53,7 @@ absl::StatusOr<Score> ScoreMarked(Engine& engine, const std::vector<int32_t>& to
     }
   };
   // No decision may be taken from an answer.
-  const auto first =
-      engine.decides_by_prompt() ? std::find(answer.begin(), answer.end(), 1) - answer.begin() : 0;
+  const int64_t first = engine.decides_by_prompt() ? BeforeAnswers(answer) : 0;
   if (first > 0)
     SLUICE_RETURN_IF_ERROR(engine.Feed({tokens.begin(), tokens.begin() + first},
                                        engine.prunes() ? first - 1 : 0, see, progress));

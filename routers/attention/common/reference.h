@@ -128,6 +128,27 @@ inline std::vector<uint32_t> KeysOf(const std::vector<int64_t>& blocks, int64_t 
   }
   return keys;
 }
+
+// Lists of blocks that a tile's queries and a group's heads share. score(from, to, kv) says what
+// queries [from, to) think of the blocks that the last of them sees.
+template <class Score>
+Lists BlockLists(const AttentionInputs& in, int64_t tile, int64_t block, const Budget& budget,
+                 const Score& score) {
+  const int64_t group = in.q.heads / in.k.heads;
+  Lists lists(in.q.rows * in.q.heads);
+  for (int64_t kv = 0; kv < in.k.heads; ++kv) {
+    for (int64_t from = 0; from < in.q.rows; from += tile) {
+      const int64_t to = std::min(in.q.rows, from + tile);
+      const std::vector<int64_t> kept =
+          budget.Select(score(from, to, kv), (in.q_begin + from) / block);
+      for (int64_t i = from; i < to; ++i) {
+        for (int64_t head = kv * group; head < (kv + 1) * group; ++head)
+          lists[i * in.q.heads + head] = KeysOf(kept, block, in.q_begin + i);
+      }
+    }
+  }
+  return lists;
+}
 }  // namespace attention::reference
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_COMMON_REFERENCE_H_

@@ -39,20 +39,9 @@ struct MeanPoolReference {
   }
 
   reference::Lists Lists(const AttentionInputs& in) const {
-    const int64_t group = in.q.heads / in.k.heads;
-    reference::Lists lists(in.q.rows * in.q.heads);
-    for (int64_t kv = 0; kv < in.k.heads; ++kv) {
-      for (int64_t from = 0; from < in.q.rows; from += tile) {
-        const int64_t to = std::min(in.q.rows, from + tile);
-        const std::vector<int64_t> kept =
-            budget.Select(Scores(in, from, to, kv), (in.q_begin + from) / block);
-        for (int64_t i = from; i < to; ++i) {
-          for (int64_t head = kv * group; head < (kv + 1) * group; ++head)
-            lists[i * in.q.heads + head] = reference::KeysOf(kept, block, in.q_begin + i);
-        }
-      }
-    }
-    return lists;
+    return reference::BlockLists(
+        in, tile, block, budget,
+        [&](int64_t from, int64_t to, int64_t kv) { return Scores(in, from, to, kv); });
   }
 };
 }  // namespace attention

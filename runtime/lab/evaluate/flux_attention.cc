@@ -30,8 +30,7 @@ struct Prompts {
 };
 // What stands before the first answer.
 std::vector<int32_t> AskedPrompt(const host::FactPrompt& p) {
-  const auto first = std::find(p.answer.begin(), p.answer.end(), 1) - p.answer.begin();
-  return {p.tokens.begin(), p.tokens.begin() + first};
+  return {p.tokens.begin(), p.tokens.begin() + host::BeforeAnswers(p.answer)};
 }
 Prompts MakePrompts(const host::Model& model, const std::vector<int32_t>& held, int64_t length,
                     int64_t pool, uint64_t seed) {

@@ -24,7 +24,7 @@ std::vector<PruningPrompt> PruningPrompts(const host::Model& model,
         static_cast<int64_t>(RandomBits({seed, 2, 0, 0, static_cast<uint64_t>(i)}) % room);
     const host::FactPrompt f = host::PlantFacts(model.tokenizer, {at, at + length}, length, 4,
                                                 seed * 1000 + static_cast<uint64_t>(i));
-    const auto first = std::find(f.answer.begin(), f.answer.end(), 1) - f.answer.begin();
+    const int64_t first = host::BeforeAnswers(f.answer);
     out.push_back({{f.tokens.begin(), f.tokens.begin() + first},
                    {f.tokens.begin() + first, f.tokens.end()},
                    {f.answer.begin() + first, f.answer.end()},
