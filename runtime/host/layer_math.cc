@@ -1,20 +1,48 @@
 #include "sluice/runtime/host/layer_math.h"
 
-#include <cblas.h>
+#include <oneapi/dnnl/dnnl.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 
+#include "sluice/runtime/kernels/dot/dot.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
 #include "sluice/runtime/kernels/rope/rope.h"
 
-extern "C" void openblas_set_num_threads(int);
+// Of the OpenMP that oneDNN calls; settings of the calling thread.
+extern "C" int omp_get_max_threads();
+extern "C" void omp_set_num_threads(int);
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
+namespace {
+// A product is cut into pieces of these sizes, whatever the number of threads, so that its bits do
+// not depend on it.
+constexpr int64_t kRowPiece = 128;
+constexpr int64_t kColumnPiece = 256;
+
+// y [rows, columns] = x [rows, depth] W^T (+ y), y of `stride` columns, on the calling thread.
+void MatMulPiece(const float* x, const float* w, int64_t rows, int64_t columns, int64_t depth,
+                 float* y, int64_t stride, bool accumulate) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);  // the executor has the threads
+  const dnnl_status_t status = dnnl_sgemm('N', 'T', rows, columns, depth, 1, x, depth, w, depth,
+                                          accumulate ? 1.0f : 0.0f, y, stride);
+  omp_set_num_threads(before);
+  if (status != dnnl_success) {  // it only fails where memory for its copies is refused
+    std::fprintf(stderr, "oneDNN cannot multiply %lld x %lld x %lld (status %d)\n",
+                 static_cast<long long>(rows), static_cast<long long>(columns),
+                 static_cast<long long>(depth), static_cast<int>(status));
+    std::abort();
+  }
+}
+}  // namespace
+
 LayerMath::LayerMath(const ModelShape& shape, int64_t max_rows, int64_t capacity,
                      Executor* executor)
     : shape_(shape), executor_(executor) {
-  openblas_set_num_threads(executor->num_workers());
   const int64_t half = shape.head_dim / 2;
   cos_.resize(static_cast<size_t>(capacity * half));
   sin_.resize(cos_.size());
@@ -59,17 +87,27 @@ void LayerMath::Count(int64_t multiply_adds, int64_t weights) {
 
 void LayerMath::MatMul(const float* x, const float* w, int64_t n, int64_t in, int64_t out, float* y,
                        bool accumulate) {
-  const float beta = accumulate ? 1.0f : 0.0f;
-  const int rows = static_cast<int>(n);
-  const int depth = static_cast<int>(in);
-  const int columns = static_cast<int>(out);
   Count(n * in * out, in * out);
   if (n == 1) {
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, columns, depth, 1, w, depth, x, 1, beta, y, 1);
-  } else {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, columns, depth, 1, x, depth, w,
-                depth, beta, y, columns);
+    executor_->ParallelFor(out, kColumnPiece, [&](int64_t begin, int64_t end, int) {
+      for (int64_t o = begin; o < end; ++o) {
+        const float dot = kernels::Dot(x, w + o * in, DType::kF32, in);
+        y[o] = accumulate ? y[o] + dot : dot;
+      }
+    });
+    return;
   }
+  const int64_t across = (out + kColumnPiece - 1) / kColumnPiece;
+  const int64_t pieces = across * ((n + kRowPiece - 1) / kRowPiece);
+  executor_->ParallelFor(pieces, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / across * kRowPiece;
+      const int64_t column = i % across * kColumnPiece;
+      MatMulPiece(x + row * in, w + column * in, std::min(kRowPiece, n - row),
+                  std::min(kColumnPiece, out - column), in, y + row * out + column, out,
+                  accumulate);
+    }
+  });
 }
 }  // namespace host
 SLUICE_END_NAMESPACE

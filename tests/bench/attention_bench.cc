@@ -1,8 +1,7 @@
-// Attention: dense prefill beside OpenBLAS and oneDNN, block-sparse beside dense, planning beside
+// Attention: dense prefill beside oneDNN, block-sparse beside dense, planning beside
 // both, bf16 units beside fp32. Causal, head width 64 (`dim`, where it is named), 8 query heads, 2
 // KV heads. Every number is one whole prefill of `tokens`; decode: one query after `tokens` keys.
 #include <benchmark/benchmark.h>
-#include <cblas.h>
 
 #include <cstdlib>
 #include <map>
@@ -15,10 +14,8 @@
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/tests/support/attention_data.h"
 #ifdef SLUICE_HAVE_DNNL
-#include <dnnl.hpp>
+#include <oneapi/dnnl/dnnl.hpp>
 #endif
-
-extern "C" void openblas_set_num_threads(int);
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -225,15 +222,6 @@ void SoftmaxGemm(benchmark::State& state, Gemm&& gemm) {
     }
   }
 }
-void OpenBlas(benchmark::State& state) {
-  openblas_set_num_threads(Threads().num_workers());
-  SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a,
-                        int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc) {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, transpose ? CblasTrans : CblasNoTrans,
-                static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), 1, a,
-                static_cast<int>(lda), b, static_cast<int>(ldb), 0, c, static_cast<int>(ldc));
-  });
-}
 #ifdef SLUICE_HAVE_DNNL
 void OneDnn(benchmark::State& state) {
   SoftmaxGemm(state, [](bool transpose, int64_t m, int64_t n, int64_t k, const float* a,
@@ -243,7 +231,6 @@ void OneDnn(benchmark::State& state) {
 }
 BENCHMARK(OneDnn)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 #endif
-BENCHMARK(OpenBlas)->Arg(4096)->Arg(16384)->Unit(benchmark::kMillisecond)->UseRealTime();
 constexpr auto kNone = kernels::Bf16Unit::kNone;
 void Prefills(benchmark::internal::Benchmark* b) {
   b->ArgNames({"tokens", "dim"})->Unit(benchmark::kMillisecond)->UseRealTime();

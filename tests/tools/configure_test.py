@@ -42,7 +42,7 @@ def left_out(said, why):
 
 # oneDNN's headers and CMake package without OpenCL's, as libdnnl-dev comes: its package ends the configuration.
 prefix = os.path.join(out, "half")
-write(os.path.join(prefix, "include/dnnl.hpp"), "")
+write(os.path.join(prefix, "include/oneapi/dnnl/dnnl.hpp"), "")
 write(os.path.join(prefix, "lib/cmake/dnnl/dnnl-config.cmake"), 'message(FATAL_ERROR "Could NOT find OpenCL")\n')
 configure("half_dnnl", ["BENCH"], f"-DCMAKE_PREFIX_PATH={prefix}")
 
