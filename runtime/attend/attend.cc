@@ -105,6 +105,7 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   const int64_t bf16_scratch = bf16 != nullptr ? bf16->scratch_floats(a.rows_, a.dv_pad_) : 0;
   at.scratch = one.Add<float>(std::max(kernels::AttentionScratchFloats(a.rows_), bf16_scratch));
   at.bits = one.Add<uint64_t>(item_queries, a.words_);
+  at.row_bias = one.Add<float>(options.logit_mask ? item_queries : 0, kPanelKeys);
   const bool probabilities = options.probabilities || options.feedback;
   at.prob = one.Add<float>(probabilities ? a.rows_ : 0, kPanelKeys);
   at.mass = one.Add<int64_t>(options.feedback ? s.heads : 0, s.max_kv);
@@ -149,6 +150,12 @@ AttendRun::AttendRun(const Attend& a, const AttentionPlan& plan, const AttendInp
   const bool splittable = fused_ && plan.q_count == 1 && plan.merge == Merge::kLse &&
                           !second_pass_ && out.resume.empty() && !stops;
   if (splittable) splits_ = a.max_splits_;
+  // By the call, not by the tile: plans of other tiles and scopes give the same bits. Probabilities
+  // are told from packed panels, whose logits they have to agree with.
+  const bool few = plan.q_count * g_ <= kernels::kFewRows || a.options_.few_rows;
+  few_rows_ = few && !second_pass_ && a.options_.bf16 != kernels::Bf16Unit::kAmx &&
+              a.options_.bf16 != kernels::Bf16Unit::kAvx512 && in.k.dim % kernels::kValuePad == 0 &&
+              in.v.dim % kernels::kValuePad == 0;
 }
 
 absl::Status AttendRun::Check() const {
@@ -189,6 +196,12 @@ absl::Status AttendRun::Check() const {
   }
   if (in_.k.dtype == DType::kI8 || in_.v.dtype == DType::kI8)
     return Bad("int8 keys are for selection only; attend needs f32, bf16 or f16");
+  if (!in_.mask.empty()) {
+    if (!a_.options_.logit_mask) return Bad("a mask needs AttendOptions::logit_mask");
+    if (in_.mask.stride < p.kv_len)
+      return Bad(absl::StrCat("the mask's rows lie ", in_.mask.stride, " elements apart, over ",
+                              p.kv_len, " keys"));
+  }
   if (out_.o.rows != p.q_count || out_.o.heads != s.heads || out_.o.dim != s.value_dim)
     return Bad("o has the wrong shape");
   if (ws_.bytes < a_.workspace_bytes())
@@ -210,7 +223,7 @@ absl::Status AttendRun::Check() const {
     return absl::UnimplementedError(
         "attend: KV-major runs plans with one branch of exact entries, ascending, in the queries' "
         "order, "
-        "without bias, row masks, permutation, stop rule or second pass");
+        "without bias, masks, permutation, stop rule or second pass");
   }
   return absl::OkStatus();
 }
@@ -270,7 +283,7 @@ bool AttendRun::Fused() const {
 
 bool AttendRun::Groupable() const {
   if (!fused_ || plan_.branches.size() != 1 || plan_.merge != Merge::kLse || plan_.q_count <= 1 ||
-      !out_.probabilities.empty() || out_.feedback.key_mass != nullptr)
+      !in_.mask.empty() || !out_.probabilities.empty() || out_.feedback.key_mass != nullptr)
     return false;
   const AttentionBranch& b = plan_.branches[0];
   const bool kv_major = a_.options_.mode == AttendMode::kKvMajor;
@@ -446,16 +459,17 @@ void AttendRun::Finish(const Rows& r, const PanelState& p, int w) const {
 }
 
 float AttendRun::Fold(PanelState& p, const KvView& k, const KvView& v, int64_t kv,
-                      const Panel& panel, const uint64_t* mask, int w) const {
+                      const Panel& panel, int w) const {
   const int64_t start = panel.ids != nullptr ? 0 : panel.start;
   const kernels::PanelSource ks{k.at(start, kv), k.dtype, k.row_bytes(), panel.ids};
   const kernels::PanelSource vs{v.at(start, kv), v.dtype, v.row_bytes(), panel.ids};
   p.n = panel.n;
-  p.mask = mask;
   p.bias = panel.has_bias ? panel.bias : nullptr;
+  if (few_rows_ && p.rows <= kernels::kFewRows && k.dtype != DType::kI8 && v.dtype != DType::kI8)
+    return kernels::AttendRows(p, ks, vs);
   // What hidden keys hold must not leak through zeros times infinity.
   if (bf16_ != nullptr && k.dtype == DType::kBF16 && v.dtype == DType::kBF16 &&
-      (mask == nullptr || kernels::AllFinite(vs, p.n, v.dim))) {
+      p.row_bias == nullptr && (p.mask == nullptr || kernels::AllFinite(vs, p.n, v.dim))) {
     uint16_t* ak = Worker<uint16_t>(w, a_.at_.ak);
     uint16_t* av = Worker<uint16_t>(w, a_.at_.av);
     bf16_->pack_keys(ks, p.n, p.d, ak);
@@ -509,20 +523,48 @@ void AttendRun::Prefetch(const Panel& p, int64_t kv) const {
   }
 }
 
-const uint64_t* AttendRun::Masks(const Rows& r, const PanelCursor& cursor, const Panel& panel,
-                                 int w) const {
+// Who sees what of a panel: from the plan, and from the host's mask.
+void AttendRun::SetMasks(const Rows& r, const PanelCursor& cursor, const Panel& panel,
+                         PanelState& p, int w) const {
   const bool ranked = r.branch->encoding == Encoding::kRankedPrefix;
-  if (!ranked && cursor.AllVisible(panel)) return nullptr;
   uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask);
+  p.mask = nullptr;
+  p.row_bias = nullptr;
+  if (ranked || !cursor.AllVisible(panel)) {
+    p.mask = masks;
+    for (int64_t i = 0; i < r.n; ++i) {
+      const uint64_t visible = cursor.Visible(panel, i);
+      for (int64_t h = 0; h < r.heads; ++h) masks[i * r.heads + h] = visible;
+    }
+    for (int64_t h = 0; ranked && h < r.heads; ++h) {
+      const uint64_t keep = cursor.HeadSees(panel, r.head0 + h);
+      for (int64_t i = 0; i < r.n; ++i) masks[i * r.heads + h] &= keep;
+    }
+  }
+  if (!in_.mask.empty() && panel.table == 0) AddLogitMask(r, panel, p, w);
+}
+
+void AttendRun::AddLogitMask(const Rows& r, const Panel& panel, PanelState& p, int w) const {
+  uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask);
+  float* bias = Worker<float>(w, a_.at_.row_bias);
+  const uint64_t all = panel.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << panel.n) - 1;
+  bool biased = false;
   for (int64_t i = 0; i < r.n; ++i) {
-    const uint64_t visible = cursor.Visible(panel, i);
-    for (int64_t h = 0; h < r.heads; ++h) masks[i * r.heads + h] = visible;
+    attend_internal::MaskRow row(in_.mask, r.query(i), panel);
+    const uint64_t visible = row.Visible() & all;
+    if (p.mask == nullptr && visible != all) {
+      std::fill(masks, masks + r.count(), all);
+      p.mask = masks;
+    }
+    for (int64_t h = 0; p.mask != nullptr && h < r.heads; ++h) masks[i * r.heads + h] &= visible;
+    if (row.HasValues() && !biased) std::fill(bias, bias + i * kPanelKeys, 0.0f);
+    biased = biased || row.HasValues();
+    if (biased) row.WriteBias(bias + i * kPanelKeys);
   }
-  for (int64_t h = 0; ranked && h < r.heads; ++h) {
-    const uint64_t keep = cursor.HeadSees(panel, r.head0 + h);
-    for (int64_t i = 0; i < r.n; ++i) masks[i * r.heads + h] &= keep;
-  }
-  return masks;
+  if (!biased) return;
+  p.row_bias = bias;
+  p.row_group = r.heads;
+  p.slopes = in_.mask.slopes != nullptr ? in_.mask.slopes + r.head0 : nullptr;
 }
 
 void AttendRun::Walk(const Rows& r, PanelState& p, int w, int64_t first, int64_t last) const {
@@ -541,7 +583,8 @@ void AttendRun::Walk(const Rows& r, PanelState& p, int w, int64_t first, int64_t
     if (more && next.table == 0) Prefetch(next, r.kv);
     const KvView& k = panel.table > 0 ? plan_.tables[panel.table - 1].k : in_.k;
     const KvView& v = panel.table > 0 ? plan_.tables[panel.table - 1].v : in_.v;
-    const float gain = Fold(p, k, v, r.kv, panel, Masks(r, cursor, panel, w), w);
+    SetMasks(r, cursor, panel, p, w);
+    const float gain = Fold(p, k, v, r.kv, panel, w);
     Count(p, panel.table > 0, k, v, w);
     if (b.stop == StopRule::kGain && gain < b.stop_tau) {
       counters.stopped_panels += more;
@@ -560,7 +603,7 @@ void AttendRun::WalkProbabilities(const Rows& r, PanelState& p, int w) const {
   while (cursor.Next(panel)) {
     if (panel.table > 0) continue;  // summaries have no key of their own
     p.n = panel.n;
-    p.mask = Masks(r, cursor, panel, w);
+    SetMasks(r, cursor, panel, p, w);
     p.bias = panel.has_bias ? panel.bias : nullptr;
     const int64_t start = panel.ids != nullptr ? 0 : panel.start;
     kernels::PackKeyPanel({in_.k.at(start, r.kv), in_.k.dtype, in_.k.row_bytes(), panel.ids}, p.n,
@@ -823,7 +866,8 @@ void AttendRun::Group(const Rows& r, const Cut& cut, int64_t, int w) const {
     panel.ids = gather;
     panel.start = start;
     panel.n = n;
-    Fold(p, in_.k, in_.v, r.kv, panel, masks, w);
+    p.mask = masks;
+    Fold(p, in_.k, in_.v, r.kv, panel, w);
     Count(p, false, in_.k, in_.v, w);
   };
   int64_t pending = 0;

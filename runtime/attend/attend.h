@@ -4,7 +4,8 @@
 // exactly once and nothing else contributes; a row without keys, or whose keys all weigh zero,
 // gives o = 0 and lse = -inf. A NaN in q, k, a visible v, the scale or a bias comes out as NaN; a
 // hidden key contributes nothing whatever it holds. Runs are cut at absolute multiples of 64 keys,
-// so two plans that list the same keys give the same bits, and so does any number of workers.
+// so two plans of the same queries that list the same keys give the same bits, and so does any
+// number of workers; a call of at most 8 (query, head) pairs a KV head has last bits of its own.
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -47,19 +48,33 @@ struct AttendOptions {
   AttendMode mode = AttendMode::kQueryMajor;
   // What works on bf16 caches. A unit asked for by name must be there.
   kernels::Bf16Unit bf16 = kernels::Bf16Unit::kBest;
-  int64_t split_keys = 4096;   // decode: one query's list is cut every so many listed keys and
-                               // merged in order; 0: never
-  int64_t token_group = 8;     // per-query token lists run as the union of this many queries
-  float softcap = 0;           // > 0: logit = cap * tanh(logit / cap)
+  int64_t split_keys = 4096;  // decode: one query's list is cut every so many listed keys and
+                              // merged in order; 0: never
+  int64_t token_group = 8;    // per-query token lists run as the union of this many queries
+  float softcap = 0;          // > 0: logit = cap * tanh(logit / cap)
+  // Calls of few (query, head) pairs are multiplied as keys are read, not packed. This asks for it
+  // wherever a tile has few rows, whatever the call: faster for lists of single queries, but plans
+  // with other tiles then give other last bits.
+  bool few_rows = false;
+  bool logit_mask = false;     // allow AttendInputs::mask
   bool probabilities = false;  // allow AttendOutputs::probabilities
   bool feedback = false;       // allow AttendOutputs::feedback
 };
 
+// Added to the logits of the pairs that a plan lists, as hosts with a matrix of masks say what they
+// want: -inf hides a pair, whatever its key holds. Summaries are not touched.
+struct LogitMask {
+  const uint16_t* values = nullptr;  // f16 [q_count, kv_len]; null: none
+  int64_t stride = 0;                // elements a row, at least kv_len
+  const float* slopes = nullptr;     // [heads], times the values; positive; null: 1
+  bool empty() const { return values == nullptr; }
+};
 struct AttendInputs {
   HeadsView<const float> q;  // [q_count, heads, head_dim]
   KvView k;                  // [kv_len, kv_heads, head_dim]; f32, bf16 or f16
   KvView v;                  // [kv_len, kv_heads, value_dim]
   float scale = 1;
+  LogitMask mask;
 };
 // Running softmax of every (query, head): max logit in log2 units (-inf: empty), sum of 2^(s - m),
 // and the unnormalised output.
@@ -101,7 +116,8 @@ class Attend {
   // Offsets into the workspace; `worker` blocks of `stride` bytes follow the shared part.
   struct Layout {
     size_t order = 0, cost = 0, split = 0, state_m = 0, state_l = 0, state_o = 0, worker = 0;
-    size_t stride = 0, q = 0, o = 0, m = 0, l = 0, kt = 0, v = 0, mask = 0, scratch = 0, bits = 0;
+    size_t stride = 0, q = 0, o = 0, m = 0, l = 0, kt = 0, v = 0, mask = 0, scratch = 0, bits = 0,
+           row_bias = 0;
     size_t prob = 0, mass = 0, norm = 0, aq = 0, ak = 0, av = 0, counters = 0;
   };
   AttendShape shape_;

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "sluice/api/attention_plan.h"
+#include "sluice/api/dtype.h"
+#include "sluice/runtime/attend/attend.h"
 
 SLUICE_BEGIN_NAMESPACE
 struct ReferenceAttention {
@@ -149,7 +151,7 @@ void ForEachPair(const AttentionPlan& p, const AttentionBranch& b, int64_t i, in
 
 inline ReferenceAttention AttendReference(const AttentionPlan& p, const HeadsView<const float>& q,
                                           const KvView& k, const KvView& v, double scale,
-                                          double softcap = 0) {
+                                          double softcap = 0, const LogitMask& mask = {}) {
   ReferenceAttention out;
   const int64_t dv = v.dim, g = p.heads / p.kv_heads;
   const double kEmpty = -std::numeric_limits<double>::infinity();
@@ -178,6 +180,11 @@ inline ReferenceAttention AttendReference(const AttentionPlan& p, const HeadsVie
             s += static_cast<double>(q.at(i, h)[x]) * from.Get(key, h / g, x);
           s *= scale;
           if (softcap > 0) s = softcap * std::tanh(s / softcap);
+          if (!mask.empty() && table == 0) {
+            const double added = F16ToF32(mask.values[i * mask.stride + key]);
+            if (added == kEmpty) return;
+            bias += added * (mask.slopes != nullptr ? mask.slopes[h] : 1.0f);
+          }
           const size_t group = mean                     ? static_cast<size_t>(membership)
                                : p.merge == Merge::kLse ? 0
                                                         : bi;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/plan_check.h"
 #include "sluice/runtime/attend/attend.h"
+#include "sluice/runtime/attend/mask_row.h"
 #include "sluice/runtime/attend/panel_cursor.h"
 #include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 
@@ -77,12 +78,14 @@ class AttendRun {
   void WeightedSum(const Rows& r, int w) const;
 
   float Fold(PanelState& p, const KvView& k, const KvView& v, int64_t kv, const Panel& panel,
-             const uint64_t* mask, int w) const;
+             int w) const;
   void PackFp32(PanelState& p, const kernels::PanelSource& ks, const kernels::PanelSource& vs,
                 int64_t dv, int w) const;
   void Count(const PanelState& p, bool summary, const KvView& k, const KvView& v, int w) const;
   void Prefetch(const Panel& p, int64_t kv) const;
-  const uint64_t* Masks(const Rows& r, const PanelCursor& cursor, const Panel& panel, int w) const;
+  void SetMasks(const Rows& r, const PanelCursor& cursor, const Panel& panel, PanelState& p,
+                int w) const;
+  void AddLogitMask(const Rows& r, const Panel& panel, PanelState& p, int w) const;
   // Walks a row of a branch; [first, last): the panels that a split owns.
   void Walk(const Rows& r, PanelState& p, int w, int64_t first, int64_t last) const;
   // Walks it once more with final m and l.
@@ -146,6 +149,7 @@ class AttendRun {
   bool fused_ = true;
   bool grouped_ = false;
   bool second_pass_ = false;
+  bool few_rows_ = false;
   int64_t g_ = 1;
   int64_t splits_ = 1;
 };

@@ -142,7 +142,7 @@ struct Result {
 };
 Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions options,
                int threads = 1, SoftmaxState* resume = nullptr, SoftmaxState* state = nullptr,
-               std::vector<float>* probs = nullptr) {
+               std::vector<float>* probs = nullptr, const LogitMask& mask = {}) {
   Result r;
   AttendShape s;
   s.max_queries = a.q_count;
@@ -179,6 +179,7 @@ Result RunPlan(const AttentionPlan& p, const AttentionData& a, AttendOptions opt
   in.k = a.K();
   in.v = a.V();
   in.scale = a.scale();
+  in.mask = mask;
   r.status = attend->Run(p, in, {ws.workspace(), ex.get()}, out);
   return r;
 }
@@ -237,6 +238,69 @@ TEST(Attend, EveryEncodingScopeAndMask) {
                  what + " softcap");
     }
   }
+}
+// A few rows of any plan, multiplied as they are read.
+TEST(Attend, FewRowsWithoutPacking) {
+  unsigned seed = 1;
+  for (const PlanKind& kind : Kinds()) {
+    for (DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+      for (auto [kv, q] : {std::pair<int64_t, int64_t>{300, 1}, {201, 2}, {1, 1}, {130, 60}}) {
+        AttentionData a = MakeAttentionData(DataKind::kGaussian, kv, q, 8, 2, 32, 48, seed);
+        if (type != DType::kF32) a.Convert(type);
+        auto t = RandomPlan(kind, a, seed++);
+        const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 1.5);
+        AttendOptions options;
+        options.softcap = 1.5f;
+        options.few_rows = true;
+        options.bf16 = kernels::Bf16Unit::kNone;  // of the larger tiles: to full precision
+        const Result got = RunPlan(t->plan, a, options);
+        ExpectNear(got, want, 2e-5, absl::StrCat("scope ", static_cast<int>(kind.scope), " q ", q));
+        EXPECT_EQ(got.o, RunPlan(t->plan, a, options, 3).o);
+      }
+    }
+  }
+}
+// What hosts give as a matrix: hidden pairs, values, a factor a head.
+TEST(Attend, LogitMasks) {
+  unsigned seed = 1;
+  for (const PlanKind& kind : Kinds()) {
+    for (auto [kv, q] : {std::pair<int64_t, int64_t>{130, 130}, {201, 77}, {300, 1}}) {
+      for (const bool values : {false, true}) {
+        AttentionData a = MakeAttentionData(DataKind::kGaussian, kv, q, 4, 2, 32, 32, seed);
+        auto t = RandomPlan(kind, a, seed++);
+        const int64_t stride = kv + 5;
+        std::vector<uint16_t> mask(static_cast<size_t>(q * stride), 0);
+        for (int64_t i = 0; i < q; ++i) {
+          for (int64_t k = 0; k < kv; ++k) {
+            uint16_t& x = mask[i * stride + k];
+            if ((i * 5 + k * 3) % 7 == 0 && k / 64 != 1) x = 0xFC00;  // -inf
+            if (values && (i + k) % 5 == 0 && x == 0) x = 0xBE00;     // -1.5
+          }
+        }
+        const float slopes[] = {1, 0.5f, 0.25f, 2};
+        const LogitMask added = {mask.data(), stride, values ? slopes : nullptr};
+        AttendOptions options;
+        options.logit_mask = true;
+        const Result got = RunPlan(t->plan, a, options, 1, nullptr, nullptr, nullptr, added);
+        const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 0, added);
+        ExpectNear(got, want, 2e-5, absl::StrCat("values ", values, " q ", q));
+      }
+    }
+  }
+  // A hidden key's NaN stays hidden; a mask that was not announced is refused.
+  AttentionData a = MakeAttentionData(DataKind::kGaussian, 70, 70, 4, 2, 32, 32, 1);
+  auto t = RandomPlan({Encoding::kRuns, ListScope::kAllHeads, 64, 1, 0, 1.0}, a, 3);
+  std::vector<uint16_t> mask(70 * 70, 0);
+  for (int64_t i = 0; i < 70; ++i) mask[i * 70 + 3] = 0xFC00;
+  const LogitMask hides = {mask.data(), 70, nullptr};
+  AttendOptions options;
+  options.logit_mask = true;
+  const auto clean = RunPlan(t->plan, a, options, 1, nullptr, nullptr, nullptr, hides);
+  for (int64_t h = 0; h < 2; ++h) a.v[(3 * 2 + h) * 32] = NAN;
+  const auto nan = RunPlan(t->plan, a, options, 1, nullptr, nullptr, nullptr, hides);
+  EXPECT_EQ(clean.o, nan.o);
+  const auto refused = RunPlan(t->plan, a, {}, 1, nullptr, nullptr, nullptr, hides);
+  EXPECT_THAT(std::string(refused.status.message()), testing::HasSubstr("logit_mask"));
 }
 // The units that may work on a cache of this type, by name; kBest is one of them.
 std::vector<kernels::Bf16Unit> UnitsFor(DType type) {

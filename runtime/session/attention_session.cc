@@ -236,7 +236,7 @@ absl::Status AttentionSession::Impl::RunPlan(int layer, const AttentionPlan& p,
   Executor& threads = step ? static_cast<Executor&>(alone) : *executor;
   const auto from = Clock::now();
   SLUICE_RETURN_IF_ERROR(
-      attend->Run(*run, {.q = in.q, .k = in.k, .v = in.v, .scale = in.scale},
+      attend->Run(*run, {.q = in.q, .k = in.k, .v = in.v, .scale = in.scale, .mask = out.mask},
                   {.workspace = attend_workspace.workspace(), .executor = &threads}, to));
   const double seconds = Since(from);
   Measured& m = measured[layer];

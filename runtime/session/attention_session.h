@@ -47,6 +47,7 @@ struct SessionOutputs {
   HeadsView<float> o;                // [queries, heads, value_dim]
   float* lse = nullptr;              // [queries, heads], optional
   absl::Span<const float> key_bias;  // optional [kv_heads, kv_len], added to the plan's logits
+  LogitMask mask;                    // optional; wants SessionOptions::attend.logit_mask
 };
 
 // Not for concurrent use; one session serves any number of sequences in turn.

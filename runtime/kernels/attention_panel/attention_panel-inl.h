@@ -14,10 +14,19 @@ namespace sluice_kernels {
 namespace HWY_NAMESPACE {
 using sluice::kernels::AttentionPanel;
 
-// Adds bias, applies the soft cap and the mask to one row of logits.
-HWY_INLINE void FinishLogits(const AttentionPanel& p, uint64_t visible, float* HWY_RESTRICT s) {
+// Whether logits need more than a mask.
+HWY_INLINE bool HasExtra(const AttentionPanel& p) {
+  return p.bias != nullptr || p.row_bias != nullptr || p.softcap > 0;
+}
+
+// Applies the soft cap, adds biases and applies the mask to one row of logits.
+HWY_INLINE void FinishLogits(const AttentionPanel& p, int64_t r, uint64_t visible,
+                             float* HWY_RESTRICT s) {
   const DF d;
   const int64_t N = hn::Lanes(d);
+  const float* row_bias =
+      p.row_bias != nullptr ? p.row_bias + r / p.row_group * kPanelKeys : nullptr;
+  const VF slope = hn::Set(d, p.slopes != nullptr ? p.slopes[r % p.row_group] : 1.0f);
   for (int64_t j = 0; j < kPanelKeys; j += N) {
     VF x = hn::LoadU(d, s + j);
     if (p.softcap > 0) {
@@ -26,6 +35,7 @@ HWY_INLINE void FinishLogits(const AttentionPanel& p, uint64_t visible, float* H
       x = hn::Mul(hn::Tanh(d, hn::Mul(x, hn::Set(d, to))), hn::Set(d, back));
     }
     if (p.bias != nullptr) x = hn::Add(x, hn::LoadU(d, p.bias + j));
+    if (row_bias != nullptr) x = hn::MulAdd(slope, hn::LoadU(d, row_bias + j), x);
     if (visible != ~uint64_t{0})
       x = hn::IfThenElse(LanesMask(visible, j), x, hn::Set(d, -HUGE_VALF));
     hn::StoreU(x, d, s + j);
@@ -65,6 +75,18 @@ HWY_INLINE float SoftmaxStep(const AttentionPanel& p, int64_t r, float* HWY_REST
   const float gain = hn::GetLane(hn::SumOfLanes(d, sum));
   p.l[r] += gain;
   return p.l[r] != 0 ? gain / p.l[r] : 0.0f;
+}
+
+// From a row's products to its probabilities; zeros where it sees no key. Returns the row's gain.
+HWY_INLINE float FinishRow(const AttentionPanel& p, int64_t r, uint64_t all, bool extra,
+                           float* HWY_RESTRICT s) {
+  const uint64_t visible = p.mask != nullptr ? p.mask[r] & all : all;
+  if (visible == 0) {
+    std::memset(s, 0, kPanelKeys * sizeof(float));
+    return 0;
+  }
+  if (extra || visible != ~uint64_t{0}) FinishLogits(p, r, visible, s);
+  return SoftmaxStep(p, r, s);
 }
 
 // Bit j: value row j of the panel holds a NaN or an infinity. x - x is 0 for every other number.
@@ -109,7 +131,7 @@ HWY_INLINE void AccumulateAround(const AttentionPanel& p, int64_t r0, int64_t ro
 
 HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) {
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
-  const bool extra = p.bias != nullptr || p.softcap > 0;
+  const bool extra = HasExtra(p);
   // Only a hidden key's value can leak.
   const uint64_t bad = p.mask != nullptr ? NonFiniteRows(p.v, p.v_stride, p.n, p.dv) : 0;
   float gain = 0;
@@ -123,14 +145,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) 
     PanelGemm<false>(rows, p.q + r0 * p.d, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, p.scratch,
                      kPanelKeys);
     for (int64_t r = 0; r < rows; ++r) {
-      float* s = p.scratch + r * kPanelKeys;
-      const uint64_t visible = p.mask != nullptr ? p.mask[r0 + r] & all : all;
-      if (visible == 0) {
-        std::memset(s, 0, kPanelKeys * sizeof(float));
-        continue;
-      }
-      if (extra || visible != ~uint64_t{0}) FinishLogits(p, visible, s);
-      const float row_gain = SoftmaxStep(p, r0 + r, s);
+      const float row_gain = FinishRow(p, r0 + r, all, extra, p.scratch + r * kPanelKeys);
       if (row_gain > gain) gain = row_gain;
     }
     if (bad != 0) {
@@ -156,7 +171,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void PanelProbabilities(const AttentionPane
       continue;
     }
     PanelGemm<false>(1, p.q + r * p.d, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, s, kPanelKeys);
-    FinishLogits(p, visible, s);
+    FinishLogits(p, r, visible, s);
     const VF vm = hn::Set(d, p.m[r]), scale = hn::Set(d, 1.0f / p.l[r]);
     for (int64_t j = 0; j < kPanelKeys; j += N) {
       hn::StoreU(hn::Mul(Exp2(hn::Sub(hn::LoadU(d, s + j), vm)), scale), d, s + j);

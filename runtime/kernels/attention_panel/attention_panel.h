@@ -25,7 +25,12 @@ struct AttentionPanel {
   const float* q = nullptr;         // [rows, d]
   int64_t rows = 0, d = 0, dv = 0;  // dv padded
   const uint64_t* mask = nullptr;   // [rows], bit j: row sees key j; null: every row sees all n
-  float softcap = 0;                // > 0: logit = cap * tanh(logit / cap), natural units
+  // Biases of rows, optional: [rows / row_group, 64] in log2 units, added `slopes`[row % row_group]
+  // times (null: once). Finite.
+  const float* row_bias = nullptr;
+  const float* slopes = nullptr;
+  int64_t row_group = 1;
+  float softcap = 0;  // > 0: logit = cap * tanh(logit / cap), natural units
   // Running state: max logit (log2 units, -inf when empty), sum of 2^(s - m), unnormalised output
   // [rows, dv].
   float* m = nullptr;
@@ -48,6 +53,12 @@ bool AllFinite(const PanelSource& values, int64_t n, int64_t dim);
 // row whose mask is empty is left bit for bit as it was. A NaN or infinity in q, a visible key or
 // its value shows in the rows that see it, and in no other. O(rows * n * (d + dv)).
 float AttendPanel(const AttentionPanel& p);
+// The same step for a few rows, keys and values multiplied as they are read (f32, bf16 or f16) and
+// never packed: reads p without kt and v. d and dv are multiples of kValuePad. Bits differ from
+// AttendPanel's, and depend neither on the other rows nor on the keys' places. Up to kFewRows rows
+// this is the faster way.
+inline constexpr int64_t kFewRows = 8;
+float AttendRows(const AttentionPanel& p, const PanelSource& keys, const PanelSource& values);
 // Second pass: probabilities of the panel given final m and l; prob [rows, prob_stride]. Masked
 // keys give 0.
 void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride);

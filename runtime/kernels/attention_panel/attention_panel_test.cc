@@ -28,7 +28,7 @@ std::vector<float> Round(const std::vector<float>& x, DType t, std::vector<uint3
 
 // Runs panels of one problem. Returns the worst error against the reference, and checks the
 // log-sum-exp.
-double RunProblem(const Problem& p) {
+double RunProblem(const Problem& p, bool by_rows = false) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.d));
   std::vector<uint32_t> kraw, vraw;
   const std::vector<float> q = Normal(p.rows * p.d, 1),
@@ -77,7 +77,7 @@ double RunProblem(const Problem& p) {
       for (int64_t j = 0; j < 64; ++j) b2[j] = j < n ? bias[at + j] * kLog2E : 0;
       a.bias = b2.data();
     }
-    const float gain = AttendPanel(a);
+    const float gain = by_rows ? AttendRows(a, ks, vs) : AttendPanel(a);
     EXPECT_GE(gain, 0);
     EXPECT_LE(gain, 1);
   }
@@ -124,6 +124,18 @@ TEST(AttentionPanel, AgreesWithTheReference) {
     for (DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (const Problem& p : Problems(t))
         EXPECT_LT(RunProblem(p), 1e-5) << target << " " << DTypeName(t) << " rows=" << p.rows;
+    }
+  });
+}
+TEST(AttentionPanel, AFewRowsAgreeWithTheReference) {
+  ForEachTarget([&](const char* target) {
+    for (DType t : {DType::kF32, DType::kBF16, DType::kF16}) {
+      for (int64_t rows = 1; rows <= kFewRows; ++rows) {
+        for (const Problem& p : {Problem{rows, 1, 64, 64, t}, Problem{rows, 200, 64, 128, t},
+                                 Problem{rows, 130, 48, 80, t, 0, true, true},
+                                 Problem{rows, 77, 128, 16, t, 2.0f, true, true, true}})
+          EXPECT_LT(RunProblem(p, true), 1e-5) << target << " " << DTypeName(t) << " " << rows;
+      }
     }
   });
 }
