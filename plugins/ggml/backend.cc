@@ -96,6 +96,9 @@ float Param(const ggml_tensor* op, int i) {
               sizeof x);
   return x;
 }
+DType TypeOf(ggml_type t) {
+  return t == GGML_TYPE_F32 ? DType::kF32 : t == GGML_TYPE_BF16 ? DType::kBF16 : DType::kF16;
+}
 size_t SizeOf(ggml_type t) { return t == GGML_TYPE_F32 ? 4 : 2; }
 
 int64_t Bytes(const ggml_tensor* t) {
@@ -106,16 +109,16 @@ bool Takes(const ggml_tensor* op) {
                     *sinks = op->src[4];
   if (q == nullptr || k == nullptr || v == nullptr) return false;
   const auto half_or_float = [](const ggml_tensor* t) {
-    return (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16) && t->nb[0] == SizeOf(t->type) &&
-           t->nb[1] % SizeOf(t->type) == 0 && t->nb[2] % SizeOf(t->type) == 0;
+    return (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_BF16) &&
+           t->nb[0] == SizeOf(t->type) && t->nb[1] % SizeOf(t->type) == 0 &&
+           t->nb[2] % SizeOf(t->type) == 0;
   };
   return op->type == GGML_TYPE_F32 && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
          half_or_float(k) && half_or_float(v) &&
          (mask == nullptr ||
           (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1)) &&
-         (sinks == nullptr || sinks->type == GGML_TYPE_F32) && Param(op, 1) == 0 /* ALiBi */ &&
-         q->ne[2] % k->ne[2] == 0 && k->ne[2] == v->ne[2] && q->ne[3] % k->ne[3] == 0 &&
-         k->ne[3] == v->ne[3];
+         (sinks == nullptr || sinks->type == GGML_TYPE_F32) && q->ne[2] % k->ne[2] == 0 &&
+         k->ne[2] == v->ne[2] && q->ne[3] % k->ne[3] == 0 && k->ne[3] == v->ne[3];
 }
 
 struct Backend {
@@ -129,12 +132,13 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
   c.layer = LayerOf(k);
   if (c.layer < 0) c.layer = LayerOf(v);
   c.scale = Param(op, 0);
+  c.max_bias = Param(op, 1);
   c.softcap = Param(op, 2);
   c.sinks = sinks != nullptr ? static_cast<const float*>(sinks->data) : nullptr;
   const auto view = [](const ggml_tensor* t, int64_t batch) {
     const size_t e = SizeOf(t->type);
     return sluice::KvView{static_cast<const char*>(t->data) + static_cast<size_t>(batch) * t->nb[3],
-                          t->type == GGML_TYPE_F32 ? DType::kF32 : DType::kF16,
+                          TypeOf(t->type),
                           t->ne[1],
                           t->ne[2],
                           t->ne[0],

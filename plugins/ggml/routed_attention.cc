@@ -1,7 +1,6 @@
 #include "sluice/plugins/ggml/routed_attention.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -17,19 +16,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
-constexpr uint16_t kHidden = 0xFC00;  // -inf in f16
-using Clock = std::chrono::steady_clock;
-double Since(Clock::time_point from) {
-  return std::chrono::duration<double>(Clock::now() - from).count();
-}
 
 constexpr int kMostLayers = 1024;
-
-bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
-  uint16_t off = 0;
-  for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
-  return off == 0;
-}
 }  // namespace
 
 absl::StatusOr<Config> ParseConfig(absl::string_view text) {
@@ -81,56 +69,6 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
   return c;
 }
 
-MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv) {
-  MaskShape s;
-  if (mask == nullptr || n_q == 0) return s;
-  bool causal = true, window = true, zeros = true;
-  for (int64_t i = 0; i < n_q; ++i) {
-    const uint16_t* row = mask + i * stride;
-    // Where the row before this one ended; the first row is searched.
-    int64_t begin = 0, end = 0;
-    if (i == 0) {
-      while (begin < n_kv && row[begin] == kHidden) ++begin;
-      end = n_kv;
-      while (end > begin && row[end - 1] == kHidden) --end;
-      if (begin == end) causal = window = false;  // a query that sees nothing
-      s.first = end - 1;
-      s.window = begin > 0 ? end - begin : 0;
-    } else {
-      end = s.first + i + 1;
-      begin = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
-      if (causal && s.window == 0 && end <= n_kv && begin < end && row[0] == kHidden && i > 0) {
-        // A window that begins to cut inside this pass: its width shows at the first hidden key.
-        int64_t cut = 0;
-        while (cut < end && row[cut] == kHidden) ++cut;
-        s.window = end - cut;
-        begin = cut;
-        causal = false;
-      }
-    }
-    const bool fits = end <= n_kv && begin < end && AllAre(row, begin, kHidden) &&
-                      AllAre(row + begin, end - begin, 0) && AllAre(row + end, n_kv - end, kHidden);
-    if (!fits) causal = window = false;
-    if (begin > 0) causal = false;
-    if (!causal && !window) break;
-  }
-  if (causal) {
-    s.kind = MaskShape::Kind::kCausal;
-    return s;
-  }
-  if (window && s.window > 0) {
-    s.kind = MaskShape::Kind::kWindow;
-    return s;
-  }
-  for (int64_t i = 0; i < n_q && zeros; ++i) {
-    const uint16_t* row = mask + i * stride;
-    for (int64_t k = 0; k < n_kv; ++k)
-      zeros = zeros && (row[k] == kHidden || row[k] == 0 || row[k] == 0x8000);
-  }
-  s.kind = zeros ? MaskShape::Kind::kRuns : MaskShape::Kind::kValues;
-  return s;
-}
-
 // Sessions for prompts, for steps and for what stays dense.
 struct RoutedAttention::Shape {
   int64_t max_queries = 0;
@@ -163,7 +101,7 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   s->max_queries = std::max<int64_t>(slot != nullptr ? slot->max_queries : 1, c.q.rows);
   s->max_kv = slot != nullptr ? slot->max_kv : 4096;
   while (s->max_kv < c.k.rows) s->max_kv *= 2;
-  const auto make = [&](const std::string& policy, int64_t queries,
+  const auto make = [&](const std::string& policy, int64_t queries, bool masks,
                         std::unique_ptr<AttentionSession>& session) -> absl::Status {
     SessionOptions o;
     o.layers = kMostLayers;
@@ -177,13 +115,15 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
     o.methods = &InstalledMethods().registry;
     o.executor = executor_.get();
     o.attend.softcap = c.softcap;
+    o.attend.logit_mask = masks;
+    o.attend.few_rows = masks;
     o.fingerprints = true;
     SLUICE_ASSIGN_OR_RETURN(session, AttentionSession::Create(o));
     return absl::OkStatus();
   };
-  SLUICE_RETURN_IF_ERROR(make(config_.prefill, s->max_queries, s->prefill));
-  SLUICE_RETURN_IF_ERROR(make(config_.decode, 1, s->decode));
-  SLUICE_RETURN_IF_ERROR(make("dense", s->max_queries, s->dense));
+  SLUICE_RETURN_IF_ERROR(make(config_.prefill, s->max_queries, false, s->prefill));
+  SLUICE_RETURN_IF_ERROR(make(config_.decode, 1, false, s->decode));
+  SLUICE_RETURN_IF_ERROR(make("dense", s->max_queries, true, s->dense));
   slot = std::move(s);
   return slot.get();
 }
@@ -204,45 +144,6 @@ void RoutedAttention::WeighSinks(const FlashCall& c, const std::vector<float>& l
   }
 }
 
-// Any mask, in double precision: for biases that are neither 0 nor -inf.
-void RoutedAttention::Plain(const FlashCall& c) {
-  const int64_t group = c.q.heads / c.k.heads;
-  executor_->ParallelFor(c.q.rows * c.q.heads, 1, [&](int64_t begin, int64_t end, int) {
-    std::vector<double> logit(c.k.rows), o(c.v.dim);
-    const auto element = [](const KvView& x, int64_t row, int64_t head, int64_t d) -> double {
-      const std::byte* p = x.at(row, head);
-      if (x.dtype == DType::kF32) return reinterpret_cast<const float*>(p)[d];
-      return F16ToF32(reinterpret_cast<const uint16_t*>(p)[d]);
-    };
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i / c.q.heads, h = i % c.q.heads, kv = h / group;
-      double most = c.sinks != nullptr ? static_cast<double>(c.sinks[h]) : -HUGE_VAL, sum = 0;
-      for (int64_t k = 0; k < c.k.rows; ++k) {
-        double x = 0;
-        for (int64_t d = 0; d < c.q.dim; ++d)
-          x += static_cast<double>(c.q.at(row, h)[d]) * element(c.k, k, kv, d);
-        x *= static_cast<double>(c.scale);
-        if (c.softcap > 0)
-          x = static_cast<double>(c.softcap) * std::tanh(x / static_cast<double>(c.softcap));
-        if (c.mask != nullptr) x += static_cast<double>(F16ToF32(c.mask[row * c.mask_stride + k]));
-        logit[k] = x;
-        most = std::max(most, x);
-      }
-      std::fill(o.begin(), o.end(), 0.0);
-      if (most == -HUGE_VAL) most = 0;
-      if (c.sinks != nullptr) sum = std::exp(static_cast<double>(c.sinks[h]) - most);
-      for (int64_t k = 0; k < c.k.rows; ++k) {
-        const double w = std::exp(logit[k] - most);
-        if (!(w > 0)) continue;
-        sum += w;
-        for (int64_t d = 0; d < c.v.dim; ++d) o[d] += w * element(c.v, k, kv, d);
-      }
-      for (int64_t d = 0; d < c.v.dim; ++d)
-        c.out.at(row, h)[d] = static_cast<float>(sum > 0 ? o[d] / sum : 0);
-    }
-  });
-}
-
 absl::Status RoutedAttention::Run(const FlashCall& call) {
   FlashCall c = call;
   if (c.q.rows <= 0 || c.k.rows <= 0 || c.q.heads <= 0 || c.k.heads <= 0 ||
@@ -253,19 +154,12 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
         ", ", c.k.heads, ", ", c.k.dim, "], v [", c.v.rows, ", ", c.v.heads, ", ", c.v.dim, "]"));
   LayerCounters& counters = counters_[c.layer];
   ++counters.calls;
-  auto from = Clock::now();
   if (c.layer < 0 || c.layer <= seen_.layer || seen_.mask != c.mask || seen_.n_q != c.q.rows ||
       seen_.n_kv != c.k.rows || seen_.stream != c.stream) {
-    seen_ = {c.mask,   c.q.rows, c.k.rows,
-             c.stream, c.layer,  ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows)};
+    LookAtMask(c);
   }
   seen_.layer = c.layer;
   const MaskShape& mask = seen_.shape;
-  if (mask.kind == MaskShape::Kind::kValues) {
-    Plain(c);
-    counters.attend_s += Since(from);
-    return absl::OkStatus();
-  }
   if (mask.kind == MaskShape::Kind::kCausal)
     c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
   if (c.layer >= kMostLayers)
@@ -295,7 +189,7 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     session.Unknown(c.layer, c.stream);
     SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, c.stream));
   } else {
-    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(session, c, mask, in, out));
+    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(session, c, in, out));
   }
   if (c.sinks != nullptr) WeighSinks(c, s.lse);
   counters.routed += routed;
@@ -305,53 +199,36 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
   return absl::OkStatus();
 }
 
+// Once a pass: its layers share the mask.
+void RoutedAttention::LookAtMask(const FlashCall& c) {
+  const int64_t group = c.q.heads / c.k.heads;
+  seen_ = {c.mask,   c.q.rows, c.k.rows,
+           c.stream, c.layer,  ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows),
+           {}};
+  // A factor a head turns zeros into zeros: only values differ.
+  if (seen_.shape.kind != MaskShape::Kind::kCausal)
+    seen_.plan = MaskPlan(seen_.shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
+}
+
 // Not a plain prompt or step: exactly what the mask shows, without routing.
 absl::Status RoutedAttention::AsTheMaskSays(AttentionSession& session, const FlashCall& c,
-                                            const MaskShape& mask, const AttentionInputs& in,
-                                            const SessionOutputs& out) {
+                                            const AttentionInputs& in, SessionOutputs out) const {
   AttentionPlan plan;
   plan.q_count = c.q.rows;
   plan.kv_len = c.k.rows;
   plan.heads = static_cast<int32_t>(c.q.heads);
   plan.kv_heads = static_cast<int32_t>(c.k.heads);
-  plan.q_begin = mask.kind == MaskShape::Kind::kWindow ? mask.first : 0;
-  AttentionBranch branch;
-  branch.encoding = Encoding::kRuns;
-  branch.scope = ListScope::kAllHeads;
-  branch.tile = mask.kind == MaskShape::Kind::kRuns ? 1 : 64;
-  branch.window = mask.window;
-  branch.num_tiles = (c.q.rows + branch.tile - 1) / branch.tile;
-  std::vector<PlanEntry> entries;
-  std::vector<int64_t> begin;
-  std::vector<uint32_t> count;
-  const auto add = [&](int64_t lo, int64_t hi, MaskClass kind) {
-    entries.push_back(
-        {.start = static_cast<uint32_t>(lo), .len = static_cast<uint32_t>(hi - lo), .mask = kind});
-  };
-  for (int64_t t = 0; t < branch.num_tiles; ++t) {
-    begin.push_back(std::ssize(entries));
-    if (mask.kind == MaskShape::Kind::kAll) {
-      add(0, c.k.rows, MaskClass::kNone);
-    } else if (mask.kind == MaskShape::Kind::kWindow) {
-      const int64_t first = mask.first + t * branch.tile;
-      const int64_t last = std::min(mask.first + c.q.rows, first + branch.tile);
-      const int64_t lo = std::max<int64_t>(0, first - mask.window + 1);
-      add(lo, std::min(c.k.rows, last), MaskClass::kLowerBound);
-    } else {
-      const uint16_t* row = c.mask + t * c.mask_stride;
-      for (int64_t k = 0; k < c.k.rows; ++k) {
-        if (row[k] == kHidden) continue;
-        int64_t end = k;
-        while (end < c.k.rows && row[end] != kHidden) ++end;
-        add(k, end, MaskClass::kNone);
-        k = end;
-      }
-    }
-    count.push_back(static_cast<uint32_t>(std::ssize(entries) - begin.back()));
-  }
-  branch.rows = {begin, count};
-  branch.entries = entries;
+  plan.q_begin = seen_.shape.kind == MaskShape::Kind::kWindow ? seen_.shape.first : 0;
+  const AttentionBranch branch = seen_.plan.branch();
   plan.branches = absl::MakeConstSpan(&branch, 1);
+  std::vector<float> slopes;
+  if (seen_.plan.wants_mask()) {
+    out.mask = {c.mask, c.mask_stride, nullptr, seen_.plan.zero()};
+    if (c.max_bias > 0) {
+      slopes = AlibiSlopes(c.q.heads, c.max_bias);
+      out.mask.slopes = slopes.data();
+    }
+  }
   return session.Attend(c.layer, plan, in, out);
 }
 

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "sluice/api/attention_router.h"
+#include "sluice/plugins/ggml/mask.h"
 #include "sluice/runtime/attend/attend.h"
 #include "sluice/runtime/session/attention_session.h"
 
@@ -43,25 +44,11 @@ struct FlashCall {
   const uint16_t* mask = nullptr;  // f16 [n_q, n_kv], added to the logits; null: all keys visible
   int64_t mask_stride = 0;         // elements a row
   float scale = 1, softcap = 0;
+  float max_bias = 0;  // > 0: the mask's values count by a slope a head (ALiBi)
   const float* sinks =
       nullptr;           // [heads], a logit that takes part in the sum but has no value; null: none
   HeadsView<float> out;  // [n_q, heads, dv]
 };
-
-// What a mask shows, row by row.
-struct MaskShape {
-  enum class Kind : uint8_t {
-    kAll,     // every key
-    kCausal,  // query i sees [0, first + i]
-    kWindow,  // query i sees (first + i - window, first + i]
-    kRuns,    // any set of keys
-    kValues,  // biases other than 0 and -inf
-  };
-  Kind kind = Kind::kAll;
-  int64_t first = 0, window = 0;
-};
-// O(n_q * n_kv).
-MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
 
 struct LayerCounters {
   int64_t calls = 0, routed = 0;  // routed: by the configured router, not because of length or mask
@@ -84,11 +71,10 @@ class RoutedAttention {
   struct Shape;  // everything that depends on heads, widths and soft-cap
   explicit RoutedAttention(const Config& config);
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
-  static absl::Status AsTheMaskSays(AttentionSession& session, const FlashCall& call,
-                                    const MaskShape& mask, const AttentionInputs& in,
-                                    const SessionOutputs& out);
+  void LookAtMask(const FlashCall& call);
+  absl::Status AsTheMaskSays(AttentionSession& session, const FlashCall& call,
+                             const AttentionInputs& in, SessionOutputs out) const;
   void WeighSinks(const FlashCall& call, const std::vector<float>& lse) const;
-  void Plain(const FlashCall& call);
 
   Config config_;
   std::unique_ptr<Executor> executor_;
@@ -100,6 +86,7 @@ class RoutedAttention {
     int64_t n_q = 0, n_kv = 0, stream = 0;
     int layer = -1;
     MaskShape shape;
+    MaskPlan plan;  // of masks that are not a plain prompt's or step's
   } seen_;
 };
 }  // namespace ggml

@@ -13,7 +13,6 @@ SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
 using testing::HasSubstr;
-using Kind = MaskShape::Kind;
 constexpr uint16_t kHidden = 0xFC00;
 
 // A call as ggml lays it out: q [d, n_q, H] by row within a head, cache rows with all heads side by
@@ -90,10 +89,14 @@ struct Case {
           if (call.softcap > 0)
             x = static_cast<double>(call.softcap) *
                 std::tanh(x / static_cast<double>(call.softcap));
+          const double slope =
+              call.max_bias > 0
+                  ? std::exp2(-static_cast<double>(call.max_bias) / 4 * static_cast<double>(h + 1))
+                  : 1;  // of 4 heads
           const double bias =
               call.mask == nullptr
                   ? 0
-                  : static_cast<double>(F16ToF32(call.mask[i * call.mask_stride + k]));
+                  : slope * static_cast<double>(F16ToF32(call.mask[i * call.mask_stride + k]));
           w[k] = std::exp(x + bias);
           sum += w[k];
         }
@@ -124,35 +127,6 @@ std::unique_ptr<RoutedAttention> Make(const std::string& text) {
   return *std::move(r);
 }
 
-TEST(ReadMask, KnowsWhatItIs) {
-  Case c(5, 40, false);
-  const auto kind = [&] {
-    return ReadMask(c.mask.data(), c.call.mask_stride, c.n_q, c.call.k.rows);
-  };
-  c.Causal();
-  EXPECT_EQ(kind().kind, Kind::kCausal);
-  EXPECT_EQ(kind().first, 35);
-  c.Show([](int64_t i, int64_t k) { return k <= 35 + i && k > 35 + i - 8; });
-  EXPECT_EQ(kind().kind, Kind::kWindow);
-  EXPECT_EQ(kind().window, 8);
-  c.Show([](int64_t i, int64_t k) {
-    return k <= 3 + i && k > 3 + i - 6;
-  });  // the window fills up on the way
-  EXPECT_EQ(kind().kind, Kind::kWindow);
-  EXPECT_EQ(kind().window, 6);
-  c.Show([](int64_t i, int64_t k) {
-    return k <= 35 + i && k != 7;
-  });  // another sequence's cell in between
-  EXPECT_EQ(kind().kind, Kind::kRuns);
-  c.Show([](int64_t i, int64_t k) { return k <= 20 + 2 * i; });
-  EXPECT_EQ(kind().kind, Kind::kRuns);
-  c.Show([](int64_t, int64_t) { return false; });
-  EXPECT_EQ(kind().kind, Kind::kRuns);
-  c.mask[3] = F32ToF16(-1);
-  EXPECT_EQ(kind().kind, Kind::kValues);
-  EXPECT_EQ(ReadMask(nullptr, 0, 5, 40).kind, Kind::kAll);
-}
-
 TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
   const auto r = Make("");
   for (bool half : {false, true}) {
@@ -171,6 +145,23 @@ TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
         });
         run("other sequences", [&](Case& c) {
           c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && (k + i) % 3 != 0; });
+        });
+        run("four sequences, cells one after the other", [&](Case& c) {
+          c.Show([&](int64_t i, int64_t k) {
+            return k * 4 / n_kv == i * 4 / n_q && k % (n_kv / 4) <= i % 17 + 40;
+          });
+        });
+        run("holes", [&](Case& c) {
+          c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && !(k > 3 && k < 90); });
+        });
+        run("ALiBi", [&](Case& c) {
+          c.Causal();
+          c.call.max_bias = 8;
+          for (int64_t i = 0; i < n_q; ++i) {
+            for (int64_t k = 0; k <= n_kv - n_q + i; ++k)
+              c.mask[i * c.call.mask_stride + k] =
+                  F32ToF16(-static_cast<float>(n_kv - n_q + i - k) / 16);
+          }
         });
         run("all", [](Case& c) { c.call.mask = nullptr; });
         run("biases", [](Case& c) {

@@ -198,6 +198,8 @@ absl::Status AttendRun::Check() const {
     return Bad("int8 keys are for selection only; attend needs f32, bf16 or f16");
   if (!in_.mask.empty()) {
     if (!a_.options_.logit_mask) return Bad("a mask needs AttendOptions::logit_mask");
+    if (in_.mask.zero != nullptr && p.branches.size() != 1)
+      return Bad("a mask's zero panels are told for plans of one branch");
     if (in_.mask.stride < p.kv_len)
       return Bad(absl::StrCat("the mask's rows lie ", in_.mask.stride, " elements apart, over ",
                               p.kv_len, " keys"));
@@ -541,7 +543,14 @@ void AttendRun::SetMasks(const Rows& r, const PanelCursor& cursor, const Panel& 
       for (int64_t i = 0; i < r.n; ++i) masks[i * r.heads + h] &= keep;
     }
   }
-  if (!in_.mask.empty() && panel.table == 0) AddLogitMask(r, panel, p, w);
+  if (!in_.mask.empty() && panel.table == 0 && !MaskIsZero(r, panel)) AddLogitMask(r, panel, p, w);
+}
+
+bool AttendRun::MaskIsZero(const Rows& r, const Panel& panel) const {
+  if (in_.mask.zero == nullptr || panel.ids != nullptr) return false;
+  const int64_t words = (plan_.kv_len + 64 * kPanelKeys - 1) / (64 * kPanelKeys);
+  const int64_t at = panel.start / kPanelKeys;
+  return ((in_.mask.zero[r.tile * words + at / 64] >> (at % 64)) & 1) != 0;
 }
 
 void AttendRun::AddLogitMask(const Rows& r, const Panel& panel, PanelState& p, int w) const {

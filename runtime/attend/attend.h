@@ -67,6 +67,9 @@ struct LogitMask {
   const uint16_t* values = nullptr;  // f16 [q_count, kv_len]; null: none
   int64_t stride = 0;                // elements a row, at least kv_len
   const float* slopes = nullptr;     // [heads], times the values; positive; null: 1
+  // Optional, for plans of one branch: a bit a panel of 64 keys, set where all values of a tile's
+  // queries are 0, which are then not read; (kv_len + 4095) / 4096 words a tile.
+  const uint64_t* zero = nullptr;
   bool empty() const { return values == nullptr; }
 };
 struct AttendInputs {

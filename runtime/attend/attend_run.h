@@ -85,6 +85,7 @@ class AttendRun {
   void Prefetch(const Panel& p, int64_t kv) const;
   void SetMasks(const Rows& r, const PanelCursor& cursor, const Panel& panel, PanelState& p,
                 int w) const;
+  bool MaskIsZero(const Rows& r, const Panel& panel) const;
   void AddLogitMask(const Rows& r, const Panel& panel, PanelState& p, int w) const;
   // Walks a row of a branch; [first, last): the panels that a split owns.
   void Walk(const Rows& r, PanelState& p, int w, int64_t first, int64_t last) const;

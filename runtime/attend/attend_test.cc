@@ -299,6 +299,14 @@ TEST(Attend, LogitMasks) {
   for (int64_t h = 0; h < 2; ++h) a.v[(3 * 2 + h) * 32] = NAN;
   const auto nan = RunPlan(t->plan, a, options, 1, nullptr, nullptr, nullptr, hides);
   EXPECT_EQ(clean.o, nan.o);
+  const uint64_t zero[] = {2, 2};  // of two tiles: the second panel
+  const LogitMask told = {mask.data(), 70, nullptr, zero};
+  EXPECT_EQ(RunPlan(t->plan, a, options, 1, nullptr, nullptr, nullptr, told).o, clean.o);
+  const uint64_t wrong[] = {3,
+                            3};  // what is told is believed: key 3 is seen, its value is no number
+  const LogitMask lies = {mask.data(), 70, nullptr, wrong};
+  EXPECT_TRUE(
+      std::isnan(RunPlan(t->plan, a, options, 1, nullptr, nullptr, nullptr, lies).o[69 * 4 * 32]));
   const auto refused = RunPlan(t->plan, a, {}, 1, nullptr, nullptr, nullptr, hides);
   EXPECT_THAT(std::string(refused.status.message()), testing::HasSubstr("logit_mask"));
 }

@@ -1,0 +1,224 @@
+#include "sluice/plugins/ggml/mask.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+SLUICE_BEGIN_NAMESPACE
+namespace ggml {
+namespace {
+constexpr uint16_t kHidden = 0xFC00;  // -inf in f16
+constexpr int64_t kPanel = 64;        // keys
+constexpr int64_t kTiles[] = {64, 16, 4, 1};
+
+bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
+  uint16_t off = 0;
+  for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
+  return off == 0;
+}
+
+using Bits = std::vector<uint64_t>;
+
+// Of each query and panel of 64 keys: does it see something there, and is the mask 0 throughout?
+class Panels {
+ public:
+  Panels(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv)
+      : count_((n_kv + kPanel - 1) / kPanel),
+        words_((count_ + 63) / 64),
+        seen_(n_q * words_),
+        zero_(n_q * words_) {
+    for (int64_t i = 0; i < n_q; ++i) {
+      for (int64_t p = 0; p < count_; ++p) {
+        const int64_t n = std::min(kPanel, n_kv - p * kPanel);
+        const uint16_t* x = mask + i * stride + p * kPanel;
+        const uint64_t bit = uint64_t{1} << (p % 64);
+        if (!AllAre(x, n, kHidden)) seen_[i * words_ + p / 64] |= bit;
+        if (AllAre(x, n, 0)) zero_[i * words_ + p / 64] |= bit;
+      }
+    }
+  }
+  int64_t count() const { return count_; }
+  // Any of the queries [first, last) sees something.
+  Bits Seen(int64_t first, int64_t last) const {
+    Bits any(words_);
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t w = 0; w < words_; ++w) any[w] |= seen_[i * words_ + w];
+    }
+    return any;
+  }
+  // The mask is 0 for all of them.
+  Bits Zero(int64_t first, int64_t last) const {
+    Bits all(words_, ~uint64_t{0});
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t w = 0; w < words_; ++w) all[w] &= zero_[i * words_ + w];
+    }
+    return all;
+  }
+
+ private:
+  int64_t count_;
+  int64_t words_;
+  Bits seen_;
+  Bits zero_;
+};
+
+// What tiles of a height cost, in rows multiplied with a panel. Packing a panel costs some twenty
+// of them; tiles of few rows are not packed, and cost half as much again a row.
+double CostOf(const Panels& all, int64_t n_q, int64_t group, int64_t tile) {
+  constexpr double kPacking = 20;
+  constexpr double kUnpacked = 1.5;
+  constexpr int64_t kFewRows = 8;
+  double cost = 0;
+  for (int64_t first = 0; first < n_q; first += tile) {
+    const int64_t last = std::min(n_q, first + tile);
+    int64_t panels = 0;
+    for (uint64_t word : all.Seen(first, last)) panels += std::popcount(word);
+    const int64_t rows = (last - first) * group;
+    const double row_cost = static_cast<double>(rows);
+    cost += static_cast<double>(panels) *
+            (rows <= kFewRows ? kUnpacked * row_cost : kPacking + row_cost);
+  }
+  return cost;
+}
+}  // namespace
+
+MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv) {
+  MaskShape s;
+  if (mask == nullptr || n_q == 0) return s;
+  bool causal = true, window = true, zeros = true;
+  for (int64_t i = 0; i < n_q; ++i) {
+    const uint16_t* row = mask + i * stride;
+    // Where the row before this one ended; the first row is searched.
+    int64_t begin = 0, end = 0;
+    if (i == 0) {
+      while (begin < n_kv && row[begin] == kHidden) ++begin;
+      end = n_kv;
+      while (end > begin && row[end - 1] == kHidden) --end;
+      if (begin == end) causal = window = false;  // a query that sees nothing
+      s.first = end - 1;
+      s.window = begin > 0 ? end - begin : 0;
+    } else {
+      end = s.first + i + 1;
+      begin = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
+      if (causal && s.window == 0 && end <= n_kv && begin < end && row[0] == kHidden && i > 0) {
+        // A window that begins to cut inside this pass: its width shows at the first hidden key.
+        int64_t cut = 0;
+        while (cut < end && row[cut] == kHidden) ++cut;
+        s.window = end - cut;
+        begin = cut;
+        causal = false;
+      }
+    }
+    const bool fits = end <= n_kv && begin < end && AllAre(row, begin, kHidden) &&
+                      AllAre(row + begin, end - begin, 0) && AllAre(row + end, n_kv - end, kHidden);
+    if (!fits) causal = window = false;
+    if (begin > 0) causal = false;
+    if (!causal && !window) break;
+  }
+  if (causal) {
+    s.kind = MaskShape::Kind::kCausal;
+    return s;
+  }
+  if (window && s.window > 0) {
+    s.kind = MaskShape::Kind::kWindow;
+    return s;
+  }
+  for (int64_t i = 0; i < n_q && zeros; ++i) {
+    const uint16_t* row = mask + i * stride;
+    for (int64_t k = 0; k < n_kv; ++k)
+      zeros = zeros && (row[k] == kHidden || row[k] == 0 || row[k] == 0x8000);
+  }
+  s.kind = zeros ? MaskShape::Kind::kRuns : MaskShape::Kind::kValues;
+  return s;
+}
+
+MaskPlan::MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
+                   int64_t n_kv, int64_t group)
+    : window_(shape.window) {
+  switch (shape.kind) {
+    case MaskShape::Kind::kAll:
+      for (int64_t first = 0; first < n_q; first += tile_) {
+        Add(0, n_kv, MaskClass::kNone);
+        Close();
+      }
+      break;
+    case MaskShape::Kind::kCausal:
+    case MaskShape::Kind::kWindow:
+      for (int64_t first = shape.first; first < shape.first + n_q; first += tile_) {
+        const int64_t last = std::min(shape.first + n_q, first + tile_);
+        const int64_t lo = std::max<int64_t>(0, first - shape.window + 1);
+        Add(shape.window > 0 ? lo : 0, std::min(n_kv, last),
+            shape.window > 0 ? MaskClass::kLowerBound : MaskClass::kCausal);
+        Close();
+      }
+      break;
+    case MaskShape::Kind::kRuns:
+    case MaskShape::Kind::kValues:
+      AddSeen(mask, stride, n_q, n_kv, group);
+      break;
+  }
+}
+
+void MaskPlan::AddSeen(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
+                       int64_t group) {
+  wants_mask_ = true;
+  const Panels panels(mask, stride, n_q, n_kv);
+  double least = HUGE_VAL;
+  for (int64_t tile : kTiles) {
+    const double cost = CostOf(panels, n_q, group, tile);
+    if (cost >= least) continue;
+    least = cost;
+    tile_ = tile;
+  }
+  for (int64_t first = 0; first < n_q; first += tile_) {
+    const int64_t last = std::min(n_q, first + tile_);
+    const Bits seen = panels.Seen(first, last);
+    const Bits zero = panels.Zero(first, last);
+    zero_.insert(zero_.end(), zero.begin(), zero.end());
+    const auto sees = [&](int64_t p) { return ((seen[p / 64] >> (p % 64)) & 1) != 0; };
+    for (int64_t p = 0; p < panels.count(); ++p) {
+      if (!sees(p)) continue;
+      int64_t end = p;
+      while (end < panels.count() && sees(end)) ++end;
+      Add(p * kPanel, std::min(n_kv, end * kPanel), MaskClass::kNone);
+      p = end;
+    }
+    Close();
+  }
+}
+
+void MaskPlan::Add(int64_t lo, int64_t hi, MaskClass kind) {
+  entries_.push_back(
+      {.start = static_cast<uint32_t>(lo), .len = static_cast<uint32_t>(hi - lo), .mask = kind});
+}
+
+void MaskPlan::Close() {
+  count_.push_back(static_cast<uint32_t>(std::ssize(entries_) - begin_.back()));
+  begin_.push_back(std::ssize(entries_));
+}
+
+AttentionBranch MaskPlan::branch() const {
+  AttentionBranch b;
+  b.encoding = Encoding::kRuns;
+  b.scope = ListScope::kAllHeads;
+  b.tile = tile_;
+  b.window = window_;
+  b.num_tiles = std::ssize(count_);
+  b.rows = {absl::MakeConstSpan(begin_).first(count_.size()), count_};
+  b.entries = entries_;
+  return b;
+}
+
+std::vector<float> AlibiSlopes(int64_t heads, float max_bias) {
+  const auto whole = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(heads)));
+  std::vector<float> slopes;
+  for (int64_t h = 0; h < heads; ++h) {
+    const double step =
+        h < whole ? static_cast<double>(h + 1) : static_cast<double>(2 * (h - whole) + 1) / 2;
+    slopes.push_back(static_cast<float>(
+        std::exp2(-static_cast<double>(max_bias) / static_cast<double>(whole) * step)));
+  }
+  return slopes;
+}
+}  // namespace ggml
+SLUICE_END_NAMESPACE

@@ -1,0 +1,110 @@
+#include "sluice/plugins/ggml/mask.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "sluice/api/dtype.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace ggml {
+namespace {
+using Kind = MaskShape::Kind;
+constexpr uint16_t kHidden = 0xFC00;
+
+struct Matrix {
+  int64_t n_q, n_kv;
+  std::vector<uint16_t> x = std::vector<uint16_t>(static_cast<size_t>(n_q * n_kv), kHidden);
+  void Show(const std::function<bool(int64_t q, int64_t k)>& visible) {
+    for (int64_t i = 0; i < n_q; ++i) {
+      for (int64_t k = 0; k < n_kv; ++k) x[i * n_kv + k] = visible(i, k) ? 0 : kHidden;
+    }
+  }
+  MaskShape shape() const { return ReadMask(x.data(), n_kv, n_q, n_kv); }
+  MaskPlan plan(int64_t group = 4) const {
+    return MaskPlan(shape(), x.data(), n_kv, n_q, n_kv, group);
+  }
+};
+
+TEST(ReadMask, KnowsWhatItIs) {
+  Matrix c{5, 77};
+  const auto kind = [&] { return c.shape(); };
+  c.Show([](int64_t i, int64_t k) { return k <= 35 + i; });
+  EXPECT_EQ(kind().kind, Kind::kCausal);
+  EXPECT_EQ(kind().first, 35);
+  c.Show([](int64_t i, int64_t k) { return k <= 35 + i && k > 35 + i - 8; });
+  EXPECT_EQ(kind().kind, Kind::kWindow);
+  EXPECT_EQ(kind().window, 8);
+  c.Show([](int64_t i, int64_t k) {
+    return k <= 3 + i && k > 3 + i - 6;
+  });  // the window fills up on the way
+  EXPECT_EQ(kind().kind, Kind::kWindow);
+  EXPECT_EQ(kind().window, 6);
+  c.Show([](int64_t i, int64_t k) {
+    return k <= 35 + i && k != 7;
+  });  // another sequence's cell in between
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.Show([](int64_t i, int64_t k) { return k <= 20 + 2 * i; });
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.Show([](int64_t, int64_t) { return false; });
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.x[3] = F32ToF16(-1);
+  EXPECT_EQ(kind().kind, Kind::kValues);
+  EXPECT_EQ(ReadMask(nullptr, 0, 5, 40).kind, Kind::kAll);
+}
+
+// Every visible pair lies in the lists, once; pairs that the mask must hide only where it is asked.
+void ExpectCovers(const Matrix& m, const MaskPlan& plan) {
+  const AttentionBranch b = plan.branch();
+  for (int64_t i = 0; i < m.n_q; ++i) {
+    const int64_t t = i / b.tile;
+    std::vector<int> listed(m.n_kv);
+    for (uint32_t e = 0; e < b.rows.count[t]; ++e) {
+      const PlanEntry& entry = b.entries[b.rows.begin[t] + e];
+      for (uint32_t k = entry.start; k < entry.start + entry.len; ++k) ++listed[k];
+    }
+    for (int64_t k = 0; k < m.n_kv; ++k) {
+      EXPECT_LE(listed[k], 1) << i << ", " << k;
+      if (m.x[i * m.n_kv + k] != kHidden) {
+        EXPECT_EQ(listed[k], 1) << i << ", " << k;
+      }
+    }
+  }
+}
+TEST(MaskPlan, TilesGoByWhatNeighboursSee) {
+  Matrix holes{200, 1000};
+  holes.Show([](int64_t i, int64_t k) { return k <= 800 + i && !(k >= 100 && k < 700); });
+  ExpectCovers(holes, holes.plan());
+  EXPECT_EQ(holes.plan().tile(), 64);
+  EXPECT_TRUE(holes.plan().wants_mask());
+  EXPECT_EQ(holes.plan().branch().rows.count[0], 2u);  // the panels of the hole are left out
+
+  Matrix steps{8, 8192};  // eight sequences decode, each in cells of its own
+  steps.Show([](int64_t i, int64_t k) { return k / 1024 == i && k % 1024 < 1000; });
+  ExpectCovers(steps, steps.plan());
+  EXPECT_EQ(steps.plan().tile(), 1);
+  EXPECT_EQ(steps.plan().branch().rows.count[3], 1u);
+
+  Matrix interleaved{128, 1024};
+  interleaved.Show([](int64_t i, int64_t k) { return k % 4 == i / 32; });
+  ExpectCovers(interleaved, interleaved.plan());
+  EXPECT_EQ(interleaved.plan().tile(), 64);
+
+  Matrix nothing{3, 100};
+  ExpectCovers(nothing, nothing.plan());
+  Matrix window{100, 300};
+  window.Show([](int64_t i, int64_t k) { return k <= 150 + i && k > 150 + i - 20; });
+  ExpectCovers(window, window.plan());
+  EXPECT_FALSE(window.plan().wants_mask());
+}
+TEST(AlibiSlopes, AreAGeometricSeries) {
+  EXPECT_EQ(AlibiSlopes(4, 8), (std::vector<float>{0.25f, 0.0625f, 0.015625f, 0.00390625f}));
+  const std::vector<float> six =
+      AlibiSlopes(6, 8);  // two beyond a power of two: between the others
+  EXPECT_FLOAT_EQ(six[3], 0.00390625f);
+  EXPECT_FLOAT_EQ(six[4], 0.5f);
+  EXPECT_FLOAT_EQ(six[5], 0.125f);
+}
+}  // namespace
+}  // namespace ggml
+SLUICE_END_NAMESPACE
