@@ -16,11 +16,12 @@ bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
   for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
   return off == 0;
 }
+}  // namespace
 
 using Bits = std::vector<uint64_t>;
 
 // Of each query and panel of 64 keys: does it see something there, and is the mask 0 throughout?
-class Panels {
+class MaskPlan::Panels {
  public:
   Panels(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv)
       : count_((n_kv + kPanel - 1) / kPanel),
@@ -62,23 +63,36 @@ class Panels {
   Bits zero_;
 };
 
-// What tiles of a height cost, in rows multiplied with a panel. Packing a panel costs some twenty
-// of them; tiles of few rows are not packed, and cost half as much again a row.
-double CostOf(const Panels& all, int64_t n_q, int64_t group, int64_t tile) {
+namespace {
+// What a panel costs that is multiplied with so many rows, in rows. Packing it costs some twenty of
+// them; a few rows are not packed, and cost half as much again each.
+double PanelCost(int64_t rows) {
   constexpr double kPacking = 20;
   constexpr double kUnpacked = 1.5;
   constexpr int64_t kFewRows = 8;
+  const auto r = static_cast<double>(rows);
+  return rows <= kFewRows ? kUnpacked * r : kPacking + r;
+}
+// Lists of panels for tiles of a height.
+double CostOfTiles(const MaskPlan::Panels& all, int64_t n_q, int64_t group, int64_t tile) {
   double cost = 0;
   for (int64_t first = 0; first < n_q; first += tile) {
     const int64_t last = std::min(n_q, first + tile);
     int64_t panels = 0;
     for (uint64_t word : all.Seen(first, last)) panels += std::popcount(word);
-    const int64_t rows = (last - first) * group;
-    const double row_cost = static_cast<double>(rows);
-    cost += static_cast<double>(panels) *
-            (rows <= kFewRows ? kUnpacked * row_cost : kPacking + row_cost);
+    cost += static_cast<double>(panels) * PanelCost((last - first) * group);
   }
   return cost;
+}
+// Lists of single keys, a list a query. Keys that lie apart are read at a fraction of the speed.
+double CostOfKeys(int64_t visible, int64_t group) {
+  constexpr double kScattered = 3;
+  return static_cast<double>(visible) / kPanel * kScattered * PanelCost(group);
+}
+int64_t CountVisible(const uint16_t* row, int64_t n) {
+  int64_t count = 0;
+  for (int64_t k = 0; k < n; ++k) count += row[k] != kHidden;
+  return count;
 }
 }  // namespace
 
@@ -154,22 +168,45 @@ MaskPlan::MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride,
       break;
     case MaskShape::Kind::kRuns:
     case MaskShape::Kind::kValues:
-      AddSeen(mask, stride, n_q, n_kv, group);
+      AddSeen(shape, mask, stride, n_q, n_kv, group);
       break;
   }
 }
 
-void MaskPlan::AddSeen(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
-                       int64_t group) {
-  wants_mask_ = true;
+void MaskPlan::AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
+                       int64_t n_kv, int64_t group) {
   const Panels panels(mask, stride, n_q, n_kv);
   double least = HUGE_VAL;
   for (int64_t tile : kTiles) {
-    const double cost = CostOf(panels, n_q, group, tile);
+    const double cost = CostOfTiles(panels, n_q, group, tile);
     if (cost >= least) continue;
     least = cost;
     tile_ = tile;
   }
+  int64_t visible = 0;
+  for (int64_t i = 0; i < n_q; ++i) visible += CountVisible(mask + i * stride, n_kv);
+  if (CostOfKeys(visible, group) < least) {
+    wants_mask_ = shape.kind == MaskShape::Kind::kValues;
+    AddKeys(mask, stride, n_q, n_kv);
+  } else {
+    wants_mask_ = true;
+    AddPanels(panels, n_q, n_kv);
+  }
+}
+
+void MaskPlan::AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv) {
+  tile_ = 1;
+  by_key_ = true;
+  for (int64_t i = 0; i < n_q; ++i) {
+    const uint16_t* row = mask + i * stride;
+    for (int64_t k = 0; k < n_kv; ++k) {
+      if (row[k] != kHidden) keys_.push_back(static_cast<uint32_t>(k));
+    }
+    Close();
+  }
+}
+
+void MaskPlan::AddPanels(const Panels& panels, int64_t n_q, int64_t n_kv) {
   for (int64_t first = 0; first < n_q; first += tile_) {
     const int64_t last = std::min(n_q, first + tile_);
     const Bits seen = panels.Seen(first, last);
@@ -193,19 +230,22 @@ void MaskPlan::Add(int64_t lo, int64_t hi, MaskClass kind) {
 }
 
 void MaskPlan::Close() {
-  count_.push_back(static_cast<uint32_t>(std::ssize(entries_) - begin_.back()));
-  begin_.push_back(std::ssize(entries_));
+  const int64_t end = by_key_ ? std::ssize(keys_) : std::ssize(entries_);
+  count_.push_back(static_cast<uint32_t>(end - begin_.back()));
+  begin_.push_back(end);
 }
 
 AttentionBranch MaskPlan::branch() const {
   AttentionBranch b;
-  b.encoding = Encoding::kRuns;
+  b.encoding = by_key_ ? Encoding::kTokens : Encoding::kRuns;
+  b.token_mask = MaskClass::kNone;
   b.scope = ListScope::kAllHeads;
   b.tile = tile_;
   b.window = window_;
   b.num_tiles = std::ssize(count_);
   b.rows = {absl::MakeConstSpan(begin_).first(count_.size()), count_};
   b.entries = entries_;
+  b.tokens = keys_;
   return b;
 }
 

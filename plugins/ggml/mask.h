@@ -25,9 +25,11 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
 
 // Lists of keys for what a mask shows exactly. Of masks without a shape the lists are panels of 64
 // keys in which a tile's queries see something, and the mask itself says the rest. Tiles are of 64
-// queries, or fewer where neighbours see different keys, whichever costs least.
+// queries, or fewer where neighbours see different keys; where a query sees a few scattered keys
+// (what an indexer left, say) they are listed one by one. Whichever costs least.
 class MaskPlan {
  public:
+  class Panels;
   MaskPlan() = default;
   // `group`: query heads a KV head. O(n_q * n_kv).
   MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
@@ -38,17 +40,22 @@ class MaskPlan {
   bool wants_mask() const { return wants_mask_; }
   int64_t tile() const { return tile_; }
   // LogitMask::zero.
-  const uint64_t* zero() const { return zero_.data(); }
+  const uint64_t* zero() const { return by_key_ ? nullptr : zero_.data(); }
 
  private:
   void Add(int64_t lo, int64_t hi, MaskClass kind);
   void Close();
-  void AddSeen(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv, int64_t group);
+  void AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
+               int64_t n_kv, int64_t group);
+  void AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
+  void AddPanels(const Panels& panels, int64_t n_q, int64_t n_kv);
 
   int64_t tile_ = 64;
   int64_t window_ = 0;
   bool wants_mask_ = false;
+  bool by_key_ = false;
   std::vector<PlanEntry> entries_;
+  std::vector<uint32_t> keys_;
   std::vector<int64_t> begin_ = {0};
   std::vector<uint32_t> count_;
   std::vector<uint64_t> zero_;

@@ -60,6 +60,10 @@ void ExpectCovers(const Matrix& m, const MaskPlan& plan) {
     const int64_t t = i / b.tile;
     std::vector<int> listed(m.n_kv);
     for (uint32_t e = 0; e < b.rows.count[t]; ++e) {
+      if (b.encoding == Encoding::kTokens) {
+        ++listed[b.tokens[b.rows.begin[t] + e]];
+        continue;
+      }
       const PlanEntry& entry = b.entries[b.rows.begin[t] + e];
       for (uint32_t k = entry.start; k < entry.start + entry.len; ++k) ++listed[k];
     }
@@ -89,6 +93,15 @@ TEST(MaskPlan, TilesGoByWhatNeighboursSee) {
   interleaved.Show([](int64_t i, int64_t k) { return k % 4 == i / 32; });
   ExpectCovers(interleaved, interleaved.plan());
   EXPECT_EQ(interleaved.plan().tile(), 64);
+
+  Matrix scattered{64, 8192};  // what an indexer leaves: other keys for every query
+  scattered.Show([](int64_t i, int64_t k) { return (k * 7 + i * 13) % 61 == 0; });
+  ExpectCovers(scattered, scattered.plan());
+  EXPECT_EQ(scattered.plan().branch().encoding, Encoding::kTokens);
+  EXPECT_FALSE(scattered.plan().wants_mask());
+  for (uint16_t& x : scattered.x) x = x == 0 ? F32ToF16(-0.5f) : x;
+  EXPECT_TRUE(scattered.plan().wants_mask());
+  EXPECT_EQ(scattered.plan().zero(), nullptr);
 
   Matrix nothing{3, 100};
   ExpectCovers(nothing, nothing.plan());

@@ -154,6 +154,12 @@ TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
         run("holes", [&](Case& c) {
           c.Show([&](int64_t i, int64_t k) { return k <= n_kv - n_q + i && !(k > 3 && k < 90); });
         });
+        run("scattered keys with values", [&](Case& c) {
+          c.Show([&](int64_t i, int64_t k) { return (k * 7 + i * 13) % 61 == 0; });
+          for (size_t i = 0; i < c.mask.size(); i += 5) {
+            if (c.mask[i] == 0) c.mask[i] = F32ToF16(-0.5f);
+          }
+        });
         run("ALiBi", [&](Case& c) {
           c.Causal();
           c.call.max_bias = 8;
