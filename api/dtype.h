@@ -8,11 +8,49 @@
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
-enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3 };
+// q8_0 and q4_0 as ggml lays them out: blocks of 32 elements that share an f16 scale, which stands
+// first. Rows of these are whole blocks.
+enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI8 = 3, kQ8_0 = 4, kQ4_0 = 5 };
 
-constexpr int64_t DTypeBytes(DType t) { return t == DType::kF32 ? 4 : t == DType::kI8 ? 1 : 2; }
+inline constexpr int64_t kQuantBlock = 32;    // elements
+inline constexpr int64_t kQ8BlockBytes = 34;  // a block: scale, 32 signed bytes
+inline constexpr int64_t kQ4BlockBytes =
+    18;  // scale, 16 bytes: elements 0-15 low, 16-31 high, less 8
+
+constexpr bool InBlocks(DType t) { return t == DType::kQ8_0 || t == DType::kQ4_0; }
+// Of n elements; for types in blocks a multiple of kQuantBlock.
+constexpr int64_t DTypeBytes(DType t, int64_t n) {
+  switch (t) {
+    case DType::kF32:
+      return 4 * n;
+    case DType::kBF16:
+    case DType::kF16:
+      return 2 * n;
+    case DType::kI8:
+      return n;
+    case DType::kQ8_0:
+      return n / kQuantBlock * kQ8BlockBytes;
+    case DType::kQ4_0:
+      return n / kQuantBlock * kQ4BlockBytes;
+  }
+  return 0;
+}
 constexpr const char* DTypeName(DType t) {
-  return t == DType::kF32 ? "f32" : t == DType::kBF16 ? "bf16" : t == DType::kF16 ? "f16" : "i8";
+  switch (t) {
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF16:
+      return "f16";
+    case DType::kI8:
+      return "i8";
+    case DType::kQ8_0:
+      return "q8_0";
+    case DType::kQ4_0:
+      return "q4_0";
+  }
+  return "unknown";
 }
 
 inline float BitsToF32(uint32_t bits) {
@@ -43,6 +81,21 @@ inline float F16ToF32(uint16_t h) {
     return BitsToF32(sign | F32ToBits(v));
   }
   return BitsToF32(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+// Element i of a row in blocks.
+inline float Q8ToF32(const void* row, int64_t i) {
+  const auto* block = static_cast<const uint8_t*>(row) + i / kQuantBlock * kQ8BlockBytes;
+  uint16_t scale;
+  std::memcpy(&scale, block, sizeof scale);
+  return F16ToF32(scale) * static_cast<float>(static_cast<int8_t>(block[2 + i % kQuantBlock]));
+}
+inline float Q4ToF32(const void* row, int64_t i) {
+  const auto* block = static_cast<const uint8_t*>(row) + i / kQuantBlock * kQ4BlockBytes;
+  uint16_t scale;
+  std::memcpy(&scale, block, sizeof scale);
+  const int64_t at = i % kQuantBlock;
+  const int nibble = at < 16 ? block[2 + at] & 15 : block[2 + at - 16] >> 4;
+  return F16ToF32(scale) * static_cast<float>(nibble - 8);
 }
 // Round to nearest even; overflow becomes infinity, NaN stays NaN.
 inline uint16_t F32ToF16(float f) {

@@ -37,9 +37,9 @@ struct KvView {
   bool empty() const { return data == nullptr; }
   const std::byte* at(int64_t row, int64_t head) const {
     return static_cast<const std::byte*>(data) +
-           (row * row_stride + head * head_stride) * DTypeBytes(dtype);
+           DTypeBytes(dtype, row * row_stride + head * head_stride);
   }
-  int64_t row_bytes() const { return row_stride * DTypeBytes(dtype); }
+  int64_t row_bytes() const { return DTypeBytes(dtype, row_stride); }
   float Get(int64_t row, int64_t head, int64_t i) const {  // for references and tests
     const std::byte* p = at(row, head);
     switch (dtype) {
@@ -51,6 +51,10 @@ struct KvView {
         return F16ToF32(reinterpret_cast<const uint16_t*>(p)[i]);
       case DType::kI8:
         return static_cast<float>(reinterpret_cast<const int8_t*>(p)[i]);
+      case DType::kQ8_0:
+        return Q8ToF32(p, i);
+      case DType::kQ4_0:
+        return Q4ToF32(p, i);
     }
     return 0;
   }

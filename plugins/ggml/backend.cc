@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -96,25 +97,47 @@ float Param(const ggml_tensor* op, int i) {
               sizeof x);
   return x;
 }
-DType TypeOf(ggml_type t) {
-  return t == GGML_TYPE_F32 ? DType::kF32 : t == GGML_TYPE_BF16 ? DType::kBF16 : DType::kF16;
+// Null: of no type that is read here.
+std::optional<DType> TypeOf(ggml_type t) {
+  switch (t) {
+    case GGML_TYPE_F32:
+      return DType::kF32;
+    case GGML_TYPE_F16:
+      return DType::kF16;
+    case GGML_TYPE_BF16:
+      return DType::kBF16;
+    case GGML_TYPE_Q8_0:
+      return DType::kQ8_0;
+    case GGML_TYPE_Q4_0:
+      return DType::kQ4_0;
+    default:
+      return std::nullopt;
+  }
 }
-size_t SizeOf(ggml_type t) { return t == GGML_TYPE_F32 ? 4 : 2; }
+// Elements a stride of so many bytes passes over, 0 where it is no whole number of them.
+int64_t Elements(DType type, size_t bytes) {
+  const int64_t unit = sluice::InBlocks(type) ? sluice::kQuantBlock : 1;
+  const auto unit_bytes = static_cast<size_t>(sluice::DTypeBytes(type, unit));
+  return bytes % unit_bytes == 0 ? static_cast<int64_t>(bytes / unit_bytes) * unit : 0;
+}
 
 int64_t Bytes(const ggml_tensor* t) {
-  return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] * static_cast<int64_t>(SizeOf(t->type));
+  return sluice::DTypeBytes(*TypeOf(t->type), t->ne[0]) * t->ne[1] * t->ne[2] * t->ne[3];
+}
+// Keys or values that can be read as they lie: rows of whole elements or blocks.
+bool Readable(const ggml_tensor* t) {
+  const std::optional<DType> type = TypeOf(t->type);
+  if (!type.has_value()) return false;
+  const int64_t unit = sluice::InBlocks(*type) ? sluice::kQuantBlock : 1;
+  return t->ne[0] % unit == 0 && t->nb[0] == static_cast<size_t>(sluice::DTypeBytes(*type, unit)) &&
+         Elements(*type, t->nb[1]) > 0 && Elements(*type, t->nb[2]) > 0;
 }
 bool Takes(const ggml_tensor* op) {
   const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
                     *sinks = op->src[4];
   if (q == nullptr || k == nullptr || v == nullptr) return false;
-  const auto half_or_float = [](const ggml_tensor* t) {
-    return (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_BF16) &&
-           t->nb[0] == SizeOf(t->type) && t->nb[1] % SizeOf(t->type) == 0 &&
-           t->nb[2] % SizeOf(t->type) == 0;
-  };
   return op->type == GGML_TYPE_F32 && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
-         half_or_float(k) && half_or_float(v) &&
+         Readable(k) && Readable(v) &&
          (mask == nullptr ||
           (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1)) &&
          (sinks == nullptr || sinks->type == GGML_TYPE_F32) && q->ne[2] % k->ne[2] == 0 &&
@@ -136,14 +159,14 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
   c.softcap = Param(op, 2);
   c.sinks = sinks != nullptr ? static_cast<const float*>(sinks->data) : nullptr;
   const auto view = [](const ggml_tensor* t, int64_t batch) {
-    const size_t e = SizeOf(t->type);
+    const DType type = *TypeOf(t->type);
     return sluice::KvView{static_cast<const char*>(t->data) + static_cast<size_t>(batch) * t->nb[3],
-                          TypeOf(t->type),
+                          type,
                           t->ne[1],
                           t->ne[2],
                           t->ne[0],
-                          static_cast<int64_t>(t->nb[1] / e),
-                          static_cast<int64_t>(t->nb[2] / e)};
+                          Elements(type, t->nb[1]),
+                          Elements(type, t->nb[2])};
   };
   for (int64_t b = 0; b < q->ne[3]; ++b) {
     const int64_t kb = b / (q->ne[3] / k->ne[3]);

@@ -190,12 +190,20 @@ absl::Status AttendRun::Check() const {
                             s.value_dim));
   }
   for (const SummaryTable& t : p.tables) {
-    if (t.k.dim != s.head_dim || t.v.dim != s.value_dim || t.k.dtype == DType::kI8 ||
-        t.v.dtype == DType::kI8)
+    if (t.k.dim != s.head_dim || t.v.dim != s.value_dim || t.k.dtype >= DType::kI8 ||
+        t.v.dtype >= DType::kI8)
       return Bad(absl::StrCat("a summary table has widths ", t.k.dim, " and ", t.v.dim));
   }
   if (in_.k.dtype == DType::kI8 || in_.v.dtype == DType::kI8)
-    return Bad("int8 keys are for selection only; attend needs f32, bf16 or f16");
+    return Bad("int8 keys are for selection only; attend needs f32, bf16, f16, q8_0 or q4_0");
+  for (const KvView* view : {&in_.k, &in_.v}) {
+    if (InBlocks(view->dtype) &&
+        (view->dim % kQuantBlock != 0 || view->row_stride % kQuantBlock != 0 ||
+         view->head_stride % kQuantBlock != 0))
+      return Bad(absl::StrCat(DTypeName(view->dtype), " rows of width ", view->dim, ", strides ",
+                              view->row_stride, " and ", view->head_stride,
+                              "; they are blocks of ", kQuantBlock));
+  }
   if (!in_.mask.empty()) {
     if (!a_.options_.logit_mask) return Bad("a mask needs AttendOptions::logit_mask");
     if (in_.mask.zero != nullptr && p.branches.size() != 1)
@@ -467,7 +475,7 @@ float AttendRun::Fold(PanelState& p, const KvView& k, const KvView& v, int64_t k
   const kernels::PanelSource vs{v.at(start, kv), v.dtype, v.row_bytes(), panel.ids};
   p.n = panel.n;
   p.bias = panel.has_bias ? panel.bias : nullptr;
-  if (few_rows_ && p.rows <= kernels::kFewRows && k.dtype != DType::kI8 && v.dtype != DType::kI8)
+  if (few_rows_ && p.rows <= kernels::kFewRows)
     return kernels::AttendRows(p, ks, vs);
   // What hidden keys hold must not leak through zeros times infinity.
   if (bf16_ != nullptr && k.dtype == DType::kBF16 && v.dtype == DType::kBF16 &&
@@ -509,7 +517,7 @@ void AttendRun::Count(const PanelState& p, bool summary, const KvView& k, const 
   (summary ? c.summary_pairs : c.exact_pairs) += pairs;
   c.computed_pairs += p.rows * p.n;
   c.macs += p.rows * p.n * (k.dim + v.dim);
-  c.kv_bytes += p.n * (k.dim * DTypeBytes(k.dtype) + v.dim * DTypeBytes(v.dtype));
+  c.kv_bytes += p.n * (DTypeBytes(k.dtype, k.dim) + DTypeBytes(v.dtype, v.dim));
 }
 
 // Asks for the keys and values of a panel ahead of its use.
@@ -519,7 +527,7 @@ void AttendRun::Prefetch(const Panel& p, int64_t kv) const {
     const int64_t key = p.ids != nullptr ? p.ids[j] : p.start + j;
     for (const KvView* view : {&in_.k, &in_.v}) {
       const std::byte* at = view->at(key, kv);
-      for (int64_t b = 0; b < view->dim * DTypeBytes(view->dtype); b += kLine)
+      for (int64_t b = 0; b < DTypeBytes(view->dtype, view->dim); b += kLine)
         __builtin_prefetch(at + b);
     }
   }

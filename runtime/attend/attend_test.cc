@@ -243,9 +243,10 @@ TEST(Attend, EveryEncodingScopeAndMask) {
 TEST(Attend, FewRowsWithoutPacking) {
   unsigned seed = 1;
   for (const PlanKind& kind : Kinds()) {
-    for (DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (DType type : {DType::kF32, DType::kBF16, DType::kF16, DType::kQ8_0, DType::kQ4_0}) {
       for (auto [kv, q] : {std::pair<int64_t, int64_t>{300, 1}, {201, 2}, {1, 1}, {130, 60}}) {
-        AttentionData a = MakeAttentionData(DataKind::kGaussian, kv, q, 8, 2, 32, 48, seed);
+        const int64_t dv = InBlocks(type) ? 64 : 48;
+        AttentionData a = MakeAttentionData(DataKind::kGaussian, kv, q, 8, 2, 32, dv, seed);
         if (type != DType::kF32) a.Convert(type);
         auto t = RandomPlan(kind, a, seed++);
         const auto want = AttendReference(t->plan, a.Q(), a.K(), a.V(), a.scale(), 1.5);

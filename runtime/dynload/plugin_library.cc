@@ -255,6 +255,11 @@ class RemoteAttentionRouter final : public AttentionRouter {
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
                    const RunContext& ctx, PlanBuilder& out) const override {
     SLUICE_RETURN_IF_ERROR(CheckAttentionInputs(traits_, plan.info().shape, in));
+    for (const KvView* view : {&in.k, &in.v, &in.k_pre}) {
+      if (InBlocks(view->dtype))
+        return absl::UnimplementedError(absl::StrCat(
+            "plug-ins of ABI 2.0 read f32, bf16, f16 and i8 keys, not ", DTypeName(view->dtype)));
+    }
     const LentContext context(ctx);
     plan_codec::Offer(out);
     ErrorText e;

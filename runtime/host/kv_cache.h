@@ -46,7 +46,7 @@ class KvCache {
     const int64_t width = kv_heads_ * dim_;
     return {data, dtype, rows_, kv_heads_, dim_, width, dim_};
   }
-  size_t row_bytes() const { return static_cast<size_t>(kv_heads_ * dim_) * DTypeBytes(dtype_); }
+  size_t row_bytes() const { return static_cast<size_t>(DTypeBytes(dtype_, kv_heads_ * dim_)); }
 
   int64_t kv_heads_, dim_, capacity_;
   DType dtype_;

@@ -33,7 +33,7 @@ class RowFingerprints {
  private:
   static uint64_t Of(const KvView& k, int64_t row) {
     uint64_t h = 0x9E3779B97F4A7C15u;
-    const int64_t bytes = k.dim * DTypeBytes(k.dtype);
+    const int64_t bytes = DTypeBytes(k.dtype, k.dim);
     for (int64_t head = 0; head < k.heads; ++head) {
       const std::byte* at = k.at(row, head);
       for (int64_t i = 0; i < bytes; i += 8) {

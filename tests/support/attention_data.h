@@ -63,16 +63,40 @@ struct AttentionData {
   // Rounds k and v to another element type (and keeps the rounded floats).
   void Convert(DType to) {
     dtype = to;
-    const auto convert = [&](std::vector<float>& x, std::vector<uint32_t>& raw) {
-      raw.assign(x.size() / 2 + 1, 0);
-      uint16_t* out = reinterpret_cast<uint16_t*>(raw.data());
-      for (size_t i = 0; i < x.size(); ++i) {
-        out[i] = to == DType::kBF16 ? F32ToBF16(x[i]) : F32ToF16(x[i]);
-        x[i] = to == DType::kBF16 ? BF16ToF32(out[i]) : F16ToF32(out[i]);
+    for (auto [x, raw] : {std::pair(&k, &kraw), std::pair(&v, &vraw)}) {
+      raw->assign(x->size() / 2 + 1, 0);
+      if (InBlocks(to)) {
+        QuantiseBlocks(to, *x, reinterpret_cast<uint8_t*>(raw->data()));
+        continue;
       }
-    };
-    convert(k, kraw);
-    convert(v, vraw);
+      uint16_t* out = reinterpret_cast<uint16_t*>(raw->data());
+      for (size_t i = 0; i < x->size(); ++i) {
+        out[i] = to == DType::kBF16 ? F32ToBF16((*x)[i]) : F32ToF16((*x)[i]);
+        (*x)[i] = to == DType::kBF16 ? BF16ToF32(out[i]) : F16ToF32(out[i]);
+      }
+    }
+  }
+  // The largest of 32 numbers takes the largest step.
+  static void QuantiseBlocks(DType to, std::vector<float>& x, uint8_t* out) {
+    const int most = to == DType::kQ8_0 ? 127 : 7;
+    for (size_t b = 0; b < x.size(); b += kQuantBlock, out += DTypeBytes(to, kQuantBlock)) {
+      float top = 0;
+      for (int64_t i = 0; i < kQuantBlock; ++i) top = std::max(top, std::fabs(x[b + i]));
+      const uint16_t scale = F32ToF16(top / static_cast<float>(most));
+      std::memcpy(out, &scale, sizeof scale);
+      for (int64_t i = 0; i < kQuantBlock; ++i) {
+        const float step = F16ToF32(scale);
+        const int q = step == 0 ? 0 : static_cast<int>(std::lround(x[b + i] / step));
+        x[b + i] = step * static_cast<float>(q);
+        if (to == DType::kQ8_0) {
+          out[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(q));
+        } else if (i < 16) {
+          out[2 + i] = static_cast<uint8_t>(q + 8);
+        } else {
+          out[2 + i - 16] = static_cast<uint8_t>(out[2 + i - 16] | (q + 8) << 4);
+        }
+      }
+    }
   }
 };
 

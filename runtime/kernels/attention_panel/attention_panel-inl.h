@@ -189,7 +189,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE bool AllFinite(const PanelSource& s, int64_
     for (int64_t at = 0; at < dim; at += kPanelKeys) {
       const int64_t some = HWY_MIN(dim - at, kPanelKeys);
       const auto* from =
-          static_cast<const uint8_t*>(SourceRow(s, j)) + at * sluice::DTypeBytes(s.dtype);
+          static_cast<const uint8_t*>(SourceRow(s, j)) + sluice::DTypeBytes(s.dtype, at);
       ToF32(s.dtype, from, some, row);
       for (int64_t x = some; x < kPanelKeys; ++x) row[x] = 0;
       for (int64_t x = 0; x < kPanelKeys; x += N) {

@@ -53,8 +53,8 @@ bool AllFinite(const PanelSource& values, int64_t n, int64_t dim);
 // row whose mask is empty is left bit for bit as it was. A NaN or infinity in q, a visible key or
 // its value shows in the rows that see it, and in no other. O(rows * n * (d + dv)).
 float AttendPanel(const AttentionPanel& p);
-// The same step for a few rows, keys and values multiplied as they are read (f32, bf16 or f16) and
-// never packed: reads p without kt and v. d and dv are multiples of kValuePad. Bits differ from
+// The same step for a few rows, keys and values multiplied as they are read and never
+// packed: reads p without kt and v. d and dv are multiples of kValuePad. Bits differ from
 // AttendPanel's, and depend neither on the other rows nor on the keys' places. Up to kFewRows rows
 // this is the faster way.
 inline constexpr int64_t kFewRows = 8;

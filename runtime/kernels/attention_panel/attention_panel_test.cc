@@ -48,7 +48,7 @@ double RunProblem(const Problem& p, bool by_rows = false) {
   };
   for (int64_t at = 0; at < p.keys; at += kPanelKeys) {
     const int64_t n = std::min(kPanelKeys, p.keys - at);
-    const int64_t kb = p.d * DTypeBytes(p.type), vb = p.dv * DTypeBytes(p.type);
+    const int64_t kb = DTypeBytes(p.type, p.d), vb = DTypeBytes(p.type, p.dv);
     PanelSource ks{kraw.data(), p.type, kb, &order[at]}, vs{vraw.data(), p.type, vb, &order[at]};
     AttentionPanel a;
     PackKeyPanel(ks, n, p.d, kt.data());

@@ -183,8 +183,14 @@ HWY_INLINE void RowLogits(DType type, const float* HWY_RESTRICT q, int64_t d, in
       return RowLogits<DType::kF32>(q, d, rows, keys, n, s);
     case DType::kBF16:
       return RowLogits<DType::kBF16>(q, d, rows, keys, n, s);
-    default:
+    case DType::kF16:
       return RowLogits<DType::kF16>(q, d, rows, keys, n, s);
+    case DType::kI8:
+      return RowLogits<DType::kI8>(q, d, rows, keys, n, s);
+    case DType::kQ8_0:
+      return RowLogits<DType::kQ8_0>(q, d, rows, keys, n, s);
+    case DType::kQ4_0:
+      return RowLogits<DType::kQ4_0>(q, d, rows, keys, n, s);
   }
 }
 HWY_INLINE void RowValues(DType type, const float* HWY_RESTRICT weights, const RowPointers& values,
@@ -195,8 +201,14 @@ HWY_INLINE void RowValues(DType type, const float* HWY_RESTRICT weights, const R
       return RowValues<DType::kF32>(weights, values, n, mask, rows, o, dv);
     case DType::kBF16:
       return RowValues<DType::kBF16>(weights, values, n, mask, rows, o, dv);
-    default:
+    case DType::kF16:
       return RowValues<DType::kF16>(weights, values, n, mask, rows, o, dv);
+    case DType::kI8:
+      return RowValues<DType::kI8>(weights, values, n, mask, rows, o, dv);
+    case DType::kQ8_0:
+      return RowValues<DType::kQ8_0>(weights, values, n, mask, rows, o, dv);
+    case DType::kQ4_0:
+      return RowValues<DType::kQ4_0>(weights, values, n, mask, rows, o, dv);
   }
 }
 

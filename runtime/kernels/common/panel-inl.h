@@ -26,6 +26,38 @@ using sluice::kernels::PanelSource;
 using DF = hn::CappedTag<float, 16>;
 using VF = hn::Vec<DF>;
 
+// An f16 in every lane.
+template <class D>
+HWY_INLINE hn::Vec<D> SetF16(D d, const uint8_t* p) {
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+#if HWY_TARGET <= HWY_AVX2
+  const hn::Rebind<hwy::float16_t, D> d16;
+  const hn::Rebind<uint16_t, D> du;
+  return hn::PromoteTo(d, hn::BitCast(d16, hn::Set(du, bits)));
+#else
+  return hn::Set(d, sluice::F16ToF32(bits));
+#endif
+}
+// Of a type in blocks; i is a multiple of Lanes(d), at most 16.
+template <DType kType, class D>
+HWY_INLINE hn::Vec<D> LoadFromBlock(D d, const void* p, int64_t i) {
+  const hn::RebindToSigned<D> di;
+  constexpr int64_t kBytes = kType == DType::kQ8_0 ? sluice::kQ8BlockBytes : sluice::kQ4BlockBytes;
+  const auto* block = static_cast<const uint8_t*>(p) + i / sluice::kQuantBlock * kBytes;
+  const hn::Vec<D> scale = SetF16(d, block);
+  const int64_t at = i % sluice::kQuantBlock;
+  if constexpr (kType == DType::kQ8_0) {
+    const hn::Rebind<int8_t, D> d8;
+    const auto* q = reinterpret_cast<const int8_t*>(block + 2) + at;
+    return hn::Mul(scale, hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, q))));
+  } else {
+    const hn::Rebind<uint8_t, D> d8;
+    const auto both = hn::PromoteTo(di, hn::LoadU(d8, block + 2 + at % 16));
+    const auto q = at < 16 ? hn::And(both, hn::Set(di, 15)) : hn::ShiftRight<4>(both);
+    return hn::Mul(scale, hn::ConvertTo(d, hn::Sub(q, hn::Set(di, 8))));
+  }
+}
 // Lanes(d) consecutive elements as float.
 template <DType kType, class D>
 HWY_INLINE hn::Vec<D> LoadF32(D d, const void* p, int64_t i) {
@@ -51,10 +83,12 @@ HWY_INLINE hn::Vec<D> LoadF32(D d, const void* p, int64_t i) {
     const auto is_special = hn::Eq(hn::And(h, hn::Set(du, 0x7C00u)), hn::Set(du, 0x7C00u));
     return hn::BitCast(d, hn::Or(sign, hn::IfThenElse(is_special, special, finite)));
 #endif
-  } else {
+  } else if constexpr (kType == DType::kI8) {
     const hn::Rebind<int8_t, D> d8;
     const hn::RebindToSigned<D> di;
     return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, static_cast<const int8_t*>(p) + i)));
+  } else {
+    return LoadFromBlock<kType>(d, p, i);
   }
 }
 HWY_INLINE float LoadOne(DType type, const void* p, int64_t i) {
@@ -67,6 +101,10 @@ HWY_INLINE float LoadOne(DType type, const void* p, int64_t i) {
       return sluice::F16ToF32(static_cast<const uint16_t*>(p)[i]);
     case DType::kI8:
       return static_cast<float>(static_cast<const int8_t*>(p)[i]);
+    case DType::kQ8_0:
+      return sluice::Q8ToF32(p, i);
+    case DType::kQ4_0:
+      return sluice::Q4ToF32(p, i);
   }
   return 0;
 }
@@ -202,6 +240,10 @@ HWY_INLINE void PackKeys(const PanelSource& s, int64_t n, int64_t d, float* kt) 
       return PackKeysT<DType::kF16>(s, n, d, kt);
     case DType::kI8:
       return PackKeysT<DType::kI8>(s, n, d, kt);
+    case DType::kQ8_0:
+      return PackKeysT<DType::kQ8_0>(s, n, d, kt);
+    case DType::kQ4_0:
+      return PackKeysT<DType::kQ4_0>(s, n, d, kt);
   }
 }
 
@@ -224,6 +266,10 @@ HWY_INLINE void ToF32(DType type, const void* in, int64_t n, float* out) {
       return ToF32T<DType::kF16>(in, n, out);
     case DType::kI8:
       return ToF32T<DType::kI8>(in, n, out);
+    case DType::kQ8_0:
+      return ToF32T<DType::kQ8_0>(in, n, out);
+    case DType::kQ4_0:
+      return ToF32T<DType::kQ4_0>(in, n, out);
   }
 }
 

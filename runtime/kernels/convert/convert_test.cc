@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -45,6 +46,49 @@ TEST(Convert, SameBitsAsTheScalarDefinition) {
       }
     }
   });
+}
+// Blocks written here byte by byte: a scale of 0.5, then of 2.
+TEST(Convert, ReadsBlocksOfEight) {
+  std::vector<uint8_t> row(2 * kQ8BlockBytes);
+  std::vector<float> want;
+  const uint16_t scales[] = {0x3800, 0x4000};
+  for (int b = 0; b < 2; ++b) {
+    std::memcpy(&row[b * kQ8BlockBytes], &scales[b], 2);
+    for (int i = 0; i < 32; ++i) {
+      const int value = (i * 37 + b * 11) % 256 - 128;
+      row[b * kQ8BlockBytes + 2 + i] = static_cast<uint8_t>(static_cast<int8_t>(value));
+      want.push_back(static_cast<float>(value) * (b == 0 ? 0.5f : 2.0f));
+    }
+  }
+  EXPECT_EQ(DTypeBytes(DType::kQ8_0, 64), std::ssize(row));
+  ForEachTarget([&](const char* target) {
+    std::vector<float> got(64);
+    ConvertToF32(row.data(), DType::kQ8_0, 64, got.data());
+    EXPECT_EQ(got, want) << target;
+  });
+  for (int64_t i = 0; i < 64; ++i) EXPECT_EQ(Q8ToF32(row.data(), i), want[i]);
+}
+TEST(Convert, ReadsBlocksOfFour) {
+  std::vector<uint8_t> row(2 * kQ4BlockBytes);
+  std::vector<float> want(64);
+  const uint16_t scales[] = {0x3800, 0x4000};
+  for (int b = 0; b < 2; ++b) {
+    std::memcpy(&row[b * kQ4BlockBytes], &scales[b], 2);
+    for (int i = 0; i < 16; ++i) {
+      const int low = (i + b) % 16;
+      const int high = (i * 7 + 3) % 16;
+      row[b * kQ4BlockBytes + 2 + i] = static_cast<uint8_t>(low | high << 4);
+      want[b * 32 + i] = static_cast<float>(low - 8) * (b == 0 ? 0.5f : 2.0f);
+      want[b * 32 + 16 + i] = static_cast<float>(high - 8) * (b == 0 ? 0.5f : 2.0f);
+    }
+  }
+  EXPECT_EQ(DTypeBytes(DType::kQ4_0, 64), std::ssize(row));
+  ForEachTarget([&](const char* target) {
+    std::vector<float> got(64);
+    ConvertToF32(row.data(), DType::kQ4_0, 64, got.data());
+    EXPECT_EQ(got, want) << target;
+  });
+  for (int64_t i = 0; i < 64; ++i) EXPECT_EQ(Q4ToF32(row.data(), i), want[i]);
 }
 }  // namespace
 }  // namespace sluice::kernels

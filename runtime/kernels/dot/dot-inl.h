@@ -39,6 +39,10 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float Dot(const float* a, const void* b, DT
       return DotT<DType::kF16>(a, b, n);
     case DType::kI8:
       return DotT<DType::kI8>(a, b, n);
+    case DType::kQ8_0:
+      return DotT<DType::kQ8_0>(a, b, n);
+    case DType::kQ4_0:
+      return DotT<DType::kQ4_0>(a, b, n);
   }
   return 0;
 }

@@ -61,6 +61,10 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE void Pool(sluice::kernels::PoolKind kind, c
       return PoolKindT<DType::kF16>(kind, in, stride, n, dim, out);
     case DType::kI8:
       return PoolKindT<DType::kI8>(kind, in, stride, n, dim, out);
+    case DType::kQ8_0:
+      return PoolKindT<DType::kQ8_0>(kind, in, stride, n, dim, out);
+    case DType::kQ4_0:
+      return PoolKindT<DType::kQ4_0>(kind, in, stride, n, dim, out);
   }
 }
 }  // namespace HWY_NAMESPACE

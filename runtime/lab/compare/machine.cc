@@ -74,7 +74,7 @@ absl::StatusOr<AttentionClock> AttentionClock::Create(const host::Model& model,
                                                       const host::EngineOptions& options) {
   AttentionClock c;
   c.shape_ = {static_cast<int>(model.shape.head_dim), static_cast<int>(model.shape.head_dim),
-              static_cast<int64_t>(DTypeBytes(options.cache)), 8};
+              DTypeBytes(options.cache, 1), 8};
   std::vector<int32_t> tokens(std::min<int64_t>(3072, model.shape.context));
   for (size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<int32_t>(RandomUniform({17, 0, 0, 0, i}) *
