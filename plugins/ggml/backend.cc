@@ -19,8 +19,6 @@
 #include "ggml-impl.h"
 #include "ggml.h"
 #include "sluice/plugins/ggml/routed_attention.h"
-#include "sluice/policies/compose/attention.h"
-#include "sluice/runtime/dynload/installed.h"
 
 namespace {
 using sluice::DType;
@@ -29,7 +27,6 @@ std::atomic<bool> computed{false};  // a graph was computed: no longer the host'
 
 struct Settings {
   sluice::ggml::Config config;
-  std::unique_ptr<const sluice::AttentionRouter> decode;  // asked which layers it leaves dense
   bool usable = false;
 };
 const Settings& TheSettings() {
@@ -57,10 +54,7 @@ const Settings& TheSettings() {
       return s;
     }
     s.config = *std::move(config);
-    auto decode =
-        sluice::MakeAttentionPolicy(s.config.decode, sluice::InstalledMethods().registry.attention);
-    s.usable = decode.ok();
-    if (decode.ok()) s.decode = *std::move(decode);
+    s.usable = true;
     return s;
   }();
   return settings;
@@ -279,9 +273,9 @@ bool SupportsOp(ggml_backend_dev_t, const ggml_tensor* op) {
       // With `-fa auto` the host probes with one query, and turns flash attention off when another
       // device than the layer's would take it: no step is taken before anything was computed, they
       // come after a prompt.
-      return computed && sluice::ggml::TakesStep(TheSettings().config, *TheSettings().decode,
-                                                 LayerOf(op->src[1]), op->src[1]->ne[1],
-                                                 Bytes(op->src[1]) + Bytes(op->src[2]));
+      return (computed || TheSettings().config.early_steps != 0) &&
+             sluice::ggml::TakesStep(TheSettings().config, op->src[1]->ne[1],
+                                     Bytes(op->src[1]) + Bytes(op->src[2]));
     default:
       return false;
   }

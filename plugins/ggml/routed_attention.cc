@@ -55,6 +55,8 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       status = integer(0, int64_t{1} << 31, c.min_keys);
     } else if (key == "decode_min_keys") {
       status = integer(-1, int64_t{1} << 31, c.decode_min_keys);
+    } else if (key == "early_steps") {
+      status = integer(0, 1, c.early_steps);
     } else if (key == "threads") {
       status = integer(0, 1024, c.threads);
     } else if (key == "counters") {
@@ -62,7 +64,7 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
     } else {
       return bad("unknown key '", key,
                  "'; known: attention, prefill, decode, min_keys, decode_min_keys, "
-                 "threads, counters");
+                 "early_steps, threads, counters");
     }
     SLUICE_RETURN_IF_ERROR(status);
   }
@@ -128,10 +130,8 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
   return slot.get();
 }
 
-bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys,
-               int64_t kv_bytes) {
-  if (c.decode_min_keys >= 0) return keys >= c.decode_min_keys;
-  return kv_bytes >= int64_t{2} << 20 && decode.Serving(layer, keys).name() != "dense";
+bool TakesStep(const Config& c, int64_t keys, int64_t kv_bytes) {
+  return c.decode_min_keys >= 0 ? keys >= c.decode_min_keys : kv_bytes >= int64_t{2} << 20;
 }
 // A sink takes part in the sum and brings no value.
 void RoutedAttention::WeighSinks(const FlashCall& c, const std::vector<float>& lse) const {

@@ -23,18 +23,16 @@ namespace ggml {
 struct Config {
   std::string prefill = "dense", decode = "dense";
   int64_t min_keys = 0;  // shorter contexts stay dense
-  // Single steps with fewer keys stay with the host altogether: handing one over costs some 0.1 ms
-  // a layer. -1: with less than 2 MiB of keys and values, and in layers where decode is dense,
-  // which the host does as well.
+  // Single steps with fewer keys stay with the host altogether: handing one over costs something.
+  // -1: with less than 2 MiB of keys and values.
   int64_t decode_min_keys = -1;
-  int64_t threads = 0;   // 0: what the host sets
-  std::string counters;  // file written at the end, JSON; "": none
+  int64_t early_steps = 0;  // 1: take steps before any prompt; the host's `-fa auto` then finds out
+  int64_t threads = 0;      // 0: what the host sets
+  std::string counters;     // file written at the end, JSON; "": none
 };
 absl::StatusOr<Config> ParseConfig(absl::string_view text);
-// Is a step of a layer over so many keys, of so many bytes of keys and values, worth taking from
-// the host? `decode`: the router of that setting.
-bool TakesStep(const Config& c, const AttentionRouter& decode, int layer, int64_t keys,
-               int64_t kv_bytes);
+// Is a step over so many keys, of so many bytes of keys and values, worth taking from the host?
+bool TakesStep(const Config& c, int64_t keys, int64_t kv_bytes);
 
 struct FlashCall {
   int layer = -1;  // -1: unknown
