@@ -58,6 +58,21 @@ inline void ScoreAllKeys(const float* q, int64_t rows, const KvView& k, int64_t 
   }
 }
 
+// score [blocks] = the mean scaled query of some rows times the mean of each block that the last of
+// them sees; of the last block, of its keys up to there. Returns how many blocks. query, last:
+// scratch [d].
+inline int64_t ScoreMeans(const AttentionInputs& in, TileRows rows, int64_t head,
+                          const BlockMeans& means, float* score, float* query, float* last,
+                          float* gemm) {
+  const int64_t kv = head / (in.q.heads / in.k.heads);
+  const int64_t end = in.q_begin + rows.begin + rows.count;
+  const int64_t blocks = CeilDiv(end, means.block());
+  MeanQuery(in.q, rows, head, in.scale, query);
+  means.MeanBefore(in.k, kv, blocks - 1, end, last);
+  ScoreDotLast(query, 1, means.At(kv, 0), last, blocks, in.q.dim, score, gemm);
+  return blocks;
+}
+
 // score [rows, n] = q_scale[row] * k_scale[key] * (q . k) of 4-bit vectors (QuantiseInt4).
 inline void ScoreInt4(const int8_t* q, const float* q_scale, int64_t rows, const int8_t* k,
                       const float* k_scale, int64_t n, int64_t d, float* score) {

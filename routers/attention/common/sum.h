@@ -63,6 +63,7 @@ class BlockMeans {
                   end - begin, l_.width, out);
   }
 
+  int64_t block() const { return l_.block; }
   float* At(int64_t head, int64_t block) const {
     return mean_ + (head * l_.blocks + block) * l_.width;
   }
