@@ -12,6 +12,7 @@
 #include <cstring>
 #include <exception>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -122,16 +123,10 @@ struct Maker {
     return Guard(e, [&]() -> absl::Status {
       typename R::Config config;
       SLUICE_RETURN_IF_ERROR(ReadConfig(Options(kv, n), config));
-      if constexpr (LearnedModel<R>) {
-        if (weights == nullptr)
-          return absl::FailedPreconditionError(
-              "needs trained weights and got none: give weights=FILE");
-        SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config, LentWeights(*weights)));
-        *out = new R(std::move(r));
-      } else {
-        SLUICE_ASSIGN_OR_RETURN(R r, R::Create(config));
-        *out = new R(std::move(r));
-      }
+      std::optional<LentWeights> lent;
+      if (weights != nullptr) lent.emplace(*weights);
+      SLUICE_ASSIGN_OR_RETURN(R r, MakeMethod<R>(config, lent ? &*lent : nullptr));
+      *out = new R(std::move(r));
       return absl::OkStatus();
     });
   }

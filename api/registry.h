@@ -88,13 +88,7 @@ template <class R>
 absl::StatusOr<R> Make(absl::Span<const KeyValue> kvs, const WeightSource* weights) {
   typename R::Config config;
   SLUICE_RETURN_IF_ERROR(ReadConfig(kvs, config));
-  if constexpr (LearnedModel<R>) {
-    if (weights == nullptr)
-      return absl::FailedPreconditionError("needs trained weights and got none: give weights=FILE");
-    return R::Create(config, *weights);
-  } else {
-    return R::Create(config);
-  }
+  return MakeMethod<R>(config, weights);
 }
 }  // namespace registry_internal
 

@@ -57,5 +57,19 @@ template <class R>
 concept MadeFromConfig = requires(const typename R::Config& c) {
   { R::Create(c) } -> std::same_as<absl::StatusOr<R>>;
 };
+
+// A method of its config and, where it is learned, of weights; null: none were given. A learned
+// method that also has Create(config) can do without in some configs, and says itself in which.
+template <class R>
+absl::StatusOr<R> MakeMethod(const typename R::Config& config, const WeightSource* weights) {
+  if constexpr (LearnedModel<R>) {
+    if (weights != nullptr) return R::Create(config, *weights);
+  }
+  if constexpr (MadeFromConfig<R>) {
+    return R::Create(config);
+  } else {
+    return absl::FailedPreconditionError("needs trained weights and got none: give weights=FILE");
+  }
+}
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_API_WEIGHT_SOURCE_H_

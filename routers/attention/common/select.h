@@ -87,6 +87,33 @@ inline int64_t SelectBlocks(const BlockBudget& budget, float* score, int64_t vis
   }
   return n;
 }
+
+// What each of a tile's queries, at most 64, selects by itself, as one list row: the union of their
+// blocks, ascending, each with a mask of the queries that want it. score [queries, stride] of the
+// blocks up to each query's own is overwritten; wanted: scratch of a mask a block. Returns how many
+// entries.
+inline int64_t SelectUnion(const BlockBudget& budget, int64_t block, const TileQueries& q,
+                           float* score, int64_t stride, uint64_t* wanted, std::byte* scratch,
+                           PlanEntry* out, uint64_t* mask) {
+  const int64_t blocks = q.last / block + 1;
+  uint32_t* ids = reinterpret_cast<uint32_t*>(scratch);
+  void* rest = ids + CeilDiv(blocks, 16) * 16;
+  std::fill(wanted, wanted + blocks, uint64_t{0});
+  for (int64_t i = 0; i < q.count(); ++i) {
+    const int64_t own = (q.first + i) / block;
+    const uint64_t bit = uint64_t{1} << i;
+    const int64_t picked = PickBlocks(budget, score + i * stride, own + 1, own, ids, rest);
+    for (int64_t j = 0; j < picked; ++j) wanted[ids[j]] |= bit;
+    for (int64_t b = 0; b <= own; ++b) wanted[b] |= budget.Forces(b, own) ? bit : 0;
+  }
+  int64_t n = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    if (wanted[b] == 0) continue;
+    mask[n] = wanted[b];
+    out[n++] = ExactEntry(b, 1, MaskClass::kCausal, budget.Forces(b, blocks - 1));
+  }
+  return n;
+}
 }  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_COMMON_SELECT_H_

@@ -404,32 +404,13 @@ class Nsa {
     }
   }
 
-  // The union of the queries' blocks, with a bit for every query that selected one.
   void SelectedRow(const Plan& plan, const TileQueries& q, int64_t kv, int64_t tile,
                    WorkerScratch scratch, BranchWriter branch) const {
     const BlockBudget budget = {.k = config_.n, .sink = config_.init, .local = config_.local};
-    const int64_t blocks = q.last / config_.block + 1;
-    uint64_t* wanted = scratch[plan.wanted];
-    uint32_t* ids = reinterpret_cast<uint32_t*>(scratch[plan.select]);
-    void* rest = ids + CeilDiv(plan.blocks, 16) * 16;
-    std::fill(wanted, wanted + blocks, uint64_t{0});
-    for (int64_t i = 0; i < q.count(); ++i) {
-      const int64_t own = (q.first + i) / config_.block;
-      const uint64_t bit = uint64_t{1} << i;
-      const int64_t picked =
-          PickBlocks(budget, scratch[plan.score] + i * plan.blocks, own + 1, own, ids, rest);
-      for (int64_t j = 0; j < picked; ++j) wanted[ids[j]] |= bit;
-      for (int64_t b = 0; b <= own; ++b) wanted[b] |= budget.Forces(b, own) ? bit : 0;
-    }
     const int64_t row = branch.row_of(kv, tile);
-    int64_t n = 0;
-    for (int64_t b = 0; b < blocks; ++b) {
-      if (wanted[b] == 0) continue;
-      branch.mask(row)[n] = wanted[b];
-      branch.entries(row)[n++] =
-          ExactEntry(b, 1, MaskClass::kCausal, budget.Forces(b, q.last / config_.block));
-    }
-    branch.set_count(row, n);
+    branch.set_count(row, SelectUnion(budget, config_.block, q, scratch[plan.score], plan.blocks,
+                                      scratch[plan.wanted], scratch[plan.select],
+                                      branch.entries(row), branch.mask(row)));
   }
 
   void WindowRow(const TileQueries& q, int64_t kv, int64_t tile, BranchWriter branch) const {
