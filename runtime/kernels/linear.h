@@ -28,6 +28,14 @@ struct Linear {
                             source.ReadF32(name + ".bias", absl::MakeConstSpan(shape).subspan(1)));
     return l;
   }
+  // Reads the tensor `name` alone; the bias is 0.
+  static absl::StatusOr<Linear> ReadMatrix(const WeightSource& source, const std::string& name,
+                                           int64_t in, int64_t out) {
+    Linear l{in, out, {}, std::vector<float>(static_cast<size_t>(out))};
+    const uint64_t shape[] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out)};
+    SLUICE_ASSIGN_OR_RETURN(l.weight, source.ReadF32(name, shape));
+    return l;
+  }
   // One row. Its bits do not depend on other rows of a batch. O(in out).
   void Apply(const float* x, float* y) const {
     for (int64_t o = 0; o < out; ++o)

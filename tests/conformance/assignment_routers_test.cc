@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "absl/strings/str_split.h"
 #include "sluice/pruners/builtin.h"
@@ -48,10 +49,16 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
     EXPECT_TRUE(ValidateAssignment(out.view()).ok()) << ValidateAssignment(out.view());
     return Decided::Of(out.view());
   }
-  // Runs an assignment's units on made-up rows; what it cost, measured.
-  DispatchCounters Execute(const MadeRouter& m, const RouteInputs& in) {
-    AssignmentBuffer a = m.Room();
-    EXPECT_TRUE(m.Run(in, a).ok());
+  // Runs an assignment's units on the rows x [items, kHidden]; what the host's units give is
+  // HostUnit. What it cost, measured, and what came out.
+  struct Executed {
+    DispatchCounters counters;
+    std::vector<float> out;
+  };
+  static float HostUnit(int64_t unit, float x) {
+    return x * (1 + 0.25f * static_cast<float>(unit)) + 0.5f;
+  }
+  Executed ExecuteOn(const MadeRouter& m, const Assignment& a, const std::vector<float>& x) {
     const RoutePlanInfo& info = m.plan->info();
     const int64_t width = RouteProblem::kHidden;
     auto d = Dispatch::Create({.max_items = kItems,
@@ -62,18 +69,45 @@ class AssignmentRouters : public testing::TestWithParam<std::string> {
                                .unit_workspace_bytes = info.unit_workspace_bytes});
     EXPECT_TRUE(d.ok()) << d.status();
     OwnedWorkspace memory(d->workspace_bytes());
-    const std::vector<float> x = RandomFeatures(kItems, width, 3);
-    std::vector<float> y(x.size());
-    DispatchCounters counters;
+    Executed e;
+    e.out.resize(x.size());
     const auto host = [](const UnitRows& rows, const RunContext&) {
-      std::copy_n(rows.in.data, rows.in.rows * rows.in.cols, rows.out.data);
+      for (int64_t r = 0; r < rows.in.rows; ++r) {
+        for (int64_t c = 0; c < rows.in.cols; ++c)
+          rows.out.row(r)[c] = HostUnit(rows.unit, rows.in.row(r)[c]);
+      }
       return absl::OkStatus();
     };
-    const absl::Status s =
-        d->Run(*m.router, *m.plan, a.view(), {x.data(), kItems, width, width},
-               {y.data(), kItems, width, width}, {memory.workspace(), nullptr}, host, &counters);
+    const absl::Status s = d->Run(*m.router, *m.plan, a, {x.data(), kItems, width, width},
+                                  {e.out.data(), kItems, width, width},
+                                  {memory.workspace(), nullptr}, host, &e.counters);
     EXPECT_TRUE(s.ok()) << s;
-    return counters;
+    return e;
+  }
+  DispatchCounters Execute(const MadeRouter& m, const RouteInputs& in) {
+    AssignmentBuffer a = m.Room();
+    EXPECT_TRUE(m.Run(in, a).ok());
+    return ExecuteOn(m, a.view(), RandomFeatures(kItems, RouteProblem::kHidden, 3)).counters;
+  }
+  // One unit's result for all rows of x, whatever was routed.
+  std::vector<float> UnitOnAll(const MadeRouter& m, int64_t unit, const std::vector<float>& x) {
+    const int64_t width = RouteProblem::kHidden;
+    const UnitInfo info = m.router->DescribeUnit(*m.plan, unit);
+    std::vector<float> y(x.size());
+    if (info.kind == UnitKind::kHost) {
+      for (size_t i = 0; i < x.size(); ++i) y[i] = HostUnit(unit, x[i]);
+    }
+    if (info.kind != UnitKind::kOwn) return y;
+    OwnedWorkspace memory(m.plan->info().unit_workspace_bytes);
+    const int64_t most = info.max_rows > 0 ? info.max_rows : kItems;
+    for (int64_t at = 0; at < kItems; at += most) {
+      const int64_t n = std::min(most, kItems - at);
+      const UnitRows rows = {.unit = unit,
+                             .in = {&x[at * width], n, width, width},
+                             .out = {&y[at * width], n, width, width}};
+      EXPECT_TRUE(m.router->RunUnit(*m.plan, rows, {memory.workspace(), nullptr}).ok());
+    }
+    return y;
   }
 
   bool plugin_;
@@ -198,6 +232,74 @@ TEST_P(AssignmentRouters, TheSmallBudgetSkips) {
   const MadeRouter m = Make(std::string(traits_.small_budget));
   const DispatchCounters c = Execute(m, problem_.Inputs());
   EXPECT_LT(c.cost, 0.9 * kItems);
+}
+
+// Gathering the rows of every unit, computing and scattering gives what computing every unit on
+// every row and masking does.
+TEST_P(AssignmentRouters, GatheringIsMasking) {
+  const MadeRouter m = Make();
+  const int64_t width = RouteProblem::kHidden;
+  AssignmentBuffer buffer = m.Room();
+  ASSERT_TRUE(m.Run(problem_.Inputs(), buffer).ok());
+  const Assignment& a = buffer.view();
+  const std::vector<float> x = RandomFeatures(kItems, width, 3);
+  const Executed got = ExecuteOn(m, a, x);
+
+  std::vector<double> sum(x.size());
+  std::vector<double> weights(kItems);
+  std::vector<bool> computed(kItems);
+  int64_t pairs = 0;
+  for (int64_t u = 0; u < a.units; ++u) {
+    if (m.router->DescribeUnit(*m.plan, u).kind == UnitKind::kSkip) continue;
+    const std::vector<float> y = UnitOnAll(m, u, x);
+    for (int64_t i = 0; i < kItems; ++i) {
+      for (int64_t e = a.row_ptr[i]; e < a.row_ptr[i + 1]; ++e) {
+        if (a.unit[e] != u) continue;
+        const double w = traits_.combine == Combine::kReplace ? 1 : a.weight[e];
+        for (int64_t c = 0; c < width; ++c) sum[i * width + c] += w * y[i * width + c];
+        weights[i] += w;
+        computed[i] = true;
+        ++pairs;
+      }
+    }
+  }
+  for (int64_t i = 0; i < kItems; ++i) {
+    double own = traits_.combine == Combine::kResidual ? 1 : 0;  // of x in the result
+    if (traits_.combine == Combine::kBlend) own = 1 - weights[i];
+    if (traits_.combine == Combine::kReplace) own = computed[i] ? 0 : 1;
+    for (int64_t at = i * width; at < (i + 1) * width; ++at)
+      ASSERT_NEAR(got.out[at], own * x[at] + sum[at], 1e-4) << i;
+  }
+  EXPECT_EQ(got.counters.executed_rows, pairs);
+  EXPECT_EQ(got.counters.dropped_pairs, a.num_dropped);
+}
+
+// Other names for the units are other names in the decision and nothing else.
+TEST_P(AssignmentRouters, UnitsMayBeRelabelled) {
+  if (!problem_.Reads(kReadsScores)) GTEST_SKIP() << "its units are its own";
+  const MadeRouter m = Make();
+  const Decided want = Decide(m, problem_.Inputs());
+  constexpr int64_t kUnits = RouteProblem::kUnits;
+  constexpr int64_t kStep = 3;  // unit u becomes 3 u mod 8
+  RouteProblem other = problem_;
+  for (int64_t u = 0; u < kUnits; ++u) {
+    const int64_t to = kStep * u % kUnits;
+    for (int64_t i = 0; i < kItems; ++i)
+      other.scores[i * kUnits + to] = problem_.scores[i * kUnits + u];
+    other.bias[to] = problem_.bias[u];
+  }
+  const Decided got = Decide(m, other.Inputs());
+  ASSERT_EQ(got.row_ptr, want.row_ptr);
+  for (int64_t i = 0; i < kItems; ++i) {
+    std::map<int32_t, float> weight;
+    for (int64_t e = got.row_ptr[i]; e < got.row_ptr[i + 1]; ++e)
+      weight[got.unit[e]] = got.weight[e];
+    for (int64_t e = want.row_ptr[i]; e < want.row_ptr[i + 1]; ++e) {
+      const auto to = static_cast<int32_t>(kStep * want.unit[e] % kUnits);
+      ASSERT_TRUE(weight.contains(to)) << i;
+      EXPECT_NEAR(weight[to], want.weight[e], 1e-5);
+    }
+  }
 }
 
 TEST_P(AssignmentRouters, ThreadsDoNotMatter) {

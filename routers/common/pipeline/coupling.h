@@ -2,6 +2,7 @@
 #define SLUICE_ROUTERS_COMMON_PIPELINE_COUPLING_H_
 // Coupling: what mixes the scores of several items, or of several moments, between Gate and
 // Selector. In place; every part does nothing at its neutral setting, bit for bit.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -42,27 +43,37 @@ inline void Ema(MatrixView<float> scores, MatrixView<float> state, float keep) {
   }
 }
 
-// A row-stochastic coupling between items in CSR form: S[i, item[e]] = weight[e].
+// A row-stochastic coupling of `row_ptr.size() - 1` items with all, in CSR form: S[r, item[e]] =
+// weight[e].
 struct ItemGraph {
   absl::Span<const int64_t> row_ptr;
   absl::Span<const int32_t> item;
   absl::Span<const float> weight;
 };
-// Graph of Tokens (arXiv 2505.00792, form inferred): out = (1 - alpha) scores + alpha S scores. out
-// [items, units] may not overlap scores. alpha = 0 copies. Causal where S is. O(entries units).
+// Graph of Tokens (arXiv 2505.00792, form inferred): out = (1 - alpha) scores + alpha S scores for
+// the items [first, first + out.rows), whose edges are the rows of S. With first, one new token is
+// mixed with the cached scores of all before it. out may not overlap scores. alpha = 0 copies, and
+// so does S = I with any alpha, bit for bit; an item without edges keeps its scores. A NaN score is
+// NaN in every item that it is mixed into. Causal where S is. O(entries units).
 inline void MixItems(MatrixView<const float> scores, const ItemGraph& s, float alpha,
-                     MatrixView<float> out) {
-  for (int64_t i = 0; i < scores.rows; ++i) {
-    for (int64_t u = 0; u < scores.cols; ++u) {
-      const float own = scores.row(i)[u];
-      out.row(i)[u] = alpha == 0 ? own : (1 - alpha) * own;
+                     MatrixView<float> out, int64_t first = 0) {
+  for (int64_t r = 0; r < out.rows; ++r) {
+    const float* own = scores.row(first + r);
+    float* mixed = out.row(r);
+    const int64_t begin = s.row_ptr[r];
+    const int64_t end = s.row_ptr[r + 1];
+    if (alpha == 0 || begin == end) {
+      std::copy_n(own, out.cols, mixed);
+      continue;
     }
-    if (alpha == 0) continue;
-    for (int64_t e = s.row_ptr[i]; e < s.row_ptr[i + 1]; ++e) {
-      const float w = alpha * s.weight[e];
+    std::fill_n(mixed, out.cols, 0.0f);
+    for (int64_t e = begin; e < end; ++e) {
+      const float w = s.weight[e];
       const float* other = scores.row(s.item[e]);
-      for (int64_t u = 0; u < scores.cols; ++u) out.row(i)[u] += w * other[u];
+      for (int64_t u = 0; u < out.cols; ++u) mixed[u] += w * other[u];
     }
+    if (alpha == 1) continue;
+    for (int64_t u = 0; u < out.cols; ++u) mixed[u] = own[u] + alpha * (mixed[u] - own[u]);
   }
 }
 

@@ -91,6 +91,27 @@ TEST(Coupling, MixingIsAnAverageAndEmaRemembers) {
   EXPECT_THAT(x, testing::ElementsAre(0.25f, 0, 1.5f, 1.75f));
   EXPECT_EQ(x, state);
 }
+// Item 0 alone, item 1 with an edge to each, item 2 without edges.
+TEST(Coupling, MixingByHand) {
+  const std::vector<float> x = {4, 8, 0, -4, 1, 1};
+  const std::vector<int64_t> row_ptr = {0, 1, 3, 3};
+  const std::vector<int32_t> item = {0, 0, 1};
+  const std::vector<float> weight = {1, 0.75f, 0.25f};
+  std::vector<float> out(6);
+  pipeline::MixItems(Read(x, 2), {row_ptr, item, weight}, 0.5f, Rows(out, 2));
+  EXPECT_THAT(out, testing::ElementsAre(4, 8, 1.5f, 0.5f, 1, 1));
+
+  // Identity with any alpha; and one row of S alone, as for a new token.
+  const std::vector<int64_t> one_each = {0, 1, 2, 3};
+  const std::vector<int32_t> self = {0, 1, 2};
+  const std::vector<float> ones(3, 1.0f);
+  pipeline::MixItems(Read(x, 2), {one_each, self, ones}, 0.3f, Rows(out, 2));
+  EXPECT_EQ(out, x);
+  const std::vector<int64_t> last = {0, 2};
+  std::vector<float> row(2);
+  pipeline::MixItems(Read(x, 2), {last, item, weight}, 1, Rows(row, 2), 2);
+  EXPECT_THAT(row, testing::ElementsAre(7, 14));  // (1 + 0.75) of item 0
+}
 TEST(Coupling, SinkhornBalancesRowsAndColumns) {
   constexpr int64_t kItems = 40, kUnits = 5;
   std::vector<float> z = Normal(kItems * kUnits, 3);
@@ -281,7 +302,8 @@ TEST(Analyzer, EvenLoadAndOneUnit) {
   EXPECT_THAT(load.counts(), testing::ElementsAre(2, 2, 2, 2));
   EXPECT_NEAR(load.Entropy(), std::log(4.0), 1e-12);
   EXPECT_EQ(load.LoadVariation(), 0);
-  EXPECT_NEAR(load.Balance(), 1, 1e-12);
+  EXPECT_NEAR(load.Balance(pipeline::BalanceOf::kChoices), 1, 1e-12);
+  EXPECT_NEAR(load.Balance(pipeline::BalanceOf::kItems), 2, 1e-12);  // two choices an item
   a.num_dropped = 2;
   load.See(a);
   EXPECT_NEAR(load.DropRate(), 2.0 / 18, 1e-12);
@@ -296,6 +318,77 @@ TEST(Analyzer, EvenLoadAndOneUnit) {
   one.See(a);
   EXPECT_EQ(one.Entropy(), 0);
   EXPECT_EQ(one.LoadVariation(), 1);
+}
+TEST(Analyzer, LossesOfAGateByHand) {
+  const std::vector<float> z = {0, 0, 1000, -1000};  // logsumexp log 2 and 1000
+  const double log2 = std::log(2.0);
+  EXPECT_NEAR(pipeline::ZLoss(Read(z, 2)), (log2 * log2 + 1e6) / 2, 1e-6);
+  EXPECT_EQ(pipeline::ZLoss({}), 0);
+  const std::vector<float> odd = {NAN, 1};
+  EXPECT_TRUE(std::isnan(pipeline::ZLoss(Read(odd, 2))));
+
+  const std::vector<double> load = {1, 2, 3, 6};  // mean 3, squares 4 + 1 + 0 + 9 over 3
+  EXPECT_NEAR(pipeline::SquaredVariation(load), 14.0 / 3 / 9, 1e-9);
+  const std::vector<double> even(5, 2.5);
+  EXPECT_EQ(pipeline::SquaredVariation(even), 0);
+  EXPECT_EQ(pipeline::SquaredVariation({}), 0);
+}
+// A bias that only ranks, moved against the load, evens out a gate that favours some units, and
+// never enters a weight.
+TEST(Coupling, BalanceBiasEvensTheLoad) {
+  constexpr int64_t kItems = 400;
+  constexpr int64_t kUnits = 8;
+  std::vector<float> bias(kUnits);
+  pipeline::BalanceBias balance = {absl::MakeSpan(bias), 0.02};
+  double first = 0;
+  double last = 0;
+  for (uint64_t step = 0; step < 200; ++step) {
+    std::vector<float> z = Normal(kItems * kUnits, 100 + step);
+    for (int64_t i = 0; i < kItems; ++i) z[i * kUnits] += 2;  // unit 0 is liked best
+    std::vector<int64_t> count(kUnits);
+    Chooser c(kUnits);
+    for (int64_t i = 0; i < kItems; ++i) {
+      std::vector<float> rank(kUnits);
+      std::vector<float> weight(kUnits);
+      pipeline::ScoreRow(pipeline::ScoreKind::kSigmoid, &z[i * kUnits], bias,
+                         {absl::MakeSpan(rank), absl::MakeSpan(weight)});
+      EXPECT_NEAR(weight[1], 1 / (1 + std::exp(-z[i * kUnits + 1])), 1e-6);
+      const int64_t n = pipeline::TopK(rank, 2, c.scratch, c.memory.data(), c.out.data());
+      for (int32_t u : c.Take(n)) ++count[u];
+    }
+    balance.Observe(count);
+    last = static_cast<double>(*std::max_element(count.begin(), count.end())) / (kItems / 4.0);
+    if (step == 0) first = last;
+  }
+  EXPECT_GT(first, 2.5);
+  EXPECT_LT(last, 1.4);
+}
+TEST(Selector, CapacityByPosition) {
+  AssignmentBuffer buffer;
+  buffer.Reserve(3, 6, 6);
+  Assignment& a = buffer.view();
+  a.items = 3;
+  a.units = 3;
+  const int32_t units[] = {0, 1, 0, 2, 0, 1};
+  const float scores[] = {1, 5, 2, 6, 9, 3};  // what a position is blind to
+  for (int64_t e = 0; e < 6; ++e) {
+    a.unit[e] = units[e];
+    a.score[e] = scores[e];
+    a.row_ptr[e / 2 + 1] = 2 * (e / 2 + 1);
+  }
+  std::vector<int32_t> order(6), items(3);
+  std::vector<int64_t> count(3);
+  std::vector<uint8_t> keep(6);
+  pipeline::LimitCapacity(
+      1, pipeline::CapacityOrder::kPosition,
+      {absl::MakeSpan(order), absl::MakeSpan(items), absl::MakeSpan(count), absl::MakeSpan(keep)},
+      a);
+  EXPECT_THAT((std::vector<int64_t>(a.row_ptr.begin(), a.row_ptr.begin() + 4)),
+              testing::ElementsAre(0, 2, 3, 3));
+  EXPECT_EQ(a.num_dropped, 3);
+  EXPECT_EQ(a.dropped[0], (DroppedPair{1, 0}));
+  EXPECT_EQ(a.dropped[1], (DroppedPair{2, 0}));
+  EXPECT_EQ(a.dropped[2], (DroppedPair{2, 1}));
 }
 }  // namespace
 SLUICE_END_NAMESPACE

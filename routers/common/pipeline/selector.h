@@ -140,7 +140,7 @@ inline void ExpertChoice(MatrixView<const float> rank, MatrixView<const float> w
       column[i] = rank.row(i)[u];
       out.nan_scores += std::isnan(column[i]);
     }
-    int32_t* mine = &chosen[u * capacity];
+    int32_t* mine = chosen.data() + u * capacity;
     const int64_t n = TopK(column.first(items), capacity, scratch, at, mine);
     std::fill(mine + n, mine + capacity, -1);
     for (int64_t j = 0; j < n; ++j) ++out.row_ptr[mine[j] + 1];
@@ -173,6 +173,7 @@ enum class CapacityOrder : uint8_t {
   kSlot,      // every item's first choice, in item order, then the second choices, ...
   kPriority,  // the same, items by falling best score
   kScore,     // each unit keeps its highest scores
+  kPosition,  // each unit keeps its first items, whatever they thought of it
 };
 // Storage of LimitCapacity.
 struct CapacityScratch {
@@ -228,14 +229,21 @@ inline void KeepByScore(const Assignment& a, int64_t capacity, CapacityScratch s
     s.keep[e] = s.count[a.unit[e]]++ < capacity;
   }
 }
+
+inline void KeepByPosition(const Assignment& a, int64_t capacity, CapacityScratch s) {
+  const int64_t entries = a.entries();
+  for (int64_t e = 0; e < entries; ++e) s.keep[e] = s.count[a.unit[e]]++ < capacity;
+}
 }  // namespace selector_internal
 
 // Drops what is over `capacity` a unit; what is dropped goes to a.dropped, the survivors keep their
-// weights. Needs a.score. O(entries log entries).
+// weights. Needs a.score. O(entries log entries); by position O(entries).
 inline void LimitCapacity(int64_t capacity, CapacityOrder order, CapacityScratch s, Assignment& a) {
   std::fill_n(s.count.begin(), a.units, 0);
   if (order == CapacityOrder::kScore) {
     selector_internal::KeepByScore(a, capacity, s);
+  } else if (order == CapacityOrder::kPosition) {
+    selector_internal::KeepByPosition(a, capacity, s);
   } else {
     selector_internal::KeepBySlot(a, capacity, order == CapacityOrder::kPriority, s);
   }

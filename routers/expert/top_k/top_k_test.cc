@@ -6,64 +6,23 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
-#include "sluice/routers/builtin.h"
 #include "sluice/routers/expert/top_k/top_k_reference.h"
-#include "sluice/runtime/base/counter_rng.h"
-#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr int64_t kItems = 200, kUnits = 16;
 
-std::vector<float> RandomLogits(uint64_t seed, int64_t items = kItems, int64_t units = kUnits) {
-  std::vector<float> z(items * units);
-  for (size_t i = 0; i < z.size(); ++i)
-    z[i] = static_cast<float>(2 * RandomNormal({seed, 0, 0, 0, i}));
-  return z;
+std::vector<float> RandomLogits(uint64_t seed, int64_t items = kItems) {
+  return NormalRows(items, kUnits, seed, 2);
 }
-
-struct Routed {
-  absl::Status status;
-  AssignmentBuffer buffer;
-  const Assignment& a() const { return buffer.view(); }
-  std::vector<int32_t> Units(int64_t i) const {
-    return {a().unit.begin() + a().row_ptr[i], a().unit.begin() + a().row_ptr[i + 1]};
-  }
-  std::vector<float> Weights(int64_t i) const {
-    return {a().weight.begin() + a().row_ptr[i], a().weight.begin() + a().row_ptr[i + 1]};
-  }
-  std::vector<std::vector<int32_t>> AllUnits() const {
-    std::vector<std::vector<int32_t>> all;
-    for (int64_t i = 0; i < a().items; ++i) all.push_back(Units(i));
-    return all;
-  }
-};
-Routed Route(const std::string& options, const std::vector<float>& z,
-             const std::vector<float>& bias = {}, int64_t units = kUnits, int threads = 1) {
-  Routed r;
-  auto router = BuiltinRouters().routers.Create(absl::StrCat("expert/top_k:", options));
-  if (!router.ok()) {
-    r.status = router.status();
-    return r;
-  }
-  const int64_t items = std::ssize(z) / units;
-  auto plan = (*router)->MakePlan({.items = items, .units = units, .workers = threads});
-  if (!plan.ok()) {
-    r.status = plan.status();
-    return r;
-  }
-  const RoutePlanInfo& info = (*plan)->info();
-  OwnedWorkspace memory(info.workspace_bytes);
-  r.buffer.Reserve(items, info.max_entries, info.max_dropped);
-  const auto executor = MakeTbbExecutor(threads);
+ExpertRun Route(const std::string& options, const std::vector<float>& z,
+                const std::vector<float>& bias = {}, int64_t units = kUnits, int threads = 1) {
   RouteInputs in;
-  in.items = items;
-  in.scores = {z.data(), items, units, units};
+  in.items = std::ssize(z) / units;
+  in.scores = RowsOf(z, units);
   in.unit_bias = bias;
-  r.status = (*router)->Run(**plan, in, {memory.workspace(), executor.get()}, r.buffer.view());
-  EXPECT_TRUE(r.status.ok()) << r.status;
-  EXPECT_TRUE(ValidateAssignment(r.a()).ok()) << ValidateAssignment(r.a());
-  return r;
+  return RunExperts("expert/top_k:" + options, in, units, nullptr, threads);
 }
 std::vector<double> Row(const std::vector<float>& z, int64_t i, int64_t units = kUnits) {
   return {z.begin() + i * units, z.begin() + (i + 1) * units};
@@ -82,7 +41,7 @@ TEST(TopK, EveryRecipeAgreesWithTheReference) {
   };
   for (const reference::TopKOptions& o : kRecipes) {
     for (bool biased : {false, true}) {
-      const Routed r = Route(
+      const ExpertRun r = Route(
           absl::StrCat("k=", o.k, ",score=", o.score, ",renormalise=", o.renormalise,
                        ",scale=", o.scale, ",groups=", o.groups, ",keep_groups=", o.keep_groups),
           z, biased ? bias : std::vector<float>());
@@ -114,11 +73,12 @@ TEST(TopK, SoftmaxThenSumIsSoftmaxOfTheChosen) {
   for (int64_t i = 0; i < kItems; ++i) {
     for (int64_t u = 0; u < kUnits; ++u) shifted[i * kUnits + u] += static_cast<float>(i % 7);
   }
-  const Routed a = Route("k=4", z);
-  const Routed b = Route("k=4,score=logit,renormalise=softmax", z);
-  const Routed c = Route("k=4", shifted);                // a constant a token changes nothing
-  const Routed d = Route("k=4,score=sigmoid", shifted);  // nor a sigmoid's choice, but its weights
-  const Routed e = Route("k=4,score=sigmoid", z);
+  const ExpertRun a = Route("k=4", z);
+  const ExpertRun b = Route("k=4,score=logit,renormalise=softmax", z);
+  const ExpertRun c = Route("k=4", shifted);  // a constant a token changes nothing
+  const ExpertRun d =
+      Route("k=4,score=sigmoid", shifted);  // nor a sigmoid's choice, but its weights
+  const ExpertRun e = Route("k=4,score=sigmoid", z);
   EXPECT_EQ(a.AllUnits(), c.AllUnits());
   EXPECT_EQ(d.AllUnits(), e.AllUnits());
   float apart = 0;
@@ -129,17 +89,33 @@ TEST(TopK, SoftmaxThenSumIsSoftmaxOfTheChosen) {
   }
   EXPECT_GT(apart, 0.01f);
 }
+// Scores divided by any constant of the token, as by the sum over all experts, give the same
+// weights once they are divided by their own sum.
+TEST(TopK, AFactorOfATokenDropsOut) {
+  const std::vector<float> z = RandomLogits(11);
+  const ExpertRun r = Route("k=3,score=sigmoid", z);
+  for (int64_t i = 0; i < kItems; ++i) {
+    double all = 0;
+    for (double x : Row(z, i)) all += 1 / (1 + std::exp(-x));
+    double sum = 0;
+    for (int32_t u : r.Units(i)) sum += 1 / (1 + std::exp(-Row(z, i)[u])) / all;
+    for (int64_t j = 0; j < 3; ++j) {
+      const double score = 1 / (1 + std::exp(-Row(z, i)[r.Units(i)[j]]));
+      EXPECT_NEAR(r.Weights(i)[j], score / all / sum, 1e-6);
+    }
+  }
+}
 TEST(TopK, BiasRanksAndDoesNotWeigh) {
   const std::vector<float> z = RandomLogits(5);
-  const Routed plain = Route("k=2,score=sigmoid,renormalise=none", z);
-  const Routed even =
+  const ExpertRun plain = Route("k=2,score=sigmoid,renormalise=none", z);
+  const ExpertRun even =
       Route("k=2,score=sigmoid,renormalise=none", z, std::vector<float>(kUnits, 0.25f));
   EXPECT_EQ(plain.AllUnits(), even.AllUnits());
   EXPECT_THAT(even.Weights(7), testing::ElementsAreArray(plain.Weights(7)));
 
   std::vector<float> bias(kUnits, 0.0f);
   bias[9] = INFINITY;
-  const Routed forced = Route("k=2,score=sigmoid,renormalise=none", z, bias);
+  const ExpertRun forced = Route("k=2,score=sigmoid,renormalise=none", z, bias);
   for (int64_t i = 0; i < kItems; ++i) {
     const auto units = forced.Units(i);
     const auto at = std::find(units.begin(), units.end(), 9);
@@ -149,7 +125,7 @@ TEST(TopK, BiasRanksAndDoesNotWeigh) {
 }
 TEST(TopK, AllExpertsIsTheDenseMixture) {
   const std::vector<float> z = RandomLogits(6);
-  const Routed r = Route("k=0,renormalise=none", z);
+  const ExpertRun r = Route("k=0,renormalise=none", z);
   for (int64_t i = 0; i < kItems; ++i) {
     double sum = 0;
     for (double x : Row(z, i)) sum += std::exp(x);
@@ -160,13 +136,13 @@ TEST(TopK, AllExpertsIsTheDenseMixture) {
 }
 TEST(TopK, CapacitiesDropBySlotAndKeepTheCount) {
   const std::vector<float> z = RandomLogits(7);
-  const Routed all = Route("k=3", z);
+  const ExpertRun all = Route("k=3", z);
   for (const auto& [counts_k, factor, capacity] :
        std::vector<std::tuple<bool, double, int64_t>>{{true, 1.0, 38},   // ceil(200 * 3 / 16)
                                                       {false, 1.0, 13},  // round(200 / 16)
                                                       {true, 0.5, 19},
                                                       {false, 3.0, 38}}) {
-    const Routed r = Route(
+    const ExpertRun r = Route(
         absl::StrCat("k=3,capacity=", factor, ",capacity_counts_k=", counts_k ? "true" : "false"),
         z);
     std::vector<std::vector<reference::Chosen>> chosen(kItems);
@@ -205,7 +181,7 @@ TEST(TopK, OtherOrdersOfCapacity) {
   // token that wants it most.
   const std::vector<float> z = {1, 0, 3, 0, 0, 1, 0, 2};
   const auto dropped = [&](const std::string& order) {
-    const Routed r = Route(
+    const ExpertRun r = Route(
         absl::StrCat("k=1,capacity=0.5,capacity_counts_k=false,capacity_order=", order), z, {}, 2);
     return std::vector<DroppedPair>(r.a().dropped.begin(),
                                     r.a().dropped.begin() + r.a().num_dropped);
@@ -213,13 +189,38 @@ TEST(TopK, OtherOrdersOfCapacity) {
   EXPECT_THAT(dropped("slot"), testing::ElementsAre(DroppedPair{1, 0}, DroppedPair{3, 1}));
   EXPECT_THAT(dropped("priority"), testing::ElementsAre(DroppedPair{0, 0}, DroppedPair{2, 1}));
   EXPECT_THAT(dropped("score"), testing::ElementsAre(DroppedPair{0, 0}, DroppedPair{2, 1}));
+  EXPECT_THAT(dropped("position"), testing::ElementsAre(DroppedPair{1, 0}, DroppedPair{3, 1}));
+}
+// A later token's first choice goes before an earlier token's second one by slot, not by position.
+TEST(TopK, SlotsGoBeforePositions) {
+  const std::vector<float> z = {2, 1, 0, 0, 3, 0};  // tokens choose {0, 1} and {1, 0}
+  const auto kept = [&](const std::string& order) {
+    return Route("k=2,capacity=0.5,capacity_counts_k=false,min_capacity=1,capacity_order=" + order,
+                 z, {}, 3)
+        .AllUnits();
+  };
+  EXPECT_THAT(kept("slot"), testing::ElementsAre(testing::ElementsAre(0), testing::ElementsAre(1)));
+  EXPECT_THAT(kept("position"),
+              testing::ElementsAre(testing::ElementsAre(0, 1), testing::IsEmpty()));
+}
+// The two rules in use differ by the factor k: at k = 2 the one has twice the room of the other.
+TEST(TopK, WhetherTheCapacityCountsKIsSaid) {
+  const std::vector<float> z = RandomLogits(12, 160);
+  const auto most = [&](const char* counts) {
+    const ExpertRun r = Route(absl::StrCat("k=2,capacity=1,capacity_counts_k=", counts), z);
+    std::vector<int64_t> load(kUnits);
+    for (int64_t e = 0; e < r.a().entries(); ++e) ++load[r.a().unit[e]];
+    return *std::max_element(load.begin(), load.end());
+  };
+  EXPECT_EQ(most("true"), 20);   // ceil(160 * 2 / 16)
+  EXPECT_EQ(most("false"), 10);  // round(160 / 16)
 }
 TEST(TopK, TiesGoToTheLowestAndNaNIsCounted) {
   EXPECT_EQ(Route("k=2", std::vector<float>(8, 1.0f), {}, 8).Units(0),
             (std::vector<int32_t>{0, 1}));
   const std::vector<float> z = {NAN, 1, NAN, 3, NAN, NAN, NAN, NAN};
   for (const char* score : {"softmax", "sigmoid"}) {
-    const Routed r = Route(absl::StrCat("k=2,score=", score), z, {}, 4);
+    const ExpertRun r = Route(absl::StrCat("k=2,score=", score), z, {}, 4);
     EXPECT_EQ(r.Units(0), (std::vector<int32_t>{1, 3}));
     EXPECT_TRUE(r.Units(1).empty());
     EXPECT_EQ(r.a().nan_scores, 6);
@@ -228,10 +229,11 @@ TEST(TopK, TiesGoToTheLowestAndNaNIsCounted) {
 }
 TEST(TopK, TheSameForAnyNumberOfThreads) {
   const std::vector<float> z = RandomLogits(8, 3000);
-  for (const char* options : {"k=2", "k=3,capacity=0.7", "k=4,groups=4,keep_groups=2"}) {
-    const Routed one = Route(options, z);
+  for (const char* options : {"k=2", "k=3,capacity=0.7", "k=3,capacity=0.7,capacity_order=position",
+                              "k=4,groups=4,keep_groups=2"}) {
+    const ExpertRun one = Route(options, z);
     for (int threads : {2, 8}) {
-      const Routed many = Route(options, z, {}, kUnits, threads);
+      const ExpertRun many = Route(options, z, {}, kUnits, threads);
       EXPECT_EQ(many.AllUnits(), one.AllUnits()) << options;
       EXPECT_EQ(many.a().num_dropped, one.a().num_dropped);
       for (int64_t e = 0; e < one.a().entries(); ++e)
@@ -247,6 +249,7 @@ TEST(TopK, ErrorsSayWhatIsWrong) {
   using testing::HasSubstr;
   EXPECT_THAT(error("k=17"), HasSubstr("k=17 of 16 experts"));
   EXPECT_THAT(error("renormalise=softmax"), HasSubstr("score=logit"));
+  EXPECT_THAT(error("score=logit"), HasSubstr("softmax or none"));
   EXPECT_THAT(error("groups=3,k=2"), HasSubstr("groups=3 do not divide 16 experts"));
   EXPECT_THAT(error("groups=4,keep_groups=2,k=3"), HasSubstr("k=3 is no positive multiple"));
   EXPECT_THAT(error("keep_groups=2"), HasSubstr("keep_groups=2 of groups=1"));
