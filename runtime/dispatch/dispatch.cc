@@ -140,7 +140,7 @@ class DispatchRun {
       const int64_t n = std::min(most, t.end - b);
       const UnitRows rows = {
           .unit = t.unit,
-          .in = Gather(b, n),
+          .in = Gather(b, n, worker),
           .items = absl::MakeConstSpan(&view_.item[b], static_cast<size_t>(n)),
           .out = {rows_out_ + b * out_.cols, n, out_.cols, out_.cols},
       };
@@ -149,12 +149,12 @@ class DispatchRun {
     return absl::OkStatus();
   }
 
-  MatrixView<const float> Gather(int64_t begin, int64_t n) {
+  MatrixView<const float> Gather(int64_t begin, int64_t n, int worker) {
     const int32_t* items = &view_.item[begin];
     // Neighbours lie packed already.
     if (items[n - 1] - items[0] == n - 1 && in_.row_stride == in_.cols)
       return {in_.row(items[0]), n, in_.cols, in_.cols};
-    float* to = rows_in_ + begin * in_.cols;
+    float* to = rows_in_ + (d_.reuses_rows() ? worker * d_.shape_.max_items : begin) * in_.cols;
     kernels::GatherRows(in_.data, in_.row_stride, items, n, in_.cols, to);
     return {to, n, in_.cols, in_.cols};
   }
@@ -221,7 +221,8 @@ absl::StatusOr<Dispatch> Dispatch::Create(const DispatchShape& s) {
   d.item_ = d.layout_.Add<int32_t>(s.max_entries);
   d.slot_ = d.layout_.Add<int64_t>(s.max_entries);
   d.tasks_ = d.layout_.Add<Task>(s.max_units + s.max_entries / s.piece_rows);
-  d.rows_in_ = d.layout_.Add<float>(s.max_entries * s.in_width);
+  d.rows_in_ = d.layout_.Add<float>((d.reuses_rows() ? s.workers * s.max_items : s.max_entries) *
+                                    s.in_width);
   d.rows_out_ = d.layout_.Add<float>(s.max_entries * s.out_width);
   d.unit_workspace_ =
       d.layout_.Add<std::byte>(static_cast<int64_t>(Aligned(s.unit_workspace_bytes)) * s.workers);

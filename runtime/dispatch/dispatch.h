@@ -62,6 +62,10 @@ class Dispatch {
 
  private:
   friend class DispatchRun;
+  // Rows are gathered where the worker's last ones lay, which are still in its cache; where that
+  // takes more room than all entries do, every entry has a place of its own.
+  bool reuses_rows() const { return shape_.workers * shape_.max_items < shape_.max_entries; }
+
   DispatchShape shape_;
   WorkspaceLayout layout_;
   size_t units_ = 0, begin_ = 0, item_ = 0, slot_ = 0, tasks_ = 0;
