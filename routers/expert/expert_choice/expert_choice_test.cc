@@ -56,8 +56,9 @@ TEST(ExpertChoice, AgreesWithTheReference) {
 TEST(ExpertChoice, EveryExpertTakesExactlyItsCapacity) {
   for (const auto& [options, capacity] :
        std::vector<std::pair<std::string, int64_t>>{{"capacity=1", 15},
-                                                    {"capacity=0.5", 8},  // round(7.5)
-                                                    {"capacity=0", 4},    // the least
+                                                    {"capacity=0.42", 6},  // round(6.3)
+                                                    {"capacity=0.5", 8},   // round(7.5)
+                                                    {"capacity=0", 4},     // the least
                                                     {"capacity=1000", kItems}}) {
     const std::vector<float> z = NormalRows(kItems, kUnits, 2);
     const ExpertRun r = Route(absl::StrCat(kByCapacity, ",", options), z);
