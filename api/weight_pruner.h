@@ -9,6 +9,9 @@
 //     struct Config { ... VisitFields ... };
 //     static absl::StatusOr<MyPruner> Create(const Config&);
 //     absl::Status Prune(const PruneInputs&, const RunContext&, Mask& out) const;
+//     // Only one that changes the weights it keeps, .updates in its traits:
+//     absl::Status Apply(const PruneInputs&, const Mask&, const RunContext&,
+//                        MatrixView<float> out) const;
 //   };
 #include <bit>
 #include <cmath>
@@ -81,7 +84,11 @@ struct PruneStats {
   int64_t tokens = 0;
   absl::Span<const float> mean;         // [cols], of x
   absl::Span<const float> sum_squares;  // [cols], of x^2 over the tokens
-  MatrixView<const float> gram;         // [cols, cols], sum of x x^T over the tokens
+  // [cols], of x within its sample: each sample's population variance, averaged by its tokens. What
+  // samples differ in is not in it. Optional: a pruner that wants it takes sum_squares / tokens -
+  // mean^2 in its place, the variance over all tokens. It does not cross the C boundary.
+  absl::Span<const float> variance;
+  MatrixView<const float> gram;  // [cols, cols], sum of x x^T over the tokens
 };
 
 // How much goes.
@@ -129,6 +136,7 @@ struct PrunerTraits {
   uint32_t kinds = 0xF;                      // bit 1 << Kind of every kind of target it serves
   uint32_t scopes = 0x7;                     // bit 1 << Scope
   bool repairs = false;  // keeps the start mask's counts and moves which weights they are
+  bool updates = false;  // Apply changes the weights that stay; not said across the C boundary
 };
 
 template <class P>
@@ -139,16 +147,33 @@ concept WeightPrunerModel =
       { p.Prune(in, ctx, out) } -> std::same_as<absl::Status>;
     };
 
-// Everything that a pruner may rely on. O(1) beside the start mask's shape.
+// Everything that a pruner may rely on: shapes, a target that it serves, statistics that are finite
+// and, where they are squares, not negative. O(cols), with a Gram matrix O(cols^2).
 inline absl::Status CheckPrune(const PrunerTraits& t, const PruneInputs& in);
+// What Apply may rely on: the mask and `out` have the weights' shape.
+inline absl::Status CheckApply(const PrunerTraits& t, const PruneInputs& in, const Mask& mask,
+                               const MatrixView<float>& out);
 
 class WeightPruner {
  public:
   virtual ~WeightPruner() = default;
   virtual const PrunerTraits& traits() const = 0;
   absl::string_view name() const { return traits().name; }
-  // Weights that are not numbers go first and are never kept before one that is.
+  // Weights that are not numbers go first and are never kept before one that is; a pruner that
+  // computes with all of a row's weights refuses them.
   virtual absl::StatusOr<Mask> Prune(const PruneInputs&, const RunContext&) const = 0;
+  // The weights that `mask` leaves: `out` [rows, cols] takes those that it keeps and 0 for the
+  // others. One that updates (traits().updates) changes what stays so that it makes up for what
+  // went. `in.start` does not matter. O(rows cols) where nothing is changed.
+  virtual absl::Status Apply(const PruneInputs& in, const Mask& mask, const RunContext&,
+                             MatrixView<float> out) const {
+    SLUICE_RETURN_IF_ERROR(CheckApply(traits(), in, mask, out));
+    for (int64_t r = 0; r < out.rows; ++r) {
+      for (int64_t c = 0; c < out.cols; ++c)
+        out.row(r)[c] = mask.kept(r, c) ? in.weights.row(r)[c] : 0.0f;
+    }
+    return absl::OkStatus();
+  }
 };
 
 template <WeightPrunerModel P>
@@ -162,6 +187,15 @@ class WeightPrunerOf final : public WeightPruner {
     SLUICE_RETURN_IF_ERROR(p_.Prune(in, ctx, out));
     return out;
   }
+  absl::Status Apply(const PruneInputs& in, const Mask& mask, const RunContext& ctx,
+                     MatrixView<float> out) const override {
+    if constexpr (P::kTraits.updates) {
+      SLUICE_RETURN_IF_ERROR(CheckApply(P::kTraits, in, mask, out));
+      return p_.Apply(in, mask, ctx, out);
+    } else {
+      return WeightPruner::Apply(in, mask, ctx, out);
+    }
+  }
 
  private:
   P p_;
@@ -172,20 +206,40 @@ inline absl::Status Bad(const PrunerTraits& t, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat(t.name, ": ", what));
 }
 
+inline absl::Status CheckNumbers(const PrunerTraits& t, absl::string_view what,
+                                 absl::Span<const float> x, bool squares) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (std::isfinite(x[i]) && !(squares && x[i] < 0)) continue;
+    return Bad(t, absl::StrCat("statistics: ", what, " of column ", i, " is ", x[i],
+                               "; allowed are finite numbers", squares ? " of at least 0" : ""));
+  }
+  return absl::OkStatus();
+}
+
 inline absl::Status CheckStats(const PrunerTraits& t, const PruneStats& s, int64_t cols) {
-  const auto vector = [&](uint32_t bit, absl::string_view what,
-                          absl::Span<const float> x) -> absl::Status {
+  if (s.tokens < 0) return Bad(t, absl::StrCat("statistics of ", s.tokens, " tokens"));
+  const auto vector = [&](uint32_t bit, absl::string_view what, absl::Span<const float> x,
+                          bool squares) -> absl::Status {
     if (x.empty() && (t.reads & bit) == 0) return absl::OkStatus();
-    if (static_cast<int64_t>(x.size()) == cols) return absl::OkStatus();
+    if (static_cast<int64_t>(x.size()) == cols) return CheckNumbers(t, what, x, squares);
     return Bad(t, absl::StrCat("statistics: ", what, " has ", x.size(), " entries, wanted ", cols,
                                ", one a column"));
   };
-  SLUICE_RETURN_IF_ERROR(vector(kPrunerReadsMean, "mean", s.mean));
-  SLUICE_RETURN_IF_ERROR(vector(kPrunerReadsSumSquares, "sum_squares", s.sum_squares));
+  SLUICE_RETURN_IF_ERROR(vector(kPrunerReadsMean, "mean", s.mean, false));
+  SLUICE_RETURN_IF_ERROR(vector(kPrunerReadsSumSquares, "sum_squares", s.sum_squares, true));
+  SLUICE_RETURN_IF_ERROR(vector(0, "variance", s.variance, true));
   if (s.gram.empty() && (t.reads & kPrunerReadsGram) == 0) return absl::OkStatus();
-  if (s.gram.rows == cols && s.gram.cols == cols) return absl::OkStatus();
-  return Bad(t, absl::StrCat("statistics: gram is [", s.gram.rows, ", ", s.gram.cols, "], wanted [",
-                             cols, ", ", cols, "]"));
+  if (s.gram.rows != cols || s.gram.cols != cols || s.gram.row_stride < cols)
+    return Bad(t, absl::StrCat("statistics: gram is [", s.gram.rows, ", ", s.gram.cols,
+                               "], wanted [", cols, ", ", cols, "]"));
+  for (int64_t r = 0; r < cols; ++r) {
+    SLUICE_RETURN_IF_ERROR(CheckNumbers(t, absl::StrCat("row ", r, " of gram"),
+                                        absl::MakeConstSpan(s.gram.row(r), cols), false));
+    if (s.gram.row(r)[r] < 0)
+      return Bad(t, absl::StrCat("statistics: gram's diagonal of column ", r, " is ",
+                                 s.gram.row(r)[r], "; allowed are squares, at least 0"));
+  }
+  return absl::OkStatus();
 }
 
 inline absl::Status CheckBlocks(const PrunerTraits& t, const PruneTarget& g, int64_t rows,
@@ -233,14 +287,20 @@ inline absl::Status CheckTarget(const PrunerTraits& t, const PruneTarget& g, int
 }
 }  // namespace pruner_internal
 
-inline absl::Status CheckPrune(const PrunerTraits& t, const PruneInputs& in) {
-  const MatrixView<const float>& w = in.weights;
+namespace pruner_internal {
+inline absl::Status CheckWeights(const PrunerTraits& t, const MatrixView<const float>& w) {
   constexpr int64_t kMost = int64_t{1} << 40;
   if (w.rows < 0 || w.cols < 0 || (w.cols > 0 && w.rows > kMost / w.cols) ||
       w.row_stride < w.cols || (w.empty() && w.rows * w.cols > 0))
-    return pruner_internal::Bad(
-        t, absl::StrCat("weights [", w.rows, ", ", w.cols, "] of row stride ", w.row_stride,
-                        w.empty() ? ", without data" : "", "; allowed 2^40 weights"));
+    return Bad(t, absl::StrCat("weights [", w.rows, ", ", w.cols, "] of row stride ", w.row_stride,
+                               w.empty() ? ", without data" : "", "; allowed 2^40 weights"));
+  return absl::OkStatus();
+}
+}  // namespace pruner_internal
+
+inline absl::Status CheckPrune(const PrunerTraits& t, const PruneInputs& in) {
+  const MatrixView<const float>& w = in.weights;
+  SLUICE_RETURN_IF_ERROR(pruner_internal::CheckWeights(t, w));
   SLUICE_RETURN_IF_ERROR(pruner_internal::CheckStats(t, in.stats, w.cols));
   SLUICE_RETURN_IF_ERROR(pruner_internal::CheckTarget(t, in.target, w.rows, w.cols));
   if (in.start == nullptr) {
@@ -251,6 +311,22 @@ inline absl::Status CheckPrune(const PrunerTraits& t, const PruneInputs& in) {
     return pruner_internal::Bad(
         t, absl::StrCat("start mask [", in.start->rows(), ", ", in.start->cols(), "] for weights [",
                         w.rows, ", ", w.cols, "]"));
+  return absl::OkStatus();
+}
+
+inline absl::Status CheckApply(const PrunerTraits& t, const PruneInputs& in, const Mask& mask,
+                               const MatrixView<float>& out) {
+  const MatrixView<const float>& w = in.weights;
+  SLUICE_RETURN_IF_ERROR(pruner_internal::CheckWeights(t, w));
+  if (t.updates) SLUICE_RETURN_IF_ERROR(pruner_internal::CheckStats(t, in.stats, w.cols));
+  if (mask.rows() != w.rows || mask.cols() != w.cols)
+    return pruner_internal::Bad(t, absl::StrCat("mask [", mask.rows(), ", ", mask.cols(),
+                                                "] for weights [", w.rows, ", ", w.cols, "]"));
+  if (out.rows != w.rows || out.cols != w.cols || out.row_stride < w.cols ||
+      (out.empty() && w.rows * w.cols > 0))
+    return pruner_internal::Bad(
+        t, absl::StrCat("room for [", out.rows, ", ", out.cols, "] of row stride ", out.row_stride,
+                        "; wanted [", w.rows, ", ", w.cols, "]"));
   return absl::OkStatus();
 }
 SLUICE_END_NAMESPACE

@@ -175,6 +175,33 @@ TEST_P(WeightPruners, ThreadsDoNotMatter) {
     }
   }
 }
+// Applied, a mask leaves 0 where it dropped and, of a pruner that does not update, the weights as
+// they were where it kept.
+TEST_P(WeightPruners, AppliesMasks) {
+  for (const PruneTarget& t : Targets()) {
+    const auto mask = Prune(t);
+    ASSERT_TRUE(mask.ok()) << mask.status();
+    std::vector<float> want;
+    for (int threads : {0, 2, 8}) {
+      const auto executor = threads > 0 ? MakeTbbExecutor(threads) : nullptr;
+      std::vector<float> w(kRows * kCols, NAN);
+      const absl::Status s = pruner_->Apply(problem_.Inputs(t), *mask, {{}, executor.get()},
+                                            {w.data(), kRows, kCols, kCols});
+      ASSERT_TRUE(s.ok()) << s;
+      for (int64_t i = 0; i < kRows * kCols; ++i) {
+        const bool kept = mask->kept(i / kCols, i % kCols);
+        if (!kept) {
+          EXPECT_EQ(w[i], 0) << i;
+        }
+        if (kept && !traits_.updates) {
+          EXPECT_EQ(w[i], problem_.w[i]) << i;
+        }
+      }
+      if (threads == 0) want = w;
+      EXPECT_EQ(w, want) << threads;
+    }
+  }
+}
 TEST_P(WeightPrunerPlugins, GiveTheSameMask) {
   auto built_in = *BuiltinPruners().pruners.Create(name_);
   EXPECT_EQ(traits_.title, built_in->traits().title);
@@ -220,6 +247,20 @@ TEST_P(WeightPruners, ErrorsSayWhatWasGiven) {
   in = problem_.Inputs(Targets()[0]);
   in.stats.sum_squares = in.stats.sum_squares.first(3);
   EXPECT_THAT(error(in), HasSubstr("sum_squares has 3 entries, wanted 96"));
+  std::vector<float> odd = problem_.mean;
+  odd[7] = NAN;
+  in.stats.sum_squares = problem_.squares;
+  in.stats.mean = odd;
+  EXPECT_THAT(error(in), HasSubstr("mean of column 7 is nan; allowed are finite numbers"));
+  in = problem_.Inputs(Targets()[0]);
+  const Mask narrow(kRows, kCols - 1, true);
+  std::vector<float> room(kRows * kCols);
+  EXPECT_THAT(
+      std::string(pruner_->Apply(in, narrow, {}, {room.data(), kRows, kCols, kCols}).message()),
+      HasSubstr("mask [12, 95] for weights [12, 96]"));
+  const Mask all(kRows, kCols, true);
+  EXPECT_THAT(std::string(pruner_->Apply(in, all, {}, {room.data(), kRows, 8, kCols}).message()),
+              HasSubstr("room for [12, 8]"));
   in = problem_.Inputs(Targets()[0]);
   in.weights.row_stride = 5;
   EXPECT_THAT(error(in), HasSubstr("row stride 5"));
