@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -405,35 +403,6 @@ std::string ReportHtml(const Report& r) {
   return h + "</body></html>\n";
 }
 
-absl::Status WriteWholeFile(const std::string& path, absl::string_view content) {
-  std::error_code error;
-  const auto there = std::filesystem::status(path, error);
-  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there))
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot write ", path,
-                     ": it is no regular file; allowed: a new file or one "
-                     "to replace"));
-  const std::string part = path + ".part";
-  std::ofstream f(part, std::ios::binary);
-  f.write(content.data(), static_cast<std::streamsize>(content.size()));
-  f.close();
-  if (f) std::filesystem::rename(part, path, error);
-  if (f && !error) return absl::OkStatus();
-  std::error_code ignored;
-  std::filesystem::remove(part, ignored);
-  return absl::UnavailableError(
-      absl::StrCat("cannot write ", path, "; allowed: a file in a folder that may be written"));
-}
-absl::Status CheckWritable(const std::string& path) {
-  const std::string probe = path + ".probe";
-  SLUICE_RETURN_IF_ERROR(WriteWholeFile(probe, ""));
-  std::error_code error;
-  std::filesystem::remove(probe, error);
-  const auto there = std::filesystem::status(path, error);
-  if (!std::filesystem::exists(there) || std::filesystem::is_regular_file(there))
-    return absl::OkStatus();
-  return WriteWholeFile(path, "");  // says why not
-}
 absl::Status WriteReport(const Report& r, const std::string& prefix) {
   absl::Status s = WriteWholeFile(prefix + ".html", ReportHtml(r));
   s.Update(WriteWholeFile(prefix + ".json", ReportJson(r)));

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "sluice/api/version.h"
+#include "sluice/runtime/base/whole_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 struct ReportCell {
@@ -63,10 +64,5 @@ std::string ReportHtml(const Report&);
 // PREFIX.html, PREFIX.json and, one a table, PREFIX.csv, PREFIX-2.csv, ... An existing file is
 // replaced as a whole.
 absl::Status WriteReport(const Report&, const std::string& prefix);
-// Written beside and renamed, so that readers see the old or the new file. What exists and is no
-// regular file (a device, a folder) is refused and not replaced.
-absl::Status WriteWholeFile(const std::string& path, absl::string_view content);
-// Whether WriteWholeFile would work, for asking before long work and not after it.
-absl::Status CheckWritable(const std::string& path);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_REPORT_REPORT_H_

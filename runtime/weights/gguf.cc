@@ -24,6 +24,7 @@ class Reader {
  public:
   explicit Reader(absl::Span<const std::byte> b) : b_(b) {}
   size_t at() const { return at_; }
+  absl::Span<const std::byte> since(size_t begin) const { return b_.subspan(begin, at_ - begin); }
   uint64_t left() const { return b_.size() - at_; }
   template <class T>
   absl::Status Read(T* v, const char* what) {
@@ -214,15 +215,18 @@ absl::Status CheckClaim(const Reader& r, uint64_t n, uint64_t each, const char* 
   return Corrupt(
       absl::StrCat("the header claims ", n, " ", what, ", but only ", r.left(), " bytes are left"));
 }
-absl::Status ReadValues(Reader& r, uint64_t n, std::map<std::string, GgufValue>& values) {
+absl::Status ReadValues(Reader& r, uint64_t n, std::map<std::string, GgufValue>& values,
+                        std::vector<GgufEntry>& entries) {
   SLUICE_RETURN_IF_ERROR(CheckClaim(r, n, 13, "metadata values"));
   for (uint64_t i = 0; i < n; ++i) {
     std::string key;
     uint32_t type = 0;
     GgufValue value;
     SLUICE_RETURN_IF_ERROR(r.ReadText(&key, "a metadata key"));
+    const size_t begin = r.at();
     SLUICE_RETURN_IF_ERROR(r.Read(&type, "a metadata type"));
     SLUICE_RETURN_IF_ERROR(ReadValue(r, type, key, &value));
+    entries.push_back({key, r.since(begin)});
     if (!values.emplace(key, std::move(value)).second)
       return Corrupt(absl::StrCat("the key '", key, "' appears twice"));
   }
@@ -313,7 +317,7 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
   Reader r(bytes);
   Gguf g;
   SLUICE_ASSIGN_OR_RETURN(const Header header, ReadHeader(r));
-  SLUICE_RETURN_IF_ERROR(ReadValues(r, header.values, g.values_));
+  SLUICE_RETURN_IF_ERROR(ReadValues(r, header.values, g.values_, g.entries_));
   SLUICE_ASSIGN_OR_RETURN(const uint64_t alignment, Alignment(g));
 
   SLUICE_RETURN_IF_ERROR(CheckClaim(r, header.tensors, 24, "tensors"));
@@ -328,6 +332,7 @@ absl::StatusOr<Gguf> Gguf::Parse(absl::Span<const std::byte> bytes) {
     GgufTensor& t = placed.tensor;
     SLUICE_ASSIGN_OR_RETURN(t.data, DataOf(placed, bytes, start, alignment));
     const std::string name = t.name;
+    g.tensor_names_.push_back(name);
     if (!g.tensors_.emplace(name, std::move(t)).second)
       return Corrupt(absl::StrCat("the tensor '", name, "' appears twice"));
   }
@@ -391,18 +396,21 @@ absl::StatusOr<std::vector<float>> Gguf::ReadF32(const std::string& name,
                                                    absl::StrJoin(t->shape, ", "), "], wanted [",
                                                    absl::StrJoin(shape, ", "), "]"));
   }
-  std::vector<float> out(t->elements);
-  if (t->type == GgufType::kF32) {
-    std::memcpy(out.data(), t->data, t->bytes);
-  } else if (t->type == GgufType::kF16) {
-    for (uint64_t i = 0; i < t->elements; ++i) {
+  return GgufDecode(*t);
+}
+std::vector<float> GgufDecode(const GgufTensor& t) {
+  std::vector<float> out(t.elements);
+  if (t.type == GgufType::kF32) {
+    std::memcpy(out.data(), t.data, t.bytes);
+  } else if (t.type == GgufType::kF16) {
+    for (uint64_t i = 0; i < t.elements; ++i) {
       uint16_t h;
-      std::memcpy(&h, t->data + 2 * i, 2);
+      std::memcpy(&h, t.data + 2 * i, 2);
       out[i] = F16ToF32(h);
     }
   } else {
-    for (uint64_t b = 0; b < t->elements / kQ8Block; ++b) {
-      const std::byte* p = t->data + b * kQ8Bytes;
+    for (uint64_t b = 0; b < t.elements / kQ8Block; ++b) {
+      const std::byte* p = t.data + b * kQ8Bytes;
       uint16_t h;
       std::memcpy(&h, p, 2);
       const float scale = F16ToF32(h);

@@ -32,6 +32,12 @@ struct GgufTensor {
 using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>,
                                std::vector<double>, std::vector<std::string>>;
 
+// A metadata value as it is stored: its type and content, byte for byte.
+struct GgufEntry {
+  std::string key;
+  absl::Span<const std::byte> value;
+};
+
 class Gguf final : public WeightSource {
  public:
   // Maps the file; the object keeps the mapping.
@@ -49,6 +55,9 @@ class Gguf final : public WeightSource {
                                              absl::Span<const uint64_t> shape) const override;
   const std::map<std::string, GgufValue>& values() const { return values_; }
   const std::map<std::string, GgufTensor>& tensors() const { return tensors_; }
+  // In the file's order.
+  const std::vector<GgufEntry>& entries() const { return entries_; }
+  const std::vector<std::string>& tensor_names() const { return tensor_names_; }
 
  private:
   template <class T>
@@ -56,7 +65,11 @@ class Gguf final : public WeightSource {
   std::shared_ptr<const void> mapping_;
   std::map<std::string, GgufValue> values_;
   std::map<std::string, GgufTensor> tensors_;
+  std::vector<GgufEntry> entries_;
+  std::vector<std::string> tensor_names_;
 };
+// The tensor's elements as fp32: exact for every type read here.
+std::vector<float> GgufDecode(const GgufTensor& t);
 // A GGUF file as a source of weights: what Registry::OpenWeightsWith takes.
 inline absl::StatusOr<std::unique_ptr<const WeightSource>> OpenWeights(const std::string& path) {
   auto file = Gguf::Open(path);

@@ -7,22 +7,33 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE
+// The bytes of `data` in the type of `t`, which has as many elements. A Q8_0 block whose numbers
+// its old scale still says exactly keeps that scale, so that weights which only lost others keep
+// every bit. InvalidArgument for a number that is not finite, or too large for the type.
+absl::StatusOr<std::string> GgufEncodeLike(const GgufTensor& t, absl::Span<const float> data);
+
 class GgufWriter {
  public:
   // Keys and tensors are written in the order given.
-  void Set(std::string key, GgufValue value) {
-    values_.emplace_back(std::move(key), std::move(value));
-  }
+  void Set(const std::string& key, const GgufValue& value);
+  // All of a file's keys in its order, every byte as it is stored, types of numbers included; its
+  // general.alignment becomes this file's.
+  void CopyValues(const Gguf& file);
+  // Another value of an integer that is there, in the type that it has. NotFound, InvalidArgument
+  // (no integer), OutOfRange (too large for the type).
+  absl::Status Replace(const std::string& key, int64_t value);
   // `shape` fastest dimension first; `data` holds its product. kQ8_0 needs rows of whole blocks of
   // 32: InvalidArgument.
   absl::Status Add(const std::string& name, absl::Span<const uint64_t> shape,
                    absl::Span<const float> data, GgufType type = GgufType::kF32);
   // The tensor as it is stored, unchanged.
   void Copy(const GgufTensor& t);
+  // Whole or not at all: beside and renamed.
   absl::Status Write(const std::string& path) const;
   std::string Bytes() const;
 
@@ -33,8 +44,11 @@ class GgufWriter {
     std::vector<uint64_t> shape;
     std::string bytes;
   };
-  std::vector<std::pair<std::string, GgufValue>> values_;
+  void Align(const std::string& key, const GgufValue& value);
+
+  std::vector<std::pair<std::string, std::string>> values_;  // key; type and content, as stored
   std::vector<Stored> tensors_;
+  size_t alignment_ = 32;  // of the tensors' data
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_WEIGHTS_GGUF_WRITER_H_

@@ -3,6 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <tuple>
+
+#include "sluice/api/dtype.h"
+
 SLUICE_BEGIN_NAMESPACE
 namespace {
 TEST(GgufWriter, TheReaderGetsBackWhatWasWritten) {
@@ -39,6 +44,148 @@ TEST(GgufWriter, TheReaderGetsBackWhatWasWritten) {
   auto h = Gguf::Parse({reinterpret_cast<const std::byte*>(copy.data()), copy.size()});
   ASSERT_TRUE(h.ok()) << h.status();
   EXPECT_EQ(*h->ReadF32("q8", rows), q);
+}
+std::string Text(const GgufEntry& e) {
+  return {reinterpret_cast<const char*>(e.value.data()), e.value.size()};
+}
+// A file as others write it: narrow integers, single floats, an alignment of its own, an order that
+// is not the alphabet's.
+std::string Foreign() {
+  std::string s = "GGUF";
+  const auto put = [&s](auto v) { s.append(reinterpret_cast<const char*>(&v), sizeof v); };
+  const auto text = [&](const std::string& t) {
+    put(uint64_t{t.size()});
+    s += t;
+  };
+  put(uint32_t{3});
+  put(uint64_t{2});
+  put(uint64_t{6});
+  text("general.alignment");
+  put(uint32_t{4});
+  put(uint32_t{64});
+  text("z.u32");
+  put(uint32_t{4});
+  put(uint32_t{7});
+  text("a.u8");
+  put(uint32_t{0});
+  put(uint8_t{200});
+  text("m.float");
+  put(uint32_t{6});
+  put(0.1f);
+  text("b.flags");
+  put(uint32_t{9});
+  put(uint32_t{7});
+  put(uint64_t{3});
+  s += std::string("\1\0\1", 3);
+  text("c.texts");
+  put(uint32_t{9});
+  put(uint32_t{8});
+  put(uint64_t{2});
+  text("x");
+  text("yz");
+  for (const auto& [name, type, offset] :
+       {std::tuple("second", 1u, 64u), std::tuple("first", 8u, 0u)}) {
+    text(name);
+    put(uint32_t{2});
+    put(uint64_t{32});
+    put(uint64_t{1});
+    put(uint32_t{type});
+    put(uint64_t{offset});
+  }
+  s.resize((s.size() + 63) / 64 * 64);
+  put(F32ToF16(0.25f));
+  for (int i = 0; i < 32; ++i) put(static_cast<int8_t>(i - 16));
+  s.resize((s.size() + 63) / 64 * 64);
+  for (int i = 0; i < 32; ++i) put(F32ToF16(static_cast<float>(i) / 3));
+  return s;
+}
+absl::StatusOr<Gguf> Parse(const std::string& s) {
+  return Gguf::Parse({reinterpret_cast<const std::byte*>(s.data()), s.size()});
+}
+TEST(GgufWriter, CopiesAFileByteForByte) {
+  const std::string bytes = Foreign();
+  const auto file = Parse(bytes);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT(file->tensor_names(), testing::ElementsAre("second", "first"));
+  GgufWriter w;
+  w.CopyValues(*file);
+  for (const std::string& name : file->tensor_names()) w.Copy(**file->Tensor(name));
+  const std::string copy = w.Bytes();
+  const auto again = Parse(copy);
+  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_EQ(again->entries().size(), file->entries().size());
+  for (size_t i = 0; i < file->entries().size(); ++i) {
+    EXPECT_EQ(again->entries()[i].key, file->entries()[i].key);
+    EXPECT_EQ(Text(again->entries()[i]), Text(file->entries()[i])) << file->entries()[i].key;
+  }
+  EXPECT_EQ(again->tensor_names(), file->tensor_names());
+  for (const auto& [name, t] : again->tensors()) {
+    EXPECT_EQ((t.data - reinterpret_cast<const std::byte*>(copy.data())) % 64, 0) << name;
+    EXPECT_EQ(std::memcmp(t.data, (*file->Tensor(name))->data, t.bytes), 0) << name;
+  }
+  // What is cut short is refused, wherever it is cut.
+  for (size_t n = 0; n + 64 < copy.size(); n += 7) EXPECT_FALSE(Parse(copy.substr(0, n)).ok()) << n;
+}
+TEST(GgufWriter, ReplacesIntegersInTheirType) {
+  const std::string bytes = Foreign();
+  const auto file = Parse(bytes);
+  GgufWriter w;
+  w.CopyValues(*file);
+  ASSERT_TRUE(w.Replace("z.u32", 5).ok());
+  ASSERT_TRUE(w.Replace("a.u8", 255).ok());
+  const std::string copy = w.Bytes();
+  const auto again = Parse(copy);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(*again->Int("z.u32"), 5);
+  EXPECT_EQ(*again->Int("a.u8"), 255);
+  EXPECT_EQ(again->entries()[1].value.size(), 8u);
+  EXPECT_EQ(again->entries()[2].value.size(), 5u);
+  EXPECT_THAT(std::string(w.Replace("a.u8", 256).message()),
+              testing::HasSubstr("'a.u8' of 8 bits does not hold 256"));
+  EXPECT_THAT(std::string(w.Replace("z.u32", -1).message()), testing::HasSubstr("32 bits"));
+  EXPECT_THAT(std::string(w.Replace("m.float", 1).message()), testing::HasSubstr("is no integer"));
+  EXPECT_EQ(w.Replace("none", 1).code(), absl::StatusCode::kNotFound);
+}
+TEST(GgufWriter, WhatOnlyLostWeightsKeepsItsBits) {
+  const std::string bytes = Foreign();
+  const auto file = Parse(bytes);
+  for (const char* name : {"first", "second"}) {
+    const GgufTensor& t = **file->Tensor(name);
+    const std::vector<float> was = GgufDecode(t);
+    EXPECT_EQ(*GgufEncodeLike(t, was), std::string(reinterpret_cast<const char*>(t.data), t.bytes));
+    std::vector<float> left = was;
+    left[0] = 0;  // the largest of the block
+    left[20] = 0;
+    const std::string stored = *GgufEncodeLike(t, left);
+    GgufTensor back = t;
+    back.data = reinterpret_cast<const std::byte*>(stored.data());
+    EXPECT_EQ(GgufDecode(back), left) << name;
+  }
+  // Another number than those that were: a scale of its own, and 0 stays 0.
+  const GgufTensor& t = **file->Tensor("first");
+  std::vector<float> moved = GgufDecode(t);
+  moved[1] = 0.3f;
+  moved[2] = 0;
+  const std::string stored = *GgufEncodeLike(t, moved);
+  GgufTensor back = t;
+  back.data = reinterpret_cast<const std::byte*>(stored.data());
+  const std::vector<float> got = GgufDecode(back);
+  EXPECT_EQ(got[2], 0);
+  for (size_t i = 0; i < moved.size(); ++i) EXPECT_NEAR(got[i], moved[i], 4.0 / 127) << i;
+}
+TEST(GgufWriter, NumbersThatATypeCannotHoldAreRefused) {
+  const std::string bytes = Foreign();
+  const auto file = Parse(bytes);
+  const GgufTensor& f16 = **file->Tensor("second");
+  std::vector<float> x(32);
+  x[3] = 70000;
+  EXPECT_THAT(std::string(GgufEncodeLike(f16, x).status().message()),
+              testing::HasSubstr("element 3 of tensor 'second' is 70000; allowed in F16"));
+  x[3] = NAN;
+  EXPECT_THAT(std::string(GgufEncodeLike(f16, x).status().message()), testing::HasSubstr("is nan"));
+  EXPECT_TRUE(GgufEncodeLike(**file->Tensor("first"), std::vector<float>(32, 70000)).ok());
+  EXPECT_THAT(std::string(GgufEncodeLike(f16, std::vector<float>(31)).status().message()),
+              testing::HasSubstr("holds 32 elements; 31 were given"));
 }
 TEST(GgufWriter, ErrorsSayWhatIsWrong) {
   GgufWriter w;
