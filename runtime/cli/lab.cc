@@ -43,6 +43,7 @@ void AddLab(CLI::App& app, const Exit& exit) {
   AddComparison(app, exit);
   AddLearned(app, exit);
   AddEncoder(app, exit);
+  AddPrune(app, exit);
 }
 
 std::function<int()> AddAttentionDemo(CLI::App& demo, CLI::Option* sidecar) {

@@ -7,7 +7,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 // perplexity, facts, generate, compare, search, search-schedule, evaluate, calibrate, classify,
-// prune-encoder.
+// prune-encoder, prune.
 void AddLab(CLI::App&, const Exit&);
 // The attention demo's options on `demo`, refused beside `sidecar`, the flag of the other demo.
 // Returns what runs it.

@@ -29,11 +29,12 @@ struct LabModel {
 };
 void AddThreads(CLI::App& app, int& threads);
 
-// One file a group: lab_score.cc, lab_compare.cc, lab_learned.cc, lab_encoder.cc.
+// One file a group: lab_score.cc, lab_compare.cc, lab_learned.cc, lab_encoder.cc, lab_prune.cc.
 void AddScoring(CLI::App& app, const Exit& exit);     // perplexity, facts, generate
 void AddComparison(CLI::App& app, const Exit& exit);  // compare, search
 void AddLearned(CLI::App& app, const Exit& exit);     // evaluate, calibrate, search-schedule
 void AddEncoder(CLI::App& app, const Exit& exit);     // classify, prune-encoder
+void AddPrune(CLI::App& app, const Exit& exit);       // prune
 }  // namespace cli
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_

@@ -17,7 +17,7 @@ int NoHost(const std::string& command) {
 void AddLab(CLI::App& app, const Exit& exit) {
   for (const char* name :
        {"perplexity", "facts", "generate", "compare", "search", "search-schedule", "evaluate",
-        "calibrate", "classify", "prune-encoder"}) {
+        "calibrate", "classify", "prune-encoder", "prune"}) {
     auto* s = app.add_subcommand(name, "Not in this build: it has no model host");
     s->allow_extras();
     s->footer("Example: cmake -DSLUICE_BUILD_HOST=ON ... builds it in");

@@ -163,6 +163,23 @@ absl::Status Engine::Feed(const std::vector<int32_t>& tokens, int64_t from,
   return absl::OkStatus();
 }
 
+absl::Status Engine::RunLayerAlone(int64_t layer, int64_t n, float* x) {
+  const ModelShape& m = model_.shape;
+  if (layer < 0 || layer >= m.layers || n < 0 || n > impl_->capacity)
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " of ", n,
+                                                   " tokens; allowed: layers 0 to ", m.layers - 1,
+                                                   ", up to ", impl_->capacity, " tokens"));
+  if (decides_by_prompt())
+    return absl::InvalidArgumentError("a layer alone, but the prompt decides what it leaves out");
+  Reset();
+  impl_->cache[layer].Begin();
+  for (int64_t at = 0; at < n; at += options_.chunk) {
+    const int64_t count = std::min(options_.chunk, n - at);
+    SLUICE_RETURN_IF_ERROR(RunLayer({layer, x + at * m.width, at, count, n}));
+  }
+  return absl::OkStatus();
+}
+
 // Of the last n tokens, those at or after `from`.
 void Engine::VisitLogits(int64_t n, int64_t from,
                          const std::function<void(int64_t, const float*)>& visit) {
@@ -237,7 +254,9 @@ absl::Status Engine::RunAttention(const Pass& p) {
     const float* k = s.qkv.data() + q_width;
     cache.Append(k, k + kv_width, row, p.begin, p.n);
     if (s.routing.pruning) s.routing.pruning->AddQueries(s.qkv.data(), row, p.n);
+    if (options_.on_input) options_.on_input(p.layer, MatrixInput::kAttention, p.n, s.h.data());
     SLUICE_RETURN_IF_ERROR(Attend(p, s.qkv.data(), row, p.n, {}));
+    if (options_.on_input) options_.on_input(p.layer, MatrixInput::kAttentionOut, p.n, s.o.data());
     s.math->MatMul(s.o.data(), layer.attn_out.data(), p.n, q_width, m.width, p.x, true);
     return absl::OkStatus();
   }
@@ -266,6 +285,9 @@ absl::Status Engine::RunFfn(const Pass& p) {
   SLUICE_ASSIGN_OR_RETURN(const bool approximate, RouteTokens(p, 1));
   if (!approximate) {
     impl_->math->Ffn(layer, impl_->h.data(), p.n, p.x, true);
+    if (!options_.on_input) return absl::OkStatus();
+    options_.on_input(p.layer, MatrixInput::kFfn, p.n, impl_->h.data());
+    options_.on_input(p.layer, MatrixInput::kFfnDown, p.n, impl_->math->activations());
     return absl::OkStatus();
   }
   return RunTokens(p, 1, [&](const UnitRows& rows, const RunContext&) {

@@ -18,6 +18,11 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
+// What a layer's matrices are multiplied with: the normalised state (q, k and v), attention's
+// output (the output projection), the normalised state (gate and up), the activations (down).
+enum class MatrixInput : uint8_t { kAttention, kAttentionOut, kFfn, kFfnDown };
+inline constexpr int64_t kMatrixInputs = 4;
+
 struct EngineOptions {
   std::string router =
       "dense";  // an attention router's spec, or a composition (policies/compose/attention.h)
@@ -33,6 +38,9 @@ struct EngineOptions {
   // width], packed.
   std::function<void(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u)>
       observe;
+  // Sees what the matrices of every layer are multiplied with, packed rows [n, the matrix's width].
+  // Units that route their tokens are not seen.
+  std::function<void(int64_t layer, MatrixInput input, int64_t n, const float* x)> on_input;
   // Sees every plan that was attended to and how long that took; not in the timing.
   std::function<void(int64_t layer, const AttentionPlan& plan, double seconds)> on_plan;
   int64_t quality_stride =
@@ -68,6 +76,12 @@ class Engine {
   absl::Status Feed(const std::vector<int32_t>& tokens, int64_t from,
                     const std::function<void(int64_t position, const float* logits)>& visit = {},
                     const std::function<void(int64_t done)>& progress = {});
+
+  // One layer by itself, on the residual stream x [n, width] of a sequence from its beginning, in
+  // place. Forgets the sequence. Reads the model's weights as they are now: how a calibration goes
+  // through a model layer by layer. InvalidArgument for another layer or length, or where layers or
+  // tokens of a prompt are left out.
+  absl::Status RunLayerAlone(int64_t layer, int64_t n, float* x);
 
   const Model& model() const { return model_; }
   const Timing& timing() const { return timing_; }

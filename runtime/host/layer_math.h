@@ -27,6 +27,8 @@ class LayerMath {
   void Rotate(float* x, int64_t heads, int64_t position) const;
   // y [n, width] (+)= FFN(h).
   void Ffn(const Layer& layer, const float* h, int64_t n, float* y, bool accumulate);
+  // What the last Ffn multiplied its last matrix with, [n, ffn].
+  const float* activations() const { return act_.data(); }
   // y [n, out] = x [n, in] W^T (+ y when accumulate).
   void MatMul(const float* x, const float* w, int64_t n, int64_t in, int64_t out, float* y,
               bool accumulate = false);

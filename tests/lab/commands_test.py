@@ -3,6 +3,7 @@
 is an error that says what was given and what is allowed. Usage: commands_test.py SLUICE MODELS OUT_FOLDER"""
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ shutil.rmtree(out, ignore_errors=True)
 os.makedirs(out)
 TOKENS = os.path.join(models, "sluice-mini-eval.u16")
 COMMANDS = ["demo", "perplexity", "facts", "generate", "compare", "search", "search-schedule", "evaluate", "calibrate", "classify", "prune-encoder",
+            "prune",
             "serve", "keygen", "route", "feedback", "explain", "top", "experiment", "warm-up", "policy", "intent", "replay", "bench", "plugin", "list"]
 
 
@@ -84,6 +86,19 @@ assert "mean_pool:k=2" in said and "wrote demo.html" in said, said
 assert os.path.getsize(os.path.join(out, "demo.html")) > 1000
 run("prune-encoder", "--conversion", os.path.join(models, "shrp-half-routed-s1.gguf"), "--out", "pruned.gguf")
 assert run("classify", "--encoder", "pruned.gguf", "--text", "What is 12 times 7?")
+MODEL = os.path.join(models, "sluice-mini-q8_0.gguf")
+prune = ["prune", MODEL, "half.gguf", "--calibrate", TOKENS, "--count", "256", "--window", "128", "--held-out-count", "256"]
+said = run(*prune, "--method", "sparse_gpt", "--pattern", "2:4")
+told = re.search(r"perplexity (\d+\.\d+), before (\d+\.\d+), over 256 held-out tokens in windows of 128", said)
+assert told and float(told[1]) > float(told[2]), said
+assert "layer 5: attn_q 0." in said and "wrote half.gguf: 12716320 bytes (before: 12716320)" in said, said
+of_file = ["perplexity", "--tokens", TOKENS, "--skip", "256", "--count", "128", "--windows", "2", "--model"]
+for path, expected in ((MODEL, told[2]), ("half.gguf", told[1])):
+    measured = re.match(r"perplexity (\d+\.\d+)", run(*of_file, path))
+    assert abs(float(measured[1]) / float(expected) - 1) < 1e-3, (path, measured[1], expected)
+assert ", goes" in run(*prune, "--method", "layers", "--sparsity", "0.2")
+assert run(*of_file, "half.gguf").startswith("perplexity")
+run(*prune, "--method", "wanda")
 calibrate = ["calibrate", "--tokens", TOKENS, "--count", "512", "--window", "256", "--rank", "4"]
 run(*calibrate, "--out", "informed.gguf")
 assert "informed_routing" in run("demo", "--length", "512", "--facts", "2", "--routers", "dense", "informed_routing:weights=informed.gguf")
@@ -151,6 +166,22 @@ for option, value in (("--prompts", "0"), ("--length", "10"), ("--speed-length",
 refused("evaluate", "flux_attention", "--length", "16385", says="allowed: 512 to the model's context of 16384")
 refused("evaluate", "flux_attention", "--speed-length", "10", says="allowed: 256 to the model's context")
 
+for option, value in (("--sparsity", "nan"), ("--sparsity", "-0.1"), ("--sparsity", "1.5"), ("--skip", "-1"), ("--count", "1"), ("--window", "0"),
+                      ("--held-out-skip", "x"), ("--held-out-count", "0"), ("--threads", "-1"), ("--count", HUGE)):
+    refused(*prune, option, value, says=[f"'{value}' was given", "allowed: "])
+refused(*prune, "--sparsity", "1", says="a sparsity of 1; allowed: 0 to below 1")
+refused(*prune, "--window", "16385", says="allowed: 2 to the model's context of 16384")
+refused(*prune, "--count", "65536", says="holds 65536 tokens; asked for 256 after 65536")
+refused(*prune, "--pattern", "2:5", says="a sparsity of 0.6, and 0.5 was given")
+refused(*prune, "--pattern", "5:10", says="width 384 is no multiple of M = 10")
+refused(*prune, "--pattern", "4:2", says="allowed: N:M with N below M")
+refused(*prune, "--method", "mean_pool", says="no method 'mean_pool'")
+refused(*prune, "--start", "wanda", says="chooses its own mask")
+refused(*prune, "--method", "layers", "--sparsity", "0.1", says="0.1 of 6 layers; allowed")
+refused(*prune, "--held-out", TOKENS, says="calibrated on; allowed: tokens that are not")
+refused("prune", MODEL, MODEL, says="is the file that is read; allowed: another")
+refused("prune", MODEL, says="out is required")
+
 # Files. A pipe would wait for ever, a folder and a device have no size.
 pipe = os.path.join(out, "pipe")
 os.mkfifo(pipe)
@@ -162,6 +193,18 @@ for path in (pipe, "/dev/zero", out):
     refused("classify", "--encoder", path, "--text", "x", says="not a regular file")
     refused("compare", "--tokens", path, says="not a regular file")
     refused("demo", "--routers", "dense", f"ftp:weights={path}", "--length", "256", "--facts", "1", says="not a regular file")
+refused("prune", TOKENS, "no.gguf", "--calibrate", TOKENS, says="not a GGUF file")
+refused("prune", pipe, "no.gguf", says="not a regular file")
+refused(*prune, "--calibrate", pipe, says="not a regular file")
+refused(*prune, "--calibrate", file("short.txt", b"a few words"), says="tokens; asked for 256 after 0")
+assert not os.path.exists(os.path.join(out, "no.gguf"))
+# A disk that fills up leaves what was there, and nothing beside it.
+kept = open(os.path.join(out, "half.gguf"), "rb").read()
+for name in ("half.gguf", "full.gguf"):
+    r = subprocess.run([sluice, prune[0], MODEL, name, "--method", "magnitude"], capture_output=True, text=True, cwd=out, timeout=60, restore_signals=False,
+                       preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)))
+    assert r.returncode == 1 and f"cannot write {name}" in r.stderr, r
+assert open(os.path.join(out, "half.gguf"), "rb").read() == kept and not os.path.exists(os.path.join(out, "full.gguf"))
 refused("perplexity", "--tokens", "nowhere", says="cannot open nowhere")
 refused("perplexity", "--tokens", file("empty"), says="holds no tokens")
 refused("perplexity", "--tokens", file("odd", b"abc"), says="holds 3 bytes")
@@ -176,7 +219,8 @@ refused(*perplexity, "--router", "nothing", says="no method 'nothing'")
 for path in ("no/such/folder/file", out, "/dev/full"):
     before = os.stat("/dev/full").st_mode
     for args in ([*perplexity, "--nll"], [*demo, "--report"], [*calibrate, "--out"],
-                 ["prune-encoder", "--conversion", os.path.join(models, "shrp-half-routed-s1.gguf"), "--out"]):
+                 ["prune-encoder", "--conversion", os.path.join(models, "shrp-half-routed-s1.gguf"), "--out"],
+                 ["prune", MODEL]):
         refused(*args, path, says=f"cannot write {path}")
     assert os.stat("/dev/full").st_mode == before
 refused(*compare[:-1], "no/such/folder/report", says="cannot write no/such/folder/report")

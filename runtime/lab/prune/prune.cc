@@ -1,0 +1,319 @@
+#include "sluice/runtime/lab/prune/prune.h"
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "sluice/api/check.h"
+#include "sluice/runtime/base/whole_file.h"
+#include "sluice/runtime/dynload/installed.h"
+#include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/lab/progress.h"
+#include "sluice/runtime/lab/prune/prune_layers.h"
+#include "sluice/runtime/lab/prune/prune_neurons.h"
+#include "sluice/runtime/lab/prune/prune_weights.h"
+#include "sluice/runtime/lab/score.h"
+#include "sluice/runtime/text/text_file.h"
+#include "sluice/runtime/weights/gguf_writer.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+namespace {
+using Stages = std::vector<std::unique_ptr<const WeightPruner>>;
+
+bool SameFile(const std::string& a, const std::string& b) {
+  std::error_code error;
+  return std::filesystem::equivalent(a, b, error) && !error;
+}
+
+// Tokens [skip, skip + count) of a text or of a file of ids.
+absl::StatusOr<std::vector<int32_t>> ReadText(const host::Model& model, const std::string& path,
+                                              int64_t skip, int64_t count) {
+  if (absl::EndsWith(path, ".u16")) return ReadTokens(path, skip, count);
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
+  const std::vector<int32_t> all = model.tokenizer.Encode(text);
+  const int64_t held = std::ssize(all);
+  if (skip > held || count > held - skip)
+    return absl::OutOfRangeError(
+        absl::StrCat(path, " holds ", held, " tokens; asked for ", count, " after ", skip));
+  return std::vector<int32_t>(all.begin() + skip, all.begin() + skip + count);
+}
+
+struct Texts {
+  std::vector<int32_t> calibration, held_out;
+};
+absl::StatusOr<Texts> ReadTexts(const host::Model& model, const PruneOptions& o) {
+  Texts t;
+  if (!o.calibrate.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(t.calibration, ReadText(model, o.calibrate, o.skip, o.count));
+  }
+  if (o.held_out.empty() && o.calibrate.empty()) return t;
+  if (o.held_out.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(
+        t.held_out,
+        ReadText(model, o.calibrate, o.skip + o.count + o.held_out_skip, o.held_out_count));
+    return t;
+  }
+  const bool apart =
+      o.held_out_skip >= o.skip + o.count || o.skip >= o.held_out_skip + o.held_out_count;
+  if (!apart && !o.calibrate.empty() && SameFile(o.held_out, o.calibrate))
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokens ", o.held_out_skip, " to ", o.held_out_skip + o.held_out_count, " of ",
+                     o.held_out, " are held out, and tokens ", o.skip, " to ", o.skip + o.count,
+                     " of the same file are calibrated on; allowed: tokens that are not"));
+  SLUICE_ASSIGN_OR_RETURN(t.held_out,
+                          ReadText(model, o.held_out, o.held_out_skip, o.held_out_count));
+  return t;
+}
+
+// Of the held-out tokens in windows, each with an empty context.
+absl::StatusOr<double> HeldOutPerplexity(const host::Model& model,
+                                         const std::vector<int32_t>& tokens, const PruneOptions& o,
+                                         const std::string& what) {
+  host::EngineOptions options;
+  options.threads = o.threads;
+  options.max_tokens = o.window;
+  SLUICE_ASSIGN_OR_RETURN(const auto engine, host::Engine::Create(model, options));
+  const int64_t n = std::ssize(tokens);
+  const auto progress = Progress(what, n);
+  double nll = 0;
+  int64_t predicted = 0;
+  for (int64_t at = 0; at + 2 <= n; at += o.window) {
+    const int64_t end = std::min(n, at + o.window);
+    SLUICE_ASSIGN_OR_RETURN(const double p,
+                            host::Perplexity(*engine, {tokens.begin() + at, tokens.begin() + end}));
+    nll += std::log(p) * static_cast<double>(end - at - 1);
+    predicted += end - at - 1;
+    progress(end);
+  }
+  return std::exp(nll / static_cast<double>(predicted));
+}
+
+absl::StatusOr<Stages> MakeStages(const PruneOptions& o) {
+  const FactoryMap<WeightPruner>& methods = InstalledMethods().registry.pruners;
+  auto last = methods.Create(o.method);
+  if (!last.ok()) return WithRefused(last.status());
+  Stages stages;
+  if ((*last)->traits().repairs) {
+    auto first = methods.Create(o.start.empty() ? "wanda" : o.start);
+    if (!first.ok()) return WithRefused(first.status());
+    if ((*first)->traits().repairs)
+      return absl::InvalidArgumentError(absl::StrCat(
+          "'", o.start, "' repairs a mask and cannot start one; allowed: one that chooses"));
+    stages.push_back(*std::move(first));
+  } else if (!o.start.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a start, '", o.start, "', for ", o.method,
+        ", which chooses its own mask; allowed with a method that repairs one, as dsnot"));
+  }
+  stages.push_back(*std::move(last));
+  return stages;
+}
+
+void PrintErrors(const std::vector<PrunedMatrix>& matrices) {
+  std::string layer;
+  for (const PrunedMatrix& m : matrices) {
+    const std::vector<std::string> parts = absl::StrSplit(m.name, '.');
+    if (parts[1] != layer) std::printf("%slayer %s:", layer.empty() ? "" : "\n", parts[1].c_str());
+    layer = parts[1];
+    std::printf(" %s %.4f", parts[2].c_str(), std::sqrt(m.error));
+  }
+  std::printf("\n");
+}
+
+absl::StatusOr<GgufWriter> PruneToWeights(const Gguf& file, host::Model& model, const Texts& texts,
+                                          const PruneOptions& o) {
+  SLUICE_ASSIGN_OR_RETURN(const PruneTarget target, ReadPruneTarget(o));
+  SLUICE_ASSIGN_OR_RETURN(const Stages stages, MakeStages(o));
+  for (const auto& stage : stages) {
+    if (stage->traits().reads != 0 && texts.calibration.empty())
+      return absl::InvalidArgumentError(
+          absl::StrCat(stage->name(), " reads statistics of a text; give one to calibrate on"));
+  }
+  const WeightPruning how = {
+      .stages = stages,
+      .target = target,
+      .repair_attention_only = o.repair_attention_only,
+      .window = o.window,
+      .threads = o.threads,
+  };
+  const int64_t layers = model.shape.layers;
+  const auto progress = Progress(absl::StrCat("pruning ", layers, " layers"), 1000 * layers);
+  SLUICE_ASSIGN_OR_RETURN(const PrunedWeights pruned,
+                          PruneWeights(file, model, texts.calibration, how,
+                                       [&](double done) { progress(std::llround(1000 * done)); }));
+
+  if (!texts.calibration.empty()) {
+    std::printf("relative error of the outputs over %td tokens\n", std::ssize(texts.calibration));
+    PrintErrors(pruned.matrices);
+  }
+  int64_t zeros = 0;
+  int64_t weights = 0;
+  for (const PrunedMatrix& m : pruned.matrices) {
+    zeros += m.zeros;
+    weights += m.weights;
+  }
+  std::printf("%lld of %lld weights are 0, %.4f\n", static_cast<long long>(zeros),
+              static_cast<long long>(weights),
+              static_cast<double>(zeros) / static_cast<double>(weights));
+
+  GgufWriter out;
+  out.CopyValues(file);
+  for (const std::string& name : file.tensor_names()) {
+    GgufTensor t = **file.Tensor(name);
+    const auto changed = pruned.tensors.find(name);
+    if (changed != pruned.tensors.end())
+      t.data = reinterpret_cast<const std::byte*>(changed->second.data());
+    out.Copy(t);
+  }
+  return out;
+}
+
+// Of layers and neurons: they are measured on a text, and a share of them goes.
+absl::Status CheckWhole(const Texts& texts, const PruneOptions& o) {
+  if (!o.pattern.empty() || !o.start.empty() || o.scope != "row")
+    return absl::InvalidArgumentError(
+        absl::StrCat("a pattern, scope or start for whole ", o.method, "; allowed: a sparsity"));
+  if (!texts.calibration.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(o.method, " are measured on a text; give one to calibrate on"));
+}
+
+absl::StatusOr<GgufWriter> PruneToNeurons(const Gguf& file, host::Model& model, const Texts& texts,
+                                          const PruneOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckWhole(texts, o));
+  const int64_t neurons = model.shape.ffn;
+  const int64_t stay = NeuronsThatStay(neurons, o.sparsity);
+  if (stay == neurons || stay == 0)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a share of ", o.sparsity, " of ", neurons, " neurons a layer, of which blocks of 32 stay",
+        "; allowed: a share by which at least one block goes and one stays"));
+  Stages stages;
+  SLUICE_ASSIGN_OR_RETURN(stages.emplace_back(),
+                          InstalledMethods().registry.pruners.Create("weight/wanda"));
+  WeightPruning how = {.stages = stages, .window = o.window, .threads = o.threads};
+  how.target_of = [stay](const std::string& name, int64_t rows,
+                         int64_t) -> std::optional<PruneTarget> {
+    if (!absl::EndsWith(name, ".ffn_down.weight")) return std::nullopt;
+    return PruneTarget{.kind = PruneTarget::Kind::kCount,
+                       .scope = PruneTarget::Scope::kBlock,
+                       .count = stay,
+                       .block_rows = rows,
+                       .block_cols = 1};
+  };
+  const int64_t layers = model.shape.layers;
+  const auto progress = Progress(absl::StrCat("pruning ", layers, " layers"), 1000 * layers);
+  SLUICE_ASSIGN_OR_RETURN(const PrunedWeights pruned,
+                          PruneWeights(file, model, texts.calibration, how,
+                                       [&](double done) { progress(std::llround(1000 * done)); }));
+  std::printf("%lld of %lld neurons a layer stay\n", static_cast<long long>(stay),
+              static_cast<long long>(neurons));
+  return WithoutNeurons(file, pruned.masks);
+}
+
+absl::StatusOr<GgufWriter> PruneToLayers(const Gguf& file, const host::Model& model,
+                                         const Texts& texts, const PruneOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckWhole(texts, o));
+  const int64_t layers = model.shape.layers;
+  const auto progress = Progress("measuring layers", layers);
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<double> influence,
+                          LayerInfluence(model, texts.calibration, o.window, o.threads,
+                                         [&](double done) { progress(std::llround(done)); }));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int64_t> stay, LayersThatStay(influence, o.sparsity));
+  for (int64_t l = 0; l < layers; ++l) {
+    const bool stays = std::find(stay.begin(), stay.end(), l) != stay.end();
+    std::printf("layer %lld: turns the state by 1 - cos = %.4f%s\n", static_cast<long long>(l),
+                influence[static_cast<size_t>(l)], stays ? "" : ", goes");
+  }
+  return WithLayers(file, stay);
+}
+absl::StatusOr<GgufWriter> PruneBy(const Gguf& file, host::Model& model, const Texts& texts,
+                                   const PruneOptions& o) {
+  if (o.method == "layers") return PruneToLayers(file, model, texts, o);
+  if (o.method == "neurons") return PruneToNeurons(file, model, texts, o);
+  return PruneToWeights(file, model, texts, o);
+}
+}  // namespace
+
+absl::StatusOr<PruneTarget> ReadPruneTarget(const PruneOptions& o) {
+  if (!(o.sparsity >= 0 && o.sparsity < 1))
+    return absl::OutOfRangeError(
+        absl::StrCat("a sparsity of ", o.sparsity, "; allowed: 0 to below 1"));
+  PruneTarget t = {.ratio = o.sparsity};
+  if (o.scope == "layer") {
+    t.scope = PruneTarget::Scope::kLayer;
+  } else if (o.scope != "row") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a share of '", o.scope, "'; allowed: row, layer"));
+  }
+  if (o.pattern.empty()) return t;
+
+  const auto read = [&](char between, int64_t& first, int64_t& second) {
+    const std::vector<std::string> parts = absl::StrSplit(o.pattern, between);
+    return parts.size() == 2 && absl::SimpleAtoi(parts[0], &first) &&
+           absl::SimpleAtoi(parts[1], &second) && first > 0 && second > 0;
+  };
+  if (t.scope == PruneTarget::Scope::kLayer)
+    return absl::InvalidArgumentError(
+        absl::StrCat("the pattern ", o.pattern, " of a layer; allowed: a pattern or a scope"));
+  if (read(':', t.n, t.m) && t.n < t.m) {
+    const double share = 1 - static_cast<double>(t.n) / static_cast<double>(t.m);
+    if (std::abs(share - o.sparsity) > 1e-9)
+      return absl::InvalidArgumentError(absl::StrCat("the pattern ", o.pattern,
+                                                     " is a sparsity of ", share, ", and ",
+                                                     o.sparsity, " was given"));
+    t.kind = PruneTarget::Kind::kNofM;
+    return t;
+  }
+  if (read('x', t.block_rows, t.block_cols)) {
+    t.scope = PruneTarget::Scope::kBlock;
+    return t;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("the pattern '", o.pattern,
+                   "'; allowed: N:M with N below M (N of every M stay), or blocks ROWSxCOLUMNS"));
+}
+
+absl::Status RunPrune(const PruneOptions& o) {
+  if (SameFile(o.in, o.out))
+    return absl::InvalidArgumentError(
+        absl::StrCat(o.out, " is the file that is read; allowed: another file to write"));
+  SLUICE_RETURN_IF_ERROR(ReadPruneTarget(o).status());
+  SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(o.in));
+  SLUICE_ASSIGN_OR_RETURN(host::Model model, host::LoadModel(o.in));
+  SLUICE_RETURN_IF_ERROR(CheckLength("a window", o.window, 2, model));
+  const bool whole = o.method == "layers" || o.method == "neurons";
+  if (!whole) SLUICE_RETURN_IF_ERROR(MakeStages(o).status());
+  SLUICE_RETURN_IF_ERROR(CheckWritable(o.out));
+  SLUICE_ASSIGN_OR_RETURN(const Texts texts, ReadTexts(model, o));
+
+  double before = 0;
+  if (!texts.held_out.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(before,
+                            HeldOutPerplexity(model, texts.held_out, o, "perplexity before"));
+  }
+  SLUICE_ASSIGN_OR_RETURN(const GgufWriter out, PruneBy(file, model, texts, o));
+  SLUICE_RETURN_IF_ERROR(out.Write(o.out));
+  std::printf("wrote %s: %ju bytes (before: %ju)\n", o.out.c_str(),
+              std::filesystem::file_size(o.out), std::filesystem::file_size(o.in));
+  if (texts.held_out.empty()) {
+    std::printf("no held-out tokens were given: perplexity is not measured\n");
+    return absl::OkStatus();
+  }
+  SLUICE_ASSIGN_OR_RETURN(const host::Model written, host::LoadModel(o.out));
+  SLUICE_ASSIGN_OR_RETURN(const double after,
+                          HeldOutPerplexity(written, texts.held_out, o, "perplexity after"));
+  std::printf("perplexity %.4f, before %.4f, over %td held-out tokens in windows of %lld\n", after,
+              before, std::ssize(texts.held_out), static_cast<long long>(o.window));
+  return absl::OkStatus();
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE

@@ -1,0 +1,41 @@
+#ifndef SLUICE_RUNTIME_LAB_PRUNE_PRUNE_H_
+#define SLUICE_RUNTIME_LAB_PRUNE_PRUNE_H_
+// Prunes a model's file into another that any host of the format loads: weights of the layers'
+// matrices set to 0, or whole layers or neurons left out.
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "sluice/api/weight_pruner.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+struct PruneOptions {
+  std::string in, out;           // GGUF files
+  std::string method = "wanda";  // a pruner of weights, name:key=value,...; "layers" or "neurons"
+  std::string start;             // the pruner whose mask a repair starts from; "": wanda
+  double sparsity = 0.5;         // share that goes, [0, 1)
+  std::string pattern;           // "N:M": N of every M neighbours stay; "BxC": blocks; "": any
+  std::string scope = "row";     // of the share: row or layer (the whole matrix)
+  bool repair_attention_only = false;
+
+  std::string calibrate;  // text, or 16-bit token ids where it ends in .u16; "": none
+  int64_t skip = 0;       // tokens of it
+  int64_t count = 16384;
+  int64_t window = 2048;  // tokens of a sequence, here and for perplexity
+  std::string held_out;   // "": what follows the tokens that are calibrated on
+  int64_t held_out_skip = 0;
+  int64_t held_out_count = 16384;
+  int threads = 0;
+};
+// "2:4", "4x8", or "" with a share of a row or layer -> a target. Errors say what is allowed.
+absl::StatusOr<PruneTarget> ReadPruneTarget(const PruneOptions& o);
+
+// Reads `in`, prunes, writes `out` whole or not at all, and prints perplexity on the held-out
+// tokens before and after, after from the file that was written. `in` is only read; `out` is
+// another file. Held-out tokens that are also calibrated on are refused.
+absl::Status RunPrune(const PruneOptions& options);
+}  // namespace lab
+SLUICE_END_NAMESPACE
+#endif  // SLUICE_RUNTIME_LAB_PRUNE_PRUNE_H_

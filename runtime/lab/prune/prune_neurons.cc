@@ -1,0 +1,99 @@
+#include "sluice/runtime/lab/prune/prune_neurons.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "sluice/api/check.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+namespace {
+// The columns that a mask keeps, all of each.
+absl::StatusOr<std::vector<int64_t>> Columns(const std::string& name, const Mask& mask) {
+  std::vector<int64_t> kept;
+  for (int64_t c = 0; c < mask.cols(); ++c) {
+    int64_t rows = 0;
+    for (int64_t r = 0; r < mask.rows(); ++r) rows += mask.kept(r, c);
+    if (rows != 0 && rows != mask.rows())
+      return absl::InvalidArgumentError(absl::StrCat("the mask of ", name, " keeps ", rows, " of ",
+                                                     mask.rows(), " weights of column ", c,
+                                                     "; allowed: all or none"));
+    if (rows > 0) kept.push_back(c);
+  }
+  return kept;
+}
+
+// The tensor with these of its rows; shape [row, rows].
+void AddRows(const GgufTensor& t, const std::vector<int64_t>& rows, std::string& memory,
+             GgufWriter& out) {
+  const uint64_t each = t.bytes / t.shape[1];
+  memory.clear();
+  for (int64_t r : rows)
+    memory.append(reinterpret_cast<const char*>(t.data) + static_cast<uint64_t>(r) * each, each);
+  GgufTensor cut = t;
+  cut.shape[1] = rows.size();
+  cut.elements = cut.shape[0] * cut.shape[1];
+  cut.bytes = memory.size();
+  cut.data = reinterpret_cast<const std::byte*>(memory.data());
+  out.Copy(cut);
+}
+absl::Status AddColumns(const GgufTensor& t, const std::vector<int64_t>& columns, GgufWriter& out) {
+  const std::vector<float> all = GgufDecode(t);
+  std::vector<float> cut;
+  for (uint64_t r = 0; r < t.shape[1]; ++r) {
+    for (int64_t c : columns) cut.push_back(all[r * t.shape[0] + static_cast<uint64_t>(c)]);
+  }
+  const uint64_t shape[] = {columns.size(), t.shape[1]};
+  return out.Add(t.name, shape, cut, t.type);
+}
+}  // namespace
+
+int64_t NeuronsThatStay(int64_t neurons, double ratio) {
+  constexpr int64_t kBlock = 32;
+  const int64_t stay = neurons - static_cast<int64_t>(std::floor(ratio * double(neurons)));
+  return std::min(neurons, (stay + kBlock - 1) / kBlock * kBlock);
+}
+
+absl::StatusOr<GgufWriter> WithoutNeurons(const Gguf& file,
+                                          const std::map<std::string, Mask>& masks) {
+  constexpr const char* kDown = ".ffn_down.weight";
+  std::map<std::string, std::vector<int64_t>> stay;
+  for (const auto& [name, mask] : masks) {
+    SLUICE_ASSIGN_OR_RETURN(stay[name], Columns(name, mask));
+  }
+  if (stay.empty()) return absl::InvalidArgumentError("no masks of neurons");
+  const size_t each = stay.begin()->second.size();
+  GgufWriter out;
+  out.CopyValues(file);
+  SLUICE_RETURN_IF_ERROR(out.Replace("llama.feed_forward_length", static_cast<int64_t>(each)));
+
+  std::string memory;
+  for (const std::string& name : file.tensor_names()) {
+    const GgufTensor& t = **file.Tensor(name);
+    const bool fed =
+        absl::EndsWith(name, ".ffn_gate.weight") || absl::EndsWith(name, ".ffn_up.weight");
+    if (!fed && !absl::EndsWith(name, kDown)) {
+      out.Copy(t);
+      continue;
+    }
+    const std::string down =
+        absl::StrReplaceAll(name, {{".ffn_gate.weight", kDown}, {".ffn_up.weight", kDown}});
+    const auto columns = stay.find(down);
+    if (columns == stay.end() || columns->second.size() != each || each == 0)
+      return absl::InvalidArgumentError(
+          absl::StrCat(down, " keeps ", columns == stay.end() ? 0 : columns->second.size(),
+                       " neurons, another layer ", each, "; allowed: as many in each, 1 or more"));
+    if (fed) {
+      AddRows(t, columns->second, memory, out);
+    } else {
+      SLUICE_RETURN_IF_ERROR(AddColumns(t, columns->second, out));
+    }
+  }
+  return out;
+}
+}  // namespace lab
+SLUICE_END_NAMESPACE

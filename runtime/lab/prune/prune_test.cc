@@ -1,0 +1,498 @@
+#include "sluice/runtime/lab/prune/prune.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "sluice/pruners/builtin.h"
+#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/lab/prune/input_stats.h"
+#include "sluice/runtime/lab/prune/prune_layers.h"
+#include "sluice/runtime/lab/prune/prune_neurons.h"
+#include "sluice/runtime/lab/prune/prune_weights.h"
+#include "sluice/runtime/weights/gguf_writer.h"
+#include "sluice/tests/support/random_weights.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace lab {
+namespace {
+using testing::HasSubstr;
+using Stages = std::vector<std::unique_ptr<const WeightPruner>>;
+const std::string kMini = host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
+const std::string kEval = host::ModelsFolder() + "/sluice-mini-eval.u16";
+// A larger model that is not part of the project.
+const std::string kReference =
+    std::string(SLUICE_SOURCE_DIR) + "/../shared/models/reference-lm-f16.gguf";
+
+std::string Bytes(const std::string& path) {
+  std::ifstream f(path, std::ios::binary);
+  return {(std::istreambuf_iterator<char>(f)), {}};
+}
+Stages Make(const std::vector<std::string>& specs) {
+  Stages stages;
+  for (const std::string& spec : specs) stages.push_back(*BuiltinPruners().pruners.Create(spec));
+  return stages;
+}
+std::string Stored(const GgufTensor& t) { return {reinterpret_cast<const char*>(t.data), t.bytes}; }
+// All values but that of `but`, and the order of keys and tensors.
+void ExpectSameKeys(const Gguf& a, const Gguf& b, const std::string& but = "") {
+  ASSERT_EQ(a.entries().size(), b.entries().size());
+  for (size_t i = 0; i < a.entries().size(); ++i) {
+    const GgufEntry& x = a.entries()[i];
+    const GgufEntry& y = b.entries()[i];
+    EXPECT_EQ(x.key, y.key);
+    ASSERT_EQ(x.value.size(), y.value.size()) << x.key;
+    const bool same = std::memcmp(x.value.data(), y.value.data(), x.value.size()) == 0;
+    EXPECT_EQ(same, x.key != but) << x.key;
+  }
+}
+
+class Prune : public testing::Test {
+ protected:
+  void SetUp() override { ASSERT_NE(mkdtemp(folder_), nullptr); }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::string Path(const std::string& name) const { return std::string(folder_) + "/" + name; }
+  PruneOptions Options() const {
+    PruneOptions o;
+    o.in = kMini;
+    o.out = Path("out.gguf");
+    o.calibrate = kEval;
+    o.count = 256;
+    o.window = 128;
+    o.held_out_count = 128;
+    return o;
+  }
+  // Nothing is written where it is refused.
+  void Refused(const PruneOptions& o, const std::string& says) const {
+    const absl::Status s = RunPrune(o);
+    EXPECT_FALSE(s.ok()) << says;
+    EXPECT_THAT(std::string(s.message()), HasSubstr(says));
+    for (const auto& left : std::filesystem::directory_iterator(folder_))
+      EXPECT_EQ(left.path().filename().string().rfind("out", 0), std::string::npos) << left.path();
+  }
+  char folder_[32] = "/tmp/sluice-prune-XXXXXX";
+};
+
+TEST(InputStats, AreThoseOfTheSamples) {
+  constexpr int64_t kCols = 150;
+  const std::vector<int64_t> lengths = {5, 70, 1};
+  const std::vector<float> x = RandomFeatures(76, kCols, 1);
+  std::vector<double> sum(kCols), within(kCols), gram(kCols * kCols);
+  int64_t begin = 0;
+  for (int64_t n : lengths) {
+    for (int64_t c = 0; c < kCols; ++c) {
+      double mean = 0;
+      for (int64_t t = begin; t < begin + n; ++t) mean += x[t * kCols + c] / static_cast<double>(n);
+      for (int64_t t = begin; t < begin + n; ++t) {
+        sum[c] += x[t * kCols + c];
+        within[c] += (x[t * kCols + c] - mean) * (x[t * kCols + c] - mean);
+        for (int64_t d = 0; d < kCols; ++d)
+          gram[c * kCols + d] += double{x[t * kCols + c]} * double{x[t * kCols + d]};
+      }
+    }
+    begin += n;
+  }
+
+  std::vector<float> first;
+  for (int threads : {1, 4}) {
+    const auto executor = MakeTbbExecutor(threads);
+    InputStats stats(kCols, *executor);
+    begin = 0;
+    for (int64_t n : lengths) {
+      stats.BeginSample();
+      const int64_t half = n / 2;  // in two passes
+      if (half > 0) stats.Add(half, &x[begin * kCols]);
+      stats.Add(n - half, &x[(begin + half) * kCols]);
+      begin += n;
+    }
+    const PruneStats s = stats.Read();
+    EXPECT_EQ(s.tokens, 76);
+    for (int64_t c = 0; c < kCols; ++c) {
+      EXPECT_NEAR(s.mean[c], sum[c] / 76, 1e-6);
+      EXPECT_NEAR(s.variance[c], within[c] / 76, 1e-5);
+      EXPECT_NEAR(s.sum_squares[c], gram[c * kCols + c], 1e-3);
+      for (int64_t d = 0; d < kCols; ++d)
+        EXPECT_NEAR(s.gram.row(c)[d], gram[c * kCols + d], 1e-3) << c << " " << d;
+    }
+    if (first.empty()) first.assign(s.gram.data, s.gram.data + kCols * kCols);
+    EXPECT_EQ(std::memcmp(first.data(), s.gram.data, first.size() * sizeof(float)), 0);
+  }
+}
+
+// Drops everything, and keeps what it was told.
+class DropAll final : public WeightPruner {
+ public:
+  explicit DropAll(std::vector<std::vector<float>>& squares) : squares_(squares) {}
+  const PrunerTraits& traits() const override {
+    static constexpr PrunerTraits kTraits = {.name = "weight/all", .reads = kPrunerReadsSumSquares};
+    return kTraits;
+  }
+  absl::StatusOr<Mask> Prune(const PruneInputs& in, const RunContext&) const override {
+    squares_.emplace_back(in.stats.sum_squares.begin(), in.stats.sum_squares.end());
+    return Mask(in.weights.rows, in.weights.cols, false);
+  }
+
+ private:
+  std::vector<std::vector<float>>& squares_;
+};
+// With nothing left of the layers before it, a layer sees the embedded tokens, normalised.
+TEST(PruneWeights, LaterLayersSeePrunedInputs) {
+  const Gguf file = *Gguf::Open(kMini);
+  host::Model model = *host::LoadModel(kMini);
+  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 40);
+  std::vector<std::vector<float>> squares;
+  Stages stages;
+  stages.push_back(std::make_unique<DropAll>(squares));
+  const auto pruned = PruneWeights(file, model, tokens, {.stages = stages, .window = 16});
+  ASSERT_TRUE(pruned.ok()) << pruned.status();
+  ASSERT_EQ(std::ssize(squares), 7 * model.shape.layers);
+  const int64_t width = model.shape.width;
+  for (int64_t layer : {0, 1, 5}) {
+    std::vector<double> want(width);
+    for (int32_t t : tokens) {
+      const float* x = &model.embed[t * width];
+      double mean = 0;
+      for (int64_t c = 0; c < width; ++c) mean += double{x[c]} * double{x[c]} / double(width);
+      const double scale = 1 / std::sqrt(mean + double{model.shape.eps});
+      for (int64_t c = 0; c < width; ++c)
+        want[c] += std::pow(x[c] * scale * model.layers[layer].attn_norm[c], 2);
+    }
+    for (int64_t c = 0; c < width; ++c)
+      EXPECT_NEAR(squares[7 * layer][c], want[c], 1e-4 * want[c] + 1e-6) << layer << " " << c;
+  }
+  for (const PrunedMatrix& m : pruned->matrices) {
+    EXPECT_EQ(m.zeros, m.weights) << m.name;
+    // Where nothing goes in any more, no error is known.
+    EXPECT_TRUE(std::isnan(m.error) || std::abs(m.error - 1) < 1e-5) << m.name << " " << m.error;
+  }
+}
+TEST(PruneWeights, TheInputsOfTheFirstLayerDecideAndMakeUp) {
+  const Gguf file = *Gguf::Open(kMini);
+  const host::Model dense = *host::LoadModel(kMini);
+  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 512);
+  const auto error = [&](const std::vector<std::string>& specs) {
+    host::Model model = dense;
+    model.shape.layers = 1;
+    const Stages stages = Make(specs);
+    const auto pruned = PruneWeights(file, model, tokens,
+                                     {.stages = stages, .target = {.ratio = 0.6}, .window = 256});
+    EXPECT_TRUE(pruned.ok()) << pruned.status();
+    double sum = 0;
+    for (const PrunedMatrix& m : pruned->matrices) {
+      EXPECT_GE(m.zeros, m.weights * 6 / 10 - m.weights / 100) << m.name;
+      sum += m.error;
+    }
+    return sum / 7;
+  };
+  const double magnitude = error({"magnitude"});
+  const double wanda = error({"wanda"});
+  const double repaired = error({"magnitude", "dsnot:growth=1"});
+  const double sparse_gpt = error({"sparse_gpt"});
+  EXPECT_LT(wanda, magnitude);
+  EXPECT_LT(repaired, magnitude);
+  EXPECT_LT(sparse_gpt, wanda);
+}
+TEST(PruneWeights, WhatStaysKeepsItsBitsInEveryType) {
+  for (const std::string& path : {kMini, kReference}) {
+    if (!std::filesystem::exists(path)) {
+      std::printf("skipped: %s is not there\n", path.c_str());
+      continue;
+    }
+    const Gguf file = *Gguf::Open(path);
+    host::Model model = *host::LoadModel(path);
+    const host::Model dense = model;
+    const Stages stages = Make({"magnitude"});
+    const auto pruned = PruneWeights(
+        file, model, {}, {.stages = stages, .target = {.kind = PruneTarget::Kind::kNofM}});
+    ASSERT_TRUE(pruned.ok()) << pruned.status();
+    EXPECT_EQ(std::ssize(pruned->tensors), 7 * model.shape.layers);
+    for (const auto& [name, bytes] : pruned->tensors) {
+      const GgufTensor& was = **file.Tensor(name);
+      ASSERT_EQ(bytes.size(), was.bytes);
+      GgufTensor is = was;
+      is.data = reinterpret_cast<const std::byte*>(bytes.data());
+      const std::vector<float> before = GgufDecode(was);
+      const std::vector<float> after = GgufDecode(is);
+      for (size_t i = 0; i < before.size(); ++i)
+        ASSERT_TRUE(after[i] == before[i] || after[i] == 0) << name << " " << i;
+      for (size_t i = 0; i < before.size(); i += 4)
+        ASSERT_GE(std::count(&after[i], &after[i] + 4, 0.0f), 2) << name << " " << i;
+    }
+    // The host's weights are those of the file.
+    const auto down = GgufDecode(**file.Tensor("blk.0.ffn_down.weight"));
+    EXPECT_EQ(dense.layers[0].down, down);
+    EXPECT_NE(model.layers[0].down, down);
+    EXPECT_EQ(model.embed, dense.embed);
+  }
+}
+TEST(PruneWeights, RepairMayLeaveTheFeedForwardPartAlone) {
+  const Gguf file = *Gguf::Open(kMini);
+  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 256);
+  const auto run = [&](const std::vector<std::string>& specs, bool attention_only) {
+    host::Model model = *host::LoadModel(kMini);
+    model.shape.layers = 1;
+    const Stages stages = Make(specs);
+    return *PruneWeights(file, model, tokens,
+                         {.stages = stages, .repair_attention_only = attention_only});
+  };
+  const PrunedWeights start = run({"magnitude"}, false);
+  const PrunedWeights all = run({"magnitude", "dsnot"}, false);
+  const PrunedWeights attention = run({"magnitude", "dsnot"}, true);
+  for (const char* name : {"blk.0.attn_q.weight", "blk.0.attn_output.weight"}) {
+    EXPECT_NE(all.tensors.at(name), start.tensors.at(name)) << name;
+    EXPECT_EQ(attention.tensors.at(name), all.tensors.at(name)) << name;
+  }
+  for (const char* name : {"blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"}) {
+    EXPECT_NE(all.tensors.at(name), start.tensors.at(name)) << name;
+    EXPECT_EQ(attention.tensors.at(name), start.tensors.at(name)) << name;
+  }
+}
+TEST(PruneWeights, BadInputIsRefusedByName) {
+  const Gguf file = *Gguf::Open(kMini);
+  host::Model model = *host::LoadModel(kMini);
+  const Stages stages = Make({"magnitude"});
+  const auto error = [&](const std::vector<int32_t>& tokens, const PruneTarget& t) {
+    return std::string(
+        PruneWeights(file, model, tokens, {.stages = stages, .target = t}).status().message());
+  };
+  EXPECT_THAT(error({1, 70000}, {}), HasSubstr("token 70000 is outside [0, 8192)"));
+  EXPECT_THAT(error({}, {.kind = PruneTarget::Kind::kNofM, .n = 2, .m = 5}),
+              HasSubstr("blk.0.attn_q.weight: width 384 is no multiple of M = 5"));
+  model.layers[2].gate_up[7] = NAN;
+  EXPECT_THAT(error({}, {}), HasSubstr("element 7 of tensor 'blk.2.ffn_gate.weight' is nan"));
+}
+
+TEST(PruneLayers, TheLeastInfluenceGoes) {
+  EXPECT_THAT(*LayersThatStay({0.5, 0.1, 0.3, 0.2}, 0.5), testing::ElementsAre(0, 2));
+  EXPECT_THAT(*LayersThatStay({0.5, 0.1, 0.3, 0.2}, 0.3), testing::ElementsAre(0, 2, 3));
+  EXPECT_THAT(*LayersThatStay({0.1, 0.1, 0.1}, 0.34), testing::ElementsAre(0, 1));
+  EXPECT_THAT(*LayersThatStay({0.1, NAN, 0.2}, 0.34), testing::ElementsAre(0, 2));
+  for (double ratio : {0.2, 1.0, -1.0, double{NAN}})
+    EXPECT_THAT(std::string(LayersThatStay({0.5, 0.1, 0.3, 0.2}, ratio).status().message()),
+                HasSubstr("of 4 layers; allowed: a share by which at least one goes"));
+}
+// A layer whose output projections are 0 adds nothing: 1 - cos is 0.
+TEST(PruneLayers, ALayerThatAddsNothingHasNoInfluence) {
+  host::Model model = *host::LoadModel(kMini);
+  std::fill(model.layers[3].attn_out.begin(), model.layers[3].attn_out.end(), 0.0f);
+  std::fill(model.layers[3].down.begin(), model.layers[3].down.end(), 0.0f);
+  const auto influence = LayerInfluence(model, *ReadTokens(kEval, 0, 64), 32, 0);
+  ASSERT_TRUE(influence.ok()) << influence.status();
+  for (int64_t l = 0; l < model.shape.layers; ++l) {
+    if (l == 3) {
+      EXPECT_NEAR((*influence)[l], 0, 1e-9);
+      continue;
+    }
+    EXPECT_GT((*influence)[l], 1e-3) << l;
+  }
+}
+TEST(PruneLayers, WhatStaysIsRenumberedAndElseTheSame) {
+  const Gguf file = *Gguf::Open(kMini);
+  const auto writer = WithLayers(file, {0, 2, 5});
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const std::string bytes = writer->Bytes();
+  const auto out = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  ASSERT_TRUE(out.ok()) << out.status();
+  ExpectSameKeys(file, *out, "llama.block_count");
+  EXPECT_EQ(*out->Int("llama.block_count"), 3);
+  EXPECT_EQ(out->tensors().size(), file.tensors().size() - 3 * 9);
+  for (const auto& [to, from] : {std::pair(0, 0), {1, 2}, {2, 5}}) {
+    for (const char* part : {"attn_q", "ffn_norm", "ffn_down"}) {
+      const auto name = [&](int l) { return absl::StrCat("blk.", l, ".", part, ".weight"); };
+      EXPECT_EQ(Stored(**out->Tensor(name(to))), Stored(**file.Tensor(name(from)))) << name(to);
+    }
+  }
+}
+
+TEST(PruneNeurons, WholeBlocksStay) {
+  EXPECT_EQ(NeuronsThatStay(1024, 0.5), 512);
+  EXPECT_EQ(NeuronsThatStay(1024, 0.51), 512);
+  EXPECT_EQ(NeuronsThatStay(1024, 0.4), 640);
+  EXPECT_EQ(NeuronsThatStay(1024, 0), 1024);
+  EXPECT_EQ(NeuronsThatStay(40, 0.1), 40);
+}
+// The cut model computes what the whole one does with the neurons' columns at 0.
+TEST(PruneNeurons, CutOutIsTheSameAsZero) {
+  const Gguf file = *Gguf::Open(kMini);
+  const host::Model model = *host::LoadModel(kMini);
+  const int64_t ffn = model.shape.ffn;
+  const int64_t width = model.shape.width;
+  std::map<std::string, Mask> masks;
+  for (int64_t l = 0; l < model.shape.layers; ++l) {
+    Mask& mask = masks[absl::StrCat("blk.", l, ".ffn_down.weight")];
+    mask = Mask(width, ffn, true);
+    for (int64_t c = 0; c < ffn; ++c) {
+      for (int64_t r = 0; r < width && (c + l) % 2 == 0; ++r) mask.Set(r, c, false);
+    }
+  }
+  const auto writer = WithoutNeurons(file, masks);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const std::string bytes = writer->Bytes();
+  const auto out = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  ASSERT_TRUE(out.ok()) << out.status();
+  ExpectSameKeys(file, *out, "llama.feed_forward_length");
+  EXPECT_EQ(*out->Int("llama.feed_forward_length"), ffn / 2);
+  const auto w = static_cast<uint64_t>(width);
+  const auto half = static_cast<uint64_t>(ffn / 2);
+  for (int64_t l = 0; l < model.shape.layers; ++l) {
+    const auto name = [&](const char* part) { return absl::StrCat("blk.", l, ".", part); };
+    const auto gate = *out->ReadF32(name("ffn_gate.weight"), {w, half});
+    const auto up = *out->ReadF32(name("ffn_up.weight"), {w, half});
+    const auto down = *out->ReadF32(name("ffn_down.weight"), {half, w});
+    const host::Layer& was = model.layers[l];
+    for (int64_t n = 0; n < ffn / 2; ++n) {
+      const int64_t from = 2 * n + (l % 2 == 0 ? 1 : 0);
+      for (int64_t c = 0; c < width; ++c) {
+        ASSERT_EQ(gate[n * width + c], was.gate_up[from * width + c]) << l;
+        ASSERT_EQ(up[n * width + c], was.gate_up[(ffn + from) * width + c]) << l;
+        ASSERT_NEAR(down[c * ffn / 2 + n], was.down[c * ffn + from], 0.01) << l;
+      }
+    }
+  }
+  masks.begin()->second.Set(3, 1, !masks.begin()->second.kept(3, 1));
+  EXPECT_THAT(std::string(WithoutNeurons(file, masks).status().message()),
+              HasSubstr("weights of column 1; allowed: all or none"));
+  masks.erase(masks.begin());
+  EXPECT_THAT(std::string(WithoutNeurons(file, masks).status().message()),
+              HasSubstr("blk.0.ffn_down.weight keeps 0 neurons"));
+}
+
+TEST_F(Prune, WritesAModelAndLeavesTheOther) {
+  const std::string before = Bytes(kMini);
+  for (const char* method : {"magnitude", "sparse_gpt", "dsnot", "layers", "neurons"}) {
+    PruneOptions o = Options();
+    o.method = method;
+    const absl::Status s = RunPrune(o);
+    ASSERT_TRUE(s.ok()) << s;
+    EXPECT_EQ(Bytes(kMini), before);
+    const auto model = host::LoadModel(o.out);
+    ASSERT_TRUE(model.ok()) << model.status();
+    const Gguf in = *Gguf::Open(kMini);
+    const Gguf out = *Gguf::Open(o.out);
+    const bool layers = std::string(method) == "layers";
+    EXPECT_EQ(model->shape.layers, layers ? 3 : 6);
+    const bool neurons = std::string(method) == "neurons";
+    ExpectSameKeys(in, out,
+                   layers    ? "llama.block_count"
+                   : neurons ? "llama.feed_forward_length"
+                             : "");
+    if (layers || neurons) continue;
+    EXPECT_EQ(out.tensor_names(), in.tensor_names());
+    for (const auto& [name, t] : out.tensors()) {
+      EXPECT_EQ(t.type, in.tensors().at(name).type) << name;
+      EXPECT_EQ(Stored(t) == Stored(in.tensors().at(name)),
+                name.rfind("blk.", 0) != 0 || name.find("norm") != std::string::npos)
+          << name;
+    }
+  }
+}
+TEST_F(Prune, NeedsNoTextForWhatReadsNone) {
+  PruneOptions o = Options();
+  o.method = "magnitude";
+  o.calibrate.clear();
+  EXPECT_TRUE(RunPrune(o).ok());
+  o.out = Path("other.gguf");
+  o.held_out = kEval;
+  EXPECT_TRUE(RunPrune(o).ok());
+  EXPECT_EQ(Bytes(o.out), Bytes(Path("out.gguf")));
+  o.out = Path("out2.gguf");
+  o.method = "wanda";
+  std::filesystem::remove(Path("out.gguf"));
+  Refused(o, "weight/wanda reads statistics of a text");
+}
+TEST_F(Prune, TheFileThatIsReadIsNeverWritten) {
+  std::filesystem::copy(kMini, Path("in.gguf"));
+  std::filesystem::create_symlink(Path("in.gguf"), Path("link.gguf"));
+  std::filesystem::create_hard_link(Path("in.gguf"), Path("hard.gguf"));
+  PruneOptions o = Options();
+  o.in = Path("in.gguf");
+  for (const char* name : {"in.gguf", "link.gguf", "hard.gguf"}) {
+    o.out = Path(name);
+    Refused(o, "is the file that is read; allowed: another file");
+  }
+  EXPECT_EQ(Bytes(Path("in.gguf")), Bytes(kMini));
+  o.out = Path("no/such/folder");
+  Refused(o, "cannot write");
+  o.out = folder_;
+  Refused(o, "cannot write");
+}
+TEST_F(Prune, HeldOutTokensAreNotCalibratedOn) {
+  PruneOptions o = Options();
+  std::filesystem::create_symlink(kEval, Path("same.u16"));
+  o.held_out = Path("same.u16");
+  o.skip = 1000;
+  o.count = 512;
+  o.held_out_count = 256;
+  for (int64_t skip : {745, 1000, 1511}) {
+    o.held_out_skip = skip;
+    Refused(o, "are held out, and tokens 1000 to 1512 of the same file are calibrated on");
+  }
+  for (int64_t skip : {744, 1512}) {
+    o.held_out_skip = skip;
+    EXPECT_TRUE(RunPrune(o).ok());
+  }
+}
+TEST_F(Prune, ErrorsSayWhatWasGivenAndAllowed) {
+  const auto with = [&](const auto& change) {
+    PruneOptions o = Options();
+    change(o);
+    return o;
+  };
+  for (double s : {1.0, -0.1, double{NAN}})
+    Refused(with([&](PruneOptions& o) { o.sparsity = s; }), "allowed: 0 to below 1");
+  for (const char* p : {"2:1", "2:2", "0:4", "2", "a:b", "4x", "-2:4"})
+    Refused(with([&](PruneOptions& o) { o.pattern = p; }), "allowed: N:M with N below M");
+  Refused(with([](PruneOptions& o) { o.pattern = "1:4"; }),
+          "the pattern 1:4 is a sparsity of 0.75, and 0.5 was given");
+  Refused(with([](PruneOptions& o) { o.pattern = "2:5"; }), "is a sparsity of 0.6");
+  Refused(with([](PruneOptions& o) { o.pattern = "3x5"; }), "blocks of [3, 5] do not tile");
+  Refused(with([](PruneOptions& o) { o.scope = "column"; }), "allowed: row, layer");
+  Refused(with([](PruneOptions& o) { o.method = "nothing"; }), "no method 'nothing'");
+  Refused(with([](PruneOptions& o) { o.start = "magnitude"; }), "chooses its own mask");
+  Refused(with([](PruneOptions& o) {
+            o.method = "dsnot";
+            o.start = "dsnot";
+          }),
+          "cannot start one");
+  Refused(with([](PruneOptions& o) { o.window = 16385; }), "the model's context of 16384");
+  Refused(with([](PruneOptions& o) { o.count = 65500; }), "holds 65536 tokens");
+  Refused(with([](PruneOptions& o) { o.in = kEval; }), "not a GGUF file");
+  Refused(with([](PruneOptions& o) {
+            o.method = "layers";
+            o.sparsity = 0.1;
+          }),
+          "a share of 0.1 of 6 layers");
+  Refused(with([](PruneOptions& o) {
+            o.method = "neurons";
+            o.sparsity = 0.01;
+          }),
+          "allowed: a share by which at least one block goes");
+}
+TEST(ReadPruneTarget, PatternsAndScopes) {
+  PruneOptions o;
+  o.sparsity = 0.75;
+  o.pattern = "2:8";
+  auto t = ReadPruneTarget(o);
+  ASSERT_TRUE(t.ok()) << t.status();
+  EXPECT_EQ(t->kind, PruneTarget::Kind::kNofM);
+  EXPECT_EQ(t->n, 2);
+  EXPECT_EQ(t->m, 8);
+  o.pattern = "4x16";
+  t = ReadPruneTarget(o);
+  EXPECT_EQ(t->scope, PruneTarget::Scope::kBlock);
+  EXPECT_EQ(t->block_rows, 4);
+  EXPECT_EQ(t->block_cols, 16);
+  EXPECT_EQ(t->ratio, 0.75);
+  o.pattern = "";
+  o.scope = "layer";
+  EXPECT_EQ(ReadPruneTarget(o)->scope, PruneTarget::Scope::kLayer);
+}
+}  // namespace
+}  // namespace lab
+SLUICE_END_NAMESPACE
