@@ -78,9 +78,12 @@ TEST(Msa, OwnListsAreTheReferences) {
   }
 }
 // With an index key for all groups and with one for each; keys that nobody indexed stand before
-// many of the cases.
+// many of the cases, and none before a prompt that comes whole in parts.
 TEST(Msa, LearnedListsAreTheReferences) {
-  for (const ReferenceCase& c : ReferenceCases()) {
+  std::vector<ReferenceCase> cases = ReferenceCases();
+  cases.push_back(
+      {.kind = DataKind::kGaussian, .kv = 290, .q = 290, .chunk = 70, .first_chunk = 33});
+  for (const ReferenceCase& c : cases) {
     const AttentionData a = c.Data(1);
     for (int64_t key_heads : {int64_t{1}, a.kv_heads}) {
       const Learned learned(a, key_heads);
