@@ -62,7 +62,7 @@ std::string Foreign() {
   put(uint64_t{6});
   text("general.alignment");
   put(uint32_t{4});
-  put(uint32_t{64});
+  put(uint32_t{128});
   text("z.u32");
   put(uint32_t{4});
   put(uint32_t{7});
@@ -84,7 +84,7 @@ std::string Foreign() {
   text("x");
   text("yz");
   for (const auto& [name, type, offset] :
-       {std::tuple("second", 1u, 64u), std::tuple("first", 8u, 0u)}) {
+       {std::tuple("second", 8u, 0u), std::tuple("first", 1u, 128u)}) {
     text(name);
     put(uint32_t{2});
     put(uint64_t{32});
@@ -92,10 +92,10 @@ std::string Foreign() {
     put(uint32_t{type});
     put(uint64_t{offset});
   }
-  s.resize((s.size() + 63) / 64 * 64);
+  s.resize((s.size() + 127) / 128 * 128);
   put(F32ToF16(0.25f));
   for (int i = 0; i < 32; ++i) put(static_cast<int8_t>(i - 16));
-  s.resize((s.size() + 63) / 64 * 64);
+  s.resize((s.size() + 127) / 128 * 128);
   for (int i = 0; i < 32; ++i) put(F32ToF16(static_cast<float>(i) / 3));
   return s;
 }
@@ -120,11 +120,12 @@ TEST(GgufWriter, CopiesAFileByteForByte) {
   }
   EXPECT_EQ(again->tensor_names(), file->tensor_names());
   for (const auto& [name, t] : again->tensors()) {
-    EXPECT_EQ((t.data - reinterpret_cast<const std::byte*>(copy.data())) % 64, 0) << name;
+    EXPECT_EQ((t.data - reinterpret_cast<const std::byte*>(copy.data())) % 128, 0) << name;
     EXPECT_EQ(std::memcmp(t.data, (*file->Tensor(name))->data, t.bytes), 0) << name;
   }
   // What is cut short is refused, wherever it is cut.
-  for (size_t n = 0; n + 64 < copy.size(); n += 7) EXPECT_FALSE(Parse(copy.substr(0, n)).ok()) << n;
+  for (size_t n = 0; n + 128 < copy.size(); n += 7)
+    EXPECT_FALSE(Parse(copy.substr(0, n)).ok()) << n;
 }
 TEST(GgufWriter, ReplacesIntegersInTheirType) {
   const std::string bytes = Foreign();
@@ -149,7 +150,7 @@ TEST(GgufWriter, ReplacesIntegersInTheirType) {
 TEST(GgufWriter, WhatOnlyLostWeightsKeepsItsBits) {
   const std::string bytes = Foreign();
   const auto file = Parse(bytes);
-  for (const char* name : {"first", "second"}) {
+  for (const char* name : {"second", "first"}) {
     const GgufTensor& t = **file->Tensor(name);
     const std::vector<float> was = GgufDecode(t);
     EXPECT_EQ(*GgufEncodeLike(t, was), std::string(reinterpret_cast<const char*>(t.data), t.bytes));
@@ -162,7 +163,7 @@ TEST(GgufWriter, WhatOnlyLostWeightsKeepsItsBits) {
     EXPECT_EQ(GgufDecode(back), left) << name;
   }
   // Another number than those that were: a scale of its own, and 0 stays 0.
-  const GgufTensor& t = **file->Tensor("first");
+  const GgufTensor& t = **file->Tensor("second");
   std::vector<float> moved = GgufDecode(t);
   moved[1] = 0.3f;
   moved[2] = 0;
@@ -176,14 +177,14 @@ TEST(GgufWriter, WhatOnlyLostWeightsKeepsItsBits) {
 TEST(GgufWriter, NumbersThatATypeCannotHoldAreRefused) {
   const std::string bytes = Foreign();
   const auto file = Parse(bytes);
-  const GgufTensor& f16 = **file->Tensor("second");
+  const GgufTensor& f16 = **file->Tensor("first");
   std::vector<float> x(32);
   x[3] = 70000;
   EXPECT_THAT(std::string(GgufEncodeLike(f16, x).status().message()),
-              testing::HasSubstr("element 3 of tensor 'second' is 70000; allowed in F16"));
+              testing::HasSubstr("element 3 of tensor 'first' is 70000; allowed in F16"));
   x[3] = NAN;
   EXPECT_THAT(std::string(GgufEncodeLike(f16, x).status().message()), testing::HasSubstr("is nan"));
-  EXPECT_TRUE(GgufEncodeLike(**file->Tensor("first"), std::vector<float>(32, 70000)).ok());
+  EXPECT_TRUE(GgufEncodeLike(**file->Tensor("second"), std::vector<float>(32, 70000)).ok());
   EXPECT_THAT(std::string(GgufEncodeLike(f16, std::vector<float>(31)).status().message()),
               testing::HasSubstr("holds 32 elements; 31 were given"));
 }

@@ -11,6 +11,7 @@
 
 #include "sluice/pruners/builtin.h"
 #include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/prune/input_stats.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
@@ -125,33 +126,46 @@ TEST(InputStats, AreThoseOfTheSamples) {
   }
 }
 
-// Drops everything, and keeps what it was told.
+// Drops everything or nothing, and keeps what it was told.
 class DropAll final : public WeightPruner {
  public:
-  explicit DropAll(std::vector<std::vector<float>>& squares) : squares_(squares) {}
+  DropAll(bool keep, std::vector<std::vector<float>>& squares) : keep_(keep), squares_(squares) {}
   const PrunerTraits& traits() const override {
     static constexpr PrunerTraits kTraits = {.name = "weight/all", .reads = kPrunerReadsSumSquares};
     return kTraits;
   }
   absl::StatusOr<Mask> Prune(const PruneInputs& in, const RunContext&) const override {
     squares_.emplace_back(in.stats.sum_squares.begin(), in.stats.sum_squares.end());
-    return Mask(in.weights.rows, in.weights.cols, false);
+    return Mask(in.weights.rows, in.weights.cols, keep_);
   }
 
  private:
+  const bool keep_;
   std::vector<std::vector<float>>& squares_;
 };
-// With nothing left of the layers before it, a layer sees the embedded tokens, normalised.
-TEST(PruneWeights, LaterLayersSeePrunedInputs) {
+// What every matrix saw, seven a layer, of the first 40 tokens in windows of 16.
+std::vector<std::vector<float>> SquaresSeen(bool keep) {
   const Gguf file = *Gguf::Open(kMini);
   host::Model model = *host::LoadModel(kMini);
-  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 40);
   std::vector<std::vector<float>> squares;
   Stages stages;
-  stages.push_back(std::make_unique<DropAll>(squares));
-  const auto pruned = PruneWeights(file, model, tokens, {.stages = stages, .window = 16});
-  ASSERT_TRUE(pruned.ok()) << pruned.status();
-  ASSERT_EQ(std::ssize(squares), 7 * model.shape.layers);
+  stages.push_back(std::make_unique<DropAll>(keep, squares));
+  const auto pruned =
+      PruneWeights(file, model, *ReadTokens(kEval, 0, 40), {.stages = stages, .window = 16});
+  EXPECT_TRUE(pruned.ok()) << pruned.status();
+  EXPECT_EQ(std::ssize(squares), 7 * model.shape.layers);
+  for (const PrunedMatrix& m : pruned->matrices) {
+    EXPECT_EQ(m.zeros == m.weights, !keep) << m.name;
+    // Where nothing goes in any more, no error is known.
+    EXPECT_TRUE(std::isnan(m.error) || std::abs(m.error - (keep ? 0 : 1)) < 1e-5) << m.name;
+  }
+  return squares;
+}
+// With nothing left of the layers before it, a layer sees the embedded tokens, normalised.
+TEST(PruneWeights, LaterLayersSeeWhatIsLeftOfEarlierOnes) {
+  const std::vector<std::vector<float>> squares = SquaresSeen(false);
+  const host::Model model = *host::LoadModel(kMini);
+  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 40);
   const int64_t width = model.shape.width;
   for (int64_t layer : {0, 1, 5}) {
     std::vector<double> want(width);
@@ -166,10 +180,34 @@ TEST(PruneWeights, LaterLayersSeePrunedInputs) {
     for (int64_t c = 0; c < width; ++c)
       EXPECT_NEAR(squares[7 * layer][c], want[c], 1e-4 * want[c] + 1e-6) << layer << " " << c;
   }
-  for (const PrunedMatrix& m : pruned->matrices) {
-    EXPECT_EQ(m.zeros, m.weights) << m.name;
-    // Where nothing goes in any more, no error is known.
-    EXPECT_TRUE(std::isnan(m.error) || std::abs(m.error - 1) < 1e-5) << m.name << " " << m.error;
+}
+// With nothing gone, every matrix sees what it sees of a sequence that the whole model reads.
+TEST(PruneWeights, AllThatStaysSeesTheDenseModel) {
+  const std::vector<std::vector<float>> squares = SquaresSeen(true);
+  const host::Model model = *host::LoadModel(kMini);
+  std::vector<std::vector<double>> want(4 * model.shape.layers);
+  host::EngineOptions options;
+  options.max_tokens = 16;
+  options.on_input = [&](int64_t layer, host::MatrixInput input, int64_t n, const float* x) {
+    const size_t place = 4 * layer + static_cast<size_t>(input);
+    const size_t cols = squares[7 * layer + (input == host::MatrixInput::kFfnDown ? 6 : 3)].size();
+    want[place].resize(cols);
+    for (size_t i = 0; i < n * cols; ++i) want[place][i % cols] += double{x[i]} * double{x[i]};
+  };
+  const auto engine = *host::Engine::Create(model, options);
+  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 40);
+  for (int64_t at = 0; at < 40; at += 16) {
+    engine->Reset();
+    const int64_t end = std::min<int64_t>(40, at + 16);
+    ASSERT_TRUE(engine->Feed({tokens.begin() + at, tokens.begin() + end}, 16).ok());
+  }
+  constexpr int64_t kInput[] = {0, 0, 0, 1, 2, 2, 3};
+  for (int64_t layer = 0; layer < model.shape.layers; ++layer) {
+    for (int64_t m = 0; m < 7; ++m) {
+      const std::vector<double>& of = want[4 * layer + kInput[m]];
+      for (size_t c = 0; c < of.size(); ++c)
+        ASSERT_NEAR(squares[7 * layer + m][c], of[c], 1e-4 * of[c] + 1e-6) << layer << " " << m;
+    }
   }
 }
 TEST(PruneWeights, TheInputsOfTheFirstLayerDecideAndMakeUp) {
