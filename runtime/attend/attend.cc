@@ -150,10 +150,10 @@ AttendRun::AttendRun(const Attend& a, const AttentionPlan& plan, const AttendInp
   const bool splittable = fused_ && plan.q_count == 1 && plan.merge == Merge::kLse &&
                           !second_pass_ && out.resume.empty() && !stops;
   if (splittable) splits_ = a.max_splits_;
-  // By the call, not by the tile: plans of other tiles and scopes give the same bits. Probabilities
-  // are told from packed panels, whose logits they have to agree with.
+  // By the call, not by the tile or by what is asked of it: plans of other tiles and scopes, and
+  // calls with feedback, give the same bits.
   const bool few = plan.q_count * g_ <= kernels::kFewRows || a.options_.few_rows;
-  few_rows_ = few && !second_pass_ && a.options_.bf16 != kernels::Bf16Unit::kAmx &&
+  few_rows_ = few && a.options_.bf16 != kernels::Bf16Unit::kAmx &&
               a.options_.bf16 != kernels::Bf16Unit::kAvx512 && in.k.dim % kernels::kValuePad == 0 &&
               in.v.dim % kernels::kValuePad == 0;
 }
@@ -201,8 +201,8 @@ absl::Status AttendRun::Check() const {
         (view->dim % kQuantBlock != 0 || view->row_stride % kQuantBlock != 0 ||
          view->head_stride % kQuantBlock != 0))
       return Bad(absl::StrCat(DTypeName(view->dtype), " rows of width ", view->dim, ", strides ",
-                              view->row_stride, " and ", view->head_stride,
-                              "; they are blocks of ", kQuantBlock));
+                              view->row_stride, " and ", view->head_stride, "; they are blocks of ",
+                              kQuantBlock));
   }
   if (!in_.mask.empty()) {
     if (!a_.options_.logit_mask) return Bad("a mask needs AttendOptions::logit_mask");
@@ -475,8 +475,7 @@ float AttendRun::Fold(PanelState& p, const KvView& k, const KvView& v, int64_t k
   const kernels::PanelSource vs{v.at(start, kv), v.dtype, v.row_bytes(), panel.ids};
   p.n = panel.n;
   p.bias = panel.has_bias ? panel.bias : nullptr;
-  if (few_rows_ && p.rows <= kernels::kFewRows)
-    return kernels::AttendRows(p, ks, vs);
+  if (few_rows_ && p.rows <= kernels::kFewRows) return kernels::AttendRows(p, ks, vs);
   // What hidden keys hold must not leak through zeros times infinity.
   if (bf16_ != nullptr && k.dtype == DType::kBF16 && v.dtype == DType::kBF16 &&
       p.row_bias == nullptr && (p.mask == nullptr || kernels::AllFinite(vs, p.n, v.dim))) {
