@@ -108,11 +108,13 @@ std::optional<DType> TypeOf(ggml_type t) {
       return std::nullopt;
   }
 }
+// What is stored as one: a block, or an element.
+int64_t Unit(DType type) { return sluice::InBlocks(type) ? sluice::kQuantBlock : 1; }
+size_t UnitBytes(DType type) { return static_cast<size_t>(sluice::DTypeBytes(type, Unit(type))); }
 // Elements a stride of so many bytes passes over, 0 where it is no whole number of them.
 int64_t Elements(DType type, size_t bytes) {
-  const int64_t unit = sluice::InBlocks(type) ? sluice::kQuantBlock : 1;
-  const auto unit_bytes = static_cast<size_t>(sluice::DTypeBytes(type, unit));
-  return bytes % unit_bytes == 0 ? static_cast<int64_t>(bytes / unit_bytes) * unit : 0;
+  const size_t units = bytes / UnitBytes(type);
+  return bytes % UnitBytes(type) == 0 ? static_cast<int64_t>(units) * Unit(type) : 0;
 }
 
 int64_t Bytes(const ggml_tensor* t) {
@@ -122,8 +124,7 @@ int64_t Bytes(const ggml_tensor* t) {
 bool Readable(const ggml_tensor* t) {
   const std::optional<DType> type = TypeOf(t->type);
   if (!type.has_value()) return false;
-  const int64_t unit = sluice::InBlocks(*type) ? sluice::kQuantBlock : 1;
-  return t->ne[0] % unit == 0 && t->nb[0] == static_cast<size_t>(sluice::DTypeBytes(*type, unit)) &&
+  return t->ne[0] % Unit(*type) == 0 && t->nb[0] == UnitBytes(*type) &&
          Elements(*type, t->nb[1]) > 0 && Elements(*type, t->nb[2]) > 0;
 }
 bool Takes(const ggml_tensor* op) {

@@ -4,11 +4,13 @@
 #include <bit>
 #include <cmath>
 
+#include "sluice/runtime/attend/attend.h"
+
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
-constexpr uint16_t kHidden = 0xFC00;  // -inf in f16
-constexpr int64_t kPanel = 64;        // keys
+constexpr uint16_t kHidden = LogitMask::kHidden;
+constexpr int64_t kPanel = kernels::kPanelKeys;
 constexpr int64_t kTiles[] = {64, 16, 4, 1};
 
 bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
@@ -69,9 +71,8 @@ namespace {
 double PanelCost(int64_t rows) {
   constexpr double kPacking = 20;
   constexpr double kUnpacked = 1.5;
-  constexpr int64_t kFewRows = 8;
   const auto r = static_cast<double>(rows);
-  return rows <= kFewRows ? kUnpacked * r : kPacking + r;
+  return rows <= kernels::kFewRows ? kUnpacked * r : kPacking + r;
 }
 // Lists of panels for tiles of a height.
 double CostOfTiles(const MaskPlan::Panels& all, int64_t n_q, int64_t group, int64_t tile) {
@@ -157,12 +158,12 @@ MaskPlan::MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride,
       }
       break;
     case MaskShape::Kind::kCausal:
+      break;  // plans of its own: routers'
     case MaskShape::Kind::kWindow:
       for (int64_t first = shape.first; first < shape.first + n_q; first += tile_) {
         const int64_t last = std::min(shape.first + n_q, first + tile_);
         const int64_t lo = std::max<int64_t>(0, first - shape.window + 1);
-        Add(shape.window > 0 ? lo : 0, std::min(n_kv, last),
-            shape.window > 0 ? MaskClass::kLowerBound : MaskClass::kCausal);
+        Add(lo, std::min(n_kv, last), MaskClass::kLowerBound);
         Close();
       }
       break;

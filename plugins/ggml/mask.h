@@ -23,7 +23,8 @@ struct MaskShape {
 // O(n_q * n_kv).
 MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
 
-// Lists of keys for what a mask shows exactly. Of masks without a shape the lists are panels of 64
+// Lists of keys for what a mask shows exactly; none for a plain prompt or step, which routers plan.
+// Of masks without a shape the lists are panels of 64
 // keys in which a tile's queries see something, and the mask itself says the rest. Tiles are of 64
 // queries, or fewer where neighbours see different keys; where a query sees a few scattered keys
 // (what an indexer left, say) they are listed one by one. Whichever costs least.

@@ -16,7 +16,6 @@
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
-
 constexpr int kMostLayers = 1024;
 }  // namespace
 
@@ -205,9 +204,7 @@ void RoutedAttention::LookAtMask(const FlashCall& c) {
   seen_ = {c.mask,   c.q.rows, c.k.rows,
            c.stream, c.layer,  ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows),
            {}};
-  // A factor a head turns zeros into zeros: only values differ.
-  if (seen_.shape.kind != MaskShape::Kind::kCausal)
-    seen_.plan = MaskPlan(seen_.shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
+  seen_.plan = MaskPlan(seen_.shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
 }
 
 // Not a plain prompt or step: exactly what the mask shows, without routing.

@@ -563,10 +563,10 @@ bool AttendRun::MaskIsZero(const Rows& r, const Panel& panel) const {
 void AttendRun::AddLogitMask(const Rows& r, const Panel& panel, PanelState& p, int w) const {
   uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask);
   float* bias = Worker<float>(w, a_.at_.row_bias);
-  const uint64_t all = panel.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << panel.n) - 1;
+  const uint64_t all = attend_internal::KeysBelow(panel.n);
   bool biased = false;
   for (int64_t i = 0; i < r.n; ++i) {
-    attend_internal::MaskRow row(in_.mask, r.query(i), panel);
+    const attend_internal::MaskRow row(in_.mask, r.query(i), panel);
     const uint64_t visible = row.Visible() & all;
     if (p.mask == nullptr && visible != all) {
       std::fill(masks, masks + r.count(), all);

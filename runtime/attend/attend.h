@@ -64,9 +64,10 @@ struct AttendOptions {
 // Added to the logits of the pairs that a plan lists, as hosts with a matrix of masks say what they
 // want: -inf hides a pair, whatever its key holds. Summaries are not touched.
 struct LogitMask {
-  const uint16_t* values = nullptr;  // f16 [q_count, kv_len]; null: none
-  int64_t stride = 0;                // elements a row, at least kv_len
-  const float* slopes = nullptr;     // [heads], times the values; positive; null: 1
+  static constexpr uint16_t kHidden = 0xFC00;  // -inf
+  const uint16_t* values = nullptr;            // f16 [q_count, kv_len]; null: none
+  int64_t stride = 0;                          // elements a row, at least kv_len
+  const float* slopes = nullptr;               // [heads], times the values; positive; null: 1
   // Optional, for plans of one branch: a bit a panel of 64 keys, set where all values of a tile's
   // queries are 0, which are then not read; (kv_len + 4095) / 4096 words a tile.
   const uint64_t* zero = nullptr;
@@ -74,7 +75,7 @@ struct LogitMask {
 };
 struct AttendInputs {
   HeadsView<const float> q;  // [q_count, heads, head_dim]
-  KvView k;                  // [kv_len, kv_heads, head_dim]; f32, bf16 or f16
+  KvView k;                  // [kv_len, kv_heads, head_dim]; any type but i8
   KvView v;                  // [kv_len, kv_heads, value_dim]
   float scale = 1;
   LogitMask mask;

@@ -37,7 +37,7 @@ class MaskRow {
   }
 
  private:
-  static constexpr uint16_t kHidden = 0xFC00;  // -inf
+  static constexpr uint16_t kHidden = LogitMask::kHidden;
 
   void Look() {
     uint16_t values = 0;

@@ -12,6 +12,11 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace attend_internal {
+// The bits of a panel's first n keys; all, or none, where n is beyond its ends.
+inline uint64_t KeysBelow(int64_t n) {
+  return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+}
+
 struct Panel {
   int64_t start = 0, n = 0;
   const uint32_t* ids = nullptr;        // original keys; null: [start, start + n)
@@ -134,13 +139,12 @@ class PanelCursor {
   }
   // Keys that query i of the tile may see, as bits.
   uint64_t Visible(const Panel& p, int64_t i) const {
-    const uint64_t all = p.n == kPanel ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
-    uint64_t m = all;
+    uint64_t m = KeysBelow(p.n);
     if (p.table == 0 && p.mask != MaskClass::kNone) {
       const int64_t query = q_.at(i);
       const int64_t floor = p.mask == MaskClass::kLowerBound ? query - b_.window : -1;
       if (p.ids == nullptr) {
-        m &= Below(query - p.start + 1) & ~Below(floor - p.start + 1);
+        m &= KeysBelow(query - p.start + 1) & ~KeysBelow(floor - p.start + 1);
       } else {
         for (int64_t j = 0; j < p.n; ++j) {
           const int64_t key = p.ids[j];
@@ -184,9 +188,6 @@ class PanelCursor {
              rows == next.rows && rank == next.rank;
     }
   };
-  static uint64_t Below(int64_t n) {
-    return n <= 0 ? 0 : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
-  }
 
   // Scores of a stop rule are no part of the logits.
   bool EntryBias() const { return !b_.entry_bias.empty() && b_.stop != StopRule::kScore; }

@@ -75,6 +75,31 @@ struct IndexData {
   }
 };
 
+// The data with a NaN in one number of the queries, in one of the keys, and in all of the queries.
+inline std::vector<AttentionData> WithNans(const AttentionData& clean, int64_t query, int64_t key) {
+  std::vector<AttentionData> all(3, clean);
+  all[0].q[query] = NAN;
+  all[1].k[key] = NAN;
+  std::fill(all[2].q.begin(), all[2].q.end(), NAN);
+  return all;
+}
+// The data with other keys after the first `kept` queries' own.
+inline AttentionData WithOtherKeysAfter(const AttentionData& a, int64_t kept) {
+  AttentionData after = a;
+  const int64_t row = a.kv_heads * a.d;
+  std::fill(after.k.begin() + (a.q_begin() + kept) * row, after.k.end(), 90.0f);
+  return after;
+}
+// The first `queries` queries have the same lists of both.
+inline void ExpectFirstListsAlike(const std::string& policy, const AttentionData& a,
+                                  const AttentionData& b, int64_t queries) {
+  const RoutedRun x = RunRouter(policy, a);
+  const RoutedRun y = RunRouter(policy, b);
+  ASSERT_TRUE(x.status.ok() && y.status.ok());
+  for (int64_t i = 0; i < queries * a.heads; ++i)
+    EXPECT_EQ(x.lists[i], y.lists[i]) << policy << ": position " << a.q_begin() + i / a.heads;
+}
+
 // Runs a policy as `o` says; every query's list must be the reference's of the same call.
 template <class Reference>
 void ExpectListsOf(const Reference& reference, const std::string& policy, const AttentionData& a,

@@ -39,10 +39,27 @@ struct HeadSegment {
   void WriteDense() const { WriteGuards({.sink = 0, .local = kEverything}); }
 };
 
-// Calls body(segment) in parallel for every head and segment of `length` queries.
+// Whether what is looked at fits into a segment.
+inline absl::Status CheckSegment(int64_t segment, int64_t last, int64_t least_queries) {
+  if (std::max(last, least_queries) <= segment) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("last=", last,
+                                                 " and least_queries=", least_queries,
+                                                 ", at most segment=", segment, " is allowed"));
+}
+// Room for what WriteSegments writes.
+inline void AddSegmentBranch(RouterPlan& plan) {
+  const AttentionShape& s = plan.shape;
+  plan.layout.max_tile = kTile;
+  plan.layout.AddBranch({.rows = s.heads * MaxTiles(s, kTile), .entry_slots = RunSlots(s)});
+}
+// Writes a plan of one branch, a list a query head and kTile queries: body(segment) in parallel for
+// every head and segment of `length` queries.
 template <class Body>
-void ForEachSegment(const BranchWriter& branch, int64_t length, const RouterPlan& plan,
-                    const RunContext& ctx, Body&& body) {
+absl::Status WriteSegments(int64_t length, const RouterPlan& plan, const AttentionInputs& in,
+                           const RunContext& ctx, PlanBuilder& out, Body&& body) {
+  Begin(plan.shape, in, out);
+  SLUICE_ASSIGN_OR_RETURN(const BranchWriter branch,
+                          out.AddBranch({.scope = ListScope::kQueryHead, .tile = kTile}));
   const int64_t queries = branch.q_count();
   const int64_t segments = CeilDiv(queries, length);
   ctx.executor->ParallelFor(branch.num_lists() * segments, 1,
@@ -53,6 +70,7 @@ void ForEachSegment(const BranchWriter& branch, int64_t length, const RouterPlan
                                 body(HeadSegment{i / segments, rows, plan.Worker(ctx, w), branch});
                               }
                             });
+  return absl::OkStatus();
 }
 
 // The lines that a segment keeps, ascending.

@@ -165,13 +165,8 @@ TEST(Dhsa, WhatComesAfterTheBlockHasNoSay) {
   const int64_t begin = 15;
   const int64_t blocks = 6 * 32;
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 300, 300 - begin, 4, 2, 32, 24, 6);
-  AttentionData after = a;
-  for (int64_t s = begin + blocks; s < 300; ++s) std::fill_n(&after.k[s * 2 * 32], 2 * 32, 90.0f);
-  const char* policy = "dhsa:budget=60,block=32,global=8,local=16,dense_tail=0";
-  const RoutedRun x = RunRouter(policy, a);
-  const RoutedRun y = RunRouter(policy, after);
-  ASSERT_TRUE(x.status.ok() && y.status.ok());
-  for (int64_t i = 0; i < blocks * 4; ++i) EXPECT_EQ(x.lists[i], y.lists[i]) << begin + i / 4;
+  ExpectFirstListsAlike("dhsa:budget=60,block=32,global=8,local=16,dense_tail=0", a,
+                        WithOtherKeysAfter(a, blocks), blocks);
 }
 TEST(Dhsa, DecodeIsDenseUnlessItIsScored) {
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 300, 1, 4, 2, 32, 24, 7);
@@ -192,14 +187,8 @@ TEST(Dhsa, TiesGoToTheFirstChunk) {
 }
 TEST(Dhsa, NanScoresAreNotSelected) {
   const AttentionData clean = MakeAttentionData(DataKind::kGaussian, 300, 130, 4, 2, 32, 24, 9);
-  AttentionData query = clean;
-  query.q[37 * 4 * 32] = NAN;
-  AttentionData key = clean;
-  key.k[100 * 2 * 32] = NAN;
-  AttentionData nothing = clean;
-  for (float& x : nothing.q) x = NAN;
-  for (const AttentionData* a : {&query, &key, &nothing}) {
-    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), *a);
+  for (const AttentionData& a : WithNans(clean, 37 * 4 * 32, 100 * 2 * 32)) {
+    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), a);
   }
 }
 TEST(Dhsa, RefusesWhatDoesNotFit) {

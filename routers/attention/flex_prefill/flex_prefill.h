@@ -89,11 +89,7 @@ class FlexPrefill {
       return absl::InvalidArgumentError(absl::StrCat("block=", c.block, " must be a multiple of ",
                                                      kTile, " and divide segment=", c.segment));
     }
-    if (std::max(c.last, c.least_queries) > c.segment) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("last=", c.last, " and least_queries=", c.least_queries,
-                       ", at most segment=", c.segment, " is allowed"));
-    }
+    SLUICE_RETURN_IF_ERROR(CheckSegment(c.segment, c.last, c.least_queries));
     return FlexPrefill(c);
   }
 
@@ -111,8 +107,7 @@ class FlexPrefill {
     plan.gemm = AddGemmScratch(plan, s.head_dim);
     plan.select = plan.AddScratch<std::byte>(std::max<int64_t>(
         kernels::TopPScratchBytes(rows * blocks), kernels::TopKScratchBytes(blocks)));
-    plan.layout.max_tile = kTile;
-    plan.layout.AddBranch({.rows = s.heads * MaxTiles(s, kTile), .entry_slots = RunSlots(s)});
+    AddSegmentBranch(plan);
     return plan;
   }
 
@@ -121,13 +116,9 @@ class FlexPrefill {
     BlockMeans means(state, plan.means);
     means.Append(in.k, *ctx.executor);
 
-    Begin(plan.shape, in, out);
-    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch,
-                            out.AddBranch({.scope = ListScope::kQueryHead, .tile = kTile}));
-    ForEachSegment(branch, config_.segment, plan, ctx, [&](const HeadSegment& s) {
+    return WriteSegments(config_.segment, plan, in, ctx, out, [&](const HeadSegment& s) {
       Route({plan, in, means, s});
     });
-    return absl::OkStatus();
   }
 
  private:

@@ -162,16 +162,11 @@ TEST(FlexPrefill, WhatComesAfterTheSegmentHasNoSay) {
   const int64_t begin = 15;
   const int64_t kept = 2 * 128;
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 430, 430 - begin, 4, 2, 32, 24, 6);
-  AttentionData after = a;
-  for (int64_t s = begin + kept; s < 430; ++s) std::fill_n(&after.k[s * 2 * 32], 2 * 32, 90.0f);
+  AttentionData after = WithOtherKeysAfter(a, kept);
   std::fill(after.q.begin() + kept * 4 * 32, after.q.end(), 3.0f);
   for (const char* tau : {"0", "1"}) {
-    const std::string policy =
-        absl::StrCat("flex_prefill:segment=128,gamma=0.5,min_budget=9,tau=", tau);
-    const RoutedRun x = RunRouter(policy, a);
-    const RoutedRun y = RunRouter(policy, after);
-    ASSERT_TRUE(x.status.ok() && y.status.ok());
-    for (int64_t i = 0; i < kept * 4; ++i) EXPECT_EQ(x.lists[i], y.lists[i]) << begin + i / 4;
+    ExpectFirstListsAlike(absl::StrCat("flex_prefill:segment=128,gamma=0.5,min_budget=9,tau=", tau),
+                          a, after, kept);
   }
 }
 TEST(FlexPrefill, DecodeIsDenseUnlessItIsScored) {
@@ -196,14 +191,8 @@ TEST(FlexPrefill, TiesGoToTheFirstKeysAndTheLongestDistances) {
 }
 TEST(FlexPrefill, NanScoresAreNotSelected) {
   const AttentionData clean = MakeAttentionData(DataKind::kGaussian, 300, 130, 4, 2, 32, 24, 9);
-  AttentionData query = clean;
-  query.q[127 * 4 * 32] = NAN;
-  AttentionData key = clean;
-  key.k[250 * 2 * 32] = NAN;
-  AttentionData nothing = clean;
-  for (float& x : nothing.q) x = NAN;
-  for (const AttentionData* a : {&query, &key, &nothing}) {
-    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), *a);
+  for (const AttentionData& a : WithNans(clean, 127 * 4 * 32, 250 * 2 * 32)) {
+    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), a);
   }
 }
 TEST(FlexPrefill, NestedInGamma) {

@@ -63,15 +63,9 @@ TEST(MeanPool, TiesGoToTheLowestBlock) {
 // those that see it, and no block is chosen by such a score.
 TEST(MeanPool, NanScoresAreNotSelected) {
   const AttentionData clean = MakeAttentionData(DataKind::kGaussian, 300, 130, 4, 2, 32, 24, 3);
-  AttentionData query = clean;
-  query.q[5 * 4 * 32] = NAN;
-  AttentionData key = clean;
-  key.k[250 * 2 * 32] = NAN;
-  AttentionData nothing = clean;
-  for (float& x : nothing.q) x = NAN;
-  for (const AttentionData* a : {&query, &key, &nothing}) {
+  for (const AttentionData& a : WithNans(clean, 5 * 4 * 32, 250 * 2 * 32)) {
     for (const Rule& rule : kRules)
-      ExpectListsOf(rule.reference, absl::StrCat("mean_pool:", rule.text), *a);
+      ExpectListsOf(rule.reference, absl::StrCat("mean_pool:", rule.text), a);
   }
 }
 TEST(MeanPool, LogitsOfMinusInfinityAreProbabilityZero) {

@@ -84,11 +84,7 @@ class MInference {
       return absl::InvalidArgumentError(
           absl::StrCat("segment=", c.segment, " is not a multiple of ", kTile));
     }
-    if (std::max(c.last, c.least_queries) > c.segment) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("last=", c.last, " and least_queries=", c.least_queries,
-                       ", at most segment=", c.segment, " is allowed"));
-    }
+    SLUICE_RETURN_IF_ERROR(CheckSegment(c.segment, c.last, c.least_queries));
     MInference made;
     made.config_ = c;
     for (absl::string_view head : absl::StrSplit(c.patterns, ';')) {
@@ -112,8 +108,7 @@ class MInference {
     plan.scores = plan.AddScratch<float>(plan.means.blocks);
     plan.gemm = AddGemmScratch(plan, s.head_dim);
     plan.select = AddSelectScratch(plan, plan.means.blocks);
-    plan.layout.max_tile = kTile;
-    plan.layout.AddBranch({.rows = s.heads * MaxTiles(s, kTile), .entry_slots = RunSlots(s)});
+    AddSegmentBranch(plan);
     return plan;
   }
 
@@ -122,12 +117,8 @@ class MInference {
     BlockMeans means(state, plan.means);
     means.Append(in.k, *ctx.executor);
 
-    Begin(plan.shape, in, out);
-    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch,
-                            out.AddBranch({.scope = ListScope::kQueryHead, .tile = kTile}));
-    ForEachSegment(branch, config_.segment, plan, ctx,
-                   [&](const HeadSegment& s) { Route(plan, in, means, s); });
-    return absl::OkStatus();
+    return WriteSegments(config_.segment, plan, in, ctx, out,
+                         [&](const HeadSegment& s) { Route(plan, in, means, s); });
   }
 
  private:

@@ -111,14 +111,8 @@ TEST(MInference, DecodeIsDenseUnlessItIsScored) {
 }
 TEST(MInference, NanScoresAreNotSelected) {
   const AttentionData clean = MakeAttentionData(DataKind::kGaussian, 300, 130, 4, 2, 32, 24, 9);
-  AttentionData query = clean;
-  query.q[127 * 4 * 32] = NAN;
-  AttentionData key = clean;
-  key.k[250 * 2 * 32] = NAN;
-  AttentionData nothing = clean;
-  for (float& x : nothing.q) x = NAN;
-  for (const AttentionData* a : {&query, &key, &nothing}) {
-    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), *a);
+  for (const AttentionData& a : WithNans(clean, 127 * 4 * 32, 250 * 2 * 32)) {
+    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), a);
   }
 }
 TEST(MInference, RefusesWhatDoesNotFit) {

@@ -216,14 +216,8 @@ TEST(Quest, TiesGoToTheLowestPage) {
 // A query of NaN leaves the choice to the others; a page with a key of NaN is never chosen.
 TEST(Quest, NanScoresAreNotSelected) {
   const AttentionData clean = MakeAttentionData(DataKind::kGaussian, 300, 130, 4, 2, 32, 24, 9);
-  AttentionData query = clean;
-  query.q[5 * 4 * 32] = NAN;
-  AttentionData key = clean;
-  key.k[150 * 2 * 32 + 7] = NAN;
-  AttentionData nothing = clean;
-  for (float& x : nothing.q) x = NAN;
-  for (const AttentionData* a : {&query, &key, &nothing}) {
-    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), *a);
+  for (const AttentionData& a : WithNans(clean, 5 * 4 * 32, 150 * 2 * 32 + 7)) {
+    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), a);
   }
 }
 TEST(Quest, NeedsABudget) {

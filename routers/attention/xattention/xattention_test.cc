@@ -93,13 +93,8 @@ TEST(XAttention, WhatComesAfterTheTileHasNoSay) {
   const int64_t begin = 15;
   const int64_t tiles = 6 * 32;
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 300, 300 - begin, 4, 2, 32, 24, 6);
-  AttentionData after = a;
-  for (int64_t s = begin + tiles; s < 300; ++s) std::fill_n(&after.k[s * 2 * 32], 2 * 32, 90.0f);
-  const char* policy = "xattention:block=32,stride=16,threshold=0.5";
-  const RoutedRun x = RunRouter(policy, a);
-  const RoutedRun y = RunRouter(policy, after);
-  ASSERT_TRUE(x.status.ok() && y.status.ok());
-  for (int64_t i = 0; i < tiles * 4; ++i) EXPECT_EQ(x.lists[i], y.lists[i]) << begin + i / 4;
+  ExpectFirstListsAlike("xattention:block=32,stride=16,threshold=0.5", a,
+                        WithOtherKeysAfter(a, tiles), tiles);
 }
 TEST(XAttention, DecodeIsDenseUnlessItIsScored) {
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 300, 1, 4, 2, 32, 24, 7);
@@ -124,14 +119,8 @@ TEST(XAttention, TiesGoToTheLowestBlock) {
 // A query of NaN silences its stride, a key of NaN the strides that reach it.
 TEST(XAttention, NanScoresAreNotSelected) {
   const AttentionData clean = MakeAttentionData(DataKind::kGaussian, 300, 130, 4, 2, 32, 24, 9);
-  AttentionData query = clean;
-  query.q[37 * 4 * 32] = NAN;
-  AttentionData key = clean;
-  key.k[250 * 2 * 32] = NAN;
-  AttentionData nothing = clean;
-  for (float& x : nothing.q) x = NAN;
-  for (const AttentionData* a : {&query, &key, &nothing}) {
-    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), *a);
+  for (const AttentionData& a : WithNans(clean, 37 * 4 * 32, 250 * 2 * 32)) {
+    for (const Rule& rule : kRules) ExpectListsOf(rule.reference, Policy(rule), a);
   }
 }
 TEST(XAttention, NestedInTheThreshold) {

@@ -7,8 +7,7 @@
 
 namespace sluice::kernels {
 // n elements to float, and from float (nearest even; NaN stays NaN; overflow to f16 is infinite).
-// kI8 is read as a plain integer; it and types in blocks are
-// no targets.
+// kI8 is read as a plain integer; it and types in blocks are no targets.
 void ConvertToF32(const void* in, DType type, int64_t n, float* out);
 void ConvertFromF32(const float* in, int64_t n, DType type, void* out);
 }  // namespace sluice::kernels
