@@ -73,7 +73,7 @@ class Measurement {
     json j = {{"prefill_s", Median(prefill)}, {"decode_ms", 1e3 * Median(decode)}};
     if (o_.quality) {
       j["perplexity"] = std::exp(nll_ / static_cast<double>(counted_));
-      j["facts"] = static_cast<double>(right_) / static_cast<double>(asked_);
+      j["facts"] = static_cast<double>(right_) / static_cast<double>(std::max<int64_t>(1, asked_));
     }
     std::printf("%s\n", j.dump().c_str());
     return absl::OkStatus();
@@ -318,9 +318,9 @@ void AddOptions(CLI::App& app, Options& o) {
   app.add_option("--documents", o.documents, "documents")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  app.add_option("--facts", o.facts, "facts planted in a document")
+  app.add_option("--facts", o.facts, "facts planted in a document; 0: the text as it is")
       ->capture_default_str()
-      ->check(CLI::Range(1, 16));
+      ->check(CLI::Range(0, 16));
   app.add_flag("--spaces", o.spaces, "plant facts between spaces, as some models learned them");
   app.add_option("--threads", o.threads, "of both")
       ->capture_default_str()

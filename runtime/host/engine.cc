@@ -32,8 +32,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   const AttentionSessions::Limits limits = {s.rows, s.capacity, s.executor.get()};
   SLUICE_ASSIGN_OR_RETURN(s.attention,
                           AttentionSessions::Create(m, options.router, options.layers, limits));
-  SLUICE_ASSIGN_OR_RETURN(s.routing, UnitRouting::Create(m, options.layers, options.tokens,
-                                                         options.pruning, s.attention, limits));
+  SLUICE_ASSIGN_OR_RETURN(s.routing,
+                          UnitRouting::Create(m, options.layers, options.tokens, options.pruning,
+                                              options.experts, s.attention, limits));
   s.attention.ForEach([&](AttentionSession& session) {
     session.OnPlan([e = e.get()](int layer, const AttentionPlan& plan, const AttentionInputs& in,
                                  double seconds) { e->See(layer, plan, in, seconds); });
@@ -79,6 +80,7 @@ void Engine::Reset() {
   counters_ = {};
   quality_ = {};
   impl_->math->set_counters({});
+  if (impl_->routing.experts) impl_->routing.experts->ResetCounters();
   std::fill(token_counters_.begin(), token_counters_.end(), TokenCounters{});
   std::fill(block_counters_.begin(), block_counters_.end(), TokenCounters{});
   std::fill(modes_.begin(), modes_.end(), LayerMode::kUndecided);
@@ -95,6 +97,10 @@ float Engine::layer_score(int64_t layer) const {
 }
 int64_t Engine::router_calls() const {
   return impl_->routing.layers ? impl_->routing.layers->router_calls() : 0;
+}
+
+int64_t Engine::expert_rows(int64_t layer, int64_t expert) const {
+  return impl_->routing.experts ? impl_->routing.experts->rows(layer, expert) : 0;
 }
 
 absl::Status Engine::CheckTokens(const std::vector<int32_t>& tokens) const {
@@ -280,19 +286,27 @@ absl::Status Engine::RunAttention(const Pass& p) {
   });
 }
 
+// x [n, width] += the layer's FFN of the normalised states h.
+absl::Status Engine::Ffn(int64_t layer, int64_t begin, int64_t n, const float* h, float* x) {
+  const Layer& w = model_.layers[layer];
+  Impl& s = *impl_;
+  if (s.routing.experts) return s.routing.experts->Run(layer, w, begin, n, h, x, *s.math);
+  s.math->Ffn(w, 0, h, n, x, true);
+  return absl::OkStatus();
+}
+
 absl::Status Engine::RunFfn(const Pass& p) {
-  const Layer& layer = model_.layers[p.layer];
   SLUICE_ASSIGN_OR_RETURN(const bool approximate, RouteTokens(p, 1));
   if (!approximate) {
-    impl_->math->Ffn(layer, impl_->h.data(), p.n, p.x, true);
-    if (!options_.on_input) return absl::OkStatus();
+    SLUICE_RETURN_IF_ERROR(Ffn(p.layer, p.begin, p.n, impl_->h.data(), p.x));
+    if (!options_.on_input || impl_->routing.experts) return absl::OkStatus();
     options_.on_input(p.layer, MatrixInput::kFfn, p.n, impl_->h.data());
     options_.on_input(p.layer, MatrixInput::kFfnDown, p.n, impl_->math->activations());
     return absl::OkStatus();
   }
   return RunTokens(p, 1, [&](const UnitRows& rows, const RunContext&) {
-    impl_->math->Ffn(layer, rows.in.data, rows.in.rows, rows.out.data, false);
-    return absl::OkStatus();
+    std::fill_n(rows.out.data, rows.in.rows * model_.shape.width, 0.0f);
+    return Ffn(p.layer, p.begin, rows.in.rows, rows.in.data, rows.out.data);
   });
 }
 
@@ -321,7 +335,8 @@ absl::Status Engine::RunTokens(const Pass& p, int64_t unit, const TokenRouter::E
       impl_->routing.tokens->Run(p.layer, unit, p.n, impl_->h.data(), p.x, execute));
   if (own.rows == 0) return absl::OkStatus();
   const int64_t attention = 2 * m.width * (m.heads + m.kv_heads) * m.head_dim;
-  const double weights = static_cast<double>(unit == 0 ? attention : 3 * m.width * m.ffn);
+  const int64_t experts = std::max<int64_t>(1, m.experts_used);
+  const double weights = static_cast<double>(unit == 0 ? attention : 3 * m.width * m.ffn * experts);
   impl_->math->Count(std::llround(own.cost * weights),
                      std::llround(own.cost / static_cast<double>(own.rows) * weights));
   return absl::OkStatus();

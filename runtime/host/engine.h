@@ -10,6 +10,7 @@
 #include "sluice/api/registry.h"
 #include "sluice/runtime/attend/attend.h"
 #include "sluice/runtime/attend/metrics.h"
+#include "sluice/runtime/host/expert_routing.h"
 #include "sluice/runtime/host/layer_math.h"
 #include "sluice/runtime/host/layer_routing.h"
 #include "sluice/runtime/host/model.h"
@@ -29,6 +30,7 @@ struct EngineOptions {
   LayerRouting layers;
   TokenRouting tokens;
   TokenPruning pruning;
+  ExpertRouting experts;  // of a Mixture of Experts
   DType cache = DType::kF32;
   int64_t chunk = 512;       // prompt tokens per pass
   int64_t max_tokens = 0;    // 0: the model's context
@@ -39,7 +41,7 @@ struct EngineOptions {
   std::function<void(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u)>
       observe;
   // Sees what the matrices of every layer are multiplied with, packed rows [n, the matrix's width].
-  // Units that route their tokens are not seen.
+  // Units that route their tokens, to experts too, are not seen.
   std::function<void(int64_t layer, MatrixInput input, int64_t n, const float* x)> on_input;
   // Sees every plan that was attended to and how long that took; not in the timing.
   std::function<void(int64_t layer, const AttentionPlan& plan, double seconds)> on_plan;
@@ -100,6 +102,8 @@ class Engine {
   const TokenCounters& token_counters(int64_t layer, int64_t unit) const {
     return token_counters_[2 * layer + unit];
   }
+  // Of a Mixture of Experts: tokens that an expert computed.
+  int64_t expert_rows(int64_t layer, int64_t expert) const;
   // Token pruning: tokens that a block computed of those it was given; equal without.
   bool prunes() const { return options_.pruning.on(); }
   // The first tokens fed decide for the whole sequence.
@@ -125,6 +129,7 @@ class Engine {
   absl::Status RunLayer(const Pass& pass);
   absl::Status RunAttention(const Pass& pass);
   absl::Status RunFfn(const Pass& pass);
+  absl::Status Ffn(int64_t layer, int64_t begin, int64_t n, const float* h, float* x);
   absl::StatusOr<bool> RouteTokens(const Pass& pass, int64_t unit);
   absl::Status RunTokens(const Pass& pass, int64_t unit, const TokenRouter::Execute& execute);
   absl::Status Attend(const Pass& pass, const float* q, int64_t q_stride, int64_t queries,

@@ -93,7 +93,7 @@ absl::Status Engine::RunPrunedFfn(int64_t layer, int64_t n) {
     for (int64_t at = 0; at < kept; at += options_.chunk) {
       const int64_t count = std::min(options_.chunk, kept - at);
       Norm(w.ffn_norm, x + at * width, count);
-      s.math->Ffn(w, s.h.data(), count, x + at * width, true);
+      SLUICE_RETURN_IF_ERROR(Ffn(layer, length_ + at, count, s.h.data(), x + at * width));
     }
     return absl::OkStatus();
   });

@@ -25,8 +25,9 @@ class LayerMath {
   void Norm(const std::vector<float>& weight, const float* x, int64_t n, float* y) const;
   // Rotary embedding of `heads` heads that lie one behind the other, all of one position.
   void Rotate(float* x, int64_t heads, int64_t position) const;
-  // y [n, width] (+)= FFN(h).
-  void Ffn(const Layer& layer, const float* h, int64_t n, float* y, bool accumulate);
+  // y [n, width] (+)= FFN(h), of one expert where there are some, else expert 0.
+  void Ffn(const Layer& layer, int64_t expert, const float* h, int64_t n, float* y,
+           bool accumulate);
   // What the last Ffn multiplied its last matrix with, [n, ffn].
   const float* activations() const { return act_.data(); }
   // y [n, out] = x [n, in] W^T (+ y when accumulate).

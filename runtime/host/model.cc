@@ -11,6 +11,7 @@ SLUICE_BEGIN_NAMESPACE
 namespace host {
 namespace {
 constexpr int64_t kMostOfAShape = int64_t{1} << 24;
+constexpr int64_t kMostExperts = 4096;
 
 absl::StatusOr<int64_t> ReadSize(const Gguf& f, const std::string& key) {
   SLUICE_ASSIGN_OR_RETURN(const int64_t n, f.Int(key));
@@ -28,6 +29,22 @@ absl::StatusOr<float> ReadReal(const Gguf& f, const std::string& key, double low
   return static_cast<float>(x);
 }
 
+absl::Status ReadExperts(const Gguf& f, ModelShape& s) {
+  if (f.Has("llama.expert_count")) {
+    SLUICE_ASSIGN_OR_RETURN(s.experts, f.Int("llama.expert_count"));
+  }
+  if (f.Has("llama.expert_used_count")) {
+    SLUICE_ASSIGN_OR_RETURN(s.experts_used, f.Int("llama.expert_used_count"));
+  }
+  const bool dense = s.experts == 0 && s.experts_used == 0;
+  const bool fits = s.experts >= 1 && s.experts <= kMostExperts && s.experts_used >= 1 &&
+                    s.experts_used <= s.experts;
+  if (dense || fits) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(
+      "'llama.expert_count' is ", s.experts, " and 'llama.expert_used_count' ", s.experts_used,
+      "; allowed: both 0, or 1 to ", kMostExperts, " experts, of which 1 or more are used"));
+}
+
 absl::StatusOr<ModelShape> ReadShape(const Gguf& f) {
   ModelShape s;
   SLUICE_ASSIGN_OR_RETURN(s.layers, ReadSize(f, "llama.block_count"));
@@ -39,6 +56,7 @@ absl::StatusOr<ModelShape> ReadShape(const Gguf& f) {
   }
   SLUICE_ASSIGN_OR_RETURN(s.ffn, ReadSize(f, "llama.feed_forward_length"));
   SLUICE_ASSIGN_OR_RETURN(s.context, ReadSize(f, "llama.context_length"));
+  SLUICE_RETURN_IF_ERROR(ReadExperts(f, s));
   SLUICE_ASSIGN_OR_RETURN(s.eps, ReadReal(f, "llama.attention.layer_norm_rms_epsilon", 1e-12, 1));
   if (f.Has("llama.rope.freq_base")) {
     SLUICE_ASSIGN_OR_RETURN(s.rope_base, ReadReal(f, "llama.rope.freq_base", 1, 1e12));
@@ -66,9 +84,10 @@ absl::Status CheckContent(const Gguf& f, const ModelShape& s) {
   GgufAccepts a;
   a.KeyPrefix("general.").KeyIs("general.type", {std::string("model")}).KeyPrefix("quantize.");
   a.KeyPrefix("tokenizer.");  // Tokenizer::Load has a list of its own
-  for (const char* read : {"block_count", "embedding_length", "attention.head_count",
-                           "attention.head_count_kv", "feed_forward_length", "context_length",
-                           "attention.layer_norm_rms_epsilon", "rope.freq_base"})
+  for (const char* read :
+       {"block_count", "embedding_length", "attention.head_count", "attention.head_count_kv",
+        "feed_forward_length", "context_length", "attention.layer_norm_rms_epsilon",
+        "rope.freq_base", "expert_count", "expert_used_count"})
     a.Key(absl::StrCat("llama.", read));
   // Keys whose one implemented value is how the host computes anyway.
   a.KeyIs("llama.vocab_size", {s.vocab})
@@ -79,8 +98,6 @@ absl::Status CheckContent(const Gguf& f, const ModelShape& s) {
       .KeyIs("llama.attention.causal", {true})
       .KeyIs("llama.attention.sliding_window", {int64_t{0}})
       .KeyIs("llama.attention.clamp_kqv", {0.0})
-      .KeyIs("llama.expert_count", {int64_t{0}})
-      .KeyIs("llama.expert_used_count", {int64_t{0}})
       .KeyIs("llama.logit_scale", {1.0})
       .KeyIs("llama.tensor_data_layout", {std::string("Meta AI original pth")})
       .KeyIs("split.count", {int64_t{0}, int64_t{1}})
@@ -88,9 +105,11 @@ absl::Status CheckContent(const Gguf& f, const ModelShape& s) {
       .KeyIs("split.tensors.count", {static_cast<int64_t>(f.tensors().size())});
   a.Tensor("token_embd.weight").Tensor("output_norm.weight").Tensor("output.weight");
   for (int64_t i = 0; i < s.layers; ++i) {
-    for (const char* name : {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm",
-                             "ffn_gate", "ffn_up", "ffn_down"})
+    for (const char* name : {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"})
       a.Tensor(absl::StrCat("blk.", i, ".", name, ".weight"));
+    if (s.experts > 0) a.Tensor(absl::StrCat("blk.", i, ".ffn_gate_inp.weight"));
+    for (const char* name : {"ffn_gate", "ffn_up", "ffn_down"})
+      a.Tensor(absl::StrCat("blk.", i, ".", name, s.experts > 0 ? "_exps" : "", ".weight"));
   }
   SLUICE_RETURN_IF_ERROR(a.CheckKeys(f));
   return a.CheckTensors(f);
@@ -106,6 +125,30 @@ absl::Status Append(const Gguf& f, const std::string& name, int64_t in, int64_t 
   to.insert(to.end(), w.begin(), w.end());
   return absl::OkStatus();
 }
+// A file has the gates of all experts behind each other, and so on; the host wants an expert's
+// matrices together.
+absl::Status ReadExpertsOf(const Gguf& f, const ModelShape& s, const std::string& prefix,
+                           Layer& l) {
+  SLUICE_RETURN_IF_ERROR(
+      Append(f, prefix + "ffn_gate_inp.weight", s.width, s.experts, l.expert_gate));
+  const auto read = [&](const char* name, int64_t in, int64_t out) {
+    const uint64_t shape[] = {static_cast<uint64_t>(in), static_cast<uint64_t>(out),
+                              static_cast<uint64_t>(s.experts)};
+    return f.ReadF32(absl::StrCat(prefix, name, ".weight"), shape);
+  };
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<float> gate, read("ffn_gate_exps", s.width, s.ffn));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<float> up, read("ffn_up_exps", s.width, s.ffn));
+  SLUICE_ASSIGN_OR_RETURN(l.down, read("ffn_down_exps", s.ffn, s.width));
+  const int64_t size = s.width * s.ffn;
+  l.gate_up.reserve(gate.size() + up.size());
+  for (int64_t e = 0; e < s.experts; ++e) {
+    for (const std::vector<float>* part : {&gate, &up}) {
+      const auto from = part->begin() + e * size;
+      l.gate_up.insert(l.gate_up.end(), from, from + size);
+    }
+  }
+  return absl::OkStatus();
+}
 absl::Status ReadLayer(const Gguf& f, const ModelShape& s, int64_t i, Layer& l) {
   const std::string p = absl::StrCat("blk.", i, ".");
   const int64_t q = s.heads * s.head_dim;
@@ -116,6 +159,7 @@ absl::Status ReadLayer(const Gguf& f, const ModelShape& s, int64_t i, Layer& l) 
   SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_v.weight", s.width, kv, l.qkv));
   SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_output.weight", q, s.width, l.attn_out));
   SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_norm.weight", s.width, 0, l.ffn_norm));
+  if (s.experts > 0) return ReadExpertsOf(f, s, p, l);
   SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_gate.weight", s.width, s.ffn, l.gate_up));
   SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_up.weight", s.width, s.ffn, l.gate_up));
   return Append(f, p + "ffn_down.weight", s.ffn, s.width, l.down);

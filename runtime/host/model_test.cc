@@ -76,7 +76,6 @@ TEST_F(ModelTest, RefusesKeysThatChangeTheModel) {
   RefusesKey("llama.attention.sliding_window", int64_t{4096}, "is 4096");
   RefusesKey("llama.attention.causal", false, "is false");
   RefusesKey("llama.logit_scale", 0.25, "is 0.25; implemented: 1");
-  RefusesKey("llama.expert_count", int64_t{8}, "is 8; implemented: 0");
   RefusesKey("llama.vocab_size", int64_t{300}, "is 300; implemented: 257");
   RefusesKey("llama.something.new", int64_t{1}, "not implemented");
   RefusesKey("mamba.block_count", int64_t{1}, "not implemented");

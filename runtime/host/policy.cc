@@ -114,9 +114,12 @@ absl::Status Use(const ItemPolicy& p, const Model& model, EngineOptions& o) {
     o.pruning.weights = weights;
     SLUICE_ASSIGN_OR_RETURN(o.pruning.sparsity, Schedule(weights, model));
     o.quality_stride = 0;  // no plan to measure: the tokens are not there
+  } else if (t.domain == Domain::kExpert) {
+    o.experts.router = p.text;
+    o.experts.weights = weights;
   } else {
     return absl::UnimplementedError(
-        "this host routes attention, layers and tokens, which this method does not");
+        "this host routes attention, layers, tokens and experts, which this method does not");
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@ namespace host {
 absl::StatusOr<UnitRouting> UnitRouting::Create(const ModelShape& shape, const LayerRouting& layers,
                                                 const TokenRouting& tokens,
                                                 const TokenPruning& pruning,
+                                                const ExpertRouting& experts,
                                                 const AttentionSessions& attention,
                                                 const AttentionSessions::Limits& limits) {
   UnitRouting r;
@@ -28,6 +29,18 @@ absl::StatusOr<UnitRouting> UnitRouting::Create(const ModelShape& shape, const L
   if (tokens.on()) {
     SLUICE_ASSIGN_OR_RETURN(
         r.tokens, TokenRouter::Create(tokens, shape, limits.max_queries, limits.executor));
+  }
+
+  if (experts.on() && shape.experts == 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", experts.router, "' routes experts, and the model has none"));
+  if (shape.experts > 0) {
+    SLUICE_ASSIGN_OR_RETURN(
+        r.experts, ExpertRouter::Create(experts, shape, limits.max_queries, limits.executor));
+    if (r.experts->reads_positions() && (tokens.on() || pruning.on()))
+      return absl::InvalidArgumentError(absl::StrCat(
+          "'", experts.router,
+          "' decides by the tokens' places, and token routing or pruning leaves some out"));
   }
 
   if (!pruning.on()) return r;

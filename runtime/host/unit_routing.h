@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "sluice/runtime/host/attention_sessions.h"
+#include "sluice/runtime/host/expert_routing.h"
 #include "sluice/runtime/host/layer_routing.h"
 #include "sluice/runtime/host/token_pruning.h"
 #include "sluice/runtime/host/token_routing.h"
@@ -14,9 +15,11 @@ struct UnitRouting {
   std::optional<LayerRouter> layers;
   std::optional<TokenRouter> tokens;
   std::optional<TokenPruner> pruning;
+  std::optional<ExpertRouter> experts;  // of a Mixture of Experts
 
   static absl::StatusOr<UnitRouting> Create(const ModelShape& shape, const LayerRouting& layers,
                                             const TokenRouting& tokens, const TokenPruning& pruning,
+                                            const ExpertRouting& experts,
                                             const AttentionSessions& attention,
                                             const AttentionSessions::Limits& limits);
 };

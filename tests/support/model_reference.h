@@ -2,6 +2,7 @@
 #define SLUICE_TESTS_SUPPORT_MODEL_REFERENCE_H_
 // The bundled model's blocks in double precision and plain loops: what the engine must compute when
 // only some tokens run, or see only some keys.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -51,6 +52,45 @@ inline Rows Embed(const Model& model, const std::vector<int32_t>& tokens) {
   return x;
 }
 
+// Rows [from, from + rows) of a matrix.
+inline std::vector<float> RowsOf(const std::vector<float>& w, int64_t from, int64_t rows,
+                                 int64_t width) {
+  return {w.begin() + from * width, w.begin() + (from + rows) * width};
+}
+inline std::vector<double> GatedFfn(const std::vector<float>& gate_up,
+                                    const std::vector<float>& down, const std::vector<double>& h) {
+  std::vector<double> gate = Times(gate_up, h);
+  const size_t ffn = gate.size() / 2;
+  for (size_t i = 0; i < ffn; ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * gate[ffn + i];
+  gate.resize(ffn);
+  return Times(down, gate);
+}
+// Of a Mixture of Experts: the experts of the highest scores, the lower of equals first, mixed by
+// the softmax over them alone, which is that over all renormalised.
+inline std::vector<double> Ffn(const ModelShape& m, const Layer& l, const std::vector<double>& h) {
+  if (m.experts == 0) return GatedFfn(l.gate_up, l.down, h);
+  const std::vector<double> score = Times(l.expert_gate, h);
+  std::vector<int64_t> chosen;
+  double sum = 0;
+  for (int64_t k = 0; k < m.experts_used; ++k) {
+    int64_t best = -1;
+    for (int64_t e = 0; e < m.experts; ++e) {
+      if (std::find(chosen.begin(), chosen.end(), e) != chosen.end()) continue;
+      if (best < 0 || score[static_cast<size_t>(e)] > score[static_cast<size_t>(best)]) best = e;
+    }
+    chosen.push_back(best);
+    sum += std::exp(score[static_cast<size_t>(best)]);
+  }
+  std::vector<double> y(h.size());
+  for (int64_t e : chosen) {
+    const std::vector<double> f = GatedFfn(RowsOf(l.gate_up, e * 2 * m.ffn, 2 * m.ffn, m.width),
+                                           RowsOf(l.down, e * m.width, m.width, m.ffn), h);
+    for (size_t i = 0; i < y.size(); ++i)
+      y[i] += std::exp(score[static_cast<size_t>(e)]) / sum * f[i];
+  }
+  return y;
+}
+
 // A block in which `computed` tokens attend, at their own positions, to the computed keys that
 // `sees` lets them, and those `fed` go through the FFN: a dense model with a mask.
 inline void MaskedBlock(const ModelShape& m, const Layer& l, const std::vector<bool>& computed,
@@ -88,11 +128,7 @@ inline void MaskedBlock(const ModelShape& m, const Layer& l, const std::vector<b
   }
   for (size_t t = 0; t < x.size(); ++t) {
     if (!fed[t]) continue;
-    std::vector<double> gate = Times(l.gate_up, Norm(m, y[t], l.ffn_norm));
-    const size_t ffn = gate.size() / 2;
-    for (size_t i = 0; i < ffn; ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * gate[ffn + i];
-    gate.resize(ffn);
-    const std::vector<double> f = Times(l.down, gate);
+    const std::vector<double> f = Ffn(m, l, Norm(m, y[t], l.ffn_norm));
     for (size_t i = 0; i < f.size(); ++i) y[t][i] += f[i];
   }
   x = y;

@@ -60,6 +60,21 @@ struct TinyModel {
     tensors["blk.0.ffn_up.weight"] = {32, 64};
     tensors["blk.0.ffn_down.weight"] = {64, 32};
   }
+  // A Mixture of Experts in the FFN's place.
+  static TinyModel WithExperts(uint64_t experts, int64_t used) {
+    TinyModel m;
+    m.keys["llama.expert_count"] = static_cast<int64_t>(experts);
+    m.keys["llama.expert_used_count"] = used;
+    for (const char* name : {"gate", "up", "down"}) {
+      const std::string dense = std::string("blk.0.ffn_") + name + ".weight";
+      std::vector<uint64_t> shape = m.tensors[dense];
+      shape.push_back(experts);
+      m.tensors[std::string("blk.0.ffn_") + name + "_exps.weight"] = shape;
+      m.tensors.erase(dense);
+    }
+    m.tensors["blk.0.ffn_gate_inp.weight"] = {32, experts};
+    return m;
+  }
   absl::Status Write(const std::string& path) const {
     GgufWriter w;
     for (const auto& [key, value] : keys) w.Set(key, value);

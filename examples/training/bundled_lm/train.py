@@ -3,10 +3,14 @@
 
 Llama architecture, byte-level BPE of 8192 tokens, RoPE on interleaved pairs, tied embeddings. Sequence length grows
 2k -> 8k -> 16k; 35 % of the sequences carry planted facts and questions about them. Hidden matrices are trained with
-Muon, embeddings and norms with AdamW. One GPU, about ten minutes.
+Muon, embeddings, norms and routers with AdamW. One GPU, about ten minutes.
+
+With --experts the FFN of every layer is a Mixture of Experts in the layout of llama.cpp's Mixtral: a linear router,
+softmax, the best --top experts, their weights renormalised; balanced by the loss of Switch Transformers (arXiv 2101.03961).
 
 Example:
   train.py --corpus corpus.txt.xz --out out --seconds 520
+  train.py --corpus corpus.txt.xz --out out --seconds 520 --experts 8 --ffn 224
 """
 import argparse
 import json
@@ -35,7 +39,10 @@ P.add_argument("--layers", type=int, default=6)
 P.add_argument("--width", type=int, default=384)
 P.add_argument("--heads", type=int, default=6)
 P.add_argument("--kv-heads", type=int, default=2)
-P.add_argument("--ffn", type=int, default=896)
+P.add_argument("--ffn", type=int, default=896, help="hidden width of the FFN, or of each expert")
+P.add_argument("--experts", type=int, default=0, help="0: dense")
+P.add_argument("--top", type=int, default=2, help="experts a token")
+P.add_argument("--balance", type=float, default=0.01, help="weight of the balance loss")
 P.add_argument("--vocab", type=int, default=8192)
 P.add_argument("--batch-tokens", type=int, default=131072)
 P.add_argument("--checkpoint", help="start from this .pt file (weights only)")
@@ -54,12 +61,11 @@ class Block(nn.Module):
         self.attn_norm, self.ffn_norm = nn.Parameter(torch.ones(w)), nn.Parameter(torch.ones(w))
         self.q, self.k = nn.Linear(w, A.heads * HEAD, bias=False), nn.Linear(w, kv, bias=False)
         self.v, self.o = nn.Linear(w, kv, bias=False), nn.Linear(A.heads * HEAD, w, bias=False)
-        self.gate, self.up = nn.Linear(w, A.ffn, bias=False), nn.Linear(w, A.ffn, bias=False)
-        self.down = nn.Linear(A.ffn, w, bias=False)
-        for m in (self.o, self.down):
-            nn.init.normal_(m.weight, std=0.02 / math.sqrt(2 * A.layers))
+        self.ffn = Experts() if A.experts else Ffn()
+        nn.init.normal_(self.o.weight, std=0.02 / math.sqrt(2 * A.layers))
+        nn.init.normal_(self.ffn.down.weight if not A.experts else self.ffn.down, std=0.02 / math.sqrt(2 * A.layers))
 
-    def forward(self, x, cos, sin):
+    def attend(self, x, cos, sin):
         b, t, _ = x.shape
         h = F.rms_norm(x, (A.width,), self.attn_norm.to(x.dtype), EPS)
         q = rotate(self.q(h).view(b, t, A.heads, HEAD), cos, sin).transpose(1, 2)
@@ -68,8 +74,44 @@ class Block(nn.Module):
         g = A.heads // A.kv_heads
         y = F.scaled_dot_product_attention(q, k.repeat_interleave(g, 1), v.repeat_interleave(g, 1), is_causal=True)
         x = x + self.o(y.transpose(1, 2).reshape(b, t, -1))
-        h = F.rms_norm(x, (A.width,), self.ffn_norm.to(x.dtype), EPS)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return x, F.rms_norm(x, (A.width,), self.ffn_norm.to(x.dtype), EPS)
+
+    def forward(self, x, cos, sin):
+        x, h = self.attend(x, cos, sin)
+        return x + self.ffn(h)
+
+
+class Ffn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = nn.Linear(A.width, A.ffn, bias=False), nn.Linear(A.width, A.ffn, bias=False)
+        self.down = nn.Linear(A.ffn, A.width, bias=False)
+
+    def forward(self, h):
+        return self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(A.width, A.experts, bias=False)
+        drawn = lambda rows, cols: nn.Parameter((torch.rand(A.experts, rows, cols) * 2 - 1) * cols ** -0.5)  # noqa: E731
+        self.gate, self.up, self.down = drawn(A.ffn, A.width), drawn(A.ffn, A.width), drawn(A.width, A.ffn)
+        self.balance = 0.0  # of the last pass; 1 where all experts are used alike
+
+    def forward(self, h):
+        x = h.flatten(0, -2)
+        with torch.autocast("cuda", enabled=False):
+            p = F.linear(x.float(), self.router.weight).softmax(-1)
+            weight, expert = p.topk(A.top, -1)
+            weight = weight / weight.sum(-1, keepdim=True)
+        order = expert.flatten().argsort(stable=True)
+        token, count = order // A.top, torch.bincount(expert.flatten(), minlength=A.experts)
+        self.balance = A.experts / A.top * (count / len(x) * p.mean(0)).sum()
+        parts = [F.linear(F.silu(F.linear(r, g)) * F.linear(r, u), d)
+                 for r, g, u, d in zip(x[token].split(count.tolist()), self.gate, self.up, self.down)]
+        y = torch.cat(parts) * weight.flatten()[order, None].to(parts[0].dtype)
+        return torch.zeros_like(x).index_add_(0, token, y.to(x.dtype)).view_as(h)
 
 
 def rotate(x, cos, sin):
@@ -144,7 +186,7 @@ class Muon:
         for shape, ps in self.groups.items():
             g = torch.stack([p.grad for p in ps])
             m = self.momentum[shape].lerp_(g, 1 - beta)
-            u = newton_schulz(g.lerp(m, beta)).float() * max(1, shape[0] / shape[1]) ** 0.5
+            u = newton_schulz(g.lerp(m, beta)).float() * max(1, shape[-2] / shape[-1]) ** 0.5
             for p, d in zip(ps, u):
                 p.mul_(1 - lr * 0.1).sub_(d, alpha=lr)
 
@@ -271,8 +313,11 @@ def main():
         model.load_state_dict(torch.load(A.checkpoint))
     print(sum(p.numel() for p in model.parameters()) / 1e6, "M parameters", flush=True)
     for b in model.blocks:
-        b.compile(dynamic=False)
-    hidden = [p for n, p in model.blocks.named_parameters() if p.ndim == 2]
+        if A.experts:  # how many tokens an expert has differs from step to step: not compiled
+            b.attend = torch.compile(b.attend, dynamic=False)
+        else:
+            b.compile(dynamic=False)
+    hidden = [p for n, p in model.blocks.named_parameters() if p.ndim >= 2 and "router" not in n]
     rest = [p for p in model.parameters() if not any(p is h for h in hidden)]
     muon = Muon(hidden)
     adam = torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
@@ -297,7 +342,8 @@ def main():
         scale = min(1.0, (step + 1) / 50) * (1.0 if f < 0.4 else max(0.02, (1 - f) / 0.6))
         with torch.autocast("cuda", torch.bfloat16):
             loss = loss_of(model, ids, w)
-        loss.backward()
+        balance = sum(b.ffn.balance for b in model.blocks) / A.layers if A.experts else 0.0
+        (loss + A.balance * balance).backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         for g in adam.param_groups:
             g["lr"] = 4e-3 * scale
@@ -308,6 +354,8 @@ def main():
         if step % 50 == 0:
             log.append((step, round(elapsed, 1), n, round(loss.item(), 4)))
             line = f"step {step} {elapsed:.0f} s length {n} loss {loss.item():.3f} {tokens / max(elapsed, 1) / 1e3:.0f} k tok/s"
+            if A.experts:
+                line += f" balance {float(balance):.3f}"
             if step % 500 == 0:
                 line += f" facts@2k {fact_accuracy(model, held_data, 2048, 4):.2f}"
             print(line, flush=True)

@@ -17,6 +17,7 @@
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/progress.h"
+#include "sluice/runtime/lab/prune/prune_experts.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
 #include "sluice/runtime/lab/prune/prune_neurons.h"
 #include "sluice/runtime/lab/prune/prune_weights.h"
@@ -235,10 +236,33 @@ absl::StatusOr<GgufWriter> PruneToLayers(const Gguf& file, const host::Model& mo
   }
   return WithLayers(file, stay);
 }
+
+absl::StatusOr<GgufWriter> PruneToExperts(const Gguf& file, const host::Model& model,
+                                          const Texts& texts, const PruneOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckWhole(texts, o));
+  const auto progress = Progress("measuring experts", std::ssize(texts.calibration));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::vector<double>> use,
+                          ExpertUse(model, texts.calibration, o.window, o.threads, progress));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<std::vector<int64_t>> stay,
+                          ExpertsThatStay(use, o.sparsity, model.shape.experts_used));
+  const auto choices =
+      static_cast<double>(std::ssize(texts.calibration) * model.shape.experts_used);
+  for (size_t layer = 0; layer < use.size(); ++layer) {
+    std::printf("layer %zu: share of the choices", layer);
+    for (size_t e = 0; e < use[layer].size(); ++e) {
+      const bool stays = std::count(stay[layer].begin(), stay[layer].end(), int64_t(e)) > 0;
+      std::printf(" %.3f%s", use[layer][e] / choices, stays ? "" : " (goes)");
+    }
+    std::printf("\n");
+  }
+  return WithExperts(file, stay);
+}
+
 absl::StatusOr<GgufWriter> PruneBy(const Gguf& file, host::Model& model, const Texts& texts,
                                    const PruneOptions& o) {
   if (o.method == "layers") return PruneToLayers(file, model, texts, o);
   if (o.method == "neurons") return PruneToNeurons(file, model, texts, o);
+  if (o.method == "experts") return PruneToExperts(file, model, texts, o);
   return PruneToWeights(file, model, texts, o);
 }
 }  // namespace
@@ -282,6 +306,21 @@ absl::StatusOr<PruneTarget> ReadPruneTarget(const PruneOptions& o) {
                    "'; allowed: N:M with N below M (N of every M stay), or blocks ROWSxCOLUMNS"));
 }
 
+// Before any work: a method that there is and that this model can be pruned by.
+absl::Status CheckMethod(const host::Model& model, const PruneOptions& o) {
+  const bool experts = model.shape.experts > 0;
+  if (o.method == "layers") return absl::OkStatus();
+  if (o.method == "experts")
+    return experts ? absl::OkStatus()
+                   : absl::InvalidArgumentError(absl::StrCat(
+                         o.in, " has no experts to prune; allowed: layers, neurons, weights"));
+  if (o.method != "neurons") SLUICE_RETURN_IF_ERROR(MakeStages(o).status());
+  if (!experts) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("'", o.method, "' inside experts is not implemented, and ", o.in,
+                   " is a Mixture of Experts; allowed: layers, experts"));
+}
+
 absl::Status RunPrune(const PruneOptions& o) {
   if (SameFile(o.in, o.out))
     return absl::InvalidArgumentError(
@@ -290,8 +329,7 @@ absl::Status RunPrune(const PruneOptions& o) {
   SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(o.in));
   SLUICE_ASSIGN_OR_RETURN(host::Model model, host::LoadModel(o.in));
   SLUICE_RETURN_IF_ERROR(CheckLength("a window", o.window, 2, model));
-  const bool whole = o.method == "layers" || o.method == "neurons";
-  if (!whole) SLUICE_RETURN_IF_ERROR(MakeStages(o).status());
+  SLUICE_RETURN_IF_ERROR(CheckMethod(model, o));
   SLUICE_RETURN_IF_ERROR(CheckWritable(o.out));
   SLUICE_ASSIGN_OR_RETURN(const Texts texts, ReadTexts(model, o));
 

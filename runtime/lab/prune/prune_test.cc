@@ -14,6 +14,7 @@
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/prune/input_stats.h"
+#include "sluice/runtime/lab/prune/prune_experts.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
 #include "sluice/runtime/lab/prune/prune_neurons.h"
 #include "sluice/runtime/lab/prune/prune_weights.h"
@@ -26,6 +27,7 @@ namespace {
 using testing::HasSubstr;
 using Stages = std::vector<std::unique_ptr<const WeightPruner>>;
 const std::string kMini = host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
+const std::string kMoe = host::ModelsFolder() + "/sluice-mini-moe-q8_0.gguf";
 const std::string kEval = host::ModelsFolder() + "/sluice-mini-eval.u16";
 // A larger model that is not part of the project.
 const std::string kReference =
@@ -399,6 +401,78 @@ TEST(PruneNeurons, CutOutIsTheSameAsZero) {
   masks.erase(masks.begin());
   EXPECT_THAT(std::string(WithoutNeurons(file, masks).status().message()),
               HasSubstr("blk.0.ffn_down.weight keeps 0 neurons"));
+}
+
+TEST(PruneExperts, TheLeastUsedGo) {
+  const std::vector<std::vector<double>> use = {{4, 1, 3, 2}, {1, 1, 1, 1}, {0, 9, 0, 9}};
+  const auto stay = ExpertsThatStay(use, 0.5, 2);
+  ASSERT_TRUE(stay.ok()) << stay.status();
+  EXPECT_EQ(*stay, (std::vector<std::vector<int64_t>>{{0, 2}, {0, 1}, {1, 3}}));
+  EXPECT_EQ(std::ssize((*ExpertsThatStay(use, 0.25, 2))[1]), 3);
+  for (double ratio : {0.2, 0.75, 1.0, -0.1, double{NAN}}) {
+    EXPECT_THAT(std::string(ExpertsThatStay(use, ratio, 2).status().message()),
+                HasSubstr("at least one goes and 2 stay"))
+        << ratio;
+  }
+}
+// The cut model is the whole one whose other experts cannot be chosen.
+TEST(PruneExperts, CutOutIsTheSameAsNeverChosen) {
+  const Gguf file = *Gguf::Open(kMoe);
+  host::Model model = *host::LoadModel(kMoe);
+  const std::vector<std::vector<int64_t>> stay(static_cast<size_t>(model.shape.layers),
+                                               {0, 2, 3, 5, 6, 7});
+  const auto writer = WithExperts(file, stay);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const std::string path = testing::TempDir() + "/experts.gguf";
+  ASSERT_TRUE(writer->Write(path).ok());
+  const auto cut = host::LoadModel(path);
+  ASSERT_TRUE(cut.ok()) << cut.status();
+  EXPECT_EQ(cut->shape.experts, 6);
+  ExpectSameKeys(file, *Gguf::Open(path), "llama.expert_count");
+  const int64_t each = 2 * model.shape.ffn * model.shape.width;
+  for (size_t l = 0; l < model.layers.size(); ++l) {
+    const host::Layer& was = model.layers[l];
+    const host::Layer& now = cut->layers[l];
+    for (int64_t e = 0; e < 6; ++e) {
+      const int64_t from = stay[l][static_cast<size_t>(e)];
+      EXPECT_TRUE(std::equal(now.gate_up.begin() + e * each, now.gate_up.begin() + (e + 1) * each,
+                             was.gate_up.begin() + from * each));
+      EXPECT_TRUE(std::equal(now.down.begin() + e * each / 2, now.down.begin() + (e + 1) * each / 2,
+                             was.down.begin() + from * each / 2));
+      EXPECT_TRUE(std::equal(now.expert_gate.begin() + e * model.shape.width,
+                             now.expert_gate.begin() + (e + 1) * model.shape.width,
+                             was.expert_gate.begin() + from * model.shape.width));
+    }
+  }
+  auto uneven = stay;
+  uneven[1].pop_back();
+  EXPECT_THAT(std::string(WithExperts(file, uneven).status().message()),
+              HasSubstr("layer 1 keeps 5 experts and layer 0 6"));
+  auto absent = stay;
+  absent[0][5] = 8;
+  EXPECT_THAT(std::string(WithExperts(file, absent).status().message()),
+              HasSubstr("has no expert 8 of 8"));
+  std::filesystem::remove(path);
+}
+TEST_F(Prune, ExpertsGoAndWhatIsInThemStays) {
+  PruneOptions o = Options();
+  o.in = kMoe;
+  o.method = "experts";
+  o.sparsity = 0.25;
+  const absl::Status s = RunPrune(o);
+  ASSERT_TRUE(s.ok()) << s;
+  const auto model = host::LoadModel(o.out);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->shape.experts, 6);
+  o.sparsity = 0.9;
+  EXPECT_THAT(std::string(RunPrune(o).message()), HasSubstr("2 stay, as many as a token uses"));
+  for (const char* method : {"wanda", "neurons"}) {
+    o.method = method;
+    EXPECT_THAT(std::string(RunPrune(o).message()), HasSubstr("allowed: layers, experts"));
+  }
+  o.in = kMini;
+  o.method = "experts";
+  EXPECT_THAT(std::string(RunPrune(o).message()), HasSubstr("has no experts"));
 }
 
 TEST_F(Prune, WritesAModelAndLeavesTheOther) {
