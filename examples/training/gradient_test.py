@@ -172,9 +172,21 @@ def shrp_checks():
             yield check(f"shrp, {gate} gate, by {route}", loss, params)
 
 
+def seer_checks():
+    seer = load("seer_attention")
+    model, ids, block = tiny_llama(2), ids_of(1, 16)[0], 4
+    *_, (_, q, k, q_turned, k_turned) = seer.layers(model, ids, torch.float64)
+    largest, rows = seer.block_probabilities(q_turned, k_turned, block, chunk=8), torch.tensor([5, 9, 14, 15])
+    for queries, tile in (("mean", 4), ("max_min_mean", 2)):
+        gate = randomised(seer.PromptGate(model, block, tile, queries, 1))
+        yield check(f"seer_attention, {queries}, tile of {tile}", lambda: seer.prompt_loss(gate, q, k, largest), gate.parameters())
+    gate = randomised(seer.DecodeGate(model, block, 1))
+    yield check("seer_attention_r", lambda: seer.decode_loss(gate, q, k, largest, rows), gate.parameters())
+
+
 def main():
     gates.RELAXED = True
-    results = [r for checks in (ftp_checks, informed_checks, flux_checks, shrp_checks) for r in checks()]
+    results = [r for checks in (ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks) for r in checks()]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
 

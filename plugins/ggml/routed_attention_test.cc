@@ -267,7 +267,8 @@ TEST(ParseConfig, NamesLineAndChoices) {
               HasSubstr("unknown key 'router'; known: attention, prefill"));
   EXPECT_THAT(error("dense"), HasSubstr("is not key = value"));
   EXPECT_THAT(error("min_keys = -1"), HasSubstr("allowed 0 to"));
-  EXPECT_THAT(error("prefill = seer_attention:density=0.2"), HasSubstr("before their rotation"));
+  EXPECT_THAT(error("prefill = seer_attention:gate=identity,density=0.2"),
+              HasSubstr("before their rotation"));
   const auto c = ParseConfig("attention = per_layer(2*dense | hip:mask_k=512)  # both\nthreads=3");
   ASSERT_TRUE(c.ok()) << c.status();
   EXPECT_EQ(c->decode, "per_layer(2*dense | hip:mask_k=512)");

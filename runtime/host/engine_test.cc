@@ -76,7 +76,7 @@ TEST(Engine, ForcedDenseIsBitIdenticalToDense) {
   std::vector<float> dense, routed;
   ASSERT_TRUE(Perplexity(*Make(Mini(), o), tokens, &dense).ok());
   for (const char* spec :
-       {"sink_window:window=1000000", "mean_pool:k=1000000", "seer_attention:tau=-1",
+       {"sink_window:window=1000000", "mean_pool:k=1000000", "seer_attention:gate=identity,tau=-1",
         "hip:mask_k=1000000", "oracle_block_topk:k=1000000"}) {
     o.router = spec;
     auto e = Make(Mini(), o);

@@ -124,6 +124,26 @@ absl::Status Use(const ItemPolicy& p, const Model& model, EngineOptions& o) {
   return absl::OkStatus();
 }
 
+// An attention method that cannot be made without weights and names none gets those that are
+// bundled for the model, where there are some, and their settings. Compositions name their own.
+absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const Registry& methods,
+                                               const Model& model) {
+  const auto spec = ParseSpec(policy);
+  if (!spec.ok()) return policy;
+  const auto method = methods.attention.Find(spec->name);
+  if (!method.ok() || !absl::IsFailedPrecondition(methods.attention.Create(policy).status()))
+    return policy;
+  for (const Bundled& b : BundledPolicies()) {
+    if (!SameName((*method)->name(), b.name()) || !Weights(b.file, model).ok()) continue;
+    SLUICE_ASSIGN_OR_RETURN(const Spec defaults, ParseSpec(b.text));
+    std::vector<AddedKey> keys = {{"weights", b.file}};
+    for (const auto& [key, value] : defaults.options)
+      keys.push_back({std::string(key), std::string(value)});
+    return WithKeys(policy, (*method)->Describe(), keys);
+  }
+  return policy;
+}
+
 // The files that a policy names by weights=, wherever in a composition.
 std::vector<std::string> WeightFiles(const std::string& policy) {
   static constexpr char kKey[] = "weights=";
@@ -203,7 +223,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, Eng
     if (const absl::Status used = Use(*p, model, options); !used.ok()) return named(used);
     return Engine::Create(model, options);
   }
-  options.router = policy;
+  SLUICE_ASSIGN_OR_RETURN(options.router, WithBundledWeights(policy, methods, model));
   return Engine::Create(model, options);
 }
 }  // namespace host

@@ -82,10 +82,11 @@ absl::StatusOr<host::FactPrompt> Prompt(const host::Model& model, const DemoOpti
 std::vector<std::string> AllRouters(const host::Model& model) {
   std::vector<std::string> all = {"dense"};
   for (const std::string& name : host::LearnedPolicies(model)) all.push_back(name);
-  for (const char* spec : {"sink_window:window=512", "sink_window:window=2048", "mean_pool:k=16",
-                           "mean_pool:k=32", "mean_pool:k=0,p=0.9", "seer_attention:density=0.2",
-                           "seer_attention:density=0.5", "hip:mask_k=512", "hip:mask_k=2048",
-                           "dsa:k=512", "hisa:k=512,m=16", "oracle_block_topk:k=16"})
+  for (const char* spec :
+       {"sink_window:window=512", "sink_window:window=2048", "mean_pool:k=16", "mean_pool:k=32",
+        "mean_pool:k=0,p=0.9", "seer_attention:gate=identity,density=0.2",
+        "seer_attention:gate=identity,density=0.5", "hip:mask_k=512", "hip:mask_k=2048",
+        "dsa:k=512", "hisa:k=512,m=16", "oracle_block_topk:k=16"})
     all.push_back(spec);
   return all;
 }
@@ -164,8 +165,9 @@ void PrintRow(const Row& r, const Row& first) {
 void PrintNotes(const std::vector<Row>& rows, const host::FactPrompt& prompt) {
   std::printf(
       "\nSpeed is prefill time against dense, planning and everything else included. mass is the "
-      "dense probability that the\nattended keys carry (every 509th query). seer_attention, dsa "
-      "and hisa run their training-free substitutes; the trained flux_attention\nchooses dense or "
+      "dense probability that the\nattended keys carry (every 509th query). dsa "
+      "and hisa run training-free substitutes, and seer_attention where it says gate=identity; the "
+      "trained\nflux_attention chooses dense or "
       "sink_window per layer, informed_routing a forecast instead of attention or FFN per token. "
       "ftp and ftp_static compute only some\ntokens of the prompt in every block; what follows "
       "the prompt is dense.\n");

@@ -14,16 +14,17 @@ struct BlockLayout {
   int64_t block = 0;
   int64_t width = 0;  // of a key
 
-  // Calls body(head, block, n) in parallel for the blocks that summaries of the first `known` keys
-  // lack, n of a block's keys being there: whole blocks come once, the open one at every call.
+  // Calls body(head, block, n, worker) in parallel for the blocks that summaries of the first
+  // `known` keys lack, n of a block's keys being there: whole blocks come once, the open one at
+  // every call.
   template <class Body>
   void ForEachNew(const KvView& keys, int64_t known, Executor& executor, Body&& body) const {
     const int64_t first = std::min(known, keys.rows) / block;
     const int64_t todo = CeilDiv(keys.rows, block) - first;
-    executor.ParallelFor(heads * todo, 8, [&](int64_t begin, int64_t end, int) {
+    executor.ParallelFor(heads * todo, 8, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = first + i % todo;
-        body(i / todo, b, std::min(block, keys.rows - b * block));
+        body(i / todo, b, std::min(block, keys.rows - b * block), worker);
       }
     });
   }
@@ -45,7 +46,7 @@ class BlockMeans {
   // `finish`(mean, block) may post-process a block.
   template <class Finish>
   void Append(const KvView& keys, Executor& executor, Finish&& finish) {
-    l_.ForEachNew(keys, known_, executor, [&](int64_t head, int64_t b, int64_t n) {
+    l_.ForEachNew(keys, known_, executor, [&](int64_t head, int64_t b, int64_t n, int) {
       float* mean = At(head, b);
       kernels::Pool(kernels::PoolKind::kMean, keys.at(b * l_.block, head), keys.dtype,
                     keys.row_stride, n, l_.width, mean);
@@ -94,7 +95,7 @@ class BlockBounds {
 
   // Brings the bounds up to `keys`.
   void Append(const KvView& keys, Executor& executor) {
-    l_.ForEachNew(keys, known_, executor, [&](int64_t head, int64_t b, int64_t) {
+    l_.ForEachNew(keys, known_, executor, [&](int64_t head, int64_t b, int64_t, int) {
       Before(keys, head, b, keys.rows, At(head, b));
     });
   }

@@ -1,14 +1,29 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_H_
 #define SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_H_
-// The routing shape of SeerAttention. The gate's linear maps are the identity on the mean-pooled
-// stream: a training-free substitute, to be named as such wherever it is measured. Deviations by
-// choice: the diagonal block is always kept (upstream may drop it), dense tail rows are a switch.
+// SeerAttention: a small gate, distilled from the attention of a frozen model, says which blocks of
+// keys hold the largest probabilities of a tile of queries.
 //
 //   PREP    queries and keys from before RoPE
-//   SUM     mean of each block, turned to the block's start; of a tile's last block, of the keys up
-//           to the tile's last query
-//   SCORE   q . mean * scale, softmax over key blocks, one list a query head
+//   SUM     of each block of keys the maxima, minima and mean, side by side, through a linear map
+//           for each query head, turned to the block's start; of a tile's last block, of the keys
+//           up to the tile's last query
+//   SCORE   mean query, turned to its block's start, . key * dim^-1/2, softmax over key blocks, one
+//           list a query head
 //   SELECT  gate above tau, or as many blocks a row as a target density wants
+//
+// gate=identity: a training-free substitute, to be named as such wherever it is measured, which
+// needs no weights: the mean alone, through no map, one a KV head. Deviations by choice: the
+// diagonal block is always kept (upstream may drop it), dense tail rows are a switch. A tile may be
+// less than a block where the gate was trained so (ours; upstream: the block).
+//
+// NaN is never chosen but in the diagonal block; ties go to the lowest block. Planning costs 1 /
+// (block tile) of QK^T and 3 dim^2 a block and head. State: a vector a block and head (a KV head
+// for the identity).
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "sluice/api/config.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/select.h"
@@ -26,11 +41,13 @@ class SeerAttention {
       .full_budget = "tau=-1",
       .small_budget = "block=16,tau=0.2"};
 
+  enum class Gate : uint8_t { kLearned, kIdentity };
   struct Config {
     int64_t block = 64;
     int64_t dense_tail = 0;
     double tau = 2e-3;
     double density = 0;
+    Gate gate = Gate::kLearned;
     template <class V>
     void VisitFields(V&& v) {
       v("block", block, Range<int64_t>{16, 64}, "queries and keys per block");
@@ -41,62 +58,110 @@ class SeerAttention {
         "max(1, floor((1 - sqrt(1 - r)) * blocks))");
       v("dense_tail", dense_tail, Range<int64_t>{0, 1024},
         "last query blocks of a prompt that stay dense (upstream: 2)");
+      v("gate", gate, Choices{"learned", "identity"}, "the maps of the weights, or none");
     }
+    bool Learns() const { return gate == Gate::kLearned; }
   };
   struct Plan : RouterPlan {
     using RouterPlan::RouterPlan;
-    BlockMeans::Layout gates;
-    Scratch<float> gate, last, scores, gemm;
+    BlockLayout gates;
+    int64_t tile = 0;
+    Scratch<float> query, last, pooled, scores, gemm;
     Scratch<std::byte> select;
   };
 
-  static absl::StatusOr<SeerAttention> Create(const Config& c) { return SeerAttention(c); }
+  static WeightKeys Weights(const Config& c, const AttentionShape& s) {
+    WeightKeys keys;
+    if (!c.Learns()) return keys;
+    const Dims dims = {s.layers, s.heads, s.kv_heads, s.head_dim, c.block, c.block, 0};
+    for (const auto& [name, member] : kDims) keys.ints.push_back({Key(name), dims.*member});
+    for (int64_t layer = 0; layer < s.layers; ++layer)
+      keys.tensors.push_back({MapName(layer), {3 * s.head_dim, s.heads * s.head_dim}});
+    return keys;
+  }
+
+  static absl::StatusOr<SeerAttention> Create(const Config& c) {
+    if (!c.Learns()) return SeerAttention(c);
+    return absl::FailedPreconditionError(
+        "needs trained weights and got none: give weights=FILE, or gate=identity for a "
+        "training-free substitute");
+  }
+  static absl::StatusOr<SeerAttention> Create(const Config& c, const WeightSource& w) {
+    if (!c.Learns())
+      return absl::InvalidArgumentError(
+          "weights were given, which gate=identity does not read; allowed: gate=learned");
+    SeerAttention r(c);
+    for (const auto& [name, member] : kDims) {
+      SLUICE_ASSIGN_OR_RETURN(r.dims_.*member, w.Int(Key(name)));
+    }
+    SLUICE_RETURN_IF_ERROR(r.dims_.Check(c));
+    const uint64_t shape[] = {static_cast<uint64_t>(3 * r.dims_.dim),
+                              static_cast<uint64_t>(r.dims_.heads * r.dims_.dim)};
+    for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
+      SLUICE_ASSIGN_OR_RETURN(r.maps_.emplace_back(), w.ReadF32(MapName(layer), shape));
+    }
+    return r;
+  }
 
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
+    SLUICE_RETURN_IF_ERROR(CheckShape(s));
     Plan plan(s);
-    plan.gates = BlockMeans::AddTo(plan, s.kv_heads, config_.block, s.head_dim);
-    plan.gate = plan.AddScratch<float>(s.head_dim);
+    plan.tile = config_.Learns() ? dims_.tile : config_.block;
+    const int64_t streams = config_.Learns() ? s.heads : s.kv_heads;
+    const int64_t blocks = CeilDiv(s.max_kv, config_.block);
+    plan.gates = {plan.AddState<float>(streams * blocks * s.head_dim), streams, blocks,
+                  config_.block, s.head_dim};
+    plan.query = plan.AddScratch<float>(s.head_dim);
     plan.last = plan.AddScratch<float>(s.head_dim);
-    plan.scores = plan.AddScratch<float>(plan.gates.blocks);
-    plan.gemm = AddGemmScratch(plan, s.head_dim);
-    plan.select = AddSelectScratch(plan, plan.gates.blocks);
-    plan.layout.max_tile = config_.block;
-    plan.layout.AddBranch(
-        {.rows = s.heads * MaxTiles(s, config_.block), .entry_slots = plan.gates.blocks});
+    plan.pooled = plan.AddScratch<float>(3 * s.head_dim);
+    plan.scores = plan.AddScratch<float>(blocks);
+    plan.gemm = AddGemmScratch(plan, 3 * s.head_dim);
+    plan.select = AddSelectScratch(plan, blocks);
+    plan.layout.max_tile = plan.tile;
+    plan.layout.AddBranch({.rows = s.heads * MaxTiles(s, plan.tile), .entry_slots = blocks});
     return plan;
   }
 
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
                    const RunContext& ctx, PlanBuilder& out) const {
+    if (config_.Learns() && (in.layer < 0 || in.layer >= std::ssize(maps_)))
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", in.layer, " of ", maps_.size(), " with weights"));
     const int64_t d = in.q.dim;
-    BlockMeans gates(state, plan.gates);
-    gates.Append(in.k_pre, *ctx.executor, [&](float* gate, int64_t block) {
-      RotateTo(gate, d, block * config_.block, in.rope_base);
-    });
+    float* gates = RouterPlan::Get(state.layer, plan.gates.at);
+    const auto gate_of = [&](int64_t stream, int64_t block) {
+      return gates + (stream * plan.gates.blocks + block) * d;
+    };
+    plan.gates.ForEachNew(
+        in.k_pre, state.keys, *ctx.executor, [&](int64_t stream, int64_t b, int64_t n, int worker) {
+          GateKey(plan, in, stream, b, n, plan.Worker(ctx, worker), gate_of(stream, b));
+        });
 
     Begin(plan.shape, in, out);
     SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.encoding = Encoding::kBlocks,
                                                                 .scope = ListScope::kQueryHead,
-                                                                .tile = config_.block,
+                                                                .tile = plan.tile,
                                                                 .block = config_.block}));
+    const float scale = config_.Learns() ? 1 / std::sqrt(static_cast<float>(d)) : in.scale;
     ForEachRow(branch, plan, ctx, [&](int64_t head, int64_t tile, WorkerScratch scratch) {
       const TileQueries q = branch.Queries(tile);
       const int64_t visible = q.last / config_.block + 1;
       const int64_t own = q.first / config_.block;
-      float* gate = scratch[plan.gate];
-      MeanQuery(in.q_pre, RowsOf(branch, tile), head, in.scale, gate);
-      RotateTo(gate, d, own * config_.block, in.rope_base);
+      float* query = scratch[plan.query];
+      MeanQuery(in.q_pre, RowsOf(branch, tile), head, scale, query);
+      RotateTo(query, d, own * config_.block, in.rope_base);
 
       // What comes after the tile has no say, and chunks give the lists of one call.
-      const int64_t kv = head / GroupSize(plan.shape);
+      const int64_t stream = config_.Learns() ? head : head / GroupSize(plan.shape);
       float* scores = scratch[plan.scores];
-      if ((q.last + 1) % config_.block == 0) {
-        ScoreSoftmax(gate, 1, gates.At(kv, 0), visible, d, scores, scratch[plan.gemm]);
+      const int64_t open = (q.last + 1) % config_.block;
+      if (open == 0) {
+        ScoreSoftmax(query, 1, gate_of(stream, 0), visible, d, scores, scratch[plan.gemm]);
       } else {
         float* last = scratch[plan.last];
-        gates.MeanBefore(in.k_pre, kv, visible - 1, q.last + 1, last);
-        RotateTo(last, d, (visible - 1) * config_.block, in.rope_base);
-        ScoreSoftmaxLast(gate, 1, gates.At(kv, 0), last, visible, d, scores, scratch[plan.gemm]);
+        GateKey(plan, in, stream, visible - 1, open, scratch, last);
+        ScoreSoftmaxLast(query, 1, gate_of(stream, 0), last, visible, d, scores,
+                         scratch[plan.gemm]);
       }
 
       const int64_t row = branch.row_of(head, tile);
@@ -107,7 +172,78 @@ class SeerAttention {
   }
 
  private:
+  struct Dims {
+    int64_t layers = 0;
+    int64_t heads = 0;
+    int64_t kv_heads = 0;
+    int64_t dim = 0;
+    int64_t block = 0;
+    int64_t tile = 0;
+    int64_t query_maps = 0;
+
+    absl::Status Check(const Config& c) const {
+      constexpr int64_t kMost = 1 << 20;
+      if (query_maps != 0)
+        return absl::UnimplementedError(
+            "gates with maps of pooled queries (sluice.seer_attention.query_maps) are not "
+            "implemented; allowed: 0");
+      const bool sizes = layers > 0 && layers <= kMost && heads > 0 && heads <= kMost &&
+                         kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && dim <= kMost;
+      if (!sizes || tile < 1 || tile > 64 || block % tile != 0)
+        return absl::InvalidArgumentError(
+            absl::StrCat("gates of ", layers, " layers, ", heads, " heads in ", kv_heads,
+                         " groups, width ", dim, ", tiles of ", tile, " and blocks of ", block,
+                         "; allowed: sizes above 0, tiles of 1 "
+                         "to 64 that divide the block"));
+      if (block != c.block)
+        return absl::InvalidArgumentError(
+            absl::StrCat("block=", c.block, ", and the weights are trained for blocks of ", block));
+      return absl::OkStatus();
+    }
+  };
+  static constexpr std::pair<const char*, int64_t Dims::*> kDims[] = {
+      {"layers", &Dims::layers},        {"heads", &Dims::heads},
+      {"kv_heads", &Dims::kv_heads},    {"dim", &Dims::dim},
+      {"block", &Dims::block},          {"tile", &Dims::tile},
+      {"query_maps", &Dims::query_maps}};
+
   explicit SeerAttention(const Config& c) : config_(c) {}
+  static std::string Key(const char* name) { return absl::StrCat("sluice.seer_attention.", name); }
+  static std::string MapName(int64_t layer) {
+    return absl::StrCat("seer_attention.", layer, ".key");
+  }
+
+  absl::Status CheckShape(const AttentionShape& s) const {
+    const Dims& d = dims_;
+    if (!config_.Learns() || (d.layers >= s.layers && d.heads == s.heads &&
+                              d.kv_heads == s.kv_heads && d.dim == s.head_dim))
+      return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "gates of ", d.layers, " layers, ", d.heads, " heads in ", d.kv_heads, " groups, width ",
+        d.dim, "; the model has ", s.layers, ", ", s.heads, " in ", s.kv_heads, ", ", s.head_dim));
+  }
+
+  // out [dim] = the gate's key of the first n keys of a block.
+  void GateKey(const Plan& plan, const AttentionInputs& in, int64_t stream, int64_t block,
+               int64_t n, WorkerScratch scratch, float* out) const {
+    const int64_t d = in.k_pre.dim;
+    const int64_t begin = block * config_.block;
+    const auto pool = [&](kernels::PoolKind kind, int64_t head, float* to) {
+      kernels::Pool(kind, in.k_pre.at(begin, head), in.k_pre.dtype, in.k_pre.row_stride, n, d, to);
+    };
+    if (config_.Learns()) {
+      const int64_t kv = stream / GroupSize(plan.shape);
+      float* pooled = scratch[plan.pooled];
+      pool(kernels::PoolKind::kMax, kv, pooled);
+      pool(kernels::PoolKind::kMin, kv, pooled + d);
+      pool(kernels::PoolKind::kMean, kv, pooled + 2 * d);
+      const float* map = maps_[in.layer].data() + stream * d * 3 * d;
+      ScoreDot(pooled, 1, map, d, 3 * d, out, scratch[plan.gemm]);
+    } else {
+      pool(kernels::PoolKind::kMean, stream, out);
+    }
+    RotateTo(out, d, begin, in.rope_base);
+  }
 
   // Density and tail are of the prompt, however it is fed; a host that does not say where it ends
   // is taken to be at its end.
@@ -125,6 +261,8 @@ class SeerAttention {
   }
 
   Config config_;
+  Dims dims_;
+  std::vector<std::vector<float>> maps_;  // a layer's [heads * dim, 3 dim]; none of the identity
 };
 }  // namespace attention
 SLUICE_END_NAMESPACE

@@ -1,6 +1,6 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_REFERENCE_H_
 #define SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_REFERENCE_H_
-// SeerAttention's routing with identity maps in plain loops and double precision.
+// SeerAttention's routing in plain loops and double precision.
 #include "sluice/routers/attention/common/reference.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -10,6 +10,35 @@ struct SeerAttentionReference {
   double tau = 2e-3;
   double density = 0;
   int64_t dense_tail = 0;
+  std::vector<float> map = {};  // [heads, dim, 3 dim]: the gate's; empty: the mean as it is
+  int64_t tile = 0;             // queries a row; 0: a block
+
+  // The gate's key of keys [block * size, end) of a KV head, for a query head.
+  reference::Vector GateKey(const KvView& keys, int64_t b, int64_t end, int64_t head,
+                            int64_t kv) const {
+    const reference::Vector mean = reference::MeanKey(keys, b, block, end, kv);
+    if (map.empty()) return mean;
+    const int64_t d = std::ssize(mean);
+    reference::Vector side(3 * d);
+    for (int64_t x = 0; x < d; ++x) {
+      side[x] = -HUGE_VAL;
+      side[d + x] = HUGE_VAL;
+      side[2 * d + x] = mean[x];
+    }
+    for (int64_t s = b * block; s < std::min(end, (b + 1) * block); ++s) {
+      const reference::Vector key = reference::Key(keys, s, kv);
+      for (int64_t x = 0; x < d; ++x) {
+        side[x] = std::max(side[x], key[x]);
+        side[d + x] = std::min(side[d + x], key[x]);
+      }
+    }
+    reference::Vector out(d);
+    for (int64_t o = 0; o < d; ++o) {
+      for (int64_t i = 0; i < 3 * d; ++i)
+        out[o] += static_cast<double>(map[(head * d + o) * 3 * d + i]) * side[i];
+    }
+    return out;
+  }
 
   // RoPE of interleaved pairs; base 0: none.
   static reference::Vector Turned(reference::Vector x, int64_t position, double base) {
@@ -30,15 +59,17 @@ struct SeerAttentionReference {
   reference::Vector Gate(const AttentionInputs& in, int64_t from, int64_t to, int64_t head) const {
     const int64_t kv = head / (in.q.heads / in.k.heads);
     const int64_t own = (in.q_begin + from) / block;
+    const double scale = map.empty() ? static_cast<double>(in.scale)
+                                     : 1 / std::sqrt(static_cast<double>(in.q_pre.dim));
     std::vector<reference::Vector> queries;
     for (int64_t i = from; i < to; ++i)
-      queries.push_back(reference::Query(in.q_pre, i, head, in.scale));
+      queries.push_back(reference::Query(in.q_pre, i, head, scale));
     const reference::Vector q = Turned(reference::MeanOf(queries), own * block, in.rope_base);
 
     reference::Vector score;
     for (int64_t b = 0; b * block <= in.q_begin + to - 1; ++b) {
-      const reference::Vector mean = reference::MeanKey(in.k_pre, b, block, in.q_begin + to, kv);
-      score.push_back(reference::Product(q, Turned(mean, b * block, in.rope_base)));
+      const reference::Vector key = GateKey(in.k_pre, b, in.q_begin + to, head, kv);
+      score.push_back(reference::Product(q, Turned(key, b * block, in.rope_base)));
     }
     return reference::Softmax(score);
   }
@@ -61,9 +92,10 @@ struct SeerAttentionReference {
 
   reference::Lists Lists(const AttentionInputs& in) const {
     reference::Lists lists(in.q.rows * in.q.heads);
+    const int64_t step = tile > 0 ? tile : block;
     for (int64_t head = 0; head < in.q.heads; ++head) {
-      for (int64_t from = 0; from < in.q.rows; from += block) {
-        const int64_t to = std::min(in.q.rows, from + block);
+      for (int64_t from = 0; from < in.q.rows; from += step) {
+        const int64_t to = std::min(in.q.rows, from + step);
         const std::vector<int64_t> blocks = Blocks(in, from, to, head);
         for (int64_t i = from; i < to; ++i)
           lists[i * in.q.heads + head] = reference::KeysOf(blocks, block, in.q_begin + i);

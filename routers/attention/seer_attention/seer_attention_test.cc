@@ -1,9 +1,11 @@
 #include "sluice/routers/attention/seer_attention/seer_attention.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "sluice/routers/attention/seer_attention/seer_attention_reference.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/tests/support/random_weights.h"
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -22,7 +24,7 @@ const Rule kRules[] = {
     {"block=16,density=1", {.block = 16, .density = 1}},
     {"block=16,tau=-1", {.block = 16, .tau = -1}},
 };
-std::string Seer(const char* text) { return absl::StrCat("seer_attention:", text); }
+std::string Seer(const char* text) { return absl::StrCat("seer_attention:gate=identity,", text); }
 
 // Queries and keys from before RoPE that are not those after it, and a prompt that goes on.
 struct BeforeRope {
@@ -56,6 +58,83 @@ TEST(SeerAttention, ListsAreTheReferences) {
     }
   }
 }
+// Methods that read random gates of any tile.
+class Learned {
+ public:
+  Learned(const AttentionData& a, int64_t block, int64_t tile)
+      : weights_({{"layers", 4},
+                  {"heads", a.heads},
+                  {"kv_heads", a.kv_heads},
+                  {"dim", a.d},
+                  {"block", block},
+                  {"tile", tile},
+                  {"query_maps", 0}}),
+        block_(block),
+        tile_(tile) {
+    const auto d = static_cast<uint64_t>(a.d);
+    map_ = *weights_.ReadF32("seer_attention.1.key", {{3 * d, static_cast<uint64_t>(a.heads) * d}});
+    EXPECT_TRUE(AddBuiltinRouters(methods_).ok());
+    methods_.OpenWeightsWith(
+        [w = weights_](const std::string&) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
+          return std::unique_ptr<const WeightSource>(std::make_unique<RandomWeights>(w));
+        });
+  }
+  std::string Policy(const std::string& rule) const {
+    return absl::StrCat("seer_attention:weights=x,block=", block_, ",", rule);
+  }
+  HarnessOptions Options(HarnessOptions o) const {
+    o.methods = &methods_;
+    o.layer = 1;
+    return o;
+  }
+  attention::SeerAttentionReference Reference() const {
+    attention::SeerAttentionReference r = {.block = block_};
+    r.map = map_;
+    r.tile = tile_;
+    return r;
+  }
+
+ private:
+  RandomWeights weights_;
+  int64_t block_, tile_;
+  std::vector<float> map_;
+  Registry methods_;
+};
+TEST(SeerAttention, LearnedListsAreTheReferences) {
+  for (const ReferenceCase& c : ReferenceCases()) {
+    const AttentionData a = c.Data(1);
+    BeforeRope pre(a);
+    for (auto [block, tile] : {std::pair<int64_t, int64_t>{16, 16}, {32, 8}, {64, 64}}) {
+      const Learned learned(a, block, tile);
+      attention::SeerAttentionReference want = learned.Reference();
+      want.density = 0.3;
+      const HarnessOptions o = learned.Options(pre.Options(c.Options()));
+      ExpectListsOf(want, learned.Policy("density=0.3"), a, o);
+      want.density = 0;
+      want.tau = 0.06;
+      ExpectListsOf(want, learned.Policy("tau=0.06"), a, o);
+    }
+  }
+}
+TEST(SeerAttention, WeightsThatDoNotFitAreRefused) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 64, 4, 2, 16, 16, 2);
+  const auto said = [&](const Learned& learned, const std::string& policy) {
+    return std::string(RunRouter(policy, a, learned.Options({})).status.message());
+  };
+  const Learned fits(a, 32, 32);
+  EXPECT_EQ(said(fits, fits.Policy("tau=0")), "");
+  EXPECT_THAT(said(fits, "seer_attention:weights=x,block=16"),
+              testing::HasSubstr("trained for blocks of 32"));
+  EXPECT_THAT(said(fits, "seer_attention:gate=identity,weights=x"),
+              testing::HasSubstr("gate=learned"));
+  EXPECT_THAT(said(fits, "seer_attention"), testing::HasSubstr("weights=FILE"));
+  const Learned tile(a, 32, 12);
+  EXPECT_THAT(said(tile, tile.Policy("tau=0")), testing::HasSubstr("tiles of 12"));
+  const AttentionData other = MakeAttentionData(DataKind::kGaussian, 64, 64, 8, 2, 16, 16, 2);
+  const Learned heads(other, 32, 32);
+  EXPECT_THAT(said(heads, heads.Policy("tau=0")), testing::HasSubstr("the model has"));
+}
+
 // Tiles that end inside a block: what comes after the tile has no say.
 TEST(SeerAttention, ChunksOfTilesGiveTheListsOfOneCall) {
   for (int64_t q : {448, 410}) {
@@ -77,8 +156,8 @@ TEST(SeerAttention, TiesGoToTheLowestBlock) {
     pre.base = 0;
     for (double density : {0.1, 0.2, 0.3, 0.5}) {
       const attention::SeerAttentionReference want = {.block = 16, .density = density};
-      ExpectListsOf(want, absl::StrCat("seer_attention:block=16,density=", density), a,
-                    pre.Options({}));
+      ExpectListsOf(want, absl::StrCat("seer_attention:gate=identity,block=16,density=", density),
+                    a, pre.Options({}));
     }
   }
 }
@@ -111,15 +190,16 @@ TEST(SeerAttention, DensityMeetsItsTarget) {
       const AttentionBranch& b = plan.branches[0];
       for (uint32_t n : b.rows.count) kept += n;
     };
-    const RoutedRun run = RunRouter(absl::StrCat("seer_attention:block=16,density=", r), a, o);
+    const RoutedRun run =
+        RunRouter(absl::StrCat("seer_attention:gate=identity,block=16,density=", r), a, o);
     ASSERT_TRUE(run.status.ok()) << run.status;
     EXPECT_NEAR(static_cast<double>(kept) / (256 * 257 / 2), r, 0.01);
   }
 }
 TEST(SeerAttention, NestedInTau) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 512, 512, 4, 2, 32, 32, 1);
-  const RoutedRun x = RunRouter("seer_attention:block=16,tau=0.04", a);
-  const RoutedRun y = RunRouter("seer_attention:block=16,tau=0.02", a);
+  const RoutedRun x = RunRouter("seer_attention:gate=identity,block=16,tau=0.04", a);
+  const RoutedRun y = RunRouter("seer_attention:gate=identity,block=16,tau=0.02", a);
   for (size_t i = 0; i < x.lists.size(); ++i)
     EXPECT_TRUE(
         std::includes(y.lists[i].begin(), y.lists[i].end(), x.lists[i].begin(), x.lists[i].end()));
@@ -129,7 +209,8 @@ TEST(SeerAttention, NeedsPreRopeInputs) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 64, 4, 2, 32, 32, 1);
   HarnessOptions o;
   o.adjust = [](SessionOptions&, AttentionInputs& in) { in.k_pre = {}; };
-  EXPECT_EQ(RunRouter("seer_attention", a, o).status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(RunRouter("seer_attention:gate=identity", a, o).status.code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 }  // namespace
 SLUICE_END_NAMESPACE
