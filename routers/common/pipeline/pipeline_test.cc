@@ -284,6 +284,65 @@ TEST(Residency, AHintKeepsWhatIsThere) {
   EXPECT_EQ(cache.counters().hits, 1);
 }
 
+// A queue's tail is who was used longest ago, whatever waits for it: hints must hold.
+TEST(Residency, AHintIsHeldUntilItIsUsed) {
+  std::vector<int32_t> evicted;
+  pipeline::LruResidency cache(
+      3, [](int64_t, int32_t) {}, [&](int64_t, int32_t u) { evicted.push_back(u); });
+  for (int32_t u : {5, 6, 7}) {
+    ASSERT_TRUE(cache.Pin(0, u).ok());
+    cache.Unpin(0, u);
+  }
+  // 5 is the next to go, and is wanted last: loading 8 evicts 6.
+  cache.Hint(0, std::vector<int32_t>{8, 5});
+  EXPECT_THAT(evicted, testing::ElementsAre(6));
+  // A hint of another layer takes what nobody holds, and no more than that.
+  cache.Hint(1, std::vector<int32_t>{1, 2});
+  EXPECT_THAT(evicted, testing::ElementsAre(6, 7));
+  EXPECT_EQ(cache.size(), 3);
+  // A pin takes the hinted unit of longest ago: of one hint the last named.
+  ASSERT_TRUE(cache.Pin(0, 9).ok());
+  EXPECT_THAT(evicted, testing::ElementsAre(6, 7, 5));
+  ASSERT_TRUE(cache.Pin(0, 8).ok());
+  EXPECT_EQ(cache.counters().useful, 1);
+  EXPECT_EQ(cache.counters().loads, 6);
+  // What is ended is held no longer.
+  cache.Hint(1, {});
+  cache.Hint(2, std::vector<int32_t>{4});
+  EXPECT_THAT(evicted, testing::ElementsAre(6, 7, 5, 1));
+}
+TEST(Residency, MoreHintsThanRoomKeepTheLikeliest) {
+  std::vector<int32_t> evicted;
+  pipeline::LruResidency cache(
+      2, [](int64_t, int32_t) {}, [&](int64_t, int32_t u) { evicted.push_back(u); });
+  cache.Hint(0, std::vector<int32_t>{3, 1, 2});
+  EXPECT_TRUE(evicted.empty());
+  ASSERT_TRUE(cache.Pin(0, 3).ok());
+  ASSERT_TRUE(cache.Pin(0, 1).ok());
+  EXPECT_EQ(cache.counters().hits, 2);
+  EXPECT_EQ(cache.counters().HitRate(), 0);  // both were loaded, if ahead of time
+}
+TEST(Residency, PrefetchIsRankMajor) {
+  AssignmentBuffer buffer;
+  buffer.Reserve(3, 7, 0);
+  Assignment& a = buffer.view();
+  a.items = 3;
+  a.units = 6;
+  const int32_t units[] = {0, 2, 5, 2, 3, 1, 4};
+  const float scores[] = {1, 3, 2, 2, 2, 7, 8};  // orders 2 5 0 | 2 3, a tie | 4 1
+  for (int64_t e = 0; e < 7; ++e) {
+    a.unit[e] = units[e];
+    a.score[e] = scores[e];
+  }
+  a.row_ptr[1] = 3;
+  a.row_ptr[2] = 5;
+  a.row_ptr[3] = 7;
+  pipeline::RankMajor order;
+  EXPECT_THAT(order.Order(a, 10), testing::ElementsAre(2, 4, 5, 3, 1, 0));
+  EXPECT_THAT(order.Order(a, 3), testing::ElementsAre(2, 4, 5));
+  EXPECT_TRUE(order.Order(a, 0).empty());
+}
+
 TEST(Analyzer, EvenLoadAndOneUnit) {
   AssignmentBuffer buffer;
   buffer.Reserve(4, 8, 2);

@@ -1,13 +1,17 @@
 #ifndef SLUICE_ROUTERS_COMMON_PIPELINE_RESIDENCY_H_
 #define SLUICE_ROUTERS_COMMON_PIPELINE_RESIDENCY_H_
 // Residency: which units' weights are in fast memory. Never changes a result, only when it comes.
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "sluice/api/assignment.h"
 #include "sluice/api/version.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -16,14 +20,23 @@ struct ResidencyCounters {
   int64_t hints = 0;             // units hinted
   int64_t useful = 0;            // of them, used before they were evicted
   int64_t hits = 0, misses = 0;  // units found there, or not, when they were pinned
+  int64_t loads = 0;             // units loaded, for a hint or for a pin
   int64_t evictions = 0;
+
+  // Pins that cost no load, neither when they came nor when they were hinted; below 0 where more
+  // was hinted in vain.
+  double HitRate() const {
+    const auto pins = static_cast<double>(hits + misses);
+    return pins > 0 ? 1 - static_cast<double>(loads) / pins : 0;
+  }
 };
 
 // What a host implements: loading is its own.
 class Residency {
  public:
   virtual ~Residency() = default;
-  // These units of a layer may be wanted soon, the likeliest first.
+  // These units of a layer may be wanted soon, the likeliest first. Stands until the layer's next
+  // hint: an empty one ends it.
   virtual void Hint(int64_t layer, absl::Span<const int32_t> units) = 0;
   // The unit is there and stays until as many Unpins. Fails when all that is there is pinned.
   virtual absl::Status Pin(int64_t layer, int32_t unit) = 0;
@@ -31,8 +44,52 @@ class Residency {
   virtual const ResidencyCounters& counters() const = 0;
 };
 
-// Least recently used goes first, what is pinned never: a hinted unit is held from its hint to its
-// use as far as the capacity allows. Keeps the books; `Load` and `Evict` move the weights.
+// The units of an assignment as a prefetch wants them: every item's best one, in item order, then
+// every second best, ...; each once.
+class RankMajor {
+ public:
+  // At most `most` units; valid until the next call. Needs a.score. O(entries k), k units an item.
+  absl::Span<const int32_t> Order(const Assignment& a, int64_t most) {
+    units_.clear();
+    taken_.assign(static_cast<size_t>(a.units), false);
+    const int64_t slots = Place(a);
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      for (int64_t e = 0; e < a.entries(); ++e) {
+        const int32_t u = a.unit[e];
+        if (place_[e] != slot || taken_[u]) continue;
+        if (std::ssize(units_) >= most) return units_;
+        taken_[u] = true;
+        units_.push_back(u);
+      }
+    }
+    return units_;
+  }
+
+ private:
+  // place_[e]: the entries of e's item that rank before it. Returns the most entries of an item.
+  int64_t Place(const Assignment& a) {
+    place_.assign(static_cast<size_t>(a.entries()), 0);
+    int64_t slots = 0;
+    for (int64_t i = 0; i < a.items; ++i) {
+      const int64_t begin = a.row_ptr[i];
+      const int64_t end = a.row_ptr[i + 1];
+      slots = std::max(slots, end - begin);
+      for (int64_t e = begin; e < end; ++e) {
+        for (int64_t o = begin; o < end; ++o)
+          place_[e] += a.score[o] > a.score[e] || (a.score[o] == a.score[e] && o < e);
+      }
+    }
+    return slots;
+  }
+
+  std::vector<int64_t> place_;
+  std::vector<int32_t> units_;
+  std::vector<bool> taken_;
+};
+
+// Least recently used goes first; what is pinned never. A hinted unit is held from its hint to its
+// pin: another hint does not take its place, and a pin only where everything else is pinned. Keeps
+// the books; `Load` and `Evict` move the weights.
 template <class Load, class Evict>
 class LruResidency final : public Residency {
  public:
@@ -41,16 +98,21 @@ class LruResidency final : public Residency {
       : capacity_(capacity), load_(std::move(load)), evict_(std::move(evict)) {}
 
   void Hint(int64_t layer, absl::Span<const int32_t> units) override {
+    EndHint(layer);
+    counters_.hints += std::ssize(units);
+    hinted_[layer].assign(units.begin(), units.end());
+    // What is there is held first, so that loading the others does not evict it.
     for (int32_t u : units) {
-      ++counters_.hints;
+      if (auto it = where_.find({layer, u}); it != where_.end()) it->second->hinted = true;
+    }
+    for (int32_t u : units) {
       const Key key = {layer, u};
-      if (auto it = where_.find(key); it != where_.end()) {
-        Touch(it->second);  // what is there already must not be the next to go
-        it->second->hinted = true;
-        continue;
-      }
-      if (!MakeRoom().ok()) return;
+      if (where_.contains(key)) continue;
+      if (!MakeRoom(/*for_hint=*/true).ok()) break;
       Insert(key)->hinted = true;
+    }
+    for (auto u = units.rbegin(); u != units.rend(); ++u) {
+      if (auto it = where_.find({layer, *u}); it != where_.end()) Touch(it->second);
     }
   }
 
@@ -59,7 +121,7 @@ class LruResidency final : public Residency {
     auto it = where_.find(key);
     if (it == where_.end()) {
       ++counters_.misses;
-      if (absl::Status s = MakeRoom(); !s.ok()) return s;
+      if (absl::Status s = MakeRoom(/*for_hint=*/false); !s.ok()) return s;
       Insert(key)->pins = 1;
       return absl::OkStatus();
     }
@@ -99,26 +161,35 @@ class LruResidency final : public Residency {
 
   void Touch(At at) { order_.splice(order_.begin(), order_, at); }
 
+  void EndHint(int64_t layer) {
+    for (int32_t u : hinted_[layer]) {
+      if (auto it = where_.find({layer, u}); it != where_.end()) it->second->hinted = false;
+    }
+  }
+
   At Insert(const Key& key) {
+    ++counters_.loads;
     order_.push_front({key});
     where_[key] = order_.begin();
     load_(key.layer, key.unit);
     return order_.begin();
   }
 
-  absl::Status MakeRoom() {
+  absl::Status MakeRoom(bool for_hint) {
     if (size() < capacity_) return absl::OkStatus();
-    for (At at = order_.end(); at != order_.begin();) {
-      --at;
-      if (at->pins > 0) continue;
-      evict_(at->key.layer, at->key.unit);
-      ++counters_.evictions;
-      where_.erase(at->key);
-      order_.erase(at);
-      return absl::OkStatus();
-    }
-    return absl::ResourceExhaustedError(
-        absl::StrCat("all ", capacity_, " resident units are pinned"));
+    auto victim = std::find_if(order_.rbegin(), order_.rend(),
+                               [](const Entry& e) { return e.pins == 0 && !e.hinted; });
+    if (victim == order_.rend() && !for_hint)
+      victim =
+          std::find_if(order_.rbegin(), order_.rend(), [](const Entry& e) { return e.pins == 0; });
+    if (victim == order_.rend())
+      return absl::ResourceExhaustedError(
+          absl::StrCat("all ", capacity_, " resident units are pinned"));
+    evict_(victim->key.layer, victim->key.unit);
+    ++counters_.evictions;
+    where_.erase(victim->key);
+    order_.erase(std::prev(victim.base()));
+    return absl::OkStatus();
   }
 
   int64_t capacity_;
@@ -126,6 +197,7 @@ class LruResidency final : public Residency {
   Evict evict_;
   std::list<Entry> order_;  // the most recent first
   std::unordered_map<Key, At, Hash> where_;
+  std::unordered_map<int64_t, std::vector<int32_t>> hinted_;  // what stands, by layer
   ResidencyCounters counters_;
 };
 }  // namespace pipeline
