@@ -95,13 +95,15 @@ absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions&
   at.state_o = all.Add<float>(a.slots_, s.max_branches, a.dv_pad_);
 
   Sizes one;
-  at.q = one.Add<float>(a.rows_, s.head_dim);
-  at.o = one.Add<float>(a.rows_, a.dv_pad_, s.max_branches);
-  at.m = one.Add<float>(a.rows_, s.max_branches);
-  at.l = one.Add<float>(a.rows_, s.max_branches);
+  // KV-major: copies of the rows that want a panel lie behind all rows.
+  const int64_t copies = options.mode == AttendMode::kKvMajor ? 2 : 1;
+  at.q = one.Add<float>(a.rows_, s.head_dim, copies);
+  at.o = one.Add<float>(a.rows_, a.dv_pad_, std::max<int64_t>(copies, s.max_branches));
+  at.m = one.Add<float>(a.rows_, std::max<int64_t>(copies, s.max_branches));
+  at.l = one.Add<float>(a.rows_, std::max<int64_t>(copies, s.max_branches));
   at.kt = one.Add<float>(s.head_dim, kPanelKeys);
   at.v = one.Add<float>(a.dv_pad_, kPanelKeys);
-  at.mask = one.Add<uint64_t>(a.rows_);
+  at.mask = one.Add<uint64_t>(a.rows_, copies);
   const int64_t bf16_scratch = bf16 != nullptr ? bf16->scratch_floats(a.rows_, a.dv_pad_) : 0;
   at.scratch = one.Add<float>(std::max(kernels::AttentionScratchFloats(a.rows_), bf16_scratch));
   at.bits = one.Add<uint64_t>(item_queries, a.words_);
@@ -848,6 +850,40 @@ void AttendRun::MarkKeys(const Rows& r, int64_t tiles, uint64_t* bits) const {
   }
 }
 
+// Folds a panel into copies of those rows alone that see any of it. A row's bits do not depend on
+// the others.
+void AttendRun::FoldWanted(const PanelState& p, int64_t kv, const Panel& panel, int w) const {
+  PanelState some = p;
+  float* q = Worker<float>(w, a_.at_.q) + a_.rows_ * p.d;
+  uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask) + a_.rows_;
+  some.q = q;
+  some.mask = masks;
+  some.m = p.m + a_.rows_;
+  some.l = p.l + a_.rows_;
+  some.o = p.o + a_.rows_ * p.dv;
+  some.rows = 0;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    if (p.mask[row] == 0) continue;
+    const int64_t to = some.rows++;
+    masks[to] = p.mask[row];
+    some.m[to] = p.m[row];
+    some.l[to] = p.l[row];
+    std::memcpy(q + to * p.d, p.q + row * p.d, p.d * sizeof(float));
+    std::memcpy(some.o + to * p.dv, p.o + row * p.dv, p.dv * sizeof(float));
+  }
+  if (some.rows == 0) return;
+  Fold(some, in_.k, in_.v, kv, panel, w);
+  Count(some, false, in_.k, in_.v, w);
+  int64_t from = 0;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    if (p.mask[row] == 0) continue;
+    p.m[row] = some.m[from];
+    p.l[row] = some.l[from];
+    std::memcpy(p.o + row * p.dv, some.o + from * p.dv, p.dv * sizeof(float));
+    ++from;
+  }
+}
+
 // Several tiles at once: each panel is loaded once for all of them.
 void AttendRun::Group(const Rows& r, const Cut& cut, int64_t, int w) const {
   const AttentionBranch& b = *r.branch;
@@ -856,6 +892,7 @@ void AttendRun::Group(const Rows& r, const Cut& cut, int64_t, int w) const {
   uint64_t* bits = Worker<uint64_t>(w, a_.at_.bits);
   MarkKeys(r, tiles, bits);
 
+  const bool kv_major = a_.options_.mode == AttendMode::kKvMajor;
   PanelState p = RowSide(r, w, 0);
   Resume(r, p);
   uint64_t* masks = Worker<uint64_t>(w, a_.at_.mask);
@@ -883,6 +920,11 @@ void AttendRun::Group(const Rows& r, const Cut& cut, int64_t, int w) const {
     panel.start = start;
     panel.n = n;
     p.mask = masks;
+    const int64_t wanted = r.count() - std::count(masks, masks + r.count(), uint64_t{0});
+    if (kv_major && bf16_ == nullptr && wanted * 4 <= r.count() * 3) {
+      FoldWanted(p, r.kv, panel, w);
+      return;
+    }
     Fold(p, in_.k, in_.v, r.kv, panel, w);
     Count(p, false, in_.k, in_.v, w);
   };

@@ -97,6 +97,7 @@ class AttendRun {
   template <class Item>
   void ForEachItem(const Cut& cut, bool all_branches, const AttentionBranch& b, Item&& item);
   void FusedItem(const Cut& cut, int64_t item, int w) const;
+  void FoldWanted(const PanelState& p, int64_t kv, const Panel& panel, int w) const;
   void Group(const Rows& r, const Cut& cut, int64_t item, int w) const;
   void MarkKeys(const Rows& r, int64_t tiles, uint64_t* bits) const;
   void Split(const Cut& cut, int64_t stream, int64_t split, int w) const;
