@@ -1,6 +1,7 @@
 // Who walks: every query over its own list (query-major), or a stream's panels over the queries
-// that chose them (KV-major). Per-token lists of `dsa`, 512 keys a query, 16 k keys, width 128, by
-// the number of query heads that share a KV head. Execution only, the last 1,024 queries.
+// that chose them (KV-major). Per-token lists of `dsa`, 512 keys a query, and of `fsa`, 16 blocks
+// of 64 keys a query; 16 k keys, width 128, by the number of query heads that share a KV head.
+// Execution only, the last 1,024 queries.
 #include <benchmark/benchmark.h>
 
 #include <memory>
@@ -19,11 +20,11 @@ constexpr int64_t kDim = 128;
 
 // A plan of one chunk at the end of a long prompt, made once.
 struct Planned {
-  explicit Planned(int64_t group)
+  Planned(const char* policy, int64_t group)
       : data(MakeAttentionData(DataKind::kClustered, kTokens, kQueries, group * kKvHeads, kKvHeads,
                                kDim, kDim, 1)),
         executor(MakeTbbExecutor(0)) {
-    const auto router = *BuiltinRouters().attention.Create("dsa:k=512");
+    const auto router = *BuiltinRouters().attention.Create(policy);
     shape = {.max_queries = kQueries,
              .max_kv = kTokens,
              .heads = static_cast<int>(group * kKvHeads),
@@ -48,8 +49,8 @@ struct Planned {
   std::unique_ptr<PlanStorage> storage;
 };
 
-void Order(benchmark::State& state, AttendMode mode, int64_t token_group) {
-  Planned p(state.range(0));
+void Order(benchmark::State& state, const char* policy, AttendMode mode, int64_t token_group) {
+  Planned p(policy, state.range(0));
   AttendShape shape = {.max_queries = kQueries,
                        .max_kv = kTokens,
                        .heads = p.shape.heads,
@@ -86,13 +87,23 @@ void Order(benchmark::State& state, AttendMode mode, int64_t token_group) {
 }
 // Query heads a KV head.
 void Groups(benchmark::internal::Benchmark* b) {
-  for (int64_t group : {1, 2, 4, 16}) b->Arg(group);
+  for (int64_t group : {1, 2, 4, 8, 16}) b->Arg(group);
   b->Unit(benchmark::kMillisecond)->UseRealTime();
 }
+constexpr char kTokenLists[] = "dsa:k=512";
+constexpr char kBlockLists[] = "fsa:phi=mean,position=false";
+constexpr char kBlocksOf8[] = "fsa:phi=mean,position=false,tile=8";
+constexpr char kBlocksOf64[] = "fsa:phi=mean,position=false,tile=64";
+using enum AttendMode;
 // Each query alone; the default, a union of 8 queries' lists; and 256 queries a panel.
-BENCHMARK_CAPTURE(Order, query_major, AttendMode::kQueryMajor, 1)->Apply(Groups);
-BENCHMARK_CAPTURE(Order, query_major_union_of_8, AttendMode::kQueryMajor, 8)->Apply(Groups);
-BENCHMARK_CAPTURE(Order, kv_major, AttendMode::kKvMajor, 8)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, tokens_query_major, kTokenLists, kQueryMajor, 1)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, tokens_union_of_8, kTokenLists, kQueryMajor, 8)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, tokens_kv_major, kTokenLists, kKvMajor, 8)->Apply(Groups);
+// The same of blocks; unions are the router's, under masks.
+BENCHMARK_CAPTURE(Order, blocks_query_major, kBlockLists, kQueryMajor, 1)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, blocks_union_of_8, kBlocksOf8, kQueryMajor, 1)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, blocks_union_of_64, kBlocksOf64, kQueryMajor, 1)->Apply(Groups);
+BENCHMARK_CAPTURE(Order, blocks_kv_major, kBlockLists, kKvMajor, 1)->Apply(Groups);
 }  // namespace
 SLUICE_END_NAMESPACE
 BENCHMARK_MAIN();
