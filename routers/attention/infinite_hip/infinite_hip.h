@@ -143,6 +143,7 @@ class InfiniteHip {
                    const RunContext& ctx, PlanBuilder& out) const {
     Memory& memory = *RouterPlan::Get(state.layer, plan.memory);
     const bool step = in.q.rows == 1 && in.q_begin + 1 == in.kv_len();
+    // A state that was truncated since speaks of fewer keys than the last step did.
     const bool follows =
         step && memory.keys > 0 && memory.keys == state.keys && in.kv_len() == memory.keys + 1;
     const int64_t first = follows ? FirstStage(memory) : 0;
@@ -173,9 +174,6 @@ class InfiniteHip {
       branch.set_count(row, runs.Finish());
     });
     return absl::OkStatus();
-  }
-  void Truncate(const Plan& plan, RouterState& state, int64_t) const {
-    *RouterPlan::Get(state.layer, plan.memory) = {};
   }
 
  private:
