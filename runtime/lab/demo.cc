@@ -82,11 +82,12 @@ absl::StatusOr<host::FactPrompt> Prompt(const host::Model& model, const DemoOpti
 std::vector<std::string> AllRouters(const host::Model& model) {
   std::vector<std::string> all = {"dense"};
   for (const std::string& name : host::LearnedPolicies(model)) all.push_back(name);
+  // Those that keep the facts and most of the perplexity first.
   for (const char* spec :
-       {"sink_window:window=512", "sink_window:window=2048", "mean_pool:k=16", "mean_pool:k=32",
-        "mean_pool:k=0,p=0.9", "seer_attention:gate=identity,density=0.2",
-        "seer_attention:gate=identity,density=0.5", "hip:mask_k=512", "hip:mask_k=2048",
-        "dsa:k=512", "hisa:k=512,m=16", "oracle_block_topk:k=16"})
+       {"seer_attention:gate=identity,block=32,density=0.12,dense_tail=16", "dhsa:dense_tail=1024",
+        "quest", "flex_prefill", "sink_window:window=512", "sink_window:window=2048",
+        "mean_pool:k=16", "mean_pool:k=32", "mean_pool:k=0,p=0.9", "hip:mask_k=512",
+        "hip:mask_k=2048", "dsa:k=512", "hisa:k=512,m=16", "oracle_block_topk:k=16"})
     all.push_back(spec);
   return all;
 }
@@ -165,11 +166,11 @@ void PrintRow(const Row& r, const Row& first) {
 void PrintNotes(const std::vector<Row>& rows, const host::FactPrompt& prompt) {
   std::printf(
       "\nSpeed is prefill time against dense, planning and everything else included. mass is the "
-      "dense probability that the\nattended keys carry (every 509th query). dsa "
-      "and hisa run training-free substitutes, and seer_attention where it says gate=identity; the "
-      "trained\nflux_attention chooses dense or "
+      "dense probability that the\nattended keys carry (every 509th query). dsa and hisa run "
+      "training-free substitutes, and seer_attention where it says\ngate=identity; dense_tail "
+      "leaves the last rows of the prompt dense, where it asks. flux_attention chooses dense or\n"
       "sink_window per layer, informed_routing a forecast instead of attention or FFN per token. "
-      "ftp and ftp_static compute only some\ntokens of the prompt in every block; what follows "
+      "ftp and ftp_static compute only\nsome tokens of the prompt in every block; what follows "
       "the prompt is dense.\n");
   std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n",
               prompt.facts[0].first.c_str(), prompt.facts[0].second.c_str());

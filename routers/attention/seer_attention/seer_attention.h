@@ -8,7 +8,8 @@
 //           for each query head, turned to the block's start; of a tile's last block, of the keys
 //           up to the tile's last query
 //   SCORE   mean query, turned to its block's start, . key * dim^-1/2, softmax over key blocks, one
-//           list a query head
+//           list a query head. Where the weights have maps of queries (query_maps): of a tile's
+//           maxima, minima and mean through a map a query head, and keys through one a KV head
 //   SELECT  gate above tau, or as many blocks a row as a target density wants
 //
 // gate=identity: a training-free substitute, to be named as such wherever it is measured, which
@@ -69,6 +70,11 @@ class SeerAttention {
     Scratch<float> query, last, pooled, scores, gemm;
     Scratch<std::byte> select;
   };
+  // Maps of a layer; none of the identity.
+  struct Layer {
+    std::vector<float> key;    // [heads * dim, 3 dim], or [kv_heads * dim, 3 dim] beside query
+    std::vector<float> query;  // [heads * dim, 3 dim], or empty
+  };
 
   static WeightKeys Weights(const Config& c, const AttentionShape& s) {
     WeightKeys keys;
@@ -76,7 +82,7 @@ class SeerAttention {
     const Dims dims = {s.layers, s.heads, s.kv_heads, s.head_dim, c.block, c.block, 0};
     for (const auto& [name, member] : kDims) keys.ints.push_back({Key(name), dims.*member});
     for (int64_t layer = 0; layer < s.layers; ++layer)
-      keys.tensors.push_back({MapName(layer), {3 * s.head_dim, s.heads * s.head_dim}});
+      keys.tensors.push_back({MapName(layer, "key"), {3 * s.head_dim, s.heads * s.head_dim}});
     return keys;
   }
 
@@ -95,10 +101,17 @@ class SeerAttention {
       SLUICE_ASSIGN_OR_RETURN(r.dims_.*member, w.Int(Key(name)));
     }
     SLUICE_RETURN_IF_ERROR(r.dims_.Check(c));
-    const uint64_t shape[] = {static_cast<uint64_t>(3 * r.dims_.dim),
-                              static_cast<uint64_t>(r.dims_.heads * r.dims_.dim)};
-    for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
-      SLUICE_ASSIGN_OR_RETURN(r.maps_.emplace_back(), w.ReadF32(MapName(layer), shape));
+    const Dims& d = r.dims_;
+    const auto read = [&](const std::string& name, int64_t streams) {
+      const uint64_t shape[] = {static_cast<uint64_t>(3 * d.dim),
+                                static_cast<uint64_t>(streams * d.dim)};
+      return w.ReadF32(name, shape);
+    };
+    for (int64_t layer = 0; layer < d.layers; ++layer) {
+      Layer& to = r.layers_.emplace_back();
+      SLUICE_ASSIGN_OR_RETURN(to.key, read(MapName(layer, "key"), d.streams()));
+      if (d.query_maps == 0) continue;
+      SLUICE_ASSIGN_OR_RETURN(to.query, read(MapName(layer, "query"), d.heads));
     }
     return r;
   }
@@ -107,7 +120,7 @@ class SeerAttention {
     SLUICE_RETURN_IF_ERROR(CheckShape(s));
     Plan plan(s);
     plan.tile = config_.Learns() ? dims_.tile : config_.block;
-    const int64_t streams = config_.Learns() ? s.heads : s.kv_heads;
+    const int64_t streams = Streams(s);
     const int64_t blocks = CeilDiv(s.max_kv, config_.block);
     plan.gates = {plan.AddState<float>(streams * blocks * s.head_dim), streams, blocks,
                   config_.block, s.head_dim};
@@ -124,9 +137,9 @@ class SeerAttention {
 
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
                    const RunContext& ctx, PlanBuilder& out) const {
-    if (config_.Learns() && (in.layer < 0 || in.layer >= std::ssize(maps_)))
+    if (config_.Learns() && (in.layer < 0 || in.layer >= std::ssize(layers_)))
       return absl::InvalidArgumentError(
-          absl::StrCat("layer ", in.layer, " of ", maps_.size(), " with weights"));
+          absl::StrCat("layer ", in.layer, " of ", layers_.size(), " with weights"));
     const int64_t d = in.q.dim;
     float* gates = RouterPlan::Get(state.layer, plan.gates.at);
     const auto gate_of = [&](int64_t stream, int64_t block) {
@@ -142,17 +155,17 @@ class SeerAttention {
                                                                 .scope = ListScope::kQueryHead,
                                                                 .tile = plan.tile,
                                                                 .block = config_.block}));
-    const float scale = config_.Learns() ? 1 / std::sqrt(static_cast<float>(d)) : in.scale;
+    const int64_t heads_a_stream = in.q.heads / plan.gates.heads;
     ForEachRow(branch, plan, ctx, [&](int64_t head, int64_t tile, WorkerScratch scratch) {
       const TileQueries q = branch.Queries(tile);
       const int64_t visible = q.last / config_.block + 1;
       const int64_t own = q.first / config_.block;
       float* query = scratch[plan.query];
-      MeanQuery(in.q_pre, RowsOf(branch, tile), head, scale, query);
+      GateQuery(in, RowsOf(branch, tile), head, scratch[plan.pooled], query, scratch[plan.gemm]);
       RotateTo(query, d, own * config_.block, in.rope_base);
 
       // What comes after the tile has no say, and chunks give the lists of one call.
-      const int64_t stream = config_.Learns() ? head : head / GroupSize(plan.shape);
+      const int64_t stream = head / heads_a_stream;
       float* scores = scratch[plan.scores];
       const int64_t open = (q.last + 1) % config_.block;
       if (open == 0) {
@@ -181,12 +194,12 @@ class SeerAttention {
     int64_t tile = 0;
     int64_t query_maps = 0;
 
+    int64_t streams() const { return query_maps == 0 ? heads : kv_heads; }
     absl::Status Check(const Config& c) const {
       constexpr int64_t kMost = 1 << 20;
-      if (query_maps != 0)
-        return absl::UnimplementedError(
-            "gates with maps of pooled queries (sluice.seer_attention.query_maps) are not "
-            "implemented; allowed: 0");
+      if (query_maps != 0 && query_maps != 1)
+        return absl::InvalidArgumentError(
+            absl::StrCat("sluice.seer_attention.query_maps is ", query_maps, "; allowed: 0, 1"));
       const bool sizes = layers > 0 && layers <= kMost && heads > 0 && heads <= kMost &&
                          kv_heads > 0 && heads % kv_heads == 0 && dim > 0 && dim <= kMost;
       if (!sizes || tile < 1 || tile > 64 || block % tile != 0)
@@ -209,8 +222,12 @@ class SeerAttention {
 
   explicit SeerAttention(const Config& c) : config_(c) {}
   static std::string Key(const char* name) { return absl::StrCat("sluice.seer_attention.", name); }
-  static std::string MapName(int64_t layer) {
-    return absl::StrCat("seer_attention.", layer, ".key");
+  static std::string MapName(int64_t layer, const char* of) {
+    return absl::StrCat("seer_attention.", layer, ".", of);
+  }
+  // Of keys that a block has.
+  int64_t Streams(const AttentionShape& s) const {
+    return config_.Learns() ? dims_.streams() : s.kv_heads;
   }
 
   absl::Status CheckShape(const AttentionShape& s) const {
@@ -223,6 +240,26 @@ class SeerAttention {
         d.dim, "; the model has ", s.layers, ", ", s.heads, " in ", s.kv_heads, ", ", s.head_dim));
   }
 
+  // out [dim] = the gate's scaled query of a tile, not yet turned. pooled: scratch [3 dim].
+  void GateQuery(const AttentionInputs& in, TileRows rows, int64_t head, float* pooled, float* out,
+                 float* gemm) const {
+    const int64_t d = in.q_pre.dim;
+    const float scale = config_.Learns() ? 1 / std::sqrt(static_cast<float>(d)) : in.scale;
+    if (dims_.query_maps == 0) {
+      MeanQuery(in.q_pre, rows, head, scale, out);
+      return;
+    }
+    using enum kernels::PoolKind;
+    for (const kernels::PoolKind kind : {kMax, kMin, kMean}) {
+      kernels::Pool(kind, in.q_pre.at(rows.begin, head), DType::kF32, in.q_pre.row_stride,
+                    rows.count, d, pooled);
+      pooled += d;
+    }
+    ScoreDot(pooled - 3 * d, 1, layers_[in.layer].query.data() + head * d * 3 * d, d, 3 * d, out,
+             gemm);
+    for (int64_t x = 0; x < d; ++x) out[x] *= scale;
+  }
+
   // out [dim] = the gate's key of the first n keys of a block.
   void GateKey(const Plan& plan, const AttentionInputs& in, int64_t stream, int64_t block,
                int64_t n, WorkerScratch scratch, float* out) const {
@@ -232,12 +269,12 @@ class SeerAttention {
       kernels::Pool(kind, in.k_pre.at(begin, head), in.k_pre.dtype, in.k_pre.row_stride, n, d, to);
     };
     if (config_.Learns()) {
-      const int64_t kv = stream / GroupSize(plan.shape);
+      const int64_t kv = stream / (plan.gates.heads / in.k_pre.heads);
       float* pooled = scratch[plan.pooled];
       pool(kernels::PoolKind::kMax, kv, pooled);
       pool(kernels::PoolKind::kMin, kv, pooled + d);
       pool(kernels::PoolKind::kMean, kv, pooled + 2 * d);
-      const float* map = maps_[in.layer].data() + stream * d * 3 * d;
+      const float* map = layers_[in.layer].key.data() + stream * d * 3 * d;
       ScoreDot(pooled, 1, map, d, 3 * d, out, scratch[plan.gemm]);
     } else {
       pool(kernels::PoolKind::kMean, stream, out);
@@ -262,7 +299,7 @@ class SeerAttention {
 
   Config config_;
   Dims dims_;
-  std::vector<std::vector<float>> maps_;  // a layer's [heads * dim, 3 dim]; none of the identity
+  std::vector<Layer> layers_;
 };
 }  // namespace attention
 SLUICE_END_NAMESPACE

@@ -10,14 +10,15 @@ struct SeerAttentionReference {
   double tau = 2e-3;
   double density = 0;
   int64_t dense_tail = 0;
-  std::vector<float> map = {};  // [heads, dim, 3 dim]: the gate's; empty: the mean as it is
-  int64_t tile = 0;             // queries a row; 0: a block
+  // The gate's maps, of keys [heads, dim, 3 dim], empty: the mean as it is; where there is one of
+  // queries [heads, dim, 3 dim] too, that of keys is [kv_heads, dim, 3 dim].
+  std::vector<float> map = {};
+  std::vector<float> query_map = {};
+  int64_t tile = 0;  // queries a row; 0: a block
 
-  // The gate's key of keys [block * size, end) of a KV head, for a query head.
-  reference::Vector GateKey(const KvView& keys, int64_t b, int64_t end, int64_t head,
-                            int64_t kv) const {
-    const reference::Vector mean = reference::MeanKey(keys, b, block, end, kv);
-    if (map.empty()) return mean;
+  // Maxima, minima and mean of vectors, side by side.
+  static reference::Vector Pooled(const std::vector<reference::Vector>& all) {
+    const reference::Vector mean = reference::MeanOf(all);
     const int64_t d = std::ssize(mean);
     reference::Vector side(3 * d);
     for (int64_t x = 0; x < d; ++x) {
@@ -25,19 +26,33 @@ struct SeerAttentionReference {
       side[d + x] = HUGE_VAL;
       side[2 * d + x] = mean[x];
     }
-    for (int64_t s = b * block; s < std::min(end, (b + 1) * block); ++s) {
-      const reference::Vector key = reference::Key(keys, s, kv);
+    for (const reference::Vector& one : all) {
       for (int64_t x = 0; x < d; ++x) {
-        side[x] = std::max(side[x], key[x]);
-        side[d + x] = std::min(side[d + x], key[x]);
+        side[x] = std::max(side[x], one[x]);
+        side[d + x] = std::min(side[d + x], one[x]);
       }
     }
+    return side;
+  }
+  // One [dim, 3 dim] of a map.
+  static reference::Vector Mapped(const std::vector<float>& maps, int64_t which,
+                                  const reference::Vector& side) {
+    const int64_t d = std::ssize(side) / 3;
     reference::Vector out(d);
     for (int64_t o = 0; o < d; ++o) {
       for (int64_t i = 0; i < 3 * d; ++i)
-        out[o] += static_cast<double>(map[(head * d + o) * 3 * d + i]) * side[i];
+        out[o] += static_cast<double>(maps[(which * d + o) * 3 * d + i]) * side[i];
     }
     return out;
+  }
+  // The gate's key of keys [block * size, end) of a KV head, for a query head.
+  reference::Vector GateKey(const KvView& keys, int64_t b, int64_t end, int64_t head,
+                            int64_t kv) const {
+    if (map.empty()) return reference::MeanKey(keys, b, block, end, kv);
+    std::vector<reference::Vector> all;
+    for (int64_t s = b * block; s < std::min(end, (b + 1) * block); ++s)
+      all.push_back(reference::Key(keys, s, kv));
+    return Mapped(map, query_map.empty() ? head : kv, Pooled(all));
   }
 
   // RoPE of interleaved pairs; base 0: none.
@@ -64,7 +79,9 @@ struct SeerAttentionReference {
     std::vector<reference::Vector> queries;
     for (int64_t i = from; i < to; ++i)
       queries.push_back(reference::Query(in.q_pre, i, head, scale));
-    const reference::Vector q = Turned(reference::MeanOf(queries), own * block, in.rope_base);
+    const reference::Vector mixed =
+        query_map.empty() ? reference::MeanOf(queries) : Mapped(query_map, head, Pooled(queries));
+    const reference::Vector q = Turned(mixed, own * block, in.rope_base);
 
     reference::Vector score;
     for (int64_t b = 0; b * block <= in.q_begin + to - 1; ++b) {

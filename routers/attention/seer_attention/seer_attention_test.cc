@@ -61,18 +61,22 @@ TEST(SeerAttention, ListsAreTheReferences) {
 // Methods that read random gates of any tile.
 class Learned {
  public:
-  Learned(const AttentionData& a, int64_t block, int64_t tile)
+  Learned(const AttentionData& a, int64_t block, int64_t tile, int64_t query_maps = 0)
       : weights_({{"layers", 4},
                   {"heads", a.heads},
                   {"kv_heads", a.kv_heads},
                   {"dim", a.d},
                   {"block", block},
                   {"tile", tile},
-                  {"query_maps", 0}}),
+                  {"query_maps", query_maps}}),
         block_(block),
         tile_(tile) {
-    const auto d = static_cast<uint64_t>(a.d);
-    map_ = *weights_.ReadF32("seer_attention.1.key", {{3 * d, static_cast<uint64_t>(a.heads) * d}});
+    const auto read = [&](const char* name, int64_t streams) {
+      const auto d = static_cast<uint64_t>(a.d);
+      return *weights_.ReadF32(name, {3 * d, static_cast<uint64_t>(streams) * d});
+    };
+    map_ = read("seer_attention.1.key", query_maps == 0 ? a.heads : a.kv_heads);
+    if (query_maps != 0) query_map_ = read("seer_attention.1.query", a.heads);
     EXPECT_TRUE(AddBuiltinRouters(methods_).ok());
     methods_.OpenWeightsWith(
         [w = weights_](const std::string&) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
@@ -90,6 +94,7 @@ class Learned {
   attention::SeerAttentionReference Reference() const {
     attention::SeerAttentionReference r = {.block = block_};
     r.map = map_;
+    r.query_map = query_map_;
     r.tile = tile_;
     return r;
   }
@@ -97,15 +102,18 @@ class Learned {
  private:
   RandomWeights weights_;
   int64_t block_, tile_;
-  std::vector<float> map_;
+  std::vector<float> map_, query_map_;
   Registry methods_;
 };
 TEST(SeerAttention, LearnedListsAreTheReferences) {
   for (const ReferenceCase& c : ReferenceCases()) {
     const AttentionData a = c.Data(1);
     BeforeRope pre(a);
-    for (auto [block, tile] : {std::pair<int64_t, int64_t>{16, 16}, {32, 8}, {64, 64}}) {
-      const Learned learned(a, block, tile);
+    struct Shape {
+      int64_t block, tile, query_maps;
+    };
+    for (const Shape& s : {Shape{16, 16, 0}, {32, 8, 0}, {64, 64, 0}, {16, 16, 1}, {32, 4, 1}}) {
+      const Learned learned(a, s.block, s.tile, s.query_maps);
       attention::SeerAttentionReference want = learned.Reference();
       want.density = 0.3;
       const HarnessOptions o = learned.Options(pre.Options(c.Options()));
