@@ -4,13 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 
 #include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/host/generate.h"
 #include "sluice/runtime/host/scoring.h"
+#include "sluice/tests/support/read_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
@@ -20,22 +19,6 @@ const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/models/"
 // without.
 const std::string kShared = std::string(SLUICE_SOURCE_DIR) + "/../shared/models/";
 
-template <class T>
-std::vector<T> ReadFile(const std::string& path) {
-  std::ifstream f(path, std::ios::binary);
-  std::vector<char> raw((std::istreambuf_iterator<char>(f)), {});
-  std::vector<T> out(raw.size() / sizeof(T));
-  std::memcpy(out.data(), raw.data(), out.size() * sizeof(T));
-  return out;
-}
-std::vector<int32_t> EvalTokens(const std::string& path, size_t n) {
-  std::vector<int32_t> out;
-  for (uint16_t t : ReadFile<uint16_t>(path)) {
-    if (out.size() == n) break;
-    out.push_back(t);
-  }
-  return out;
-}
 const Model& Mini() {
   static const Model* m = [] {
     auto loaded = LoadModel(kModels + "sluice-mini-q8_0.gguf");

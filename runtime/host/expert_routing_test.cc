@@ -6,30 +6,20 @@
 #include <stdlib.h>
 
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <numeric>
 
 #include "sluice/runtime/host/generate.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/host/scoring.h"
 #include "sluice/tests/support/model_reference.h"
+#include "sluice/tests/support/read_file.h"
 #include "sluice/tests/support/tiny_model.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
 namespace {
 using testing::HasSubstr;
-
-template <class T>
-std::vector<T> ReadFile(const std::string& path) {
-  std::ifstream f(path, std::ios::binary);
-  std::vector<char> raw((std::istreambuf_iterator<char>(f)), {});
-  std::vector<T> out(raw.size() / sizeof(T));
-  std::memcpy(out.data(), raw.data(), out.size() * sizeof(T));
-  return out;
-}
 
 absl::StatusOr<Model> Written(const TinyModel& m) {
   char folder[] = "/tmp/sluice-experts-XXXXXX";
@@ -54,12 +44,7 @@ const Model& Mini() {
   return *m;
 }
 std::vector<int32_t> MiniTokens(size_t n) {
-  std::vector<int32_t> out;
-  for (uint16_t t : ReadFile<uint16_t>(ModelsFolder() + "/sluice-mini-moe-eval.u16")) {
-    if (out.size() == n) break;
-    out.push_back(t);
-  }
-  return out;
+  return EvalTokens(ModelsFolder() + "/sluice-mini-moe-eval.u16", n);
 }
 std::vector<int32_t> Bytes(int64_t n) {
   std::vector<int32_t> tokens(static_cast<size_t>(n));

@@ -25,6 +25,13 @@ struct Bundled {
   std::string text;  // "ftp:topk=1": what the policy means where it does not say otherwise
   std::string file;
   std::string name() const { return text.substr(0, text.find(':')); }
+  absl::StatusOr<std::vector<AddedKey>> Settings() const {
+    SLUICE_ASSIGN_OR_RETURN(const Spec spec, ParseSpec(text));
+    std::vector<AddedKey> keys;
+    for (const auto& [key, value] : spec.options)
+      keys.push_back({std::string(key), std::string(value)});
+    return keys;
+  }
 };
 std::vector<Bundled> BundledPolicies() {
   std::vector<Bundled> all;
@@ -88,10 +95,7 @@ absl::StatusOr<ItemPolicy> ReadItemPolicy(const RouterFactory& method, const Spe
   for (const Bundled& b : BundledPolicies()) {
     if (!SameName(method.name(), b.name())) continue;
     if (file.empty()) file = b.file;
-    SLUICE_ASSIGN_OR_RETURN(const Spec defaults, ParseSpec(b.text));
-    std::vector<AddedKey> keys;
-    for (const auto& [key, value] : defaults.options)
-      keys.push_back({std::string(key), std::string(value)});
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<AddedKey> keys, b.Settings());
     SLUICE_ASSIGN_OR_RETURN(p.text, WithKeys(p.text, method.Describe(), keys));
   }
   if (!file.empty()) {
@@ -135,10 +139,8 @@ absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const 
     return policy;
   for (const Bundled& b : BundledPolicies()) {
     if (!SameName((*method)->name(), b.name()) || !Weights(b.file, model).ok()) continue;
-    SLUICE_ASSIGN_OR_RETURN(const Spec defaults, ParseSpec(b.text));
-    std::vector<AddedKey> keys = {{"weights", b.file}};
-    for (const auto& [key, value] : defaults.options)
-      keys.push_back({std::string(key), std::string(value)});
+    SLUICE_ASSIGN_OR_RETURN(std::vector<AddedKey> keys, b.Settings());
+    keys.push_back({"weights", b.file});
     return WithKeys(policy, (*method)->Describe(), keys);
   }
   return policy;

@@ -19,6 +19,7 @@
 #include "sluice/routers/common/pipeline/gate.h"
 #include "sluice/routers/common/pipeline/selector.h"
 #include "sluice/routers/expert/common/k_experts.h"
+#include "sluice/routers/expert/common/layer_gate.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/kernels/linear.h"
 
@@ -73,27 +74,16 @@ class NoisyTopK {
           absl::StrCat("seed=", c.seed, " without noise would be ignored"));
     NoisyTopK r;
     r.config_ = c;
-    SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("sluice.noisy_top_k.layers"));
-    SLUICE_ASSIGN_OR_RETURN(const int64_t dim, w.Int("sluice.noisy_top_k.dim"));
-    SLUICE_ASSIGN_OR_RETURN(const int64_t experts, w.Int("sluice.noisy_top_k.experts"));
-    constexpr int64_t kMost = 1 << 16;
-    if (c.layer >= layers)
-      return absl::OutOfRangeError(
-          absl::StrCat("layer=", c.layer, ", but the weights have ", layers, " layers"));
-    if (dim <= 0 || dim > kMost || experts <= 0 || experts > kMost)
-      return absl::InvalidArgumentError(absl::StrCat("sluice.noisy_top_k.dim ", dim, ", experts ",
-                                                     experts, "; allowed 1 to ", kMost));
-    SLUICE_ASSIGN_OR_RETURN(r.gate_, Linear::ReadMatrix(w, Name(c, "gate"), dim, experts));
-    SLUICE_ASSIGN_OR_RETURN(r.noise_, Linear::ReadMatrix(w, Name(c, "noise"), dim, experts));
+    SLUICE_ASSIGN_OR_RETURN(r.gate_, ReadLayerGate(w, kKeys, c.layer, Name(c, "gate")));
+    SLUICE_ASSIGN_OR_RETURN(r.noise_,
+                            Linear::ReadMatrix(w, Name(c, "noise"), r.gate_.in, r.gate_.out));
     return r;
   }
   static WeightKeys Weights(const Config& c, const RouteShape& s) {
     constexpr int64_t kExperts = 6;
     const int64_t experts = s.units > 0 ? s.units : kExperts;
     WeightKeys w;
-    w.ints = {{"sluice.noisy_top_k.layers", c.layer + 1},
-              {"sluice.noisy_top_k.dim", s.hidden},
-              {"sluice.noisy_top_k.experts", experts}};
+    w.ints = {{kKeys.layers, c.layer + 1}, {kKeys.dim, s.hidden}, {kKeys.experts, experts}};
     w.tensors = {{Name(c, "gate"), {s.hidden, experts}}, {Name(c, "noise"), {s.hidden, experts}}};
     return w;
   }
@@ -101,10 +91,7 @@ class NoisyTopK {
   UnitInfo DescribeUnit(const Plan& p, int64_t) const { return DescribeExpert(p); }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    if ((s.units != 0 && s.units != gate_.out) || s.hidden != gate_.in)
-      return absl::InvalidArgumentError(absl::StrCat("shape: ", s.units, " units, hidden ",
-                                                     s.hidden, "; wanted ", gate_.out,
-                                                     " units (or 0) and hidden ", gate_.in));
+    SLUICE_RETURN_IF_ERROR(CheckGateShape(gate_, s));
     Plan p;
     p.shape = s;
     p.shape.units = gate_.out;
@@ -139,6 +126,8 @@ class NoisyTopK {
   }
 
  private:
+  static inline const GateKeys kKeys = {"sluice.noisy_top_k.layers", "sluice.noisy_top_k.dim",
+                                        "sluice.noisy_top_k.experts"};
   static std::string Name(const Config& c, const char* matrix) {
     return absl::StrCat("blk.", c.layer, ".noisy_top_k.", matrix, ".weight");
   }

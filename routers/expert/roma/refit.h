@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "sluice/api/tensor_view.h"
+#include "sluice/routers/common/cholesky.h"
 #include "sluice/routers/expert/roma/neighbours.h"
 #include "sluice/runtime/kernels/linear.h"
 
@@ -162,7 +163,7 @@ class GateRefit {
     }
     for (int64_t a = 0; a < dim; ++a)
       gram[a * dim + a] += o.ridge * trace / static_cast<double>(dim);
-    if (!Solve(dim, experts, gram, right))
+    if (!CholeskySolve(dim, experts, gram, right))
       return absl::FailedPreconditionError("the states do not span their space: give a ridge");
     for (int64_t a = 0; a < dim; ++a) {
       for (int64_t e = 0; e < experts; ++e)
@@ -185,29 +186,6 @@ class GateRefit {
       mean += off[e] / static_cast<double>(experts);
     }
     for (double& x : off) x -= mean;
-  }
-
-  // b = a^-1 b, b [n, columns], by Cholesky's factors; false where a is not positive definite.
-  static bool Solve(int64_t n, int64_t columns, std::vector<double>& a, std::vector<double>& b) {
-    for (int64_t j = 0; j < n; ++j) {
-      for (int64_t i = j; i < n; ++i) {
-        double sum = a[i * n + j];
-        for (int64_t k = 0; k < j; ++k) sum -= a[i * n + k] * a[j * n + k];
-        if (i == j && !(sum > 0)) return false;
-        a[i * n + j] = i == j ? std::sqrt(sum) : sum / a[j * n + j];
-      }
-    }
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t k = 0; k < i; ++k) b[i * columns + c] -= a[i * n + k] * b[k * columns + c];
-        b[i * columns + c] /= a[i * n + i];
-      }
-      for (int64_t i = n - 1; i >= 0; --i) {
-        for (int64_t k = i + 1; k < n; ++k) b[i * columns + c] -= a[k * n + i] * b[k * columns + c];
-        b[i * columns + c] /= a[i * n + i];
-      }
-    }
-    return true;
   }
 };
 }  // namespace expert

@@ -21,6 +21,7 @@
 #include "sluice/routers/common/pipeline/gate.h"
 #include "sluice/routers/common/pipeline/selector.h"
 #include "sluice/routers/expert/common/k_experts.h"
+#include "sluice/routers/expert/common/layer_gate.h"
 #include "sluice/routers/expert/roma/neighbours.h"
 #include "sluice/runtime/kernels/linear.h"
 
@@ -75,18 +76,8 @@ class Roma {
       return absl::InvalidArgumentError("neighbours and sigma without beta would be ignored");
     Roma r;
     r.config_ = c;
-    SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("sluice.roma.layers"));
-    SLUICE_ASSIGN_OR_RETURN(const int64_t dim, w.Int("sluice.roma.dim"));
-    SLUICE_ASSIGN_OR_RETURN(const int64_t experts, w.Int("sluice.roma.experts"));
-    constexpr int64_t kMost = 1 << 16;
-    if (c.layer >= layers)
-      return absl::OutOfRangeError(
-          absl::StrCat("layer=", c.layer, ", but the weights have ", layers, " layers"));
-    if (dim <= 0 || dim > kMost || experts <= 0 || experts > kMost)
-      return absl::InvalidArgumentError(
-          absl::StrCat("sluice.roma.dim ", dim, ", experts ", experts, "; allowed 1 to ", kMost));
     const std::string at = Prefix(c);
-    SLUICE_ASSIGN_OR_RETURN(r.gate_, Linear::ReadMatrix(w, at + "gate.weight", dim, experts));
+    SLUICE_ASSIGN_OR_RETURN(r.gate_, ReadLayerGate(w, kKeys, c.layer, at + "gate.weight"));
     if (c.beta > 0) SLUICE_RETURN_IF_ERROR(r.ReadSamples(w, at));
     return r;
   }
@@ -95,9 +86,9 @@ class Roma {
     constexpr int64_t kSamples = 16;
     const int64_t experts = s.units > 0 ? s.units : kExperts;
     WeightKeys w;
-    w.ints = {{"sluice.roma.layers", c.layer + 1},
-              {"sluice.roma.dim", s.hidden},
-              {"sluice.roma.experts", experts},
+    w.ints = {{kKeys.layers, c.layer + 1},
+              {kKeys.dim, s.hidden},
+              {kKeys.experts, experts},
               {"sluice.roma.width", s.width},
               {"sluice.roma.samples", kSamples}};
     w.tensors = {{Prefix(c) + "gate.weight", {s.hidden, experts}},
@@ -109,10 +100,7 @@ class Roma {
   UnitInfo DescribeUnit(const Plan& p, int64_t) const { return DescribeExpert(p); }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    if ((s.units != 0 && s.units != gate_.out) || s.hidden != gate_.in)
-      return absl::InvalidArgumentError(absl::StrCat("shape: ", s.units, " units, hidden ",
-                                                     s.hidden, "; wanted ", gate_.out,
-                                                     " units (or 0) and hidden ", gate_.in));
+    SLUICE_RETURN_IF_ERROR(CheckGateShape(gate_, s));
     if (config_.beta > 0 && s.width != width_)
       return absl::InvalidArgumentError(absl::StrCat("shape: features of width ", s.width,
                                                      "; beta=", config_.beta,
@@ -157,6 +145,8 @@ class Roma {
   }
 
  private:
+  static inline const GateKeys kKeys = {"sluice.roma.layers", "sluice.roma.dim",
+                                        "sluice.roma.experts"};
   static std::string Prefix(const Config& c) { return absl::StrCat("blk.", c.layer, ".roma."); }
 
   absl::Status ReadSamples(const WeightSource& w, const std::string& at) {

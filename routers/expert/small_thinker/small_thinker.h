@@ -24,6 +24,7 @@
 #include "sluice/routers/common/pipeline/gate.h"
 #include "sluice/routers/common/pipeline/selector.h"
 #include "sluice/routers/expert/common/k_experts.h"
+#include "sluice/routers/expert/common/layer_gate.h"
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -72,27 +73,14 @@ class SmallThinker {
   static absl::StatusOr<SmallThinker> Create(const Config& c, const WeightSource& w) {
     SmallThinker r;
     r.config_ = c;
-    SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("smallthinker.block_count"));
-    SLUICE_ASSIGN_OR_RETURN(const int64_t dim, w.Int("smallthinker.embedding_length"));
-    SLUICE_ASSIGN_OR_RETURN(const int64_t experts, w.Int("smallthinker.expert_count"));
-    constexpr int64_t kMost = 1 << 16;
-    if (c.layer >= layers)
-      return absl::OutOfRangeError(
-          absl::StrCat("layer=", c.layer, ", but the weights have ", layers, " layers"));
-    if (dim <= 0 || dim > kMost || experts <= 0 || experts > kMost)
-      return absl::InvalidArgumentError(absl::StrCat("smallthinker.embedding_length ", dim,
-                                                     ", expert_count ", experts, "; allowed 1 to ",
-                                                     kMost));
-    SLUICE_ASSIGN_OR_RETURN(r.gate_, Linear::ReadMatrix(w, GateName(c), dim, experts));
+    SLUICE_ASSIGN_OR_RETURN(r.gate_, ReadLayerGate(w, kKeys, c.layer, GateName(c)));
     return r;
   }
   static WeightKeys Weights(const Config& c, const RouteShape& s) {
     constexpr int64_t kExperts = 8;
     const int64_t experts = s.units > 0 ? s.units : kExperts;
     WeightKeys w;
-    w.ints = {{"smallthinker.block_count", c.layer + 1},
-              {"smallthinker.embedding_length", s.hidden},
-              {"smallthinker.expert_count", experts}};
+    w.ints = {{kKeys.layers, c.layer + 1}, {kKeys.dim, s.hidden}, {kKeys.experts, experts}};
     w.tensors = {{GateName(c), {s.hidden, experts}}};
     return w;
   }
@@ -100,10 +88,7 @@ class SmallThinker {
   UnitInfo DescribeUnit(const Plan& p, int64_t) const { return DescribeExpert(p); }
 
   absl::StatusOr<Plan> MakePlan(const RouteShape& s) const {
-    if ((s.units != 0 && s.units != gate_.out) || s.hidden != gate_.in)
-      return absl::InvalidArgumentError(absl::StrCat("shape: ", s.units, " units, hidden ",
-                                                     s.hidden, "; wanted ", gate_.out,
-                                                     " units (or 0) and hidden ", gate_.in));
+    SLUICE_RETURN_IF_ERROR(CheckGateShape(gate_, s));
     Plan p;
     p.shape = s;
     p.shape.units = gate_.out;
@@ -138,6 +123,8 @@ class SmallThinker {
   }
 
  private:
+  static inline const GateKeys kKeys = {"smallthinker.block_count", "smallthinker.embedding_length",
+                                        "smallthinker.expert_count"};
   static std::string GateName(const Config& c) {
     return absl::StrCat("blk.", c.layer, ".ffn_gate_inp.weight");
   }

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "sluice/routers/common/cholesky.h"
 #include "sluice/routers/token/informed_routing/informed_routing.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -57,7 +58,7 @@ class RidgeFit {
     const std::vector<double> covariance = a;
     for (int64_t i = 0; i < dim_; ++i)
       a[At(i * dim_ + i)] += ridge * trace / static_cast<double>(dim_);
-    if (!CholeskySolve(a, w))
+    if (!CholeskySolve(dim_, dim_, a, w))
       return absl::FailedPreconditionError("the inputs do not span their space; use ridge > 0");
     const std::vector<double> v = TopDirections(covariance, w, rank);  // [dim, rank]
 
@@ -84,36 +85,6 @@ class RidgeFit {
 
  private:
   static size_t At(int64_t i) { return static_cast<size_t>(i); }
-  // Solves a x = b in place for every column of b; false when a is not positive definite.
-  bool CholeskySolve(std::vector<double>& a, std::vector<double>& b) const {
-    const int64_t d = dim_;
-    for (int64_t j = 0; j < d; ++j) {
-      double diagonal = a[At(j * d + j)];
-      for (int64_t k = 0; k < j; ++k) diagonal -= a[At(j * d + k)] * a[At(j * d + k)];
-      if (!(diagonal > 0)) return false;
-      a[At(j * d + j)] = std::sqrt(diagonal);
-      for (int64_t i = j + 1; i < d; ++i) {
-        double s = a[At(i * d + j)];
-        for (int64_t k = 0; k < j; ++k) s -= a[At(i * d + k)] * a[At(j * d + k)];
-        a[At(i * d + j)] = s / a[At(j * d + j)];
-      }
-    }
-    const auto reduce = [&](int64_t i, int64_t k, double factor) {
-      for (int64_t c = 0; c < d; ++c) b[At(i * d + c)] -= factor * b[At(k * d + c)];
-    };
-    const auto divide = [&](int64_t i) {
-      for (int64_t c = 0; c < d; ++c) b[At(i * d + c)] /= a[At(i * d + i)];
-    };
-    for (int64_t i = 0; i < d; ++i) {
-      for (int64_t k = 0; k < i; ++k) reduce(i, k, a[At(i * d + k)]);
-      divide(i);
-    }
-    for (int64_t i = d - 1; i >= 0; --i) {
-      for (int64_t k = i + 1; k < d; ++k) reduce(i, k, a[At(k * d + i)]);
-      divide(i);
-    }
-    return true;
-  }
   // Orthonormal [dim, rank]: the directions that carry most of the fitted output, W' C W.
   // Orthogonal iteration.
   std::vector<double> TopDirections(const std::vector<double>& c, const std::vector<double>& w,

@@ -6,6 +6,7 @@
 #include "sluice/api/check.h"
 #include "sluice/pruners/common/select.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/lab/prune/slices.h"
 #include "sluice/runtime/lab/prune/windows.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -78,26 +79,18 @@ absl::StatusOr<GgufWriter> WithExperts(const Gguf& file,
       of_tensor[absl::StrCat("blk.", layer, ".", name, ".weight")] = &stay[layer];
   }
   for (const std::string& name : file.tensor_names()) {
-    GgufTensor t = **file.Tensor(name);
+    const GgufTensor& t = **file.Tensor(name);
     const auto cut = of_tensor.find(name);
     if (cut == of_tensor.end()) {
       out.Copy(t);
       continue;
     }
-    const std::vector<int64_t>& experts = *cut->second;
-    const uint64_t all = t.shape.back();
-    const uint64_t each = t.bytes / all;
-    std::string bytes;
-    for (int64_t e : experts) {
-      if (e < 0 || static_cast<uint64_t>(e) >= all)
-        return absl::InvalidArgumentError(absl::StrCat(name, " has no expert ", e, " of ", all));
-      bytes.append(reinterpret_cast<const char*>(t.data) + static_cast<uint64_t>(e) * each, each);
+    for (int64_t e : *cut->second) {
+      if (e < 0 || static_cast<uint64_t>(e) >= t.shape.back())
+        return absl::InvalidArgumentError(
+            absl::StrCat(name, " has no expert ", e, " of ", t.shape.back()));
     }
-    t.shape.back() = experts.size();
-    t.elements = t.elements / all * experts.size();
-    t.bytes = bytes.size();
-    t.data = reinterpret_cast<const std::byte*>(bytes.data());
-    out.Copy(t);
+    AddSlices(t, *cut->second, out);
   }
   return out;
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "sluice/api/check.h"
+#include "sluice/runtime/lab/prune/slices.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
@@ -27,20 +28,6 @@ absl::StatusOr<std::vector<int64_t>> Columns(const std::string& name, const Mask
   return kept;
 }
 
-// The tensor with these of its rows; shape [row, rows].
-void AddRows(const GgufTensor& t, const std::vector<int64_t>& rows, std::string& memory,
-             GgufWriter& out) {
-  const uint64_t each = t.bytes / t.shape[1];
-  memory.clear();
-  for (int64_t r : rows)
-    memory.append(reinterpret_cast<const char*>(t.data) + static_cast<uint64_t>(r) * each, each);
-  GgufTensor cut = t;
-  cut.shape[1] = rows.size();
-  cut.elements = cut.shape[0] * cut.shape[1];
-  cut.bytes = memory.size();
-  cut.data = reinterpret_cast<const std::byte*>(memory.data());
-  out.Copy(cut);
-}
 absl::Status AddColumns(const GgufTensor& t, const std::vector<int64_t>& columns, GgufWriter& out) {
   const std::vector<float> all = GgufDecode(t);
   std::vector<float> cut;
@@ -71,7 +58,6 @@ absl::StatusOr<GgufWriter> WithoutNeurons(const Gguf& file,
   out.CopyValues(file);
   SLUICE_RETURN_IF_ERROR(out.Replace("llama.feed_forward_length", static_cast<int64_t>(each)));
 
-  std::string memory;
   for (const std::string& name : file.tensor_names()) {
     const GgufTensor& t = **file.Tensor(name);
     const bool fed =
@@ -88,7 +74,7 @@ absl::StatusOr<GgufWriter> WithoutNeurons(const Gguf& file,
           absl::StrCat(down, " keeps ", columns == stay.end() ? 0 : columns->second.size(),
                        " neurons, another layer ", each, "; allowed: as many in each, 1 or more"));
     if (fed) {
-      AddRows(t, columns->second, memory, out);
+      AddSlices(t, columns->second, out);
     } else {
       SLUICE_RETURN_IF_ERROR(AddColumns(t, columns->second, out));
     }
