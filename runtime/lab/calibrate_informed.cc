@@ -11,14 +11,14 @@
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
-using Progress = std::function<void(const std::string&)>;
+using Told = std::function<void(const std::string&)>;
 
 // The method reads a hidden state h and approximates what a unit adds to it, u. Each step is a pass
 // over the tokens: what it fits on is never stored.
 class InformedCalibration {
  public:
   InformedCalibration(const host::Model& model, const std::vector<int32_t>& tokens,
-                      const CalibrateOptions& o, const Progress& progress)
+                      const CalibrateOptions& o, const Told& progress)
       : model_(model),
         tokens_(tokens),
         o_(o),
@@ -177,7 +177,7 @@ class InformedCalibration {
   const host::Model& model_;
   const std::vector<int32_t>& tokens_;
   const CalibrateOptions& o_;
-  const Progress& progress_;
+  const Told& progress_;
   const int64_t width_;
   const size_t units_;
   std::vector<token::FeatureForecaster> forecasters_;  // of u, a unit
@@ -189,7 +189,7 @@ class InformedCalibration {
 absl::StatusOr<std::string> CalibrateInformedRouting(const host::Model& model,
                                                      const std::vector<int32_t>& tokens,
                                                      const CalibrateOptions& o,
-                                                     const Progress& progress) {
+                                                     const Told& progress) {
   return InformedCalibration(model, tokens, o, progress).Run();
 }
 }  // namespace lab

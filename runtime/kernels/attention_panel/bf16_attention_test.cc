@@ -3,17 +3,17 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/attention_panel/attention_panel.h"
 #include "sluice/runtime/kernels/attention_panel/attention_panel_reference.h"
 #include "sluice/tests/support/normal_values.h"
+#include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
 namespace {
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
+using tests::kInf;
+using tests::kNan;
 
 struct Shape {
   int64_t rows, keys, d, dv;

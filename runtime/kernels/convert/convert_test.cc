@@ -4,17 +4,17 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/convert/convert_reference.h"
 #include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/tests/support/normal_values.h"
+#include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
 namespace {
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+using tests::kInf;
+using tests::kNan;
 
 TEST(Convert, SameBitsAsTheScalarDefinition) {
   std::vector<float> x = Normal(1000, 3);

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/convert/convert.h"
@@ -13,9 +12,6 @@
 
 namespace sluice::kernels {
 namespace {
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
 TEST(Dot, EveryTypeAndLength) {
   ForEachTarget([&](const char* target) {
     for (int64_t n : {0, 1, 7, 16, 63, 64, 65, 200}) {

@@ -3,16 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/gelu/gelu_reference.h"
 #include "sluice/tests/support/normal_values.h"
+#include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
 namespace {
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+using tests::kNan;
 
 TEST(BiasGelu, Agrees) {
   ForEachTarget([&](const char* target) {

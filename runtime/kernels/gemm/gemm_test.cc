@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/for_each_target.h"
@@ -13,9 +12,6 @@
 
 namespace sluice::kernels {
 namespace {
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
 TEST(GemmNT, AgreesOnRaggedShapes) {
   ForEachTarget([&](const char* target) {
     for (auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},

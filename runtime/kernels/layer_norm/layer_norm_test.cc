@@ -11,7 +11,6 @@
 
 namespace sluice::kernels {
 namespace {
-
 TEST(LayerNorm, Agrees) {
   ForEachTarget([&](const char* target) {
     for (int64_t n : {1, 15, 64, 100, 192}) {

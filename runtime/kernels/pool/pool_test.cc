@@ -3,18 +3,18 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/convert/convert.h"
 #include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/pool/pool_reference.h"
 #include "sluice/tests/support/normal_values.h"
+#include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
 namespace {
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+using tests::kInf;
+using tests::kNan;
 
 TEST(Pool, EveryKindAndType) {
   ForEachTarget([&](const char* target) {

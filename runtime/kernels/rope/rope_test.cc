@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "sluice/runtime/kernels/for_each_target.h"
@@ -12,9 +11,6 @@
 
 namespace sluice::kernels {
 namespace {
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
 TEST(Rope, BothLayoutsAgree) {
   ForEachTarget([&](const char* target) {
     for (RopeLayout layout : {RopeLayout::kInterleaved, RopeLayout::kHalves}) {

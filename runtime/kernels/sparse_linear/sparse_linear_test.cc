@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <thread>
 
 #include "sluice/runtime/kernels/convert/convert.h"
@@ -12,12 +11,13 @@
 #include "sluice/runtime/kernels/sparse_linear/sparse_linear_reference.h"
 #include "sluice/runtime/kernels/sparse_linear/sparse_matrix.h"
 #include "sluice/tests/support/normal_values.h"
+#include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
 namespace {
 using testing::HasSubstr;
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+using tests::kInf;
+using tests::kNan;
 
 // Weights that `type` can hold, and which of them stay.
 struct Problem {
