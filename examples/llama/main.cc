@@ -23,6 +23,8 @@
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/kernels/softmax/softmax.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
+#include "sluice/runtime/lab/facts_file.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf.h"
 
 namespace {
@@ -30,8 +32,10 @@ using nlohmann::json;
 using sluice::host::FactPrompt;
 using sluice::lab::Median;
 struct Options {
-  std::string model, tokens, libs = LLAMA_LIBS, separator = "\n";
-  int context = 16384, documents = 2, threads = 2, ubatch = 512, facts = 16, decode = 32, skip = 0;
+  std::string model, tokens, libs = LLAMA_LIBS;
+  std::vector<std::string> facts_given;
+  sluice::lab::FactChoice facts = {.count = 16, .wording = {}};
+  int context = 16384, documents = 2, threads = 2, ubatch = 512, decode = 32, skip = 0;
   bool spaces = false, auto_flash = false;
   // Of the comparison.
   std::string backend = SLUICE_BACKEND, attention = "dense", decode_attention, counters;
@@ -60,8 +64,8 @@ class Measurement {
     for (int d = 0; d < o_.documents; ++d) {
       const auto text = held_.begin() + int64_t{d} * o_.context;
       const FactPrompt p =
-          sluice::host::PlantFacts(*tokenizer_, {text, text + o_.context}, o_.context, o_.facts,
-                                   static_cast<uint64_t>(d) + 1, o_.separator);
+          sluice::host::PlantFacts(*tokenizer_, {text, text + o_.context}, o_.context,
+                                   o_.facts.count, static_cast<uint64_t>(d) + 1, o_.facts.wording);
       llama_memory_clear(llama_get_memory(ctx_), true);
       const auto from = std::chrono::steady_clock::now();
       SLUICE_RETURN_IF_ERROR(Prefill(p));
@@ -299,7 +303,7 @@ absl::Status Compare(const Options& o, const std::vector<std::string>& args) {
 
 void AddOptions(CLI::App& app, Options& o) {
   app.add_option("--model", o.model, "GGUF file")->capture_default_str();
-  app.add_option("--tokens", o.tokens, "held-out text, little-endian 16-bit token ids")
+  app.add_option("--tokens", o.tokens, "held-out token ids: .u16, .u32 (little-endian) or .npy")
       ->capture_default_str();
   app.add_option("--skip", o.skip, "tokens to skip")->capture_default_str();
   app.add_option("--libs", o.libs, "folder of llama.cpp's shared libraries")->capture_default_str();
@@ -318,9 +322,11 @@ void AddOptions(CLI::App& app, Options& o) {
   app.add_option("--documents", o.documents, "documents")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  app.add_option("--facts", o.facts, "facts planted in a document; 0: the text as it is")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 16));
+  app.add_option("--facts", o.facts_given,
+                 "facts planted in a document [16]; 0: the text as it is; or a JSON file of their "
+                 "wording, or both (`sluice facts --help`)")
+      ->type_name("N|FILE")
+      ->allow_extra_args(false);
   app.add_flag("--spaces", o.spaces, "plant facts between spaces, as some models learned them");
   app.add_option("--threads", o.threads, "of both")
       ->capture_default_str()
@@ -348,7 +354,11 @@ int main(int argc, char** argv) {
   AddOptions(app, o);
   app.footer("Example: llama_compare --context 16384 --attention 'mean_pool:k=32'");
   CLI11_PARSE(app, argc, argv);
-  if (o.spaces) o.separator = " ";
+  const absl::Status facts = sluice::lab::ReadFactChoice(o.facts_given, 0, o.spaces, o.facts);
+  if (!facts.ok()) {
+    std::fprintf(stderr, "error: %s\n", std::string(facts.message()).c_str());
+    return 1;
+  }
   if (o.child) return Child(o);
   const absl::Status status = Compare(o, {argv + 1, argv + argc});
   if (status.ok()) return 0;

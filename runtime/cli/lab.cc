@@ -14,6 +14,21 @@ void AddThreads(CLI::App& app, int& threads) {
       ->capture_default_str()
       ->check(Allowed(0, 1024));
 }
+void LabFacts::AddTo(CLI::App& app, int64_t count, const std::string& what) {
+  const std::string text =
+      absl::StrCat(what, ", 1 to ", lab::kMostFacts, " [", count,
+                   "]; or a JSON file of their wording, or both: {\"statement\": \" {name} opens "
+                   "with {code}.\", "
+                   "\"question\": \" {name} opens with\", \"answer\": \" {code}\"}");
+  app.add_option("--facts", given, text)->type_name("N|FILE")->allow_extra_args(false);
+  app.add_flag("--spaces", spaces,
+               "plant facts between spaces instead of line breaks, as some models learned them");
+}
+absl::StatusOr<lab::FactChoice> LabFacts::Read(int64_t count) const {
+  lab::FactChoice choice = {.count = count, .wording = {}};
+  SLUICE_RETURN_IF_ERROR(lab::ReadFactChoice(given, 1, spaces, choice));
+  return choice;
+}
 void LabModel::AddTo(CLI::App& app) {
   app.add_option("--model", path, "GGUF file (Llama architecture; F32, F16 or Q8_0)")
       ->capture_default_str();
@@ -50,7 +65,7 @@ std::function<int()> AddAttentionDemo(CLI::App& demo, CLI::Option* sidecar) {
   struct Args {
     LabModel model;
     lab::DemoOptions demo;
-    bool spaces = false;
+    LabFacts facts;
   };
   auto a = std::make_shared<Args>();
   CLI::App* group = demo.add_option_group("attention", "of the attention demo");
@@ -58,11 +73,7 @@ std::function<int()> AddAttentionDemo(CLI::App& demo, CLI::Option* sidecar) {
   group->add_option("--length", a->demo.length, "prompt tokens, at most the model's context")
       ->capture_default_str()
       ->check(Allowed<int64_t>(256, kMostTokens));
-  group->add_option("--facts", a->demo.facts, "planted facts")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(1, 16));
-  group->add_flag("--spaces", a->spaces,
-                  "plant facts between spaces instead of line breaks, as some models learned them");
+  a->facts.AddTo(*group, a->demo.facts, "planted facts");
   group->add_option("--text", a->demo.text, "text file to use instead of this project's own text");
   group->add_option("--routers", a->demo.routers,
                     "router specs, flux_attention or informed_routing; the first is the baseline "
@@ -70,9 +81,12 @@ std::function<int()> AddAttentionDemo(CLI::App& demo, CLI::Option* sidecar) {
   group->add_option("--report", a->demo.report, "HTML report to write")->capture_default_str();
   for (CLI::Option* o : group->get_options({})) o->excludes(sidecar);
   return [a] {
+    const auto facts = a->facts.Read(a->demo.facts);
+    if (!facts.ok()) return Fail(facts.status());
+    a->demo.facts = facts->count;
+    a->demo.wording = facts->wording;
     const auto model = a->model.Load();
     if (!model.ok()) return Fail(model.status());
-    if (a->spaces) a->demo.separator = " ";
     return Done(lab::RunDemo(*model, a->model.engine, a->demo));
   };
 }

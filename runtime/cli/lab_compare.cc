@@ -12,6 +12,7 @@
 #include "sluice/runtime/cli/lab_options.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/compare/compare.h"
+#include "sluice/runtime/text/token_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -32,7 +33,7 @@ struct Trial {
   std::string tokens = host::ModelsFolder() + "/sluice-mini-eval.u16";
   void AddTo(CLI::App& app) {
     model.AddTo(app);
-    app.add_option("--tokens", tokens, "held-out text, little-endian 16-bit token ids")
+    app.add_option("--tokens", tokens, absl::StrCat("held-out text, ", kTokensHelp))
         ->capture_default_str();
   }
 };
@@ -43,7 +44,9 @@ struct CompareArgs {
   std::vector<std::string> tasks = {"perplexity", "facts"};
   std::vector<std::string> contexts = {"4k", "8k", "16k"};
   std::string report = "compare";
-  bool no_times = false, fresh = false, spaces = false;
+  bool no_times = false;
+  bool fresh = false;
+  LabFacts facts;
 };
 void AddCompareOptions(CLI::App& s, CompareArgs& a) {
   a.trial.AddTo(s);
@@ -58,11 +61,7 @@ void AddCompareOptions(CLI::App& s, CompareArgs& a) {
   s.add_option("--documents", a.o.documents, "a context, where the text reaches")
       ->capture_default_str()
       ->check(Allowed<int64_t>(1, 10000));
-  s.add_option("--facts", a.o.facts_each, "facts planted in a document")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(1, 16));
-  s.add_flag("--spaces", a.spaces,
-             "plant facts between spaces instead of line breaks, as some models learned them");
+  a.facts.AddTo(s, a.o.facts_each, "facts planted in a document");
   s.add_option("--seed", a.o.seed, "of planted facts and intervals")
       ->capture_default_str()
       ->check(Allowed<uint64_t>(0, UINT64_MAX));
@@ -99,7 +98,9 @@ absl::Status Compare(CompareArgs a) {
   }
   o.perplexity = std::count(a.tasks.begin(), a.tasks.end(), "perplexity") > 0;
   o.facts = std::count(a.tasks.begin(), a.tasks.end(), "facts") > 0;
-  if (a.spaces) o.separator = " ";
+  SLUICE_ASSIGN_OR_RETURN(const lab::FactChoice facts, a.facts.Read(o.facts_each));
+  o.facts_each = facts.count;
+  o.wording = facts.wording;
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
   o.engine = a.trial.model.engine;
   if (o.policies.empty()) {

@@ -52,7 +52,7 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
   s->add_option("--model", a->model, "GGUF file that the weights were trained for")
       ->capture_default_str();
   s->add_option("--tokens", a->o.tokens,
-                "held-out text of --model, little-endian 16-bit token ids (default: the bundled)");
+                absl::StrCat("held-out text of --model, ", kTokensHelp, " (default: the bundled)"));
   s->add_option("--data", a->o.data, "shrp: folder of the query sets pool_a and mmlu_pro")
       ->capture_default_str();
   s->footer("Example: sluice evaluate flux_attention --prompts 12");
@@ -65,7 +65,7 @@ void AddCalibrate(CLI::App& app, const Exit& exit) {
       "calibrate",
       "Fit Informed Routing's forecasters and routers in closed form, without training");
   s->add_option("--model", o->model, "GGUF file")->capture_default_str();
-  s->add_option("--tokens", o->tokens, "little-endian 16-bit token ids")->required();
+  s->add_option("--tokens", o->tokens, kTokensHelp)->required();
   s->add_option("--skip", o->skip, "tokens to skip")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, kMostTokens));
@@ -100,7 +100,7 @@ void AddSearchSchedule(CLI::App& app, const Exit& exit) {
                                "prints the schedule");
   s->add_option("--model", o->model, "GGUF file")->capture_default_str();
   s->add_option("--tokens", o->tokens,
-                "little-endian 16-bit token ids, of which the second half is used")
+                absl::StrCat(kTokensHelp, ", of which the second half is used"))
       ->capture_default_str();
   s->add_option("--sparsity", o->search.sparsity, "mean over the blocks")
       ->capture_default_str()

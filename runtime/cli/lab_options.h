@@ -3,10 +3,12 @@
 // Options that the lab's commands share, and how each of them adds itself.
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "sluice/runtime/cli/command.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/lab/facts_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
@@ -28,6 +30,19 @@ struct LabModel {
   absl::StatusOr<host::Model> Load();
 };
 void AddThreads(CLI::App& app, int& threads);
+
+// Where a command reads token ids.
+inline constexpr const char* kTokensHelp = "token ids: .u16, .u32 (little-endian) or .npy";
+
+// --facts, a number or a file of their wording, and --spaces.
+struct LabFacts {
+  std::vector<std::string> given;
+  bool spaces = false;
+
+  void AddTo(CLI::App& app, int64_t count, const std::string& what);
+  // `count` facts where none were said.
+  absl::StatusOr<lab::FactChoice> Read(int64_t count) const;
+};
 
 // One file a group: lab_score.cc, lab_compare.cc, lab_learned.cc, lab_encoder.cc, lab_prune.cc.
 void AddScoring(CLI::App& app, const Exit& exit);     // perplexity, facts, generate

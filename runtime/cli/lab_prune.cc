@@ -29,7 +29,7 @@ void AddPrune(CLI::App& app, const Exit& exit) {
   s->add_flag("--repair-attention-only", o->repair_attention_only,
               "repair no matrix of the feed-forward part, as DSnoT's program does");
   s->add_option("--calibrate", o->calibrate,
-                "text to calibrate on, or little-endian 16-bit token ids (*.u16)");
+                absl::StrCat("text to calibrate on, or ", kTokensHelp));
   s->add_option("--skip", o->skip, "tokens of it to skip")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, kMostTokens));

@@ -12,9 +12,9 @@ void AddPerplexity(CLI::App& app, const Exit& exit) {
     lab::PerplexityOptions o;
   };
   auto a = std::make_shared<Args>();
-  auto* s = app.add_subcommand("perplexity", "Perplexity over a file of 16-bit token ids");
+  auto* s = app.add_subcommand("perplexity", "Perplexity over a file of token ids");
   a->model.AddRoutedTo(*s);
-  s->add_option("--tokens", a->o.tokens, "little-endian 16-bit token ids")->required();
+  s->add_option("--tokens", a->o.tokens, kTokensHelp)->required();
   s->add_option("--skip", a->o.skip, "tokens to skip")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, kMostTokens));
@@ -37,27 +37,26 @@ void AddFacts(CLI::App& app, const Exit& exit) {
   struct Args {
     LabModel model;
     lab::FactsOptions o;
-    bool spaces = false;
+    LabFacts facts;
   };
   auto a = std::make_shared<Args>();
   auto* s = app.add_subcommand("facts", "Accuracy on planted facts in held-out text");
   a->model.AddRoutedTo(*s);
-  s->add_option("--tokens", a->o.tokens, "little-endian 16-bit token ids")->required();
+  s->add_option("--tokens", a->o.tokens, kTokensHelp)->required();
   s->add_option("--length", a->o.length, "tokens per prompt, at most the model's context")
       ->capture_default_str()
       ->check(Allowed<int64_t>(1, kMostTokens));
-  s->add_option("--facts", a->o.facts, "facts per prompt")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(1, 16));
-  s->add_flag("--spaces", a->spaces,
-              "plant facts between spaces instead of line breaks, as some models learned them");
+  a->facts.AddTo(*s, a->o.facts, "facts per prompt");
   s->add_option("--prompts", a->o.prompts, "prompts")
       ->capture_default_str()
       ->check(Allowed<int64_t>(1, 1000000));
-  s->footer("Example: sluice facts --tokens eval.u16 --length 8192");
+  s->footer("Example: sluice facts --tokens eval.u16 --length 8192 --facts 8 --facts wording.json");
   s->callback([=] {
+    const auto facts = a->facts.Read(a->o.facts);
+    if (!facts.ok()) return exit(Fail(facts.status()));
+    a->o.facts = facts->count;
+    a->o.wording = facts->wording;
     const auto model = a->model.Load();
-    if (a->spaces) a->o.separator = " ";
     exit(model.ok() ? Done(lab::RunFacts(*model, a->model.engine, a->o)) : Fail(model.status()));
   });
 }

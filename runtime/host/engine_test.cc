@@ -177,7 +177,7 @@ TEST(Engine, ReferenceModelComesNearItsPublishedFigures) {
     sum += std::log(*p);
   }
   EXPECT_NEAR(std::exp(sum / 8), 40.8745, 0.005 * 40.8745);
-  const FactPrompt facts = PlantFacts(m->tokenizer, all, 2048, 8, 1, " ");
+  const FactPrompt facts = PlantFacts(m->tokenizer, all, 2048, 8, 1, WordingWithSpaces());
   auto score = ScoreMarked(*e, facts.tokens, facts.answer, facts.text);
   ASSERT_TRUE(score.ok());
   EXPECT_GT(score->accuracy, 0.9);  // 0.96 on a longer sample

@@ -3,16 +3,34 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-std::string FactQuestion(const std::string& name, const std::string& separator) {
-  return absl::StrCat(separator, "Question: what is the code of the ", name, "? Answer:");
+namespace {
+constexpr const char* kName = "{name}";
+constexpr const char* kCode = "{code}";
+}  // namespace
+
+std::string FactWording::Statement(const std::string& name, const std::string& code) const {
+  return absl::StrReplaceAll(statement, {{kName, name}, {kCode, code}});
+}
+std::string FactWording::Question(const std::string& name) const {
+  return absl::StrReplaceAll(question, {{kName, name}});
+}
+std::string FactWording::Answer(const std::string& name, const std::string& code) const {
+  return absl::StrReplaceAll(answer, {{kName, name}, {kCode, code}});
+}
+
+FactWording WordingWithSpaces() {
+  FactWording w;
+  for (std::string* text : {&w.statement, &w.question}) absl::StrReplaceAll({{"\n", " "}}, text);
+  return w;
 }
 
 FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& text, int64_t length,
-                      int64_t count, uint64_t seed, const std::string& separator) {
+                      int64_t count, uint64_t seed, const FactWording& wording) {
   static constexpr const char* kAdjectives[] = {
       "amber", "bright", "copper", "distant", "emerald", "golden", "hidden", "ivory",
       "lunar", "misty",  "noble",  "quiet",   "royal",   "silver", "velvet", "winter"};
@@ -28,10 +46,9 @@ FactPrompt PlantFacts(const Tokenizer& tokenizer, const std::vector<int32_t>& te
                                           kNouns[static_cast<uint64_t>(i) % 16]);
     const std::string code = absl::StrCat(10000 + (r >> 8) % 90000);
     f.facts.emplace_back(name, code);
-    said.push_back(tokenizer.Encode(
-        absl::StrCat(separator, "The code of the ", name, " is ", code, ".", separator)));
-    asked.push_back(tokenizer.Encode(FactQuestion(name, separator)));
-    answered.push_back(tokenizer.Encode(" " + code));
+    said.push_back(tokenizer.Encode(wording.Statement(name, code)));
+    asked.push_back(tokenizer.Encode(wording.Question(name)));
+    answered.push_back(tokenizer.Encode(wording.Answer(name, code)));
     extra +=
         static_cast<int64_t>(said.back().size() + asked.back().size() + answered.back().size());
   }

@@ -7,6 +7,7 @@
 #include "sluice/api/check.h"
 #include "sluice/runtime/lab/score.h"
 #include "sluice/runtime/report/report.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/host_fixture.h"
 

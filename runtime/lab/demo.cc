@@ -8,6 +8,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "sluice/api/check.h"
@@ -76,7 +77,7 @@ absl::StatusOr<host::FactPrompt> Prompt(const host::Model& model, const DemoOpti
   }
   const std::string enough = text.substr(0, static_cast<size_t>(demo.length) * 6);
   return PlantFacts(model, model.tokenizer.Encode(enough), demo.length, demo.facts, 7,
-                    demo.separator);
+                    demo.wording);
 }
 
 std::vector<std::string> AllRouters(const host::Model& model) {
@@ -93,11 +94,11 @@ std::vector<std::string> AllRouters(const host::Model& model) {
 }
 
 // Asks for the first planted fact again, in words, and times the steps after the question.
-absl::Status Decode(host::Engine& e, const host::FactPrompt& prompt, const std::string& separator,
-                    Row& r) {
+absl::Status Decode(host::Engine& e, const host::FactPrompt& prompt,
+                    const host::FactWording& wording, Row& r) {
   using Clock = std::chrono::steady_clock;
   const Tokenizer& tokenizer = e.model().tokenizer;
-  const std::string question = host::FactQuestion(prompt.facts[0].first, separator);
+  const std::string question = wording.Question(prompt.facts[0].first);
   int64_t steps = 0;
   Clock::time_point first;
   const auto see = [&](int32_t) {
@@ -119,7 +120,7 @@ absl::Status Decode(host::Engine& e, const host::FactPrompt& prompt, const std::
 // `dense_pairs`: of the first router, 0 while it runs.
 absl::StatusOr<Row> Measure(const host::Model& model, const host::EngineOptions& options,
                             const std::string& spec, const host::FactPrompt& prompt,
-                            const std::string& separator, int64_t dense_pairs) {
+                            const host::FactWording& wording, int64_t dense_pairs) {
   const auto n = static_cast<int64_t>(prompt.tokens.size());
   SLUICE_ASSIGN_OR_RETURN(const auto e, host::CreateWithPolicy(model, options, spec));
   SLUICE_ASSIGN_OR_RETURN(
@@ -139,7 +140,7 @@ absl::StatusOr<Row> Measure(const host::Model& model, const host::EngineOptions&
   r.mass_recall = e->quality().mass_recall.mean();
   r.perplexity = score.perplexity;
   r.accuracy = score.accuracy;
-  SLUICE_RETURN_IF_ERROR(Decode(*e, prompt, separator, r));
+  SLUICE_RETURN_IF_ERROR(Decode(*e, prompt, wording, r));
   return r;
 }
 
@@ -163,7 +164,8 @@ void PrintRow(const Row& r, const Row& first) {
               first.prefill_s / r.prefill_s);
   std::fflush(stdout);
 }
-void PrintNotes(const std::vector<Row>& rows, const host::FactPrompt& prompt) {
+void PrintNotes(const std::vector<Row>& rows, const host::FactPrompt& prompt,
+                const host::FactWording& wording) {
   std::printf(
       "\nSpeed is prefill time against dense, planning and everything else included. mass is the "
       "dense probability that the\nattended keys carry (every 509th query). dsa and hisa run "
@@ -172,8 +174,9 @@ void PrintNotes(const std::vector<Row>& rows, const host::FactPrompt& prompt) {
       "sink_window per layer, informed_routing a forecast instead of attention or FFN per token. "
       "ftp and ftp_static compute only\nsome tokens of the prompt in every block; what follows "
       "the prompt is dense.\n");
-  std::printf("\nQuestion: what is the code of the %s? (planted: %s)\n",
-              prompt.facts[0].first.c_str(), prompt.facts[0].second.c_str());
+  const std::string question = wording.Question(prompt.facts[0].first);
+  std::printf("\n%s (planted: %s)\n", std::string(absl::StripAsciiWhitespace(question)).c_str(),
+              prompt.facts[0].second.c_str());
   for (const Row& r : rows) std::printf("  %-30s%s\n", r.spec.c_str(), r.said.c_str());
 }
 
@@ -246,12 +249,11 @@ absl::Status RunDemo(const host::Model& model, host::EngineOptions engine, DemoO
   std::vector<Row> rows;
   for (const std::string& spec : demo.routers) {
     const int64_t dense_pairs = rows.empty() ? 0 : rows[0].pairs;
-    SLUICE_ASSIGN_OR_RETURN(Row r,
-                            Measure(model, engine, spec, prompt, demo.separator, dense_pairs));
+    SLUICE_ASSIGN_OR_RETURN(Row r, Measure(model, engine, spec, prompt, demo.wording, dense_pairs));
     rows.push_back(std::move(r));
     PrintRow(rows.back(), rows[0]);
   }
-  PrintNotes(rows, prompt);
+  PrintNotes(rows, prompt, demo.wording);
   // A router that leaves tokens out has no perplexity, and no place on the charts.
   std::vector<Row> charted = {rows[0]};
   std::copy_if(rows.begin() + 1, rows.end(), std::back_inserter(charted),

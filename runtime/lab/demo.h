@@ -8,13 +8,14 @@
 
 #include "absl/status/status.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/facts.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 struct DemoOptions {
   int64_t length = 16000;  // prompt tokens, from 256 to the model's context
   int64_t facts = 16;      // planted in it, 1 to 16
-  std::string separator = "\n";
+  host::FactWording wording;
   std::string text;  // file; "": the project's own headers and documents
   std::string report = "report.html";
   std::vector<std::string> routers;  // the first is the baseline; empty: all, and then the encoder

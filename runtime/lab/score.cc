@@ -8,8 +8,10 @@
 #include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/lab/facts_file.h"
 #include "sluice/runtime/lab/progress.h"
 #include "sluice/runtime/report/report.h"
+#include "sluice/runtime/text/token_file.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
@@ -30,10 +32,10 @@ absl::Status CheckLength(const char* what, int64_t tokens, int64_t least,
 absl::StatusOr<host::FactPrompt> PlantFacts(const host::Model& model,
                                             const std::vector<int32_t>& text, int64_t length,
                                             int64_t facts, uint64_t seed,
-                                            const std::string& separator) {
-  if (facts < 1 || facts > 16)
+                                            const host::FactWording& wording) {
+  if (facts < 1 || facts > kMostFacts)
     return absl::OutOfRangeError(absl::StrCat(facts, " facts a prompt; allowed: 1 to 16"));
-  host::FactPrompt p = host::PlantFacts(model.tokenizer, text, length, facts, seed, separator);
+  host::FactPrompt p = host::PlantFacts(model.tokenizer, text, length, facts, seed, wording);
   const auto planted = static_cast<int64_t>(p.tokens.size());
   if (planted > length)
     return absl::OutOfRangeError(
@@ -100,7 +102,7 @@ absl::Status RunFacts(const host::Model& model, host::EngineOptions engine, cons
     const std::vector<int32_t> tokens(all.begin() + r * o.length, all.begin() + (r + 1) * o.length);
     SLUICE_ASSIGN_OR_RETURN(
         const host::FactPrompt p,
-        PlantFacts(model, tokens, o.length, o.facts, static_cast<uint64_t>(r) + 1, o.separator));
+        PlantFacts(model, tokens, o.length, o.facts, static_cast<uint64_t>(r) + 1, o.wording));
     const auto progress = Progress(absl::StrCat("prompt ", r + 1, "/", o.prompts), o.length);
     SLUICE_ASSIGN_OR_RETURN(const host::Score score,
                             host::ScoreMarked(*e, p.tokens, p.answer, p.text, progress));

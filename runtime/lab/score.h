@@ -17,10 +17,10 @@ absl::Status CheckLength(const char* what, int64_t tokens, int64_t least, const 
 absl::StatusOr<host::FactPrompt> PlantFacts(const host::Model& model,
                                             const std::vector<int32_t>& text, int64_t length,
                                             int64_t facts, uint64_t seed,
-                                            const std::string& separator);
+                                            const host::FactWording& wording);
 
 struct PerplexityOptions {
-  std::string tokens;    // file of little-endian 16-bit ids
+  std::string tokens;    // file of ids (ReadTokens)
   int64_t skip = 0;      // tokens
   int64_t count = 2048;  // tokens a window, from 2 to the model's context
   int64_t windows = 1;   // each with an empty context
@@ -34,7 +34,7 @@ struct FactsOptions {
   int64_t length = 4096;  // tokens a prompt
   int64_t facts = 4;      // a prompt, 1 to 16
   int64_t prompts = 4;
-  std::string separator = "\n";
+  host::FactWording wording;
 };
 absl::Status RunFacts(const host::Model& model, host::EngineOptions engine,
                       const FactsOptions& options);

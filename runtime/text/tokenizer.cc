@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
-#include "sluice/runtime/base/regular_file.h"
 #include "sluice/runtime/weights/gguf_accepts.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -233,24 +232,5 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
     if (id >= 0 && static_cast<size_t>(id) < bytes_.size()) out += bytes_[id];
   }
   return out;
-}
-absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip,
-                                                int64_t count) {
-  SLUICE_ASSIGN_OR_RETURN(const RegularFile file, RegularFile::Open(path));
-  if (file.size() % 2 != 0)
-    return absl::DataLossError(
-        absl::StrCat(path, " holds ", file.size(), " bytes; token ids are 2 bytes each"));
-  const int64_t held = file.size() / 2;
-  if (held == 0) return absl::DataLossError(absl::StrCat(path, " holds no tokens"));
-  // Differences, since a sum of two large counts overflows.
-  const bool begins = skip >= 0 && skip <= held;
-  if (!begins || count > held - skip)
-    return absl::OutOfRangeError(absl::StrCat(path, " holds ", held, " tokens; asked for ",
-                                              count < 0 ? "all" : absl::StrCat(count), " after ",
-                                              skip));
-  if (count < 0) count = held - skip;
-  std::vector<uint16_t> raw(count);
-  SLUICE_RETURN_IF_ERROR(file.Read(2 * skip, 2 * count, raw.data()));
-  return std::vector<int32_t>(raw.begin(), raw.end());
 }
 SLUICE_END_NAMESPACE

@@ -33,9 +33,5 @@ class Tokenizer {
   std::array<int32_t, 256> byte_id_{};
   int32_t eos_ = 0;
 };
-// Token ids [skip, skip + count) of a file of little-endian 16-bit ids; a negative count: all that
-// follow. DataLoss for a file that is empty or of an odd size, OutOfRange beyond its end.
-absl::StatusOr<std::vector<int32_t>> ReadTokens(const std::string& path, int64_t skip,
-                                                int64_t count);
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_TEXT_TOKENIZER_H_

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 
 #include <chrono>
 #include <climits>
@@ -12,7 +11,6 @@
 #include <map>
 
 #include "sluice/runtime/base/counter_rng.h"
-#include "sluice/runtime/text/text_file.h"
 #include "sluice/tests/support/tiny_model.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -91,50 +89,6 @@ TEST(Tokenizer, LongRunsOfOneCharacterEndSoon) {
   }
   // Quadratic merging takes minutes, this some tenths of a second.
   EXPECT_LT(std::chrono::steady_clock::now() - from, std::chrono::seconds(20));
-}
-
-class TokenFile : public testing::Test {
- protected:
-  void SetUp() override { ASSERT_NE(mkdtemp(folder_), nullptr); }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  std::string Write(const std::string& bytes) const {
-    const std::string path = std::string(folder_) + "/tokens";
-    std::ofstream(path, std::ios::binary) << bytes;
-    return path;
-  }
-  char folder_[32] = "/tmp/sluice-tokens-XXXXXX";
-};
-TEST_F(TokenFile, GivesTheRangeAskedFor) {
-  const std::string path = Write(std::string("\x01\x00\x02\x00\xFF\xFF\x04\x00", 8));
-  EXPECT_EQ(*ReadTokens(path, 0, -1), (std::vector<int32_t>{1, 2, 65535, 4}));
-  EXPECT_EQ(*ReadTokens(path, 1, 2), (std::vector<int32_t>{2, 65535}));
-  EXPECT_EQ(*ReadTokens(path, 4, 0), (std::vector<int32_t>{}));
-}
-TEST_F(TokenFile, RefusesRangesOutsideIt) {
-  const std::string path = Write(std::string(8, '\1'));
-  const std::pair<int64_t, int64_t> bad[] = {{0, 5},
-                                             {5, 0},
-                                             {5, -1},
-                                             {-1, 2},
-                                             {INT64_MAX, 2},
-                                             {2, INT64_MAX},
-                                             {INT64_MAX, INT64_MAX},
-                                             {INT64_MIN, 1}};
-  for (const auto& [skip, count] : bad) {
-    const auto got = ReadTokens(path, skip, count);
-    EXPECT_EQ(got.status().code(), absl::StatusCode::kOutOfRange) << skip << " " << count;
-    EXPECT_THAT(got.status().message(), HasSubstr("holds 4 tokens"));
-  }
-}
-TEST_F(TokenFile, RefusesWhatHoldsNoTokens) {
-  EXPECT_THAT(ReadTokens(Write(""), 0, -1).status().message(), HasSubstr("holds no tokens"));
-  EXPECT_THAT(ReadTokens(Write("odd"), 0, -1).status().message(), HasSubstr("holds 3 bytes"));
-  const std::string pipe = std::string(folder_) + "/pipe";
-  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
-  for (const std::string& path : {pipe, std::string("/dev/zero"), std::string(folder_)}) {
-    EXPECT_THAT(ReadTokens(path, 0, -1).status().message(), HasSubstr("not a regular file"));
-    EXPECT_THAT(ReadTextFile(path).status().message(), HasSubstr("not a regular file"));
-  }
 }
 }  // namespace
 SLUICE_END_NAMESPACE

@@ -74,6 +74,18 @@ run(*perplexity, "--nll", "nll.f32")
 assert os.path.getsize(os.path.join(out, "nll.f32")) == 63 * 4
 facts = ["facts", "--tokens", TOKENS, "--length", "512", "--facts", "2", "--prompts", "1"]
 assert re.match(r"fact accuracy [01]\.\d+ \(\d+ of \d+ answer tokens\) in 1 prompts of 512 tokens", run(*facts))
+DOORS = '{"statement": " {name} opens with {code}.", "question": " {name} opens with", "answer": " {code}"}'
+with open(os.path.join(out, "doors.json"), "w") as f:
+    f.write(DOORS)
+in_other_words = run(*facts, "--facts", "doors.json")  # beside the number
+assert re.match(r"fact accuracy [01]\.\d+ \(\d+ of \d+ answer tokens\) in 1 prompts of 512 tokens", in_other_words) and in_other_words != run(*facts)
+ids = open(TOKENS, "rb").read()
+u32 = b"".join(ids[i:i + 2] + b"\0\0" for i in range(0, 8192, 2))
+npy_header = b"{'descr': '<u4', 'fortran_order': False, 'shape': (4096,), }\n"
+for name, content in (("ids.u32", u32), ("ids.npy", b"\x93NUMPY\x01\x00" + len(npy_header).to_bytes(2, "little") + npy_header + u32)):
+    with open(os.path.join(out, name), "wb") as f:
+        f.write(content)
+    assert run("perplexity", "--tokens", name, "--count", "64", "--skip", "64").split(",")[0] == run(*perplexity, "--skip", "64").split(",")[0], name
 for policy in ("flux_attention", "informed_routing", "ftp"):
     assert "fact accuracy" in run(*facts, "--router", policy), policy
 generate = ["generate", "--prompt", "The kernel", "--count", "4"]
@@ -124,6 +136,9 @@ for option in ("--length", "--facts", "--prompts", "--threads"):
 for option in ("--length", "--facts", "--prompts"):
     refused(*facts, option, "0", says=["'0' was given", "allowed: 1 to"])
 refused(*facts, "--facts", "17", says="allowed: 1 to 16")
+refused(*facts[:-4], "--prompts", "1", "--facts", "no.json", says="cannot open no.json")
+refused("facts", "--tokens", TOKENS, "--facts", file("bad.json", b'{"statement": "{name} is {code}"}'), says="1 of three texts")
+refused("facts", "--tokens", TOKENS, "--facts", "doors.json", "--spaces", says="--spaces beside a file of a wording")
 refused(*facts, "--length", "20", says="no room for 2 facts")
 refused(*facts, "--length", "1", says="allowed: 2 to the model's context of 16384")
 refused(*facts, "--length", "16385", says="allowed: 2 to the model's context of 16384")

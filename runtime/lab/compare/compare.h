@@ -8,6 +8,7 @@
 
 #include "sluice/policies/cost/roofline.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/lab/compare/listed.h"
 #include "sluice/runtime/report/report.h"
 
@@ -19,10 +20,10 @@ struct CompareOptions {
   bool perplexity = true, facts = true;
   int64_t documents = 5;  // a context, fewer where the tokens do not reach
   int64_t facts_each = 16;
-  std::string separator = "\n";  // around planted facts
-  uint64_t seed = 1;             // of facts and bootstrap
-  int64_t draws = 2000;          // of the bootstrap
-  host::EngineOptions engine;    // cache, chunk, threads
+  host::FactWording wording;
+  uint64_t seed = 1;           // of facts and bootstrap
+  int64_t draws = 2000;        // of the bootstrap
+  host::EngineOptions engine;  // cache, chunk, threads
   bool foretell =
       false;  // attention's time, by a cost model fitted before the first document that is measured
   std::string resume;  // file of finished documents, appended to; "": none

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/tests/support/host_fixture.h"
 
 SLUICE_BEGIN_NAMESPACE

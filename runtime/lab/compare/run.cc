@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/base/hash.h"
@@ -114,7 +115,10 @@ absl::Status Comparison::MakeKeys(const std::string& model_path) {
   const std::string all = absl::StrCat(
       absl::Hex(model), "-", absl::Hex(text), "-", o_.seed, "-", o_.perplexity, o_.facts, "-",
       o_.facts_each, "-", DTypeName(o_.engine.cache), "-", o_.engine.chunk, "-",
-      absl::Hex(HashText(o_.separator)), o_.foretell ? "-foretold" : "");
+      absl::Hex(
+          HashText(absl::StrJoin({o_.wording.statement, o_.wording.question, o_.wording.answer},
+                                 absl::string_view("\0", 1)))),
+      o_.foretell ? "-foretold" : "");
   for (const std::string& policy : o_.policies) {
     const auto own = host::PolicyFingerprint(policy);
     if (!own.ok()) return Named(policy, own.status());
@@ -156,7 +160,7 @@ absl::StatusOr<std::vector<host::FactPrompt>> Comparison::Prompts(int64_t contex
     }
     const uint64_t seed = o_.seed * 1000003 + static_cast<uint64_t>(d);
     SLUICE_ASSIGN_OR_RETURN(host::FactPrompt p,
-                            PlantFacts(model_, text, context, o_.facts_each, seed, o_.separator));
+                            PlantFacts(model_, text, context, o_.facts_each, seed, o_.wording));
     prompts.push_back(std::move(p));
   }
   return prompts;

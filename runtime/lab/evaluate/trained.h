@@ -10,6 +10,7 @@
 #include "sluice/api/check.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf.h"
 
 SLUICE_BEGIN_NAMESPACE

@@ -23,6 +23,7 @@
 #include "sluice/runtime/lab/prune/prune_weights.h"
 #include "sluice/runtime/lab/score.h"
 #include "sluice/runtime/text/text_file.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf_writer.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -38,7 +39,7 @@ bool SameFile(const std::string& a, const std::string& b) {
 // Tokens [skip, skip + count) of a text or of a file of ids.
 absl::StatusOr<std::vector<int32_t>> ReadText(const host::Model& model, const std::string& path,
                                               int64_t skip, int64_t count) {
-  if (absl::EndsWith(path, ".u16")) return ReadTokens(path, skip, count);
+  if (IsTokenFile(path)) return ReadTokens(path, skip, count);
   SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
   const std::vector<int32_t> all = model.tokenizer.Encode(text);
   const int64_t held = std::ssize(all);

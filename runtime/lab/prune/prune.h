@@ -21,7 +21,7 @@ struct PruneOptions {
   std::string scope = "row";  // of the share: row or layer (the whole matrix)
   bool repair_attention_only = false;
 
-  std::string calibrate;  // text, or 16-bit token ids where it ends in .u16; "": none
+  std::string calibrate;  // text, or token ids (IsTokenFile); "": none
   int64_t skip = 0;       // tokens of it
   int64_t count = 16384;
   int64_t window = 2048;  // tokens of a sequence, here and for perplexity

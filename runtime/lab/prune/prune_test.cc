@@ -18,6 +18,7 @@
 #include "sluice/runtime/lab/prune/prune_layers.h"
 #include "sluice/runtime/lab/prune/prune_neurons.h"
 #include "sluice/runtime/lab/prune/prune_weights.h"
+#include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf_writer.h"
 #include "sluice/tests/support/random_weights.h"
 
