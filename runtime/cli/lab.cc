@@ -1,5 +1,10 @@
 #include "sluice/runtime/cli/lab.h"
 
+#include <unistd.h>
+
+#include <chrono>
+
+#include "absl/strings/numbers.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/cli/lab_options.h"
 #include "sluice/runtime/host/policy.h"
@@ -14,6 +19,36 @@ void AddThreads(CLI::App& app, int& threads) {
       ->capture_default_str()
       ->check(Allowed(0, 1024));
 }
+absl::StatusOr<int64_t> ReadLength(const std::string& text) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  int64_t n = 0;
+  const bool thousand = !text.empty() && (text.back() == 'k' || text.back() == 'K');
+  if (!absl::SimpleAtoi(text.substr(0, text.size() - thousand), &n) || n <= 0 || n > kMost)
+    return absl::InvalidArgumentError(
+        absl::StrCat("context '", text, "' is no length; examples: 4096, 4k"));
+  return thousand ? n * 1024 : n;
+}
+void LabTrial::AddTo(CLI::App& app) {
+  model.AddTo(app);
+  app.add_option("--tokens", tokens, absl::StrCat("held-out text, ", kTokensHelp))
+      ->capture_default_str();
+}
+
+std::function<void(const std::string&, double)> LabProgress() {
+  const bool terminal = isatty(2) != 0;
+  const auto from = std::chrono::steady_clock::now();
+  return [=, first = -1.0](const std::string& what, double share) mutable {
+    if (first < 0) first = share;
+    const double spent =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count();
+    const double left = share > first ? spent / (share - first) * (1 - share) : 0;
+    std::fprintf(stderr,
+                 terminal ? "\r%3.0f %%  %-60s %4.0f s left\033[K" : "%3.0f %%  %s, %.0f s left\n",
+                 100 * share, what.c_str(), left);
+    if (terminal && share >= 1) std::fprintf(stderr, "\r\033[K");
+  };
+}
+
 void LabFacts::AddTo(CLI::App& app, int64_t count, const std::string& what) {
   const std::string text =
       absl::StrCat(what, ", 1 to ", lab::kMostFacts, " [", count,
@@ -56,6 +91,7 @@ absl::StatusOr<host::Model> LabModel::Load() {
 void AddLab(CLI::App& app, const Exit& exit) {
   AddScoring(app, exit);
   AddComparison(app, exit);
+  AddSearch(app, exit);
   AddLearned(app, exit);
   AddEncoder(app, exit);
   AddPrune(app, exit);

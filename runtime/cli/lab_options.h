@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_
 #define SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_
 // Options that the lab's commands share, and how each of them adds itself.
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "sluice/runtime/cli/command.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/facts_file.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -30,9 +32,20 @@ struct LabModel {
   absl::StatusOr<host::Model> Load();
 };
 void AddThreads(CLI::App& app, int& threads);
+// "4k" or "4096".
+absl::StatusOr<int64_t> ReadLength(const std::string& text);
+// Says on stderr what is measured and how long the rest will take.
+std::function<void(const std::string&, double)> LabProgress();
 
 // Where a command reads token ids.
 inline constexpr const char* kTokensHelp = "token ids: .u16, .u32 (little-endian) or .npy";
+
+// A model and the held-out text that it is tried on.
+struct LabTrial {
+  LabModel model;
+  std::string tokens = host::ModelsFolder() + "/sluice-mini-eval.u16";
+  void AddTo(CLI::App& app);
+};
 
 // --facts, a number or a file of their wording, and --spaces.
 struct LabFacts {
@@ -44,9 +57,11 @@ struct LabFacts {
   absl::StatusOr<lab::FactChoice> Read(int64_t count) const;
 };
 
-// One file a group: lab_score.cc, lab_compare.cc, lab_learned.cc, lab_encoder.cc, lab_prune.cc.
+// One file a group: lab_score.cc, lab_compare.cc, lab_search.cc, lab_learned.cc, lab_encoder.cc,
+// lab_prune.cc.
 void AddScoring(CLI::App& app, const Exit& exit);     // perplexity, facts, generate
-void AddComparison(CLI::App& app, const Exit& exit);  // compare, search
+void AddComparison(CLI::App& app, const Exit& exit);  // compare
+void AddSearch(CLI::App& app, const Exit& exit);      // search
 void AddLearned(CLI::App& app, const Exit& exit);     // evaluate, calibrate, search-schedule
 void AddEncoder(CLI::App& app, const Exit& exit);     // classify, prune-encoder
 void AddPrune(CLI::App& app, const Exit& exit);       // prune

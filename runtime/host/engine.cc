@@ -43,6 +43,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   e->MakeBuffers();
   e->modes_.assign(m.layers, LayerMode::kUndecided);
   e->layer_counters_.resize(m.layers);
+  e->layer_attention_s_.resize(m.layers);
   e->token_counters_.resize(static_cast<size_t>(m.layers) * 2);
   e->block_counters_.resize(m.layers);
   return e;
@@ -85,6 +86,7 @@ void Engine::Reset() {
   std::fill(block_counters_.begin(), block_counters_.end(), TokenCounters{});
   std::fill(modes_.begin(), modes_.end(), LayerMode::kUndecided);
   std::fill(layer_counters_.begin(), layer_counters_.end(), AttentionCounters{});
+  std::fill(layer_attention_s_.begin(), layer_attention_s_.end(), 0.0);
   Impl& s = *impl_;
   s.attention.ForEach([](AttentionSession& session) { session.Clear(); });
   for (KvCache& cache : s.cache) cache.Clear();
@@ -381,8 +383,11 @@ absl::Status Engine::Attend(const Pass& p, const float* q, int64_t q_stride, int
   const double attended = session.attend_seconds(layer);
   const AttentionCounters before = session.counters(layer);
   SLUICE_RETURN_IF_ERROR(session.Run(layer, in, out));
-  timing_.plan_s += session.plan_seconds(layer) - planned;
-  timing_.attend_s += session.attend_seconds(layer) - attended;
+  const double planning = session.plan_seconds(layer) - planned;
+  const double attending = session.attend_seconds(layer) - attended;
+  timing_.plan_s += planning;
+  timing_.attend_s += attending;
+  layer_attention_s_[layer] += planning + attending;
   const AttentionCounters counted = session.counters(layer).Since(before);
   counters_.Add(counted);
   layer_counters_[p.layer].Add(counted);

@@ -89,6 +89,8 @@ class Engine {
   const Timing& timing() const { return timing_; }
   const AttentionCounters& counters() const { return counters_; }
   const AttentionCounters& layer_counters(int64_t layer) const { return layer_counters_[layer]; }
+  // Planning and attending of one layer.
+  double attention_seconds(int64_t layer) const { return layer_attention_s_[layer]; }
   const LinearCounters& linear() const;
   const PlanQuality& quality() const { return quality_; }
   int64_t cache_rows(int64_t layer) const;  // keys kept now
@@ -145,6 +147,7 @@ class Engine {
   Timing timing_;
   AttentionCounters counters_;
   std::vector<AttentionCounters> layer_counters_;
+  std::vector<double> layer_attention_s_;
   PlanQuality quality_;
   std::vector<LayerMode> modes_;
   std::vector<TokenCounters> token_counters_, block_counters_;

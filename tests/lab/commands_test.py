@@ -116,6 +116,13 @@ run(*calibrate, "--out", "informed.gguf")
 assert "informed_routing" in run("demo", "--length", "512", "--facts", "2", "--routers", "dense", "informed_routing:weights=informed.gguf")
 compare = ["compare", "--policy", "dense", "--context", "256", "--documents", "1", "--facts", "2", "--no-times", "--report", "compare"]
 run(*compare)
+within = ["search", "--within", "perplexity=90%,facts=100", "--context", "512", "--documents", "1", "--facts", "2", "--evaluations", "3", "--palette", "dense",
+          "--palette", "mean_pool:k=4", "--palette", "sink_window:window=64"]
+said = run(*within)
+found = re.search(r"^greedy +attention .*\n  (per_layer\(.*\))\n  held out: perplexity [+-][\d.]+ %, facts [+-][\d.]+ points, attention [\d.]+x: within", said, re.M)
+assert found and "\nrandom" in said, said
+assert run(*within) == said  # nothing is measured again
+assert run("perplexity", "--tokens", TOKENS, "--count", "64", "--router", found[1]).startswith("perplexity")
 schedule = ["search-schedule", "--prompts", "1", "--length", "256", "--population", "3", "--generations", "1"]
 assert len(run(*schedule).split(",")) == 6
 
@@ -166,6 +173,13 @@ refused("compare", "--context", "64", "--policy", "dense", says="no room for 16 
 for option, value in (("--budget", "nan"), ("--budget", "1.5"), ("--documents", "0"), ("--evaluations", "1"), ("--seed", "x")):
     refused("search", option, value, says=[f"'{value}' was given", "allowed: "])
 refused("search", "--context", "16", says="search: 2 documents of 16 tokens")
+for within in ("speed=2", "perplexity=1%,perplexity=2%", "facts=nan", "facts=-1"):
+    refused("search", "--within", within, says=["--within: '", "allowed: perplexity=PERCENT%, facts=POINTS"])
+refused("search", "--within", "facts=3", "--budget", "0.3", says="excludes")
+refused("search", "--margin", "0.3", says="requires")
+refused("search", "--within", "facts=3", "--margin", "nan", says="allowed: 0 to 0.9")
+refused("search", "--within", "facts=3", "--context", "32k", says="131072 tokens; there are 65536 tokens")
+refused("search", "--within", "facts=3", "--progress", "no/such/folder/file", says="cannot write no/such/folder/file")
 for option, value in (("--sparsity", "nan"), ("--sparsity", "-0.1"), ("--prompts", "0"), ("--length", "100"), ("--population", "1"), ("--generations", "0"),
                       ("--start", "0,nan"), ("--start", "2")):
     refused(*schedule, option, value, says=["was given", "allowed: "])

@@ -2,11 +2,13 @@
 #define SLUICE_RUNTIME_LAB_COMPARE_COMPARE_H_
 // Policies against each other over a grid of contexts: the same documents for all, quality with
 // paired intervals, measured work, time beside the time that the cost model foretold.
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "sluice/policies/cost/roofline.h"
+#include "sluice/policies/experiment/quantile.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/lab/compare/listed.h"
@@ -40,6 +42,7 @@ struct CompareDocument {
   double total_s = 0, plan_s = 0, attend_s = 0, predicted_attend_s = 0;
   std::vector<double> layer_density,
       head_density;  // exact / causal pairs; heads: KV heads, all layers together
+  std::vector<double> layer_attention_s;  // planning and attending
   std::vector<double>
       block_map;  // [kMapBins, kMapBins] query by key, share of the pairs that a plan lists
 };
@@ -94,8 +97,42 @@ struct LayerPlan {
   double perplexity = 0, density = 0;
   int64_t evaluations = 0;
 };
+// Layers of the same choice in a row are written once: per_layer(2*dense | 4*mean_pool:k=16).
+std::string PerLayer(const std::vector<int>& plan, const std::vector<std::string>& palette);
 absl::StatusOr<LayerPlan> SearchLayers(const host::Model& model, const std::vector<int32_t>& tokens,
                                        const LayerSearchOptions& options);
+
+// The policy per layer of the least measured attention time, planning included, that keeps quality
+// within limits of palette[0]. Times add up over layers: a layer's is the median over documents of
+// what it took under each policy in all layers, so that one disturbed run decides nothing.
+struct WithinOptions {
+  std::vector<std::string> palette;  // the first is what the limits are counted from
+  double perplexity = NAN;           // may rise by so many %; NAN: no limit
+  double facts = NAN;                // may fall by so many points; NAN: no limit
+  double margin = 0.2;               // share of the limits that the search leaves unused
+  int64_t documents = 2;             // searched on; as many, and the next ones, verify
+  int64_t evaluations = 32;          // of plans, of the search and of the control each
+  CompareOptions compare;            // one context; facts, engine, seed, resume, progress
+};
+struct WithinPlan {
+  std::string method, policy;
+  int64_t evaluations = 0;
+  double seconds = 0, reference_seconds = 0;  // of attention and planning, a document, foretold
+  // On text that no choice has seen, against palette[0] on the same documents: log perplexity and
+  // facts as changes in % and points (NAN: no limit was set), and the ratio of attention times.
+  MeanInterval perplexity = {NAN, NAN, NAN};
+  MeanInterval facts = {NAN, NAN, NAN};
+  MeanInterval speed = {NAN, NAN, NAN};
+  bool within = false;  // the verified changes themselves; an interval may reach beyond
+};
+// "perplexity=1%,facts=3" into the limits; InvalidArgument with what is allowed.
+absl::Status ReadWithin(const std::string& text, WithinOptions& options);
+// The search's plan, then random search's. Resumes by `compare.resume`: what is known there is not
+// measured again, times too, so that the search takes the same way.
+absl::StatusOr<std::vector<WithinPlan>> SearchWithinLimits(const host::Model& model,
+                                                           const std::string& model_path,
+                                                           const std::vector<int32_t>& tokens,
+                                                           const WithinOptions& options);
 }  // namespace lab
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_LAB_COMPARE_COMPARE_H_

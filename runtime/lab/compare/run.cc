@@ -24,7 +24,8 @@ namespace lab {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CompareDocument, policy, context, document, nll, counted, right,
                                    asked, exact_pairs, causal_pairs, attention_macs, kv_bytes,
                                    linear_macs, weight_bytes, total_s, plan_s, attend_s,
-                                   predicted_attend_s, layer_density, head_density, block_map)
+                                   predicted_attend_s, layer_density, head_density,
+                                   layer_attention_s, block_map)
 namespace {
 using nlohmann::json;
 
@@ -241,6 +242,8 @@ absl::StatusOr<CompareDocument> Comparison::Measure(const std::string& policy, i
   for (int64_t l = 0; l < model_.shape.layers; ++l)
     r.layer_density.push_back(static_cast<double>(engine.layer_counters(l).exact_pairs) /
                               (r.causal_pairs / layers));
+  for (int64_t l = 0; l < model_.shape.layers; ++l)
+    r.layer_attention_s.push_back(engine.attention_seconds(l));
   r.head_density = m.listed->HeadDensity();
   r.block_map = m.listed->BlockMap();
   return r;

@@ -10,9 +10,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
-// Layers of the same choice in a row are written once.
-std::string PerLayer(const Plan& plan, const std::vector<std::string>& palette) {
+std::string PerLayer(const std::vector<int>& plan, const std::vector<std::string>& palette) {
   std::vector<std::string> parts;
   for (size_t i = 0; i < plan.size();) {
     size_t end = i;
@@ -22,7 +20,6 @@ std::string PerLayer(const Plan& plan, const std::vector<std::string>& palette) 
   }
   return absl::StrCat("per_layer(", absl::StrJoin(parts, " | "), ")");
 }
-}  // namespace
 
 absl::StatusOr<LayerPlan> SearchLayers(const host::Model& model, const std::vector<int32_t>& tokens,
                                        const LayerSearchOptions& o) {

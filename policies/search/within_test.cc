@@ -1,0 +1,119 @@
+#include "sluice/policies/search/within.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+SLUICE_BEGIN_NAMESPACE
+namespace {
+using testing::HasSubstr;
+
+// Four slots of three choices: each is cheaper than the one before, and loses by the slot. Losses
+// add up; the cheapest plan within the limits is found by trying all.
+struct Made {
+  WithinProblem p;
+  int64_t asked = 0;
+  SearchOptions o = {.evaluations = 40};
+
+  explicit Made(double limit) {
+    static constexpr double kWeight[] = {0.1, 1.0, 0.3, 2.0};
+    p.cost.assign(4, {10, 4, 1});
+    p.limits = {limit, 5};
+    p.losses = [this](const Plan& plan) -> absl::StatusOr<std::vector<double>> {
+      ++asked;
+      double lost = 0;
+      for (size_t i = 0; i < plan.size(); ++i) lost += kWeight[i] * plan[i];
+      return std::vector<double>{lost, plan[3] == 2 ? 7.0 : -1.0};
+    };
+  }
+  double Cheapest() const {
+    double best = HUGE_VAL;
+    for (int n = 0; n < 81; ++n) {
+      const Plan plan = {n % 3, n / 3 % 3, n / 9 % 3, n / 27};
+      const std::vector<double> lost = *p.losses(plan);
+      double cost = 0;
+      for (size_t i = 0; i < 4; ++i) cost += p.cost[i][plan[i]];
+      if (lost[0] <= p.limits[0] && lost[1] <= p.limits[1]) best = std::min(best, cost);
+    }
+    return best;
+  }
+};
+
+TEST(SearchWithin, FindsTheCheapestPlanThatKeepsTheLimits) {
+  for (double limit : {0.0, 0.15, 0.5, 0.9, 2.0, 4.0, 100.0}) {
+    Made made(limit);
+    const auto found = SearchWithin(made.p, false, made.o);
+    ASSERT_TRUE(found.ok()) << found.status();
+    EXPECT_EQ(found->cost, made.Cheapest()) << limit;
+    EXPECT_LE(found->losses[0], limit);
+    EXPECT_LE(found->losses[1], 5);
+  }
+}
+
+TEST(SearchWithin, EvaluatesNothingTwiceAndNoMoreThanAllowed) {
+  Made made(1.0);
+  const auto found = SearchWithin(made.p, false, made.o);
+  EXPECT_EQ(found->evaluations, made.asked);
+  Made few(1.0);
+  few.o.evaluations = 5;
+  int64_t told = 0;
+  few.o.progress = [&](int64_t done) { EXPECT_EQ(done, ++told); };
+  for (bool random : {false, true}) {
+    few.asked = told = 0;
+    const auto r = SearchWithin(few.p, random, few.o);
+    EXPECT_EQ(r->evaluations, 5);
+    EXPECT_EQ(few.asked, 5);
+    EXPECT_EQ(told, 5);
+  }
+}
+
+TEST(SearchWithin, BeatsRandomSearchWithAsManyEvaluations) {
+  // Twelve slots, of which two must stay: luck does not find that in 20 plans.
+  WithinProblem p;
+  p.cost.assign(12, {10, 1});
+  p.limits = {1};
+  p.losses = [](const Plan& plan) -> absl::StatusOr<std::vector<double>> {
+    return std::vector<double>{3.0 * (plan[2] + plan[7])};
+  };
+  const SearchOptions o = {.evaluations = 20};
+  const auto found = SearchWithin(p, false, o);
+  const auto control = SearchWithin(p, true, o);
+  EXPECT_EQ(found->cost, 30);
+  EXPECT_GT(control->cost, found->cost);
+}
+
+TEST(SearchWithin, TheReferenceIsThereWhenNothingElseKeepsTheLimits) {
+  WithinProblem p;
+  p.cost.assign(3, {10, 1});
+  p.limits = {1};
+  for (double loss : {2.0, std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
+    p.losses = [=](const Plan&) -> absl::StatusOr<std::vector<double>> {
+      return std::vector<double>{loss};
+    };
+    for (bool random : {false, true}) {
+      const auto found = SearchWithin(p, random, {.evaluations = 9});
+      EXPECT_EQ(found->plan, Plan({0, 0, 0}));
+      EXPECT_EQ(found->cost, 30);
+    }
+  }
+}
+
+TEST(SearchWithin, RefusesWhatIsNoProblem) {
+  const auto said = [](const std::function<void(Made&)>& spoil) {
+    Made made(1.0);
+    spoil(made);
+    return std::string(SearchWithin(made.p, false, made.o).status().message());
+  };
+  EXPECT_THAT(said([](Made& m) { m.p.limits.clear(); }), HasSubstr("0 limits"));
+  EXPECT_THAT(said([](Made& m) { m.p.cost.clear(); }), HasSubstr("0 slots"));
+  EXPECT_THAT(said([](Made& m) { m.o.evaluations = 0; }), HasSubstr("0 evaluations"));
+  EXPECT_THAT(said([](Made& m) { m.p.cost[1].pop_back(); }), HasSubstr("different choices"));
+  EXPECT_THAT(said([](Made& m) { m.p.cost[1][1] = NAN; }), HasSubstr("costs nan"));
+  EXPECT_THAT(said([](Made& m) { m.p.limits[0] = -1; }), HasSubstr("a limit of -1"));
+  Made failing(1.0);
+  failing.p.losses = [](const Plan&) { return absl::UnavailableError("gone"); };
+  EXPECT_EQ(SearchWithin(failing.p, false, failing.o).status().message(), "gone");
+}
+}  // namespace
+SLUICE_END_NAMESPACE

@@ -1,0 +1,186 @@
+// search: the best router for every layer, within a budget or within limits of quality.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "sluice/api/check.h"
+#include "sluice/policies/search/search.h"
+#include "sluice/runtime/cli/lab_options.h"
+#include "sluice/runtime/lab/compare/compare.h"
+#include "sluice/runtime/report/report.h"
+#include "sluice/runtime/text/token_file.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace cli {
+namespace {
+// Every policy here keeps facts or is cheap enough to be worth a layer (tests/bench/README.md).
+const std::vector<std::string> kWithinPalette = {
+    "dense",
+    "seer_attention:gate=identity,block=32,density=0.12,dense_tail=16",
+    "seer_attention:gate=identity,block=32,density=0.06,dense_tail=8",
+    "quest",
+    "mean_pool:k=16",
+    "mean_pool:k=6",
+    "sink_window:sink=64,window=512"};
+
+struct SearchArgs {
+  LabTrial trial;
+  lab::LayerSearchOptions o;
+  std::string context;
+  // Within limits.
+  std::string within;
+  lab::WithinOptions limits;
+  LabFacts facts;
+  std::string progress = "search.progress.jsonl";
+  bool fresh = false;
+  std::vector<std::string> palette;
+  int64_t evaluations = 0;  // 0: as many as fit the question
+};
+
+std::string Interval(const MeanInterval& m, const char* unit) {
+  if (std::isnan(m.value)) return "";
+  const std::string value = absl::StrFormat("%+.2f %s", m.value, unit);
+  if (std::isnan(m.low)) return value;
+  return absl::StrFormat("%s [%+.2f, %+.2f]", value, m.low, m.high);
+}
+void PrintWithin(const lab::WithinPlan& p) {
+  std::printf(
+      "%-8s attention %.2f s a document (%.2f s for the first policy, %.2fx), %lld plans "
+      "tried\n  %s\n",
+      p.method.c_str(), p.seconds, p.reference_seconds, p.reference_seconds / p.seconds,
+      static_cast<long long>(p.evaluations), p.policy.c_str());
+  std::string changes;
+  if (!std::isnan(p.perplexity.value))
+    absl::StrAppend(&changes, "perplexity ", Interval(p.perplexity, "%"), ", ");
+  if (!std::isnan(p.facts.value))
+    absl::StrAppend(&changes, "facts ", Interval(p.facts, "points"), ", ");
+  std::printf("  held out: %sattention %.2fx", changes.c_str(), p.speed.value);
+  if (!std::isnan(p.speed.low)) std::printf(" [%.2f, %.2f]", p.speed.low, p.speed.high);
+  std::printf(": %s\n", p.within ? "within the limits" : "NOT within the limits");
+}
+absl::Status SearchLimits(SearchArgs& a) {
+  lab::WithinOptions& o = a.limits;
+  SLUICE_RETURN_IF_ERROR(lab::ReadWithin(a.within, o));
+  o.palette = a.palette.empty() ? kWithinPalette : a.palette;
+  o.documents = a.o.documents;
+  if (a.evaluations > 0) o.evaluations = a.evaluations;
+  lab::CompareOptions& c = o.compare;
+  SLUICE_ASSIGN_OR_RETURN(const int64_t context, ReadLength(a.context.empty() ? "16k" : a.context));
+  c.contexts = {context};
+  c.seed = a.o.seed;
+  SLUICE_ASSIGN_OR_RETURN(const lab::FactChoice facts, a.facts.Read(c.facts_each));
+  c.facts_each = facts.count;
+  c.wording = facts.wording;
+  c.resume = a.progress;
+  SLUICE_RETURN_IF_ERROR(CheckWritable(a.progress));
+  std::error_code ignored;  // of a file that is not there
+  if (a.fresh) std::filesystem::remove(a.progress, ignored);
+  SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
+  c.engine = a.trial.model.engine;
+  c.progress = LabProgress();
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadTokens(a.trial.tokens, 0, -1));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<lab::WithinPlan> plans,
+                          lab::SearchWithinLimits(model, a.trial.model.path, tokens, o));
+  c.progress("done", 1);
+  for (const lab::WithinPlan& plan : plans) PrintWithin(plan);
+  return absl::OkStatus();
+}
+absl::Status Search(SearchArgs a) {
+  lab::LayerSearchOptions& o = a.o;
+  if (!a.palette.empty()) o.palette = a.palette;
+  if (a.evaluations > 0) o.evaluations = a.evaluations;
+  SLUICE_ASSIGN_OR_RETURN(o.context, ReadLength(a.context.empty() ? "2k" : a.context));
+  SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
+  o.engine = a.trial.model.engine;
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadTokens(a.trial.tokens, 0, -1));
+  const int64_t most = o.evaluations;
+  const bool terminal = isatty(2) != 0;
+  std::vector<std::string> methods = {o.method};
+  if (o.method != "random") methods.push_back("random");
+  for (const std::string& method : methods) {
+    o.method = method;
+    o.progress = [&](int64_t done) {
+      if (terminal)
+        std::fprintf(stderr, "\r%s: %lld of at most %lld plans\033[K", method.c_str(),
+                     static_cast<long long>(done), static_cast<long long>(most));
+    };
+    SLUICE_ASSIGN_OR_RETURN(const lab::LayerPlan found, lab::SearchLayers(model, tokens, o));
+    if (terminal) std::fprintf(stderr, "\r\033[K");
+    std::printf("%-8s perplexity %.3f, density %.3f of %.3f, %lld plans tried\n  %s\n",
+                method.c_str(), found.perplexity, found.density, o.budget,
+                static_cast<long long>(found.evaluations), found.policy.c_str());
+    o.evaluations = std::max<int64_t>(2, found.evaluations);  // the control gets as many
+  }
+  return absl::OkStatus();
+}
+void AddSearchOptions(CLI::App& s, SearchArgs& a) {
+  a.trial.AddTo(s);
+  s.add_option("--palette", a.palette,
+               "routers to choose from, two or more; the first is what limits are counted from")
+      ->default_str("three; seven with --within");
+  s.add_option("--context", a.context, "tokens of a document")
+      ->default_str("2k; 16k with --within");
+  s.add_option("--documents", a.o.documents, "documents a plan is tried on")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(1, 1000));
+  s.add_option("--evaluations", a.evaluations, "plans tried at most")
+      ->default_str("80; 32 with --within")
+      ->check(Allowed<int64_t>(2, 100000));
+  s.add_option("--seed", a.o.seed, "of the search")
+      ->capture_default_str()
+      ->check(Allowed<uint64_t>(0, UINT64_MAX));
+}
+void AddBudgetOptions(CLI::App& group, SearchArgs& a) {
+  group.add_option("--method", a.o.method, "random, greedy, genetic, dynamic or budget")
+      ->capture_default_str()
+      ->check(CLI::IsMember(
+          std::vector<std::string>(std::begin(kSearchMethods), std::end(kSearchMethods))));
+  group.add_option("--budget", a.o.budget, "attention pairs of the whole plan, share of dense")
+      ->capture_default_str()
+      ->check(Allowed(0.0, 1.0));
+}
+void AddWithinOptions(CLI::App& group, SearchArgs& a, CLI::Option* within) {
+  group.add_option("--margin", a.limits.margin, "share of the limits that is left unused")
+      ->capture_default_str()
+      ->check(Allowed(0.0, 0.9));
+  group.add_option("--progress", a.progress, "file of finished documents, to go on from")
+      ->capture_default_str();
+  group.add_flag("--fresh", a.fresh, "measure again what a former run finished");
+  a.facts.AddTo(group, a.limits.compare.facts_each, "facts planted in a document");
+  for (CLI::Option* o : group.get_options({})) {
+    if (o != within) o->needs(within);
+  }
+}
+}  // namespace
+
+void AddSearch(CLI::App& app, const Exit& exit) {
+  auto a = std::make_shared<SearchArgs>();
+  a->o.palette = {"dense", "mean_pool:k=16", "sink_window:sink=64,window=256"};
+  auto* s = app.add_subcommand(
+      "search",
+      "Searches the best router for every layer, and prints it as a policy for `sluice compare`, "
+      "engines and the\nllama.cpp backend: with --within the least attention time that keeps "
+      "perplexity and facts, verified on text\nthat no choice has seen; else the best perplexity "
+      "within a budget of attention pairs. Random search with as\nmany evaluations is printed "
+      "beside it, as the control. Layers are chosen for; heads of a layer share its router.");
+  AddSearchOptions(*s, *a);
+  CLI::App* limits = s->add_option_group("limits", "of --within");
+  CLI::Option* within = limits->add_option(
+      "--within", a->within, "perplexity=1%,facts=3: may rise by 1 %, may fall by 3 points");
+  AddWithinOptions(*limits, *a, within);
+  CLI::App* budget = s->add_option_group("budget", "of a search without --within");
+  AddBudgetOptions(*budget, *a);
+  for (CLI::Option* o : budget->get_options({})) o->excludes(within);
+  s->footer(
+      "Example: sluice search --within perplexity=1%,facts=3 --context 16k\n"
+      "         sluice search --method dynamic --budget 0.5 --palette dense --palette "
+      "mean_pool:k=16");
+  s->callback([=] { exit(Done(a->within.empty() ? Search(*a) : SearchLimits(*a))); });
+}
+}  // namespace cli
+SLUICE_END_NAMESPACE
