@@ -31,8 +31,8 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
   a->o.data = "data";
   auto* s = app.add_subcommand("evaluate",
                                "Trained quality of a learned method, over its training seeds");
-  s->add_option("method", a->method, "learned method")
-      ->required()
+  AddEvaluateAttention(*s, exit);
+  s->add_option("method", a->method, "learned method; or the command attention")
       ->check(CLI::IsMember({"flux_attention", "informed_routing", "ftp", "shrp"}));
   s->add_option("--prompts", a->o.prompts, "prompts a task")
       ->capture_default_str()
@@ -55,8 +55,17 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
                 absl::StrCat("held-out text of --model, ", kTokensHelp, " (default: the bundled)"));
   s->add_option("--data", a->o.data, "shrp: folder of the query sets pool_a and mmlu_pro")
       ->capture_default_str();
-  s->footer("Example: sluice evaluate flux_attention --prompts 12");
-  s->callback([=] { exit(Done(Evaluate(a->method, a->model, a->o))); });
+  s->footer(
+      "Example: sluice evaluate flux_attention --prompts 12\n"
+      "         sluice evaluate attention --context 4k");
+  s->callback([=] {
+    if (!s->get_subcommands().empty()) return;  // has done its work
+    if (a->method.empty())
+      return exit(Fail(absl::InvalidArgumentError(
+          "evaluate: nothing was named; allowed: attention, flux_attention, informed_routing, ftp, "
+          "shrp")));
+    exit(Done(Evaluate(a->method, a->model, a->o)));
+  });
 }
 void AddCalibrate(CLI::App& app, const Exit& exit) {
   auto o = std::make_shared<lab::CalibrateRun>();

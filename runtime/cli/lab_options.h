@@ -63,8 +63,9 @@ void AddScoring(CLI::App& app, const Exit& exit);     // perplexity, facts, gene
 void AddComparison(CLI::App& app, const Exit& exit);  // compare
 void AddSearch(CLI::App& app, const Exit& exit);      // search
 void AddLearned(CLI::App& app, const Exit& exit);     // evaluate, calibrate, search-schedule
-void AddEncoder(CLI::App& app, const Exit& exit);     // classify, prune-encoder
-void AddPrune(CLI::App& app, const Exit& exit);       // prune
+void AddEvaluateAttention(CLI::App& evaluate, const Exit& exit);
+void AddEncoder(CLI::App& app, const Exit& exit);  // classify, prune-encoder
+void AddPrune(CLI::App& app, const Exit& exit);    // prune
 }  // namespace cli
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_CLI_LAB_OPTIONS_H_

@@ -65,13 +65,22 @@ void Engine::MakeBuffers() {
   s.logits.resize(n * static_cast<size_t>(m.vocab));
 }
 
+// What attention made of the queries just attended, where its errors are measured.
+HeadsView<const float> Engine::Attended(const AttentionInputs& in) const {
+  if (!options_.quality_errors) return {};
+  const ModelShape& m = model_.shape;
+  const int64_t width = m.heads * m.head_dim;
+  return {impl_->o.data(), in.q.rows, m.heads, m.head_dim, width, m.head_dim};
+}
+
 // What observers and quality measuring take is not in the timing.
 void Engine::See(int64_t layer, const AttentionPlan& plan, const AttentionInputs& in,
                  double seconds) {
   const auto mark = Clock::now();
   if (options_.on_plan) options_.on_plan(layer, plan, seconds);
   if (options_.quality_stride > 0 && in.q.rows > 1)
-    quality_.Add(MeasurePlan(plan, in.q, in.k, in.v, in.scale, {}, {options_.quality_stride, 64}));
+    quality_.Add(
+        MeasurePlan(plan, in.q, in.k, in.v, in.scale, Attended(in), {options_.quality_stride, 64}));
   timing_.total_s -= Seconds(mark);
 }
 

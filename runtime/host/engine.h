@@ -47,6 +47,7 @@ struct EngineOptions {
   std::function<void(int64_t layer, const AttentionPlan& plan, double seconds)> on_plan;
   int64_t quality_stride =
       0;  // > 0: measure density and mass recall of every so many queries (slow)
+  bool quality_errors = false;  // its errors against dense attention too (twice as slow)
 };
 
 // Without the time that quality measuring takes.
@@ -117,6 +118,7 @@ class Engine {
   struct Pass;
   Engine(const Model& model, const EngineOptions& options);
   void MakeBuffers();
+  HeadsView<const float> Attended(const AttentionInputs& in) const;
   void See(int64_t layer, const AttentionPlan& plan, const AttentionInputs& in, double seconds);
   absl::Status CheckTokens(const std::vector<int32_t>& tokens) const;
   void Embed(const std::vector<int32_t>& tokens);

@@ -123,6 +123,11 @@ found = re.search(r"^greedy +attention .*\n  (per_layer\(.*\))\n  held out: perp
 assert found and "\nrandom" in said, said
 assert run(*within) == said  # nothing is measured again
 assert run("perplexity", "--tokens", TOKENS, "--count", "64", "--router", found[1]).startswith("perplexity")
+attention = ["evaluate", "attention", "--policy", "dense", "--policy", "mean_pool:k=4", "--context", "512", "--facts", "2", "--planted", "256"]
+said = run(*attention)
+assert "fastest policy within 1 % perplexity and 3 points of facts is" in said and "Planted: needles, 256 keys" in said and "wrote attention.html" in said, said
+assert "fastest policy" in open(os.path.join(out, "attention.html")).read()
+assert "Example: sluice evaluate attention" in run("evaluate", "attention", "--help")
 schedule = ["search-schedule", "--prompts", "1", "--length", "256", "--population", "3", "--generations", "1"]
 assert len(run(*schedule).split(",")) == 6
 
@@ -192,6 +197,13 @@ refused(*calibrate, "--rank", "385", says="allowed: 0 to the model's width of 38
 refused(*calibrate, "--count", "384", says="needs more than the width")
 for option, value in (("--prompts", "0"), ("--length", "10"), ("--speed-length", "-1"), ("--repeats", "0"), ("--threads", "2000")):
     refused("evaluate", "flux_attention", option, value, says=[f"'{value}' was given", "allowed: "])
+refused("evaluate", says="evaluate: nothing was named; allowed: attention, flux_attention")
+for option, value in (("--documents", "0"), ("--stride", "0"), ("--facts", "17"), ("--seed", "-1")):
+    refused(*attention, option, value, says=[f"'{value}' was given", "allowed: "])
+refused(*attention, "--planted", "255", says="255 keys; allowed: 0, or 256 to 128k")
+refused(*attention, "--within", "speed=1", says="allowed: perplexity=PERCENT%")
+refused(*attention, "--context", "32k", says="allowed 64 to the model's 16384")
+refused(*attention, "--policy", "nothing", says="policy 'nothing': no method")
 refused("evaluate", "flux_attention", "--length", "16385", says="allowed: 512 to the model's context of 16384")
 refused("evaluate", "flux_attention", "--speed-length", "10", says="allowed: 256 to the model's context")
 

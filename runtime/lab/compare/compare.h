@@ -28,7 +28,8 @@ struct CompareOptions {
   host::EngineOptions engine;  // cache, chunk, threads
   bool foretell =
       false;  // attention's time, by a cost model fitted before the first document that is measured
-  std::string resume;  // file of finished documents, appended to; "": none
+  int64_t quality_stride = 0;  // measure mass and errors of every so many queries; 0: not
+  std::string resume;          // file of finished documents, appended to; "": none
   std::function<void(const std::string& what, double share)> progress;
 };
 // One policy on one document.
@@ -43,6 +44,8 @@ struct CompareDocument {
   std::vector<double> layer_density,
       head_density;  // exact / causal pairs; heads: KV heads, all layers together
   std::vector<double> layer_attention_s;  // planning and attending
+  // Where quality_stride says so: dense probability that listed keys carry, and relative errors.
+  double mass_recall = 0, mass_recall_p5 = 0, mass_recall_min = 0, rel_error = 0;
   std::vector<double>
       block_map;  // [kMapBins, kMapBins] query by key, share of the pairs that a plan lists
 };

@@ -25,7 +25,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(CompareDocument, policy, context, document, n
                                    asked, exact_pairs, causal_pairs, attention_macs, kv_bytes,
                                    linear_macs, weight_bytes, total_s, plan_s, attend_s,
                                    predicted_attend_s, layer_density, head_density,
-                                   layer_attention_s, block_map)
+                                   layer_attention_s, mass_recall, mass_recall_p5, mass_recall_min,
+                                   rel_error, block_map)
 namespace {
 using nlohmann::json;
 
@@ -119,7 +120,8 @@ absl::Status Comparison::MakeKeys(const std::string& model_path) {
       absl::Hex(
           HashText(absl::StrJoin({o_.wording.statement, o_.wording.question, o_.wording.answer},
                                  absl::string_view("\0", 1)))),
-      o_.foretell ? "-foretold" : "");
+      o_.foretell ? "-foretold" : "",
+      o_.quality_stride > 0 ? absl::StrCat("-quality", o_.quality_stride) : "");
   for (const std::string& policy : o_.policies) {
     const auto own = host::PolicyFingerprint(policy);
     if (!own.ok()) return Named(policy, own.status());
@@ -198,7 +200,8 @@ absl::Status Comparison::RunPolicy(const std::string& policy, int64_t context,
 absl::Status Comparison::MakeEngine(const std::string& policy, int64_t context, Measured& m) {
   host::EngineOptions e = o_.engine;
   e.max_tokens = context;
-  e.quality_stride = 0;
+  e.quality_stride = o_.quality_stride;
+  e.quality_errors = o_.quality_stride > 0;
   e.on_plan = [this, &m](int64_t, const AttentionPlan& plan, double) {
     if (clock_.has_value()) m.predicted_s += clock_->Seconds(plan);
     m.listed->Add(plan);
@@ -244,6 +247,13 @@ absl::StatusOr<CompareDocument> Comparison::Measure(const std::string& policy, i
                               (r.causal_pairs / layers));
   for (int64_t l = 0; l < model_.shape.layers; ++l)
     r.layer_attention_s.push_back(engine.attention_seconds(l));
+  const PlanQuality& quality = engine.quality();
+  if (quality.mass_recall.count() > 0) {
+    r.mass_recall = quality.mass_recall.mean();
+    r.mass_recall_p5 = quality.mass_recall.quantile(0.05);
+    r.mass_recall_min = quality.mass_recall.min();
+    r.rel_error = quality.rel_error.mean();
+  }
   r.head_density = m.listed->HeadDensity();
   r.block_map = m.listed->BlockMap();
   return r;
