@@ -9,7 +9,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -127,16 +129,40 @@ bool Readable(const ggml_tensor* t) {
   return t->ne[0] % Unit(*type) == 0 && t->nb[0] == UnitBytes(*type) &&
          Elements(*type, t->nb[1]) > 0 && Elements(*type, t->nb[2]) > 0;
 }
-bool Takes(const ggml_tensor* op) {
+// Why an operation stays with the host; null: it is taken.
+const char* WhyNot(const ggml_tensor* op) {
   const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
                     *sinks = op->src[4];
-  if (q == nullptr || k == nullptr || v == nullptr) return false;
-  return op->type == GGML_TYPE_F32 && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) &&
-         Readable(k) && Readable(v) &&
-         (mask == nullptr ||
-          (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1)) &&
-         (sinks == nullptr || sinks->type == GGML_TYPE_F32) && q->ne[2] % k->ne[2] == 0 &&
-         k->ne[2] == v->ne[2] && q->ne[3] % k->ne[3] == 0 && k->ne[3] == v->ne[3];
+  if (!TheSettings().usable) return "the configuration is wrong";
+  if (q == nullptr || k == nullptr || v == nullptr) return "an operand is missing";
+  if (op->type != GGML_TYPE_F32 || q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float))
+    return "queries or outputs that are not rows of f32";
+  if (!Readable(k) || !Readable(v)) return "keys or values of a type that is not read here";
+  if (mask != nullptr && (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2 || mask->ne[2] != 1))
+    return "a mask that is not f16, or one a head";
+  if (sinks != nullptr && sinks->type != GGML_TYPE_F32) return "sinks that are not f32";
+  if (k->ne[2] != v->ne[2] || q->ne[2] % k->ne[2] != 0) return "heads that do not divide";
+  if (k->ne[3] != v->ne[3] || q->ne[3] % k->ne[3] != 0) return "streams that do not divide";
+  if (q->ne[1] > 1) return nullptr;
+  // With `-fa auto` the host probes with one query, and turns flash attention off when another
+  // device than the layer's would take it: no step is taken before anything was computed, they
+  // come after a prompt.
+  const sluice::ggml::Config& config = TheSettings().config;
+  if (!computed && config.early_steps == 0) return "a step before any prompt";
+  if (!sluice::ggml::TakesStep(config, k->ne[1], Bytes(k) + Bytes(v)))
+    return "a step over few keys";
+  return nullptr;
+}
+
+// Of all contexts of the process; kept where the configuration names a file for them.
+struct Totals {
+  std::mutex mutex;
+  sluice::ggml::Counters layers;
+  std::map<std::string, int64_t> declined;
+};
+Totals& TheTotals() {
+  static Totals totals;
+  return totals;
 }
 
 struct Backend {
@@ -199,8 +225,11 @@ void Free(ggml_backend_t backend) {
   auto* b = static_cast<Backend*>(backend->context);
   const std::string& path = b->attention->config().counters;
   if (!path.empty() && !b->attention->counters().empty()) {
+    Totals& totals = TheTotals();
+    const std::lock_guard<std::mutex> lock(totals.mutex);
+    for (const auto& [layer, c] : b->attention->counters()) totals.layers[layer].Add(c);
     std::ofstream f(path);
-    f << b->attention->CountersJson();
+    f << sluice::ggml::CountersJson(b->attention->config(), totals.layers, totals.declined);
     if (!f) std::fprintf(stderr, "sluice: counters cannot be written to %s\n", path.c_str());
   }
   delete b;
@@ -268,15 +297,15 @@ bool SupportsOp(ggml_backend_dev_t, const ggml_tensor* op) {
     case GGML_OP_PERMUTE:
     case GGML_OP_TRANSPOSE:
       return true;
-    case GGML_OP_FLASH_ATTN_EXT:
-      if (!TheSettings().usable || !Takes(op)) return false;
-      if (op->src[0]->ne[1] > 1) return true;
-      // With `-fa auto` the host probes with one query, and turns flash attention off when another
-      // device than the layer's would take it: no step is taken before anything was computed, they
-      // come after a prompt.
-      return (computed || TheSettings().config.early_steps != 0) &&
-             sluice::ggml::TakesStep(TheSettings().config, op->src[1]->ne[1],
-                                     Bytes(op->src[1]) + Bytes(op->src[2]));
+    case GGML_OP_FLASH_ATTN_EXT: {
+      const char* why = WhyNot(op);
+      if (why != nullptr && !TheSettings().config.counters.empty()) {
+        Totals& totals = TheTotals();
+        const std::lock_guard<std::mutex> lock(totals.mutex);
+        ++totals.declined[why];
+      }
+      return why == nullptr;
+    }
     default:
       return false;
   }

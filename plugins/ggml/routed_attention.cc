@@ -229,18 +229,32 @@ absl::Status RoutedAttention::AsTheMaskSays(AttentionSession& session, const Fla
   return session.Attend(c.layer, plan, in, out);
 }
 
-std::string RoutedAttention::CountersJson() const {
-  std::string out = absl::StrCat("{\"prefill\": \"", config_.prefill, "\", \"decode\": \"",
-                                 config_.decode, "\", \"layers\": [");
-  for (const auto& [layer, c] : counters_)
+void LayerCounters::Add(const LayerCounters& more) {
+  calls += more.calls;
+  routed += more.routed;
+  work.Add(more.work);
+  plan_s += more.plan_s;
+  attend_s += more.attend_s;
+}
+
+std::string CountersJson(const Config& config, const Counters& layers,
+                         const std::map<std::string, int64_t>& declined) {
+  std::string out = absl::StrCat("{\"prefill\": \"", config.prefill, "\", \"decode\": \"",
+                                 config.decode, "\", \"layers\": [");
+  for (const auto& [layer, c] : layers) {
     absl::StrAppendFormat(
         &out,
         "%s\n {\"layer\": %d, \"calls\": %d, \"routed\": %d, \"exact_pairs\": %d, "
         "\"causal_pairs\": %d, "
         "\"density\": %.6f, \"kv_bytes\": %d, \"macs\": %d, \"plan_s\": %.6f, \"attend_s\": %.6f}",
-        layer == counters_.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs,
+        layer == layers.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs,
         c.work.causal_pairs, c.work.density(), c.work.kv_bytes, c.work.macs, c.plan_s, c.attend_s);
-  return out + "\n]}\n";
+  }
+  out += "\n], \"declined\": {";
+  for (const auto& [why, asked] : declined) {
+    absl::StrAppend(&out, why == declined.begin()->first ? "" : ", ", "\"", why, "\": ", asked);
+  }
+  return out + "}}\n";
 }
 }  // namespace ggml
 SLUICE_END_NAMESPACE

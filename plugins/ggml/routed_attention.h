@@ -52,7 +52,13 @@ struct LayerCounters {
   int64_t calls = 0, routed = 0;  // routed: by the configured router, not because of length or mask
   AttentionCounters work;
   double plan_s = 0, attend_s = 0;
+
+  void Add(const LayerCounters& more);
 };
+using Counters = std::map<int, LayerCounters>;  // by layer
+// `declined`: why operations were left to the host, and how often it asked.
+std::string CountersJson(const Config& config, const Counters& layers,
+                         const std::map<std::string, int64_t>& declined = {});
 
 // Not for concurrent use: a host computes one graph at a time.
 class RoutedAttention {
@@ -61,8 +67,7 @@ class RoutedAttention {
   ~RoutedAttention();
   void SetThreads(int threads);
   absl::Status Run(const FlashCall& call);
-  const std::map<int, LayerCounters>& counters() const { return counters_; }
-  std::string CountersJson() const;
+  const Counters& counters() const { return counters_; }
   const Config& config() const { return config_; }
 
  private:
@@ -77,7 +82,7 @@ class RoutedAttention {
   Config config_;
   std::unique_ptr<Executor> executor_;
   std::map<std::vector<int64_t>, std::unique_ptr<Shape>> shapes_;
-  std::map<int, LayerCounters> counters_;
+  Counters counters_;
   // The mask is the same for every layer of a pass.
   struct Seen {
     const void* mask = nullptr;

@@ -219,7 +219,8 @@ TEST(RoutedAttention, RoutersSkipAndCountersSaySo) {
   b.call.layer = 1;
   ASSERT_TRUE(sparse->Run(b.call).ok());
   EXPECT_EQ(sparse->counters().at(1).work.exact_pairs, 4 * (16 + 64));
-  EXPECT_THAT(sparse->CountersJson(), HasSubstr("\"layer\": 1, \"calls\": 1, \"routed\": 1"));
+  EXPECT_THAT(CountersJson(sparse->config(), sparse->counters()),
+              HasSubstr("\"layer\": 1, \"calls\": 1, \"routed\": 1"));
 }
 
 TEST(RoutedAttention, KnowsStaleKeysByTheirPlaceAndLook) {
