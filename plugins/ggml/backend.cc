@@ -87,6 +87,10 @@ int LayerOf(const ggml_tensor* t) {
   }
   return -1;
 }
+// Of caches with a part for each sequence, the first that a batch's keys come from.
+int64_t StreamOf(const ggml_tensor* k) {
+  return k->view_src != nullptr ? static_cast<int64_t>(k->view_offs / k->nb[3]) : 0;
+}
 float Param(const ggml_tensor* op, int i) {
   float x;
   std::memcpy(&x, reinterpret_cast<const char*>(op->op_params) + static_cast<size_t>(i) * sizeof x,
@@ -191,7 +195,7 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
   };
   for (int64_t b = 0; b < q->ne[3]; ++b) {
     const int64_t kb = b / (q->ne[3] / k->ne[3]);
-    c.stream = kb;
+    c.stream = StreamOf(k) + kb;
     c.q = {reinterpret_cast<const float*>(static_cast<const char*>(q->data) +
                                           static_cast<size_t>(b) * q->nb[3]),
            q->ne[1],

@@ -153,12 +153,8 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
         ", ", c.k.heads, ", ", c.k.dim, "], v [", c.v.rows, ", ", c.v.heads, ", ", c.v.dim, "]"));
   LayerCounters& counters = counters_[c.layer];
   ++counters.calls;
-  if (c.layer < 0 || c.layer <= seen_.layer || seen_.mask != c.mask || seen_.n_q != c.q.rows ||
-      seen_.n_kv != c.k.rows || seen_.stream != c.stream) {
-    LookAtMask(c);
-  }
-  seen_.layer = c.layer;
-  const MaskShape& mask = seen_.shape;
+  const Seen& seen = LookAtMask(c);
+  const MaskShape& mask = seen.shape;
   if (mask.kind == MaskShape::Kind::kCausal)
     c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
   if (c.layer >= kMostLayers)
@@ -188,7 +184,7 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     session.Unknown(c.layer, c.stream);
     SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, c.stream));
   } else {
-    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(session, c, in, out));
+    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(session, c, seen, in, out));
   }
   if (c.sinks != nullptr) WeighSinks(c, s.lse);
   counters.routed += routed;
@@ -198,29 +194,47 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
   return absl::OkStatus();
 }
 
-// Once a pass: its layers share the mask.
-void RoutedAttention::LookAtMask(const FlashCall& c) {
+// Once a pass and mask, not once a layer. The host writes other masks where these were in the next
+// pass; calls without a layer's name tell nothing of passes.
+const RoutedAttention::Seen& RoutedAttention::LookAtMask(const FlashCall& c) {
+  const bool rises = c.layer > last_layer_ || (c.layer == last_layer_ && c.stream > last_stream_);
+  if (c.layer < 0 || !rises) seen_.clear();
+  last_layer_ = c.layer;
+  last_stream_ = c.stream;
   const int64_t group = c.q.heads / c.k.heads;
-  seen_ = {c.mask,   c.q.rows, c.k.rows,
-           c.stream, c.layer,  ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows),
-           {}};
-  seen_.plan = MaskPlan(seen_.shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
+  for (const std::unique_ptr<Seen>& s : seen_) {
+    if (s->mask == c.mask && s->n_q == c.q.rows && s->n_kv == c.k.rows && s->stream == c.stream &&
+        s->group == group)
+      return *s;
+  }
+  ++masks_read_;
+  auto s = std::make_unique<Seen>();
+  s->mask = c.mask;
+  s->n_q = c.q.rows;
+  s->n_kv = c.k.rows;
+  s->stream = c.stream;
+  s->group = group;
+  s->shape = ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows);
+  s->plan = MaskPlan(s->shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
+  seen_.push_back(std::move(s));
+  return *seen_.back();
 }
 
 // Not a plain prompt or step: exactly what the mask shows, without routing.
 absl::Status RoutedAttention::AsTheMaskSays(AttentionSession& session, const FlashCall& c,
-                                            const AttentionInputs& in, SessionOutputs out) const {
+                                            const Seen& seen, const AttentionInputs& in,
+                                            SessionOutputs out) const {
   AttentionPlan plan;
   plan.q_count = c.q.rows;
   plan.kv_len = c.k.rows;
   plan.heads = static_cast<int32_t>(c.q.heads);
   plan.kv_heads = static_cast<int32_t>(c.k.heads);
-  plan.q_begin = seen_.shape.kind == MaskShape::Kind::kWindow ? seen_.shape.first : 0;
-  const AttentionBranch branch = seen_.plan.branch();
+  plan.q_begin = seen.shape.kind == MaskShape::Kind::kWindow ? seen.shape.first : 0;
+  const AttentionBranch branch = seen.plan.branch();
   plan.branches = absl::MakeConstSpan(&branch, 1);
   std::vector<float> slopes;
-  if (seen_.plan.wants_mask()) {
-    out.mask = {c.mask, c.mask_stride, nullptr, seen_.plan.zero()};
+  if (seen.plan.wants_mask()) {
+    out.mask = {c.mask, c.mask_stride, nullptr, seen.plan.zero()};
     if (c.max_bias > 0) {
       slopes = AlibiSlopes(c.q.heads, c.max_bias);
       out.mask.slopes = slopes.data();

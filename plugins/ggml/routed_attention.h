@@ -68,14 +68,17 @@ class RoutedAttention {
   void SetThreads(int threads);
   absl::Status Run(const FlashCall& call);
   const Counters& counters() const { return counters_; }
+  // Masks that were read since this was made; not once a layer.
+  int64_t masks_read() const { return masks_read_; }
   const Config& config() const { return config_; }
 
  private:
   struct Shape;  // everything that depends on heads, widths and soft-cap
   explicit RoutedAttention(const Config& config);
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
-  void LookAtMask(const FlashCall& call);
-  absl::Status AsTheMaskSays(AttentionSession& session, const FlashCall& call,
+  struct Seen;
+  const Seen& LookAtMask(const FlashCall& call);
+  absl::Status AsTheMaskSays(AttentionSession& session, const FlashCall& call, const Seen& seen,
                              const AttentionInputs& in, SessionOutputs out) const;
   void WeighSinks(const FlashCall& call, const std::vector<float>& lse) const;
 
@@ -83,14 +86,18 @@ class RoutedAttention {
   std::unique_ptr<Executor> executor_;
   std::map<std::vector<int64_t>, std::unique_ptr<Shape>> shapes_;
   Counters counters_;
-  // The mask is the same for every layer of a pass.
+  // Layers of a pass share masks: one of all layers, or one of those that slide and one of the
+  // rest, for every stream. A pass ends where layers and streams no longer rise.
   struct Seen {
     const void* mask = nullptr;
-    int64_t n_q = 0, n_kv = 0, stream = 0;
-    int layer = -1;
+    int64_t n_q = 0, n_kv = 0, stream = 0, group = 0;
     MaskShape shape;
     MaskPlan plan;  // of masks that are not a plain prompt's or step's
-  } seen_;
+  };
+  std::vector<std::unique_ptr<Seen>> seen_;  // of this pass
+  int64_t masks_read_ = 0;
+  int last_layer_ = -1;
+  int64_t last_stream_ = -1;
 };
 }  // namespace ggml
 SLUICE_END_NAMESPACE

@@ -289,6 +289,26 @@ TEST(RoutedAttention, WrongShapesAreRefused) {
   c.call.q.heads = 3;
   EXPECT_THAT(Make("")->Run(c.call).message(), HasSubstr("q [2, 3, 16]"));
 }
+// Two kinds of masks in turn, as layers that slide and layers that do not have them.
+TEST(RoutedAttention, ReadsEachMaskOncePerPass) {
+  auto attention = RoutedAttention::Create({});
+  ASSERT_TRUE(attention.ok());
+  Case causal(5, 90, true);
+  causal.Causal();
+  Case slides(5, 90, true);
+  const auto run = [&](Case& c, int layer) {
+    c.call.layer = layer;
+    ASSERT_TRUE((*attention)->Run(c.call).ok());
+    const std::vector<double> expected = c.Expected();
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(c.out[i], expected[i], 2e-3) << i;
+  };
+  for (int pass = 1; pass <= 2; ++pass) {
+    // The second pass finds another window at the same address.
+    slides.Show([&](int64_t i, int64_t k) { return k <= 85 + i && k > 85 + i - 20 * pass; });
+    for (int layer = 0; layer < 6; ++layer) run(layer % 2 == 0 ? slides : causal, layer);
+    EXPECT_EQ((*attention)->masks_read(), 2 * pass);
+  }
+}
 }  // namespace
 }  // namespace ggml
 SLUICE_END_NAMESPACE
