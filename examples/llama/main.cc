@@ -56,6 +56,10 @@ class Measurement {
       llama_batch_free(batch_);
       llama_free(ctx_);
     }
+    if (pool_ != nullptr) {
+      using Free = void (*)(ggml_threadpool_t);
+      reinterpret_cast<Free>(CpuFunction("ggml_threadpool_free"))(pool_);
+    }
     if (model_ != nullptr) llama_model_free(model_);
   }
   absl::Status Run() {
@@ -106,9 +110,24 @@ class Measurement {
     if (ctx_ == nullptr)
       return absl::InvalidArgumentError(
           absl::StrCat("llama.cpp cannot make a context of ", o_.context));
+    AttachThreads();
     vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_));
     batch_ = llama_batch_init(o_.ubatch, 0, 1);
     return absl::OkStatus();
+  }
+  static void* CpuFunction(const char* name) {
+    const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), name);
+  }
+  // As llama.cpp's own programs do. Without threads that stay, ggml starts and joins new ones for
+  // every part of a graph, and there are more parts with a second backend.
+  void AttachThreads() {
+    using New = ggml_threadpool_t (*)(ggml_threadpool_params*);
+    const auto make = reinterpret_cast<New>(CpuFunction("ggml_threadpool_new"));
+    if (make == nullptr || CpuFunction("ggml_threadpool_free") == nullptr) return;
+    ggml_threadpool_params params = ggml_threadpool_params_default(o_.threads);
+    pool_ = make(&params);
+    if (pool_ != nullptr) llama_attach_threadpool(ctx_, pool_, pool_);
   }
   absl::Status ReadInputs() {
     SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf gguf, sluice::Gguf::Open(o_.model));
@@ -177,6 +196,7 @@ class Measurement {
   std::vector<int32_t> held_;
   llama_model* model_ = nullptr;
   llama_context* ctx_ = nullptr;
+  ggml_threadpool_t pool_ = nullptr;
   llama_batch batch_ = {};
   int vocab_ = 0;
   double nll_ = 0;
