@@ -34,8 +34,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/types/span.h"
 #include "sluice/api/check.h"
-#include "sluice/policies/experiment/bootstrap.h"
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/bootstrap.h"
+#include "sluice/policies/common/quantile.h"
 
 SLUICE_BEGIN_NAMESPACE
 struct LoggedDecision {

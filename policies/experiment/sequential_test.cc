@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/quantile.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE

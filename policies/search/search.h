@@ -3,12 +3,10 @@
 // Searches for a plan, one choice for every slot (which router for each layer, how many keys for
 // each head), of the best quality within a cost. All methods see the same problem and the same
 // number of evaluations, so that they compare; random search is the control that the others must
-// beat.
+// beat (search/control.h says whether they do). An evaluation is a plan that was not tried before,
+// or a mixture of plans: a repeat is remembered and costs nothing, for the control as for all.
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <map>
-#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,92 +15,21 @@
 #include "absl/types/span.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/common/budget.h"
+#include "sluice/policies/search/dass.h"
 #include "sluice/policies/search/genetic.h"
+#include "sluice/policies/search/problem.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-using Plan = std::vector<int>;
-struct SearchProblem {
-  std::vector<std::vector<double>> cost;  // [slot][choice], additive; a plan's cost is their sum
-  std::function<absl::StatusOr<double>(const Plan&)> quality;  // higher is better; what costs time
-  double budget = 0;
-};
-struct SearchOptions {
-  int64_t evaluations = 100;  // of different plans
-  uint64_t seed = 1;
-  std::function<void(int64_t done)> progress;
-};
-struct SearchResult {
-  Plan plan;
-  double quality = 0, cost = 0;
-  int64_t evaluations = 0;
-};
-enum class SearchMethod : uint8_t { kRandom, kGreedy, kGenetic, kDynamic, kBudget };
-inline constexpr const char* kSearchMethods[] = {"random", "greedy", "genetic", "dynamic",
-                                                 "budget"};
+enum class SearchMethod : uint8_t { kRandom, kGreedy, kGenetic, kDynamic, kBudget, kDass };
+inline constexpr const char* kSearchMethods[] = {"random",  "greedy", "genetic",
+                                                 "dynamic", "budget", "dass"};
 
 namespace search_internal {
-// Remembers what was evaluated, keeps the best plan within the budget.
-class Evaluations {
- public:
-  Evaluations(const SearchProblem& p, const SearchOptions& o) : p_(p), o_(o) {}
-  double Cost(const Plan& plan) const {
-    double c = 0;
-    for (size_t i = 0; i < plan.size(); ++i) c += p_.cost[i][plan[i]];
-    return c;
-  }
-  bool Fits(double cost) const { return cost <= p_.budget * (1 + 1e-9); }
-  bool spent() const { return static_cast<int64_t>(known_.size()) >= o_.evaluations; }
-  absl::StatusOr<double> Quality(const Plan& plan) {
-    auto at = known_.find(plan);
-    if (at == known_.end()) {
-      SLUICE_ASSIGN_OR_RETURN(double q, p_.quality(plan));
-      if (std::isnan(q)) q = -INFINITY;
-      at = known_.emplace(plan, q).first;
-      if (o_.progress) o_.progress(static_cast<int64_t>(known_.size()));
-    }
-    const double cost = Cost(plan);
-    // Of equal quality the cheaper; of equal both the first.
-    if (Fits(cost) && (best.plan.empty() || at->second > best.quality ||
-                       (at->second == best.quality && cost < best.cost)))
-      best = {plan, at->second, cost, 0};
-    return at->second;
-  }
-  // Lowers random slots to cheaper choices until the plan fits. Precondition: the cheapest plan
-  // fits.
-  void Repair(Plan& plan, uint64_t draw) const {
-    for (uint64_t step = 0; !Fits(Cost(plan)); ++step) {
-      const auto i = static_cast<size_t>(RandomUniform({o_.seed, draw, step, 0, 2}) *
-                                         static_cast<double>(plan.size()));
-      int next = -1;  // the dearest of the cheaper ones
-      for (size_t k = 0; k < p_.cost[i].size(); ++k) {
-        if (p_.cost[i][k] < p_.cost[i][plan[i]] && (next < 0 || p_.cost[i][k] > p_.cost[i][next]))
-          next = static_cast<int>(k);
-      }
-      if (next >= 0) plan[i] = next;
-    }
-  }
-  SearchResult best;
-  int64_t count() const { return static_cast<int64_t>(known_.size()); }
-
- private:
-  const SearchProblem& p_;
-  const SearchOptions& o_;
-  std::map<Plan, double> known_;
-};
-
-inline Plan Extreme(const SearchProblem& p, bool dearest) {
-  Plan plan;
-  for (const auto& c : p.cost) {
-    size_t at = 0;
-    for (size_t k = 1; k < c.size(); ++k) at = (dearest ? c[k] > c[at] : c[k] < c[at]) ? k : at;
-    plan.push_back(static_cast<int>(at));
-  }
-  return plan;
-}
 // Starts at the dearest plan and takes, step by step, the change that loses the least quality a
 // cost saved. Losses found earlier stand until their change is the best one and is tried again
-// (lazy greedy, Minoux 1978); when no evaluation is left they decide as they are.
+// (lazy greedy, Minoux 1978); when only the last evaluation is left, which is the plan's
+// own, they decide as they are.
 inline absl::Status Greedy(const SearchProblem& p, Evaluations& e) {
   struct Change {
     size_t slot;
@@ -127,10 +54,10 @@ inline absl::Status Greedy(const SearchProblem& p, Evaluations& e) {
     Change& c = changes[best - changes.data()];
     Plan changed = now;
     changed[c.slot] = c.choice;
-    if (c.step == step || e.spent()) {  // known for this plan, or never to be known better
+    if (c.step == step || e.last()) {  // known for this plan, or never to be known better
       now = changed;
       ++step;
-      if (!e.spent()) {
+      if (!e.last()) {
         SLUICE_ASSIGN_OR_RETURN(quality, e.Quality(now));  // remembered: it was just tried
       }
       continue;
@@ -211,11 +138,12 @@ inline absl::StatusOr<Plan> DynamicProgram(absl::Span<const std::vector<BudgetOp
 }
 
 namespace search_internal {
-inline absl::Status Check(const SearchProblem& p, const SearchOptions& o) {
-  if (p.cost.empty() || o.evaluations < 2) {
+inline absl::Status Check(const SearchProblem& p, SearchMethod method, const SearchOptions& o) {
+  const int64_t least = method == SearchMethod::kRandom ? 1 : 2;
+  if (p.cost.empty() || o.evaluations < least) {
     return absl::InvalidArgumentError(absl::StrCat("search: ", p.cost.size(), " slots and ",
-                                                   o.evaluations,
-                                                   " evaluations; wanted 1 and 2 or more"));
+                                                   o.evaluations, " evaluations; wanted 1 and ",
+                                                   least, " or more"));
   }
   for (const auto& c : p.cost) {
     if (c.empty()) return absl::InvalidArgumentError("search: a slot without choices");
@@ -234,6 +162,7 @@ inline absl::Status Random(const SearchProblem& p, const SearchOptions& o, Evalu
       plan.push_back(static_cast<int>(RandomUniform({o.seed, draw, i, 0, 1}) *
                                       static_cast<double>(p.cost[i].size())));
     e.Repair(plan, draw);
+    if (draw % 2 == 1) e.Fill(plan, draw);  // half of the plans use the budget up
     SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
   }
   return absl::OkStatus();
@@ -242,7 +171,7 @@ inline absl::Status Random(const SearchProblem& p, const SearchOptions& o, Evalu
 inline absl::Status Genetic(const SearchProblem& p, const SearchOptions& o, Evaluations& e) {
   GeneticOptions g;
   g.population = std::clamp<int64_t>(o.evaluations / 8, 4, 32);
-  g.generations = std::max<int64_t>(1, o.evaluations / g.population);
+  g.generations = 20 * o.evaluations / g.population + 1;  // repeats cost nothing
   g.fixed = 0;
   g.max = 1;
   g.seed = o.seed;
@@ -259,6 +188,7 @@ inline absl::Status Genetic(const SearchProblem& p, const SearchOptions& o, Eval
   const auto repair = [&](std::vector<double>& genes) {
     Plan plan = decode(genes);
     e.Repair(plan, ++draw);
+    if (draw % 2 == 1) e.Fill(plan, draw);  // as the control does
     for (size_t i = 0; i < genes.size(); ++i)
       genes[i] = (plan[i] + 0.5) / static_cast<double>(p.cost[i].size());
   };
@@ -294,6 +224,8 @@ inline absl::Status Search(const SearchProblem& p, const SearchOptions& o, Searc
     case SearchMethod::kDynamic:
     case SearchMethod::kBudget:
       return Additive(p, o, method, e);
+    case SearchMethod::kDass:
+      return DassSearch(p, o, e).Run();
   }
   return absl::OkStatus();
 }
@@ -305,7 +237,7 @@ inline absl::Status Search(const SearchProblem& p, const SearchOptions& o, Searc
 inline absl::StatusOr<SearchResult> SearchPlan(const SearchProblem& p, SearchMethod method,
                                                const SearchOptions& o) {
   using namespace search_internal;
-  SLUICE_RETURN_IF_ERROR(Check(p, o));
+  SLUICE_RETURN_IF_ERROR(Check(p, method, o));
   Evaluations e(p, o);
   const Plan cheapest = Extreme(p, false);
   if (!e.Fits(e.Cost(cheapest)))

@@ -98,24 +98,23 @@ absl::Status Search(SearchArgs a) {
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
   o.engine = a.trial.model.engine;
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadTokens(a.trial.tokens, 0, -1));
-  const int64_t most = o.evaluations;
   const bool terminal = isatty(2) != 0;
-  std::vector<std::string> methods = {o.method};
-  if (o.method != "random") methods.push_back("random");
-  for (const std::string& method : methods) {
-    o.method = method;
-    o.progress = [&](int64_t done) {
-      if (terminal)
-        std::fprintf(stderr, "\r%s: %lld of at most %lld plans\033[K", method.c_str(),
-                     static_cast<long long>(done), static_cast<long long>(most));
-    };
-    SLUICE_ASSIGN_OR_RETURN(const lab::LayerPlan found, lab::SearchLayers(model, tokens, o));
-    if (terminal) std::fprintf(stderr, "\r\033[K");
+  o.progress = [&](int64_t done) {
+    if (terminal)
+      std::fprintf(stderr, "\r%lld of at most %lld plans of a seed\033[K",
+                   static_cast<long long>(done), static_cast<long long>(o.evaluations));
+  };
+  SLUICE_ASSIGN_OR_RETURN(const lab::LayerSearch found, lab::SearchLayers(model, tokens, o));
+  if (terminal) std::fprintf(stderr, "\r\033[K");
+  const auto print = [&](const std::string& method, const lab::LayerPlan& plan) {
     std::printf("%-8s perplexity %.3f, density %.3f of %.3f, %lld plans tried\n  %s\n",
-                method.c_str(), found.perplexity, found.density, o.budget,
-                static_cast<long long>(found.evaluations), found.policy.c_str());
-    o.evaluations = std::max<int64_t>(2, found.evaluations);  // the control gets as many
-  }
+                method.c_str(), plan.perplexity, plan.density, o.budget,
+                static_cast<long long>(plan.evaluations), plan.policy.c_str());
+  };
+  print(o.method, found.found);
+  if (!found.random.has_value()) return absl::OkStatus();
+  print("random", *found.random);
+  std::printf("%s %s (quality: mean log-likelihood)\n", o.method.c_str(), found.verdict.c_str());
   return absl::OkStatus();
 }
 void AddSearchOptions(CLI::App& s, SearchArgs& a) {
@@ -136,10 +135,17 @@ void AddSearchOptions(CLI::App& s, SearchArgs& a) {
       ->check(Allowed<uint64_t>(0, UINT64_MAX));
 }
 void AddBudgetOptions(CLI::App& group, SearchArgs& a) {
-  group.add_option("--method", a.o.method, "random, greedy, genetic, dynamic or budget")
+  group.add_option("--method", a.o.method, "random, greedy, genetic, dynamic, budget or dass")
       ->capture_default_str()
       ->check(CLI::IsMember(
           std::vector<std::string>(std::begin(kSearchMethods), std::end(kSearchMethods))));
+  group
+      .add_option(
+          "--seeds", a.o.seeds,
+          "seeds from --seed on that the search and random search are compared over; 1: one "
+          "search alone")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(1, 1000));
   group.add_option("--budget", a.o.budget, "attention pairs of the whole plan, share of dense")
       ->capture_default_str()
       ->check(Allowed(0.0, 1.0));

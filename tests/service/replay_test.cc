@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sluice/policies/common/quantile.h"
 #include "sluice/policies/experiment/off_policy.h"
-#include "sluice/policies/experiment/quantile.h"
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/tune.h"

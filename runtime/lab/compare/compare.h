@@ -4,11 +4,12 @@
 // paired intervals, measured work, time beside the time that the cost model foretold.
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "sluice/policies/cost/roofline.h"
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/quantile.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/lab/compare/listed.h"
@@ -92,6 +93,7 @@ struct LayerSearchOptions {
   double budget = 0.3;
   int64_t context = 2048, documents = 2, evaluations = 80;
   uint64_t seed = 1;
+  int64_t seeds = 3;  // of the search and its control; 1: no verdict
   host::EngineOptions engine;
   std::function<void(int64_t done)> progress;
 };
@@ -102,8 +104,16 @@ struct LayerPlan {
 };
 // Layers of the same choice in a row are written once: per_layer(2*dense | 4*mean_pool:k=16).
 std::string PerLayer(const std::vector<int>& plan, const std::vector<std::string>& palette);
-absl::StatusOr<LayerPlan> SearchLayers(const host::Model& model, const std::vector<int32_t>& tokens,
-                                       const LayerSearchOptions& options);
+// The best over the seeds of the search and of random search with as many evaluations, and what
+// that says of the search; only the first of them for random search itself or one seed.
+struct LayerSearch {
+  LayerPlan found;
+  std::optional<LayerPlan> random;
+  std::string verdict;
+};
+absl::StatusOr<LayerSearch> SearchLayers(const host::Model& model,
+                                         const std::vector<int32_t>& tokens,
+                                         const LayerSearchOptions& options);
 
 // The policy per layer of the least measured attention time, planning included, that keeps quality
 // within limits of palette[0]. Times add up over layers: a layer's is the median over documents of

@@ -231,8 +231,11 @@ TEST(SearchLayers, KeepsTheBudgetAndSaysThePolicy) {
   o.engine.threads = 1;
   for (const char* method : {"random", "greedy", "dynamic"}) {
     o.method = method;
-    const auto r = SearchLayers(host::Mini(), tokens, o);
-    ASSERT_TRUE(r.ok()) << r.status();
+    const auto search = SearchLayers(host::Mini(), tokens, o);
+    ASSERT_TRUE(search.ok()) << search.status();
+    EXPECT_EQ(search->random.has_value(), o.method != "random");
+    EXPECT_EQ(search->verdict.empty(), o.method == "random");
+    const LayerPlan* r = &search->found;
     EXPECT_LE(r->density, 0.6 + 1e-9);
     EXPECT_THAT(r->policy, HasSubstr("per_layer("));
     host::EngineOptions e;

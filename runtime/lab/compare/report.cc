@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "sluice/policies/experiment/bootstrap.h"
+#include "sluice/policies/common/bootstrap.h"
 #include "sluice/policies/search/search.h"
 #include "sluice/runtime/lab/compare/compare.h"
 

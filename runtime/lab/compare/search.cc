@@ -4,7 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "sluice/api/check.h"
-#include "sluice/policies/search/search.h"
+#include "sluice/policies/search/control.h"
 #include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/compare/compare.h"
 
@@ -21,8 +21,9 @@ std::string PerLayer(const std::vector<int>& plan, const std::vector<std::string
   return absl::StrCat("per_layer(", absl::StrJoin(parts, " | "), ")");
 }
 
-absl::StatusOr<LayerPlan> SearchLayers(const host::Model& model, const std::vector<int32_t>& tokens,
-                                       const LayerSearchOptions& o) {
+absl::StatusOr<LayerSearch> SearchLayers(const host::Model& model,
+                                         const std::vector<int32_t>& tokens,
+                                         const LayerSearchOptions& o) {
   const auto* method = std::find(std::begin(kSearchMethods), std::end(kSearchMethods), o.method);
   if (method == std::end(kSearchMethods))
     return absl::InvalidArgumentError(absl::StrCat(
@@ -73,11 +74,28 @@ absl::StatusOr<LayerPlan> SearchLayers(const host::Model& model, const std::vect
   s.evaluations = o.evaluations;
   s.seed = o.seed;
   s.progress = o.progress;
-  SLUICE_ASSIGN_OR_RETURN(
-      const SearchResult found,
-      SearchPlan(problem, static_cast<SearchMethod>(method - std::begin(kSearchMethods)), s));
-  return LayerPlan{PerLayer(found.plan, o.palette), std::exp(-found.quality), found.cost,
-                   found.evaluations};
+  const auto which = static_cast<SearchMethod>(method - std::begin(kSearchMethods));
+  const auto best = [&](const std::vector<SearchResult>& of_seeds) {
+    const auto less = [](const SearchResult& a, const SearchResult& b) {
+      return a.quality < b.quality;
+    };
+    const SearchResult& r = *std::max_element(of_seeds.begin(), of_seeds.end(), less);
+    return LayerPlan{.policy = PerLayer(r.plan, o.palette),
+                     .perplexity = std::exp(-r.quality),
+                     .density = r.cost,
+                     .evaluations = r.evaluations};
+  };
+  LayerSearch r;
+  if (which == SearchMethod::kRandom || o.seeds < 2) {
+    SLUICE_ASSIGN_OR_RETURN(const SearchResult found, SearchPlan(problem, which, s));
+    r.found = best({found});
+    return r;
+  }
+  SLUICE_ASSIGN_OR_RETURN(const SearchTrial trial, TrySearch(problem, which, s, o.seeds));
+  r.found = best(trial.found);
+  r.random = best(trial.random);
+  r.verdict = VerdictText(trial.gains);
+  return r;
 }
 }  // namespace lab
 SLUICE_END_NAMESPACE

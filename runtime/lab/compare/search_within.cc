@@ -7,7 +7,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "sluice/api/check.h"
-#include "sluice/policies/experiment/bootstrap.h"
+#include "sluice/policies/common/bootstrap.h"
 #include "sluice/policies/search/within.h"
 #include "sluice/runtime/lab/compare/compare.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"

@@ -9,7 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "sluice/api/check.h"
-#include "sluice/policies/experiment/bootstrap.h"
+#include "sluice/policies/common/bootstrap.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/evaluate/planted.h"

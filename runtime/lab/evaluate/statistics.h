@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_format.h"
 #include "sluice/api/version.h"
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/quantile.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {

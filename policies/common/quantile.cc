@@ -1,4 +1,4 @@
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/quantile.h"
 
 #include <boost/math/distributions/chi_squared.hpp>
 #include <boost/math/distributions/normal.hpp>

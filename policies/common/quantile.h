@@ -1,5 +1,5 @@
-#ifndef SLUICE_POLICIES_EXPERIMENT_QUANTILE_H_
-#define SLUICE_POLICIES_EXPERIMENT_QUANTILE_H_
+#ifndef SLUICE_POLICIES_COMMON_QUANTILE_H_
+#define SLUICE_POLICIES_COMMON_QUANTILE_H_
 // Distributions that intervals and tests need, by Boost.Math, which is compiled here once: its
 // headers take seconds.
 #include "absl/types/span.h"
@@ -24,4 +24,4 @@ struct MeanInterval {
 // The mean of independent numbers and Student's interval, which is the mean alone for fewer than 2.
 MeanInterval StudentInterval(absl::Span<const double> x);
 SLUICE_END_NAMESPACE
-#endif  // SLUICE_POLICIES_EXPERIMENT_QUANTILE_H_
+#endif  // SLUICE_POLICIES_COMMON_QUANTILE_H_

@@ -1,4 +1,4 @@
-#include "sluice/policies/experiment/bootstrap.h"
+#include "sluice/policies/common/bootstrap.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/quantile.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
-#ifndef SLUICE_POLICIES_EXPERIMENT_BOOTSTRAP_H_
-#define SLUICE_POLICIES_EXPERIMENT_BOOTSTRAP_H_
+#ifndef SLUICE_POLICIES_COMMON_BOOTSTRAP_H_
+#define SLUICE_POLICIES_COMMON_BOOTSTRAP_H_
 // Intervals for what two policies did on the same documents, and which policies nobody beats.
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "sluice/policies/experiment/quantile.h"
+#include "sluice/policies/common/quantile.h"
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -98,4 +98,4 @@ inline std::vector<bool> ParetoFront(absl::Span<const Tradeoff> x) {
   return front;
 }
 SLUICE_END_NAMESPACE
-#endif  // SLUICE_POLICIES_EXPERIMENT_BOOTSTRAP_H_
+#endif  // SLUICE_POLICIES_COMMON_BOOTSTRAP_H_
