@@ -1,4 +1,5 @@
-// prune: a model's file with weights, layers, neurons or experts left out, as a file of its own.
+// prune: a model's file with weights, layers, heads, neurons or experts left out, as a file of its
+// own.
 #include "sluice/runtime/cli/lab_options.h"
 #include "sluice/runtime/lab/prune/prune.h"
 
@@ -6,15 +7,16 @@ SLUICE_BEGIN_NAMESPACE
 namespace cli {
 void AddPrune(CLI::App& app, const Exit& exit) {
   auto o = std::make_shared<lab::PruneOptions>();
-  auto* s = app.add_subcommand(
-      "prune",
-      "Prune a model's weights, layers, neurons or experts on a text; writes a model of its own");
+  auto* s = app.add_subcommand("prune",
+                               "Prune a model's weights, layers, heads, neurons or experts on a "
+                               "text; writes a model of its own");
   s->add_option("in", o->in, "GGUF file (Llama architecture; F32, F16 or Q8_0); only read")
       ->required();
   s->add_option("out", o->out, "GGUF file to write, of the same types")->required();
-  s->add_option("--method", o->method,
-                "magnitude, wanda, sparse_gpt, dsnot or another pruner of weights, "
-                "name:key=value,... (`sluice list`); or layers, neurons or experts, whole ones")
+  s->add_option(
+       "--method", o->method,
+       "magnitude, wanda, sparse_gpt, dsnot or another pruner of weights, "
+       "name:key=value,... (`sluice list`); or layers, heads, neurons or experts, whole ones")
       ->capture_default_str();
   s->add_option("--sparsity", o->sparsity, "share that goes, 0 to below 1")
       ->capture_default_str()

@@ -167,6 +167,14 @@ void GgufWriter::CopyValues(const Gguf& file) {
     Align(e.key, file.values().at(e.key));
   }
 }
+absl::Status GgufWriter::SetLike(const std::string& key, const std::string& like, int64_t value) {
+  const auto at =
+      std::find_if(values_.begin(), values_.end(), [&](const auto& v) { return v.first == like; });
+  if (at == values_.end())
+    return absl::NotFoundError(absl::StrCat("no key '", like, "' whose type to take"));
+  values_.emplace_back(key, std::string(at->second));
+  return Replace(key, value);
+}
 absl::Status GgufWriter::Replace(const std::string& key, int64_t value) {
   const auto at =
       std::find_if(values_.begin(), values_.end(), [&](const auto& v) { return v.first == key; });

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/progress.h"
 #include "sluice/runtime/lab/prune/prune_experts.h"
+#include "sluice/runtime/lab/prune/prune_heads.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
 #include "sluice/runtime/lab/prune/prune_neurons.h"
 #include "sluice/runtime/lab/prune/prune_weights.h"
@@ -189,6 +191,33 @@ absl::Status CheckWhole(const Texts& texts, const PruneOptions& o) {
       absl::StrCat(o.method, " are measured on a text; give one to calibrate on"));
 }
 
+// The masks that keep `stay` of the blocks of `wide` columns of every layer's tensor `.part`, by
+// the sum of Wanda's scores: what a weight adds to the outputs over the text.
+absl::StatusOr<std::map<std::string, Mask>> MaskColumns(const Gguf& file, host::Model& model,
+                                                        const Texts& texts, const PruneOptions& o,
+                                                        const std::string& part, int64_t wide,
+                                                        int64_t stay) {
+  Stages stages;
+  SLUICE_ASSIGN_OR_RETURN(stages.emplace_back(),
+                          InstalledMethods().registry.pruners.Create("weight/wanda"));
+  WeightPruning how = {.stages = stages, .window = o.window, .threads = o.threads};
+  how.target_of = [&](const std::string& name, int64_t rows,
+                      int64_t) -> std::optional<PruneTarget> {
+    if (!absl::EndsWith(name, part)) return std::nullopt;
+    return PruneTarget{.kind = PruneTarget::Kind::kCount,
+                       .scope = PruneTarget::Scope::kBlock,
+                       .count = stay,
+                       .block_rows = rows,
+                       .block_cols = wide};
+  };
+  const int64_t layers = model.shape.layers;
+  const auto progress = Progress(absl::StrCat("pruning ", layers, " layers"), 1000 * layers);
+  SLUICE_ASSIGN_OR_RETURN(PrunedWeights pruned,
+                          PruneWeights(file, model, texts.calibration, how,
+                                       [&](double done) { progress(std::llround(1000 * done)); }));
+  return std::move(pruned.masks);
+}
+
 absl::StatusOr<GgufWriter> PruneToNeurons(const Gguf& file, host::Model& model, const Texts& texts,
                                           const PruneOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckWhole(texts, o));
@@ -198,27 +227,26 @@ absl::StatusOr<GgufWriter> PruneToNeurons(const Gguf& file, host::Model& model, 
     return absl::InvalidArgumentError(absl::StrCat(
         "a share of ", o.sparsity, " of ", neurons, " neurons a layer, of which blocks of 32 stay",
         "; allowed: a share by which at least one block goes and one stays"));
-  Stages stages;
-  SLUICE_ASSIGN_OR_RETURN(stages.emplace_back(),
-                          InstalledMethods().registry.pruners.Create("weight/wanda"));
-  WeightPruning how = {.stages = stages, .window = o.window, .threads = o.threads};
-  how.target_of = [stay](const std::string& name, int64_t rows,
-                         int64_t) -> std::optional<PruneTarget> {
-    if (!absl::EndsWith(name, ".ffn_down.weight")) return std::nullopt;
-    return PruneTarget{.kind = PruneTarget::Kind::kCount,
-                       .scope = PruneTarget::Scope::kBlock,
-                       .count = stay,
-                       .block_rows = rows,
-                       .block_cols = 1};
-  };
-  const int64_t layers = model.shape.layers;
-  const auto progress = Progress(absl::StrCat("pruning ", layers, " layers"), 1000 * layers);
-  SLUICE_ASSIGN_OR_RETURN(const PrunedWeights pruned,
-                          PruneWeights(file, model, texts.calibration, how,
-                                       [&](double done) { progress(std::llround(1000 * done)); }));
+  SLUICE_ASSIGN_OR_RETURN(const auto masks,
+                          MaskColumns(file, model, texts, o, ".ffn_down.weight", 1, stay));
   std::printf("%lld of %lld neurons a layer stay\n", static_cast<long long>(stay),
               static_cast<long long>(neurons));
-  return WithoutNeurons(file, pruned.masks);
+  return WithoutNeurons(file, masks);
+}
+
+absl::StatusOr<GgufWriter> PruneToHeads(const Gguf& file, host::Model& model, const Texts& texts,
+                                        const PruneOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckWhole(texts, o));
+  const host::ModelShape& s = model.shape;
+  SLUICE_ASSIGN_OR_RETURN(const int64_t stay, GroupsThatStay(s.kv_heads, o.sparsity));
+  const int64_t shared = s.heads / s.kv_heads;
+  SLUICE_ASSIGN_OR_RETURN(
+      const auto masks,
+      MaskColumns(file, model, texts, o, ".attn_output.weight", shared * s.head_dim, stay));
+  std::printf("%lld of %lld KV heads a layer stay, each with its %lld query heads\n",
+              static_cast<long long>(stay), static_cast<long long>(s.kv_heads),
+              static_cast<long long>(shared));
+  return WithoutHeads(file, s, masks);
 }
 
 absl::StatusOr<GgufWriter> PruneToLayers(const Gguf& file, const host::Model& model,
@@ -263,6 +291,7 @@ absl::StatusOr<GgufWriter> PruneBy(const Gguf& file, host::Model& model, const T
                                    const PruneOptions& o) {
   if (o.method == "layers") return PruneToLayers(file, model, texts, o);
   if (o.method == "neurons") return PruneToNeurons(file, model, texts, o);
+  if (o.method == "heads") return PruneToHeads(file, model, texts, o);
   if (o.method == "experts") return PruneToExperts(file, model, texts, o);
   return PruneToWeights(file, model, texts, o);
 }
@@ -312,10 +341,12 @@ absl::Status CheckMethod(const host::Model& model, const PruneOptions& o) {
   const bool experts = model.shape.experts > 0;
   if (o.method == "layers") return absl::OkStatus();
   if (o.method == "experts")
-    return experts ? absl::OkStatus()
-                   : absl::InvalidArgumentError(absl::StrCat(
-                         o.in, " has no experts to prune; allowed: layers, neurons, weights"));
-  if (o.method != "neurons") SLUICE_RETURN_IF_ERROR(MakeStages(o).status());
+    return experts
+               ? absl::OkStatus()
+               : absl::InvalidArgumentError(absl::StrCat(
+                     o.in, " has no experts to prune; allowed: layers, neurons, heads, weights"));
+  const bool whole = o.method == "neurons" || o.method == "heads";
+  if (!whole) SLUICE_RETURN_IF_ERROR(MakeStages(o).status());
   if (!experts) return absl::OkStatus();
   return absl::UnimplementedError(
       absl::StrCat("'", o.method, "' inside experts is not implemented, and ", o.in,

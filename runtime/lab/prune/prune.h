@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_LAB_PRUNE_PRUNE_H_
 #define SLUICE_RUNTIME_LAB_PRUNE_PRUNE_H_
 // Prunes a model's file into another that any host of the format loads: weights of the layers'
-// matrices set to 0, or whole layers, neurons or experts left out.
+// matrices set to 0, or whole layers, heads, neurons or experts left out.
 #include <cstdint>
 #include <string>
 
@@ -14,8 +14,8 @@ namespace lab {
 struct PruneOptions {
   std::string in, out;  // GGUF files
   std::string method =
-      "wanda";                // a pruner of weights, name:key=value,...; layers, neurons, experts
-  std::string start;          // the pruner whose mask a repair starts from; "": wanda
+      "wanda";        // a pruner of weights, name:key=value,...; layers, heads, neurons, experts
+  std::string start;  // the pruner whose mask a repair starts from; "": wanda
   double sparsity = 0.5;      // share that goes, [0, 1)
   std::string pattern;        // "N:M": N of every M neighbours stay; "BxC": blocks; "": any
   std::string scope = "row";  // of the share: row or layer (the whole matrix)

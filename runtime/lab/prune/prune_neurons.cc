@@ -12,33 +12,6 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
-// The columns that a mask keeps, all of each.
-absl::StatusOr<std::vector<int64_t>> Columns(const std::string& name, const Mask& mask) {
-  std::vector<int64_t> kept;
-  for (int64_t c = 0; c < mask.cols(); ++c) {
-    int64_t rows = 0;
-    for (int64_t r = 0; r < mask.rows(); ++r) rows += mask.kept(r, c);
-    if (rows != 0 && rows != mask.rows())
-      return absl::InvalidArgumentError(absl::StrCat("the mask of ", name, " keeps ", rows, " of ",
-                                                     mask.rows(), " weights of column ", c,
-                                                     "; allowed: all or none"));
-    if (rows > 0) kept.push_back(c);
-  }
-  return kept;
-}
-
-absl::Status AddColumns(const GgufTensor& t, const std::vector<int64_t>& columns, GgufWriter& out) {
-  const std::vector<float> all = GgufDecode(t);
-  std::vector<float> cut;
-  for (uint64_t r = 0; r < t.shape[1]; ++r) {
-    for (int64_t c : columns) cut.push_back(all[r * t.shape[0] + static_cast<uint64_t>(c)]);
-  }
-  const uint64_t shape[] = {columns.size(), t.shape[1]};
-  return out.Add(t.name, shape, cut, t.type);
-}
-}  // namespace
-
 int64_t NeuronsThatStay(int64_t neurons, double ratio) {
   constexpr int64_t kBlock = 32;
   const int64_t stay = neurons - static_cast<int64_t>(std::floor(ratio * double(neurons)));
@@ -50,7 +23,7 @@ absl::StatusOr<GgufWriter> WithoutNeurons(const Gguf& file,
   constexpr const char* kDown = ".ffn_down.weight";
   std::map<std::string, std::vector<int64_t>> stay;
   for (const auto& [name, mask] : masks) {
-    SLUICE_ASSIGN_OR_RETURN(stay[name], Columns(name, mask));
+    SLUICE_ASSIGN_OR_RETURN(stay[name], KeptColumns(name, mask));
   }
   if (stay.empty()) return absl::InvalidArgumentError("no masks of neurons");
   const size_t each = stay.begin()->second.size();

@@ -13,8 +13,10 @@
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/prune/input_stats.h"
 #include "sluice/runtime/lab/prune/prune_experts.h"
+#include "sluice/runtime/lab/prune/prune_heads.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
 #include "sluice/runtime/lab/prune/prune_neurons.h"
 #include "sluice/runtime/lab/prune/prune_weights.h"
@@ -402,6 +404,72 @@ TEST(PruneNeurons, CutOutIsTheSameAsZero) {
   masks.erase(masks.begin());
   EXPECT_THAT(std::string(WithoutNeurons(file, masks).status().message()),
               HasSubstr("blk.0.ffn_down.weight keeps 0 neurons"));
+}
+
+TEST(PruneHeads, AtLeastOneGoesAndOneStays) {
+  EXPECT_EQ(*GroupsThatStay(8, 0.5), 4);
+  EXPECT_EQ(*GroupsThatStay(8, 0.6), 4);
+  EXPECT_EQ(*GroupsThatStay(2, 0.5), 1);
+  for (double ratio : {0.1, 1.0, -0.5, double{NAN}})
+    EXPECT_THAT(std::string(GroupsThatStay(2, ratio).status().message()),
+                HasSubstr("of 2 KV heads a layer"));
+}
+// The cut model computes what the whole one does with the heads' columns of attn_output at 0.
+TEST(PruneHeads, CutOutIsTheSameAsZero) {
+  const Gguf file = *Gguf::Open(kMini);
+  host::Model model = *host::LoadModel(kMini);
+  const host::ModelShape shape = model.shape;
+  const int64_t wide = shape.heads / shape.kv_heads * shape.head_dim;
+  std::map<std::string, Mask> masks;
+  for (int64_t l = 0; l < shape.layers; ++l) {
+    Mask& mask = masks[absl::StrCat("blk.", l, ".attn_output.weight")];
+    mask = Mask(shape.width, shape.heads * shape.head_dim, false);
+    for (int64_t r = 0; r < shape.width; ++r) {
+      for (int64_t c = 0; c < mask.cols(); ++c) mask.Set(r, c, c / wide == l % 2);
+      for (int64_t c = 0; c < mask.cols(); ++c)
+        if (!mask.kept(r, c)) model.layers[l].attn_out[r * mask.cols() + c] = 0;
+    }
+  }
+  const auto writer = WithoutHeads(file, shape, masks);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const std::string path = testing::TempDir() + "/heads.gguf";
+  ASSERT_TRUE(writer->Write(path).ok());
+  const auto cut = host::LoadModel(path);
+  ASSERT_TRUE(cut.ok()) << cut.status();
+  EXPECT_EQ(cut->shape.kv_heads, 1);
+  EXPECT_EQ(cut->shape.heads, shape.heads / 2);
+  EXPECT_EQ(cut->shape.head_dim, shape.head_dim);
+  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 96);
+  const auto perplexity = [&](const host::Model& m) {
+    host::EngineOptions o;
+    o.max_tokens = 96;
+    const auto engine = *host::Engine::Create(m, o);
+    return *host::Perplexity(*engine, tokens);
+  };
+  EXPECT_NEAR(perplexity(*cut) / perplexity(model), 1, 1e-3);
+  std::filesystem::remove(path);
+
+  Mask& first = masks.begin()->second;
+  for (int64_t r = 0; r < shape.width; ++r) first.Set(r, 0, false);
+  EXPECT_THAT(std::string(WithoutHeads(file, shape, masks).status().message()),
+              HasSubstr("allowed: whole groups"));
+  masks.erase(masks.begin());
+  EXPECT_THAT(std::string(WithoutHeads(file, shape, masks).status().message()),
+              HasSubstr("blk.0.attn_output.weight keeps 0 KV heads"));
+}
+TEST_F(Prune, HeadsGo) {
+  PruneOptions o = Options();
+  o.method = "heads";
+  const absl::Status s = RunPrune(o);
+  ASSERT_TRUE(s.ok()) << s;
+  const auto model = host::LoadModel(o.out);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->shape.kv_heads, 1);
+  EXPECT_EQ(model->shape.heads, 3);
+  EXPECT_LT(Bytes(o.out).size(), Bytes(kMini).size());
+  std::filesystem::remove(o.out);
+  o.sparsity = 0.4;
+  Refused(o, "allowed: a share by which at least one goes and one stays, 1/2 to below 1");
 }
 
 TEST(PruneExperts, TheLeastUsedGo) {
