@@ -199,6 +199,11 @@ struct AttentionPlan {
 inline int64_t NumLists(ListScope scope, int64_t heads, int64_t kv_heads) {
   return scope == ListScope::kQueryHead ? heads : scope == ListScope::kKvHead ? kv_heads : 1;
 }
+// Tiles that hold so many queries. A decode step's one query is not worth a division.
+inline int64_t TilesOf(int64_t queries, int64_t tile) {
+  if (queries <= tile) return queries > 0 ? 1 : 0;
+  return (queries + tile - 1) / tile;
+}
 // The list of a branch that a query head reads.
 inline int64_t ListOf(const AttentionPlan& p, const AttentionBranch& b, int64_t head) {
   return b.scope == ListScope::kQueryHead ? head

@@ -169,6 +169,8 @@ class PlanBuilder {
   void Begin(int64_t q_begin, int64_t q_count, int64_t kv_len, int heads, int kv_heads,
              absl::Span<const int32_t> q_positions = {}, Merge merge = Merge::kLse) {
     borrowed_ = nullptr;
+    adopted_ = false;
+    read_ = false;
     q_positions_ = q_positions;
     r_->q_begin = q_begin;
     r_->q_count = q_count;
@@ -188,12 +190,14 @@ class PlanBuilder {
   float* branch_weights() { return r_->branch_weight; }
   // [lists of the scope, kv_len]; lists of every branch are then in logical keys.
   uint32_t* UsePermutation(ListScope scope) {
+    read_ = false;
     r_->has_perm = 1;
     r_->perm_scope = static_cast<uint8_t>(scope);
     return r_->key_perm;
   }
   // [kv_heads, kv_len], natural log units, by original key.
   float* UseKeyBias() {
+    read_ = false;
     r_->has_key_bias = 1;
     return r_->key_bias;
   }
@@ -206,14 +210,18 @@ class PlanBuilder {
   // Grows every row of a one-query plan by the keys [kv_len, to): what a reused decode list lacks.
   absl::Status Extend(int64_t to);
 
-  // For those who pass the record on.
-  sluice_attention_plan* record() { return r_; }
+  // For those who pass the record on, to be written.
+  sluice_attention_plan* record() {
+    read_ = false;
+    return r_;
+  }
   // After a stranger filled the record, over the positions of its queries: whether what it wrote
   // lies within the storage that it was given. What the rows say is api/plan_check.h's.
   absl::Status Adopt(absl::Span<const int32_t> q_positions);
   // The plan that was written last; valid until the next. Allocation-free.
   const AttentionPlan& plan() {
     if (borrowed_ != nullptr) return borrowed_->plan();
+    if (read_) return view_->plan;
     return Read();
   }
 
@@ -242,17 +250,36 @@ class PlanBuilder {
 
   sluice_attention_plan* r_;
   PlanBuilder* borrowed_ = nullptr;
+  // Only the record of a stranger is known not to change behind what was read.
+  bool adopted_ = false;
+  bool read_ = false;
   absl::Span<const int32_t> q_positions_;
   std::optional<View> view_;
 };
+
+// The first Bytes of two records, whole words of them: in line, where a call of memcmp costs as
+// much as all else that is checked of a small plan.
+template <size_t Bytes>
+bool SameWords(const void* a, const void* b) {
+  constexpr size_t kWord = sizeof(uint64_t);
+  static_assert(Bytes % kWord == 0);
+  uint64_t differ = 0;
+  for (size_t at = 0; at < Bytes; at += kWord) {
+    uint64_t x = 0;
+    uint64_t y = 0;
+    std::memcpy(&x, static_cast<const char*>(a) + at, kWord);
+    std::memcpy(&y, static_cast<const char*>(b) + at, kWord);
+    differ |= x ^ y;
+  }
+  return differ == 0;
+}
 
 inline absl::StatusOr<BranchWriter> PlanBuilder::AddBranch(const BranchSpec& spec) {
   if (r_->num_branches >= r_->max_branches)
     return TooFew("branches", r_->num_branches + 1, r_->max_branches);
   sluice_plan_branch& b = r_->branches[r_->num_branches];
   const int64_t lists = NumLists(spec.scope, r_->heads, r_->kv_heads);
-  const int64_t tiles =
-      spec.num_tiles >= 0 ? spec.num_tiles : (r_->q_count + spec.tile - 1) / spec.tile;
+  const int64_t tiles = spec.num_tiles >= 0 ? spec.num_tiles : TilesOf(r_->q_count, spec.tile);
   const int64_t rows = lists * tiles;
   if (spec.encoding == Encoding::kPattern) {
     if (b.layout.terms == 0 || lists > b.layout.rows)
@@ -296,6 +323,7 @@ inline absl::StatusOr<uint8_t> PlanBuilder::AddTable(const SummaryTable& t) {
     return absl::ResourceExhaustedError(
         absl::StrCat("a plan holds at most ", r_->max_tables, " summary tables"));
   }
+  read_ = false;
   sluice_summary_table& to = r_->tables[r_->num_tables++];
   std::memcpy(static_cast<void*>(&to.k), &t.k, sizeof to.k);
   std::memcpy(static_cast<void*>(&to.v), &t.v, sizeof to.v);
@@ -312,7 +340,7 @@ inline absl::Status PlanBuilder::CheckBranch(int i) const {
   };
   const sluice_plan_branch& b = r_->branches[i];
   const auto& layout = b.layout;
-  if (std::memcmp(&b, &given_branches_[i], offsetof(sluice_plan_branch, block)) != 0)
+  if (!SameWords<offsetof(sluice_plan_branch, block)>(&b, &given_branches_[i]))
     return bad("has storage that the host did not give");
   if (b.scope > 2 || b.encoding > 4 || b.token_mask > 4 || b.order > 1 || b.stop > 2)
     return bad("has an unknown scope, encoding, mask, order or stop rule");
@@ -321,15 +349,15 @@ inline absl::Status PlanBuilder::CheckBranch(int i) const {
     return bad("has tile ", b.tile, ", block ", b.block, ", ", b.num_tiles, " tiles, init_from ",
                b.init_from);
   const int64_t lists = NumLists(static_cast<ListScope>(b.scope), r_->heads, r_->kv_heads);
-  if (b.num_tiles > std::numeric_limits<int64_t>::max() / 4 / lists)
-    return bad("has endless tiles");
+  static_assert(kMostPlanHeads < std::numeric_limits<int64_t>::max() / kMostPlanQueries / 4);
+  if (b.num_tiles > kMostPlanQueries) return bad("has endless tiles");
   const int64_t rows = lists * b.num_tiles;
   const auto encoding = static_cast<Encoding>(b.encoding);
   if ((b.has_bias && !layout.bias) || (b.has_mask && !layout.mask) ||
       (b.has_order &&
        (layout.order_slots == 0 || rows > layout.rows || rows + lists > TileBorders(layout.rows))))
     return bad("uses biases, masks or an order that it did not ask for");
-  const int64_t covering = (r_->q_count + b.tile - 1) / b.tile;
+  const int64_t covering = TilesOf(r_->q_count, b.tile);
   if (!b.has_order && b.num_tiles != covering)
     return bad("has ", b.num_tiles, " tiles of ", b.tile, " for ", r_->q_count, " queries");
   if (encoding == Encoding::kPattern) {
@@ -358,9 +386,11 @@ inline absl::Status PlanBuilder::Adopt(absl::Span<const int32_t> q_positions) {
     return absl::InternalError(absl::StrCat("the plan ", why...));
   };
   borrowed_ = nullptr;
+  adopted_ = true;
+  read_ = false;
   q_positions_ = q_positions;
   const sluice_attention_plan& r = *r_;
-  if (given_ != nullptr && std::memcmp(&r, given_, offsetof(sluice_attention_plan, q_begin)) != 0)
+  if (given_ != nullptr && !SameWords<offsetof(sluice_attention_plan, q_begin)>(&r, given_))
     return bad("has storage that the host did not give");
   if (r.num_branches <= 0 || r.num_branches > r.max_branches || r.num_tables < 0 ||
       r.num_tables > r.max_tables)
@@ -388,6 +418,7 @@ inline absl::Status PlanBuilder::Adopt(absl::Span<const int32_t> q_positions) {
 }
 
 inline absl::Status PlanBuilder::Extend(int64_t to) {
+  read_ = false;
   const int64_t from = r_->kv_len;
   if (r_->q_count != 1 || to < from || r_->num_branches != 1) {
     return absl::FailedPreconditionError(
@@ -496,6 +527,7 @@ inline const AttentionPlan& PlanBuilder::Read() {
     t.count = {from.count, from.count != nullptr ? n : 0};
   }
   p.tables = absl::MakeConstSpan(view_->tables).first(static_cast<size_t>(r.num_tables));
+  read_ = adopted_;
   return p;
 }
 

@@ -125,7 +125,7 @@ inline absl::Status Shape(const AttentionPlan& p, size_t bi) {
     return bad("prefix must be [heads, tiles]");
   if (!b.row_mask.empty() && b.tile > 64) return bad("row_mask needs a tile of at most 64");
   if (b.q_order.empty()) {
-    if (b.num_tiles != (p.q_count + b.tile - 1) / b.tile)
+    if (b.num_tiles != TilesOf(p.q_count, b.tile))
       return bad(b.num_tiles, " tiles of ", b.tile, " for ", p.q_count, " queries");
   } else {
     if (std::ssize(b.q_order) != b.num_lists * b.order_slots ||
@@ -197,7 +197,7 @@ inline absl::Status TokensInRange(const AttentionPlan& p, size_t bi) {
 inline absl::Status EntriesInRange(const AttentionPlan& p, size_t bi) {
   const AttentionBranch& b = p.branches[bi];
   const auto unit = b.encoding == Encoding::kBlocks ? b.block : 1;
-  const int64_t units = (p.kv_len + unit - 1) / unit;
+  const int64_t units = unit == 1 ? p.kv_len : (p.kv_len + unit - 1) / unit;
   for (int64_t r = 0; r < b.num_lists * b.num_tiles; ++r) {
     const PlanEntry* row = b.entries.data() + b.rows.begin[r];
     for (uint32_t i = 0; i < b.rows.count[r]; ++i) {

@@ -118,6 +118,28 @@ class Descent {
       }
     }
   }
+  // Where a choice misses the limits narrowly in all slots, the way down from the reference is
+  // long. This one begins at the cheapest plan and gives slots back: at first by what is foretold,
+  // then by what is measured, until the plan is within the limits.
+  absl::StatusOr<Plan> Cheapest() {
+    Plan now(p_.cost.size(), 0);
+    for (const Swap& swap : swaps_) {
+      if (p_.cost[swap.slot][swap.choice] < p_.cost[swap.slot][now[swap.slot]])
+        now[swap.slot] = swap.choice;
+    }
+    while (!tried_.spent()) {
+      double foretold = 0;
+      for (size_t slot = 0; slot < now.size(); ++slot) foretold += Of(now, slot).use;
+      if (foretold <= 1) {
+        SLUICE_ASSIGN_OR_RETURN(const double use, tried_.Use(now));
+        if (use <= 1) return now;
+      }
+      const Swap* back = GiveBack(now);
+      if (back == nullptr) break;
+      now[back->slot] = back->choice;
+    }
+    return Plan(tried_.best.plan);
+  }
   absl::Status Run(Plan now) {
     SLUICE_ASSIGN_OR_RETURN(double use, tried_.Use(now));
     while (!tried_.spent()) {
@@ -138,6 +160,22 @@ class Descent {
  private:
   Swap& Of(const Plan& plan, size_t slot) {
     return swaps_[slot * p_.cost[slot].size() + static_cast<size_t>(plan[slot])];
+  }
+  // The swap that takes most off the limits for what it costs, or null where all loses least.
+  const Swap* GiveBack(const Plan& now) {
+    const Swap* best = nullptr;
+    double best_score = 0;
+    for (const Swap& swap : swaps_) {
+      const double cost = p_.cost[swap.slot][swap.choice] - p_.cost[swap.slot][now[swap.slot]];
+      const double kept = Of(now, swap.slot).use - swap.use;
+      if (!(kept > 0)) continue;
+      // What is cheaper and loses less is taken at once.
+      const double score = kept / std::max(cost, 1e-9);
+      if (score <= best_score) continue;
+      best = &swap;
+      best_score = score;
+    }
+    return best;
   }
   // The swap to try from here, or null. Those that are expected to fit come first.
   Swap* Best(const Plan& now, double use) {
@@ -165,10 +203,11 @@ class Descent {
 };
 }  // namespace within_internal
 
-// Evaluates every choice in all slots, then steps down from the cheapest of them that keeps the
-// limits; with `random`, draws plans instead (the control, which sees the uniform plans as well).
-// Choice 0 everywhere keeps every limit, so that there is always a plan. Ties keep the earlier.
-// Deterministic from its seed.
+// Evaluates every choice in all slots, then gives slots back from the cheapest plan until it keeps
+// the limits, and steps down from there and from the best choice for all slots; with `random`,
+// draws plans instead (the control, which sees the uniform plans as well). Choice 0 everywhere
+// keeps every limit, so that there is always a plan. Ties keep the earlier. Deterministic from its
+// seed.
 inline absl::StatusOr<WithinResult> SearchWithin(const WithinProblem& p, bool random,
                                                  const SearchOptions& o) {
   SLUICE_RETURN_IF_ERROR(within_internal::Check(p, o));
@@ -191,7 +230,12 @@ inline absl::StatusOr<WithinResult> SearchWithin(const WithinProblem& p, bool ra
       SLUICE_RETURN_IF_ERROR(tried.Use(plan).status());
     }
   } else {
-    SLUICE_RETURN_IF_ERROR(within_internal::Descent(p, tried, uniform).Run(Plan(tried.best.plan)));
+    // What one way refused the other may take: each learns for itself.
+    const Plan best_uniform = tried.best.plan;
+    within_internal::Descent from_cheapest(p, tried, uniform);
+    SLUICE_ASSIGN_OR_RETURN(const Plan start, from_cheapest.Cheapest());
+    SLUICE_RETURN_IF_ERROR(from_cheapest.Run(start));
+    SLUICE_RETURN_IF_ERROR(within_internal::Descent(p, tried, uniform).Run(best_uniform));
   }
   WithinResult result = tried.best;
   result.evaluations = tried.count();

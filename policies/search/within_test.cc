@@ -68,6 +68,30 @@ TEST(SearchWithin, EvaluatesNothingTwiceAndNoMoreThanAllowed) {
   }
 }
 
+TEST(SearchWithin, GivesOneSlotBackWhereAChoiceMissesNarrowly) {
+  // Twelve slots of one cheap choice that loses 1.02 in all of them: from the reference down there
+  // are eleven steps to the best plan, from the cheapest plan down one step back.
+  WithinProblem p;
+  p.cost.assign(12, {10, 1});
+  p.limits = {1};
+  p.losses = [](const Plan& plan) -> absl::StatusOr<std::vector<double>> {
+    double lost = 0;
+    for (int choice : plan) lost += 0.085 * choice;
+    return std::vector<double>{lost};
+  };
+  const auto found = SearchWithin(p, false, {.evaluations = 4});
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ(found->cost, 21);
+
+  // Slots that lose more than their share are given back by what is measured; here one loses all.
+  p.losses = [](const Plan& plan) -> absl::StatusOr<std::vector<double>> {
+    return std::vector<double>{plan[11] == 1 ? 1.02 : 0.0};
+  };
+  const auto measured = SearchWithin(p, false, {.evaluations = 30});
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  EXPECT_EQ(measured->cost, 21);
+}
+
 TEST(SearchWithin, BeatsRandomSearchWithAsManyEvaluations) {
   // Twelve slots, of which two must stay: luck does not find that in 20 plans.
   WithinProblem p;

@@ -24,7 +24,8 @@ def symbols(files):
         # Code that runs at loading: the compiler's own and the standard streams', none of a plug-in's.
         arrays = re.search(r"INIT_ARRAYSZ\)\s+(\d+)", out("readelf", "-d", file))
         count = int(arrays.group(1)) // 8 if arrays else 0
-        assert count <= (2 if "ggml" not in file else 16), f"{file} runs {count} functions when it is loaded"
+        # The standard streams' own, one an object file: the llama.cpp backend links the library's.
+        assert count <= (2 if "ggml" not in file else 24), f"{file} runs {count} functions when it is loaded"
         print(f"{file}: {len(exported)} symbol(s), {count} initializer(s), {len(needed)} libraries")
 
 
