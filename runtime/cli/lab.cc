@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
 
 #include "absl/strings/numbers.h"
 #include "sluice/api/check.h"
@@ -63,6 +64,17 @@ absl::StatusOr<lab::FactChoice> LabFacts::Read(int64_t count) const {
   lab::FactChoice choice = {.count = count, .wording = {}};
   SLUICE_RETURN_IF_ERROR(lab::ReadFactChoice(given, 1, spaces, choice));
   return choice;
+}
+absl::Status LabFacts::ReadInto(lab::CompareOptions& o) const {
+  SLUICE_ASSIGN_OR_RETURN(const lab::FactChoice choice, Read(o.facts_each));
+  o.facts_each = choice.count;
+  o.wording = choice.wording;
+  return absl::OkStatus();
+}
+void KeepProgress(const std::string& progress, bool fresh, lab::CompareOptions& o) {
+  o.resume = progress;
+  std::error_code ignored;  // of a file that is not there
+  if (fresh) std::filesystem::remove(progress, ignored);
 }
 void LabModel::AddTo(CLI::App& app) {
   app.add_option("--model", path, "GGUF file (Llama architecture; F32, F16 or Q8_0)")

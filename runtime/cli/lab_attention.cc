@@ -40,13 +40,9 @@ absl::Status Evaluate(AttentionArgs a) {
       return absl::OutOfRangeError(
           absl::StrCat("--planted: ", o.planted, " keys; allowed: 0, or 256 to 128k"));
   }
-  SLUICE_ASSIGN_OR_RETURN(const lab::FactChoice facts, a.facts.Read(c.facts_each));
-  c.facts_each = facts.count;
-  c.wording = facts.wording;
-  c.resume = a.report + ".progress.jsonl";
+  SLUICE_RETURN_IF_ERROR(a.facts.ReadInto(c));
   SLUICE_RETURN_IF_ERROR(CheckWritable(a.report + ".html"));
-  std::error_code ignored;  // of a file that is not there
-  if (a.fresh) std::filesystem::remove(c.resume, ignored);
+  KeepProgress(a.report + ".progress.jsonl", a.fresh, c);
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
   c.engine = a.trial.model.engine;
   c.progress = LabProgress();

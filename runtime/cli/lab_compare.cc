@@ -56,9 +56,7 @@ absl::Status Compare(CompareArgs a) {
   }
   o.perplexity = std::count(a.tasks.begin(), a.tasks.end(), "perplexity") > 0;
   o.facts = std::count(a.tasks.begin(), a.tasks.end(), "facts") > 0;
-  SLUICE_ASSIGN_OR_RETURN(const lab::FactChoice facts, a.facts.Read(o.facts_each));
-  o.facts_each = facts.count;
-  o.wording = facts.wording;
+  SLUICE_RETURN_IF_ERROR(a.facts.ReadInto(o));
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
   o.engine = a.trial.model.engine;
   if (o.policies.empty()) {
@@ -71,10 +69,8 @@ absl::Status Compare(CompareArgs a) {
     if (host::LearnedPolicies(model).empty()) o.policies.back() = "hisa:k=512,m=16";
   }
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadTokens(a.trial.tokens, 0, -1));
-  o.resume = a.report + ".progress.jsonl";
   SLUICE_RETURN_IF_ERROR(CheckWritable(a.report + ".html"));
-  std::error_code ignored;  // of a file that is not there
-  if (a.fresh) std::filesystem::remove(o.resume, ignored);
+  KeepProgress(a.report + ".progress.jsonl", a.fresh, o);
   o.progress = LabProgress();
   o.foretell = !a.no_times;
   const std::string& path = a.trial.model.path;

@@ -10,6 +10,7 @@
 #include "sluice/runtime/cli/command.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/lab/compare/compare.h"
 #include "sluice/runtime/lab/facts_file.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -55,7 +56,11 @@ struct LabFacts {
   void AddTo(CLI::App& app, int64_t count, const std::string& what);
   // `count` facts where none were said.
   absl::StatusOr<lab::FactChoice> Read(int64_t count) const;
+  // The same for a comparison's facts.
+  absl::Status ReadInto(lab::CompareOptions& o) const;
 };
+// Finished documents are kept in `progress`, and with `fresh` nothing that a former run left there.
+void KeepProgress(const std::string& progress, bool fresh, lab::CompareOptions& o);
 
 // One file a group: lab_score.cc, lab_compare.cc, lab_search.cc, lab_learned.cc, lab_encoder.cc,
 // lab_prune.cc.

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -73,13 +72,9 @@ absl::Status SearchLimits(SearchArgs& a) {
   SLUICE_ASSIGN_OR_RETURN(const int64_t context, ReadLength(a.context.empty() ? "16k" : a.context));
   c.contexts = {context};
   c.seed = a.o.seed;
-  SLUICE_ASSIGN_OR_RETURN(const lab::FactChoice facts, a.facts.Read(c.facts_each));
-  c.facts_each = facts.count;
-  c.wording = facts.wording;
-  c.resume = a.progress;
+  SLUICE_RETURN_IF_ERROR(a.facts.ReadInto(c));
   SLUICE_RETURN_IF_ERROR(CheckWritable(a.progress));
-  std::error_code ignored;  // of a file that is not there
-  if (a.fresh) std::filesystem::remove(a.progress, ignored);
+  KeepProgress(a.progress, a.fresh, c);
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
   c.engine = a.trial.model.engine;
   c.progress = LabProgress();

@@ -8,11 +8,6 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
-constexpr const char* kName = "{name}";
-constexpr const char* kCode = "{code}";
-}  // namespace
-
 std::string FactWording::Statement(const std::string& name, const std::string& code) const {
   return absl::StrReplaceAll(statement, {{kName, name}, {kCode, code}});
 }

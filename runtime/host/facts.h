@@ -14,6 +14,8 @@ namespace host {
 // How a fact is said, asked and answered, since a model answers in the words that it has learned;
 // here those of the bundled model. {name} and {code} stand for the fact's own.
 struct FactWording {
+  static constexpr const char* kName = "{name}";
+  static constexpr const char* kCode = "{code}";
   std::string statement = "\nThe code of the {name} is {code}.\n";
   std::string question = "\nQuestion: what is the code of the {name}? Answer:";
   std::string answer = " {code}";

@@ -14,8 +14,8 @@ SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
 using host::FactWording;
-constexpr const char* kName = "{name}";
-constexpr const char* kCode = "{code}";
+constexpr const char* kName = FactWording::kName;
+constexpr const char* kCode = FactWording::kCode;
 
 // One text of a wording: what it must hold, and what it may not.
 absl::Status CheckText(const std::string& path, const std::string& key, const std::string& text,

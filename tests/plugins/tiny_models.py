@@ -76,6 +76,13 @@ class Model:
         self.matrix(f"blk.{i}.ffn_gate_inp.weight", self.width, count)
         self.feed_forward(i, "_exps", n, (count,))
 
+    def plain_layers(self, **attention):
+        for i in range(self.layers):
+            self.attention(i, **attention)
+            self.vector(f"blk.{i}.ffn_norm.weight", self.width, about=1)
+            self.feed_forward(i)
+        return self
+
     def write(self, path):
         fields = [field("general.architecture", self.architecture), field("general.name", "random"), field("tokenizer.ggml.model", "none")]
         fields += [field(f"{self.architecture}.{k}", v) for k, v in self.keys.items()]
@@ -97,11 +104,7 @@ def llama(seed):
     """Llama 3: its rotations are slowed by a table of factors."""
     m = Model("llama", seed, width=64, heads=4, kv_heads=2, head=32, layers=2, ffn=96, rope__freq_base=500000.0)
     m.add("rope_freqs.weight", (16,), [1 + 7 * i / 15 for i in range(16)])
-    for i in range(m.layers):
-        m.attention(i)
-        m.vector(f"blk.{i}.ffn_norm.weight", m.width, about=1)
-        m.feed_forward(i)
-    return m
+    return m.plain_layers()
 
 
 def mixtral(seed):
@@ -116,20 +119,12 @@ def mixtral(seed):
 
 def qwen2(seed):
     m = Model("qwen2", seed, width=96, heads=3, kv_heads=1, head=32, layers=2, ffn=64)
-    for i in range(m.layers):
-        m.attention(i, biases=True)
-        m.vector(f"blk.{i}.ffn_norm.weight", m.width, about=1)
-        m.feed_forward(i)
-    return m
+    return m.plain_layers(biases=True)
 
 
 def qwen3(seed):
     m = Model("qwen3", seed, width=64, heads=2, kv_heads=1, head=64, layers=2, ffn=96)
-    for i in range(m.layers):
-        m.attention(i, normed=True)
-        m.vector(f"blk.{i}.ffn_norm.weight", m.width, about=1)
-        m.feed_forward(i)
-    return m
+    return m.plain_layers(normed=True)
 
 
 def gemma(architecture, seed, normed, **keys):

@@ -5,44 +5,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "sluice/policies/common/bootstrap.h"
 #include "sluice/policies/search/search.h"
 #include "sluice/runtime/lab/compare/compare.h"
+#include "sluice/runtime/lab/compare/totals.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
 using Documents = std::vector<const CompareDocument*>;
-
-// Quality over several documents.
-struct Totals {
-  double nll = 0, counted = 0, right = 0, asked = 0;
-  double perplexity() const { return counted > 0 ? std::exp(nll / counted) : NAN; }
-  double accuracy() const { return asked > 0 ? right / asked : NAN; }
-  void Add(const CompareDocument& d) {
-    nll += d.nll;
-    counted += static_cast<double>(d.counted);
-    right += static_cast<double>(d.right);
-    asked += static_cast<double>(d.asked);
-  }
-};
-// Work and time over several documents.
-struct Work {
-  double macs = 0, pairs = 0, causal = 0, kv = 0, weights = 0;
-  double seconds = 0, plan = 0, attend = 0, predicted = 0;
-  void Add(const CompareDocument& d) {
-    macs += d.attention_macs + d.linear_macs;
-    pairs += d.exact_pairs;
-    causal += d.causal_pairs;
-    kv += d.kv_bytes;
-    weights += d.weight_bytes;
-    seconds += d.total_s;
-    plan += d.plan_s;
-    attend += d.attend_s;
-    predicted += d.predicted_attend_s;
-  }
-  double density() const { return causal > 0 ? pairs / causal : NAN; }
-};
 
 std::vector<double> MeanOf(const Documents& docs,
                            const std::vector<double> CompareDocument::*field) {
@@ -126,9 +96,8 @@ ReportCell ReportMaker::Change(
     const std::function<double(double)>& shown) const {
   std::vector<double> changes;
   for (size_t i = 0; i < docs.size(); ++i) changes.push_back(of(*docs[i], *c.base[i]));
-  const MeanInterval m = FewInterval(changes, o_.draws, o_.seed);
-  const bool known = changes.size() > 1;
-  return {"", shown(m.value), known ? shown(m.low) : NAN, known ? shown(m.high) : NAN};
+  const MeanInterval m = ChangeInterval(changes, o_);
+  return {"", shown(m.value), shown(m.low), shown(m.high)};
 }
 
 // Each measure, and its change against the first policy on the same documents.
@@ -137,8 +106,7 @@ void ReportMaker::AddQuality(const Documents& docs, const Context& c, const Tota
   if (o_.perplexity) {
     row.push_back({"", all.perplexity()});
     const auto log_perplexity = [](const CompareDocument& mine, const CompareDocument& theirs) {
-      return mine.nll / static_cast<double>(mine.counted) -
-             theirs.nll / static_cast<double>(theirs.counted);
+      return LogPerplexity(mine) - LogPerplexity(theirs);
     };
     row.push_back(
         Change(docs, c, log_perplexity, [](double x) { return 100 * (std::exp(x) - 1); }));
@@ -146,8 +114,7 @@ void ReportMaker::AddQuality(const Documents& docs, const Context& c, const Tota
   if (o_.facts) {
     row.push_back({"", all.accuracy()});
     const auto points = [](const CompareDocument& mine, const CompareDocument& theirs) {
-      return static_cast<double>(mine.right) / static_cast<double>(mine.asked) -
-             static_cast<double>(theirs.right) / static_cast<double>(theirs.asked);
+      return Accuracy(mine) - Accuracy(theirs);
     };
     row.push_back(Change(docs, c, points, [](double x) { return 100 * x; }));
   }

@@ -7,9 +7,9 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "sluice/api/check.h"
-#include "sluice/policies/common/bootstrap.h"
 #include "sluice/policies/search/within.h"
 #include "sluice/runtime/lab/compare/compare.h"
+#include "sluice/runtime/lab/compare/totals.h"
 #include "sluice/runtime/lab/evaluate/statistics.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -17,10 +17,6 @@ namespace lab {
 namespace {
 using Documents = std::vector<CompareDocument>;
 
-double LogPerplexity(const CompareDocument& d) { return d.nll / static_cast<double>(d.counted); }
-double Accuracy(const CompareDocument& d) {
-  return static_cast<double>(d.right) / static_cast<double>(d.asked);
-}
 double AttentionSeconds(const CompareDocument& d) { return d.plan_s + d.attend_s; }
 
 // Of one policy against the reference, document by document.
@@ -29,11 +25,6 @@ std::vector<double> Changes(const Documents& mine, const Documents& reference,
   std::vector<double> changes;
   for (size_t i = 0; i < mine.size(); ++i) changes.push_back(of(mine[i]) - of(reference[i]));
   return changes;
-}
-double MeanOf(const std::vector<double>& x) {
-  double sum = 0;
-  for (double v : x) sum += v;
-  return sum / static_cast<double>(x.size());
 }
 MeanInterval Mapped(const MeanInterval& m, const std::function<double(double)>& shown) {
   return {shown(m.value), shown(m.low), shown(m.high)};
@@ -53,7 +44,6 @@ class LimitedSearch {
       // The control gets as many evaluations as the search took.
       if (random) s.evaluations = std::max<int64_t>(1, plans[0].evaluations);
       doing_ = random ? "random search" : "search";
-      most_ = s.evaluations;
       SLUICE_ASSIGN_OR_RETURN(const WithinResult found, SearchWithin(problem_, random, s));
       SLUICE_ASSIGN_OR_RETURN(WithinPlan plan, Verify(found));
       plan.method = random ? "random" : "greedy";
@@ -118,7 +108,6 @@ class LimitedSearch {
         for (const CompareDocument& d : documents) seconds.push_back(d.layer_attention_s[layer]);
         problem_.cost[layer][choice] = Median(seconds);
       }
-      if (choice == 0) reference_ = documents;
       uniform_.push_back(documents);
     }
     const double used = 1 - o_.margin;
@@ -138,8 +127,8 @@ class LimitedSearch {
       SLUICE_ASSIGN_OR_RETURN(documents, Measure(PerLayer(plan, o_.palette), false));
     }
     std::vector<double> losses;
-    if (by_perplexity()) losses.push_back(MeanOf(Changes(documents, reference_, LogPerplexity)));
-    if (by_facts()) losses.push_back(-MeanOf(Changes(documents, reference_, Accuracy)));
+    if (by_perplexity()) losses.push_back(Mean(Changes(documents, uniform_[0], LogPerplexity)));
+    if (by_facts()) losses.push_back(-Mean(Changes(documents, uniform_[0], Accuracy)));
     return losses;
   }
 
@@ -152,9 +141,7 @@ class LimitedSearch {
     SLUICE_ASSIGN_OR_RETURN(const Documents reference, Measure(o_.palette[0], true));
     SLUICE_ASSIGN_OR_RETURN(const Documents mine, Measure(plan.policy, true));
     const auto interval = [&](const std::vector<double>& x) {
-      MeanInterval m = FewInterval(x, o_.compare.draws, o_.compare.seed);
-      if (x.size() < 2) m.low = m.high = NAN;  // one document has none
-      return m;
+      return ChangeInterval(x, o_.compare);
     };
     plan.within = true;
     if (by_perplexity()) {
@@ -180,10 +167,9 @@ class LimitedSearch {
   const std::vector<int32_t>& tokens_;
   const WithinOptions& o_;
   WithinProblem problem_;
-  Documents reference_;
-  std::vector<Documents> uniform_;
+  std::vector<Documents> uniform_;  // of every choice in all layers; the first is the reference
   std::string doing_;
-  int64_t tried_ = 0, most_ = 0;
+  int64_t tried_ = 0;
 };
 }  // namespace
 

@@ -12,6 +12,7 @@
 #include "sluice/policies/common/bootstrap.h"
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/lab/compare/totals.h"
 #include "sluice/runtime/lab/evaluate/planted.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -20,32 +21,26 @@ namespace {
 // One policy at one context, all documents together.
 struct Row {
   std::string policy;
-  double nll = 0, counted = 0, right = 0, asked = 0, pairs = 0, causal = 0;
-  double plan_s = 0, attend_s = 0, total_s = 0, documents = 0;
-  double mass = 0, mass_p5 = 0, mass_min = 1, error = 0;
+  Totals quality;
+  Work work;
+  double mass = 0, mass_p5 = 0, mass_min = 1, error = 0, documents = 0;
 
   void Add(const CompareDocument& d) {
-    nll += d.nll;
-    counted += static_cast<double>(d.counted);
-    right += static_cast<double>(d.right);
-    asked += static_cast<double>(d.asked);
-    pairs += d.exact_pairs;
-    causal += d.causal_pairs;
-    plan_s += d.plan_s;
-    attend_s += d.attend_s;
-    total_s += d.total_s;
+    quality.Add(d);
+    work.Add(d);
     mass += d.mass_recall;
     mass_p5 += d.mass_recall_p5;
     mass_min = std::min(mass_min, d.mass_recall_min);
     error += d.rel_error;
     ++documents;
   }
-  double perplexity() const { return counted > 0 ? std::exp(nll / counted) : NAN; }
-  double accuracy() const { return asked > 0 ? right / asked : NAN; }
-  double density() const { return pairs / causal; }
-  double attention_s() const { return plan_s + attend_s; }
-  double rise(const Row& base) const { return 100 * (perplexity() / base.perplexity() - 1); }
-  double points(const Row& base) const { return 100 * (accuracy() - base.accuracy()); }
+  double attention_s() const { return work.plan + work.attend; }
+  double rise(const Row& base) const {
+    return 100 * (quality.perplexity() / base.quality.perplexity() - 1);
+  }
+  double points(const Row& base) const {
+    return 100 * (quality.accuracy() - base.quality.accuracy());
+  }
 };
 
 bool IsAnchor(const std::string& policy) {
@@ -101,7 +96,7 @@ class AttentionReport {
     answer_.rows.push_back({{ContextName(context)},
                             {best->policy},
                             {"", speed},
-                            {"", base.total_s / best->total_s},
+                            {"", base.work.seconds / best->work.seconds},
                             {"", best->rise(base)},
                             {"", best->points(base)}});
     said_.push_back(
@@ -126,20 +121,20 @@ class AttentionReport {
     for (const Row& r : rows) {
       const double n = r.documents;
       t.rows.push_back({{r.policy},
-                        {"", r.density()},
+                        {"", r.work.density()},
                         {"", r.mass / n},
                         {"", r.mass_p5 / n},
                         {"", r.mass_min},
                         {"", r.error / n},
-                        {"", r.plan_s / n},
-                        {"", r.attend_s / n},
+                        {"", r.work.plan / n},
+                        {"", r.work.attend / n},
                         {"", rows[0].attention_s() / r.attention_s()},
-                        {"", r.perplexity()},
+                        {"", r.quality.perplexity()},
                         {"", r.rise(rows[0])},
-                        {"", r.accuracy()},
+                        {"", r.quality.accuracy()},
                         {"", r.points(rows[0])}});
-      by_perplexity.push_back({r.attention_s(), -r.perplexity()});
-      by_facts.push_back({r.attention_s(), r.accuracy()});
+      by_perplexity.push_back({r.attention_s(), -r.quality.perplexity()});
+      by_facts.push_back({r.attention_s(), r.quality.accuracy()});
     }
     const std::vector<bool> one = ParetoFront(by_perplexity);
     const std::vector<bool> two = ParetoFront(by_facts);
@@ -160,7 +155,7 @@ class AttentionReport {
       auto& quality = IsAnchor(r.policy) ? anchors : others;
       auto& mass = IsAnchor(r.policy) ? anchors_mass : others_mass;
       quality.points.push_back({.x = seconds, .y = r.rise(rows[0]), .label = label});
-      mass.points.push_back({.x = r.density(), .y = r.mass / r.documents, .label = label});
+      mass.points.push_back({.x = r.work.density(), .y = r.mass / r.documents, .label = label});
     }
     quality_.series.push_back(std::move(anchors));
     quality_.series.push_back(std::move(others));
