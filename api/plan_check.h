@@ -1,8 +1,9 @@
 #ifndef SLUICE_API_PLAN_CHECK_H_
 #define SLUICE_API_PLAN_CHECK_H_
-// What must hold of an AttentionPlan, in three steps: what the executor dereferences lies in range
-// (CheckPlanBounds, before every run), lists say what they claim (CheckPlanLists, of plans that a
-// stranger wrote), nothing is covered twice (ValidateAttentionPlan, of tests and debug builds).
+// What must hold of an AttentionPlan, each check with all of the one before it: what the executor
+// dereferences lies in range (CheckPlanBounds, before every run), lists say what they claim
+// (CheckPlanLists, of plans that a stranger wrote), nothing is covered twice
+// (ValidateAttentionPlan, of tests and debug builds).
 #include <limits>
 #include <utility>
 #include <vector>
@@ -15,12 +16,13 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace plan_check {
+// Out of line: a plan is checked on the way of every call, and almost never refused.
 template <class... Parts>
-absl::Status Bad(const Parts&... parts) {
+[[gnu::cold, gnu::noinline]] absl::Status Bad(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat("attention plan: ", parts...));
 }
 
-inline absl::Status Header(const AttentionPlan& p) {
+[[gnu::always_inline]] inline absl::Status Header(const AttentionPlan& p) {
   if (p.q_count < 0 || p.kv_len < 0 || p.q_begin < 0) return Bad("negative size");
   if (p.kv_len > std::numeric_limits<uint32_t>::max())
     return Bad("kv_len ", p.kv_len, " does not fit 32 bits");
@@ -105,7 +107,7 @@ inline absl::Status Term(const AttentionPlan& p, size_t bi, const PatternTerm& t
 }
 
 // Shapes of a branch and its query order.
-inline absl::Status Shape(const AttentionPlan& p, size_t bi) {
+[[gnu::always_inline]] inline absl::Status Shape(const AttentionPlan& p, size_t bi) {
   const AttentionBranch& b = p.branches[bi];
   const auto bad = [bi](auto&&... why) { return Bad("branch ", bi, ": ", why...); };
   if (b.block <= 0 || b.block > kMostPlanKeys || b.tile <= 0 || b.tile > kMostPlanQueries)
@@ -161,73 +163,122 @@ inline absl::Status Shape(const AttentionPlan& p, size_t bi) {
     return bad("row_mask needs a word an entry");
   if (!b.entry_bias.empty() && b.entry_bias.size() != pool)
     return bad("entry_bias needs a value an entry");
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t begin = b.rows.begin[r];
-    const int64_t count = b.rows.count[r];
-    if (begin < 0 || begin + count > static_cast<int64_t>(pool))
-      return bad("row ", r, " reaches entry ", begin + count, " of ", pool);
-  }
+  return absl::OkStatus();
+}
+
+// A row lies within what its branch lists.
+inline absl::Status RowInPool(const AttentionBranch& b, size_t bi, int64_t r) {
+  const auto pool = static_cast<int64_t>(b.ByToken() ? b.tokens.size() : b.entries.size());
+  const int64_t begin = b.rows.begin[r];
+  const int64_t count = b.rows.count[r];
+  if (begin < 0 || count > pool - begin)
+    return Bad("branch ", bi, " row ", r, " has ", count, " entries at ", begin, " of ", pool);
   return absl::OkStatus();
 }
 
 // Ids of a token or ranked row: the largest, so that the loop stays a reduction.
-inline absl::Status TokensInRange(const AttentionPlan& p, size_t bi) {
+inline absl::Status TokensInRange(const AttentionPlan& p, size_t bi, int64_t r) {
   const AttentionBranch& b = p.branches[bi];
   const bool ranked = b.encoding == Encoding::kRankedPrefix;
   const int64_t ids = ranked ? (p.kv_len + b.block - 1) / b.block : p.kv_len;
-  for (int64_t r = 0; r < b.num_lists * b.num_tiles; ++r) {
-    const uint32_t* list = b.tokens.data() + b.rows.begin[r];
-    const uint32_t n = b.rows.count[r];
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < n; ++i) most = std::max(most, list[i]);
-    if (n > 0 && most >= ids)
-      return Bad("branch ", bi, " row ", r, ranked ? " ranks block " : " names key ", most, " of ",
-                 ids);
-    if (!ranked) continue;
-    const int64_t g = p.heads / p.kv_heads;
-    const int64_t kv = r / b.num_tiles;
-    for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
-      if (b.prefix[h * b.num_tiles + r % b.num_tiles] > n)
-        return Bad("branch ", bi, ": prefix of head ", h, " is longer than its ranking");
-    }
+  const uint32_t* list = b.tokens.data() + b.rows.begin[r];
+  const uint32_t n = b.rows.count[r];
+  uint32_t most = 0;
+  for (uint32_t i = 0; i < n; ++i) most = std::max(most, list[i]);
+  if (n > 0 && most >= ids)
+    return Bad("branch ", bi, " row ", r, ranked ? " ranks block " : " names key ", most, " of ",
+               ids);
+  if (!ranked) return absl::OkStatus();
+
+  const int64_t g = p.heads / p.kv_heads;
+  const int64_t kv = r / b.num_tiles;
+  for (int64_t h = kv * g; h < (kv + 1) * g; ++h) {
+    if (b.prefix[h * b.num_tiles + r % b.num_tiles] > n)
+      return Bad("branch ", bi, ": prefix of head ", h, " is longer than its ranking");
   }
   return absl::OkStatus();
 }
 
-inline absl::Status EntriesInRange(const AttentionPlan& p, size_t bi) {
+// How far a plan is believed.
+enum class Trust : uint8_t {
+  kRouter,    // its own code wrote it: nothing is read out of range
+  kStranger,  // nor does a list say what it does not hold
+};
+
+// A row of entries. `units`: keys, or blocks of them, that they may name; `first`: the least
+// position of the row's queries, which kFull entries must not pass.
+template <Trust kTrust>
+absl::Status EntryRow(const AttentionPlan& p, size_t bi, int64_t r, int64_t units, int64_t first) {
   const AttentionBranch& b = p.branches[bi];
-  const auto unit = b.encoding == Encoding::kBlocks ? b.block : 1;
-  const int64_t units = unit == 1 ? p.kv_len : (p.kv_len + unit - 1) / unit;
-  for (int64_t r = 0; r < b.num_lists * b.num_tiles; ++r) {
-    const PlanEntry* row = b.entries.data() + b.rows.begin[r];
-    for (uint32_t i = 0; i < b.rows.count[r]; ++i) {
-      const PlanEntry& e = row[i];
-      const int64_t end = static_cast<int64_t>(e.start) + e.len;
-      if (e.state > EntryState::kSummary || e.mask > MaskClass::kNone)
-        return Bad("branch ", bi, " row ", r, " has an unknown state or mask");
-      if (e.state == EntryState::kSummary) {
-        if (e.level == 0 || e.level > p.tables.size())
-          return Bad("branch ", bi, " row ", r, " names summary table ", int{e.level}, " of ",
-                     p.tables.size());
-        if (end > p.tables[e.level - 1].rows())
-          return Bad("branch ", bi, " row ", r, " reads table row ", end - 1, " of ",
-                     p.tables[e.level - 1].rows());
-      } else if (end > units) {
-        return Bad("branch ", bi, " row ", r, " reaches ", unit == 1 ? "key " : "block ", end - 1,
-                   " of ", units);
+  const int64_t begin = b.rows.begin[r];
+  const PlanEntry* row = b.entries.data() + begin;
+  const bool ascending = b.order == EntryOrder::kAscending;
+  int64_t after = 0;                                // one past what came before, in units
+  int64_t table_after[SLUICE_MAX_TABLES + 1] = {};  // the same of each table, in rows
+  for (uint32_t i = 0; i < b.rows.count[r]; ++i) {
+    const PlanEntry& e = row[i];
+    const int64_t end = static_cast<int64_t>(e.start) + e.len;
+    if (e.state > EntryState::kSummary || e.mask > MaskClass::kNone)
+      return Bad("branch ", bi, " row ", r, " has an unknown state or mask");
+    if (e.state == EntryState::kSummary) {
+      if (e.level == 0 || e.level > p.tables.size())
+        return Bad("branch ", bi, " row ", r, " names summary table ", int{e.level}, " of ",
+                   p.tables.size());
+      if (end > p.tables[e.level - 1].rows())
+        return Bad("branch ", bi, " row ", r, " reads table row ", end - 1, " of ",
+                   p.tables[e.level - 1].rows());
+    } else if (end > units) {
+      return Bad("branch ", bi, " row ", r, " reaches ",
+                 b.encoding == Encoding::kBlocks ? "block " : "key ", end - 1, " of ", units);
+    }
+    if (e.mask == MaskClass::kPermCausal && p.key_perm.empty())
+      return Bad("branch ", bi, " row ", r, " is PermCausal without key_perm");
+    if (e.mask == MaskClass::kLowerBound && b.window <= 0)
+      return Bad("branch ", bi, " row ", r, " is LowerBound with window ", b.window);
+    if constexpr (kTrust == Trust::kStranger) {
+      if (!b.entry_bias.empty() && std::isnan(b.entry_bias[begin + i]))
+        return Bad("branch ", bi, " row ", r, " has a bias that is no number");
+      if (e.len == 0) return Bad("branch ", bi, " row ", r, " has an empty entry");
+      int64_t& past = e.state == EntryState::kSummary ? table_after[e.level] : after;
+      if (ascending && e.start < past)
+        return Bad("branch ", bi, " row ", r, " is not sorted or covers ", e.start, " twice");
+      past = end;
+      if (e.state == EntryState::kExact && e.mask == MaskClass::kFull && p.key_perm.empty()) {
+        int64_t lo = 0;
+        int64_t hi = 0;
+        EntryKeys(b, e, p.kv_len, &lo, &hi);
+        if (hi - 1 > first)
+          return Bad("branch ", bi, " row ", r, " shows key ", hi - 1, " to query ", first);
       }
-      if (e.mask == MaskClass::kPermCausal && p.key_perm.empty())
-        return Bad("branch ", bi, " row ", r, " is PermCausal without key_perm");
-      if (e.mask == MaskClass::kLowerBound && b.window <= 0)
-        return Bad("branch ", bi, " row ", r, " is LowerBound with window ", b.window);
     }
   }
   return absl::OkStatus();
 }
 
-// The least position of a tile's queries, which kFull entries must not pass.
+// The same of a row of token ids, or of blocks in the order of their ranks.
+inline absl::Status TokenOrder(const AttentionPlan& p, size_t bi, int64_t r, int64_t first) {
+  const AttentionBranch& b = p.branches[bi];
+  const bool ascending = b.order == EntryOrder::kAscending && b.encoding != Encoding::kRankedPrefix;
+  const int64_t begin = b.rows.begin[r];
+  int64_t after = 0;
+  for (int64_t i = begin; i < begin + b.rows.count[r]; ++i) {
+    const int64_t key = b.tokens[i];
+    if (!b.entry_bias.empty() && std::isnan(b.entry_bias[i]))
+      return Bad("branch ", bi, " row ", r, " has a bias that is no number");
+    if (ascending && key < after)
+      return Bad("branch ", bi, " row ", r, " is not ascending and unique");
+    if (b.token_mask == MaskClass::kFull && p.key_perm.empty() && key > first)
+      return Bad("branch ", bi, " row ", r, " shows key ", key, " to query ", first);
+    after = key + 1;
+  }
+  return absl::OkStatus();
+}
+
+// The least and the greatest position of a tile's queries. kFull entries must not pass the least.
 inline std::pair<int64_t, int64_t> TileSpan(const AttentionPlan& p, const AttentionBranch& b,
                                             int64_t list, int64_t t) {
+  if (b.q_order.empty())
+    return {p.position(b.TileBegin(list, t)), p.position(b.TileEnd(list, t, p.q_count) - 1)};
   int64_t first = std::numeric_limits<int64_t>::max();
   int64_t last = -1;
   for (int64_t s = b.TileBegin(list, t); s < b.TileEnd(list, t, p.q_count); ++s) {
@@ -237,36 +288,45 @@ inline std::pair<int64_t, int64_t> TileSpan(const AttentionPlan& p, const Attent
   return {first, last};
 }
 
-inline absl::Status RowOrder(const AttentionPlan& p, size_t bi, int64_t r, int64_t first) {
+// Rows of a branch, one after another while they are at hand.
+template <Trust kTrust>
+[[gnu::always_inline]] inline absl::Status Rows(const AttentionPlan& p, size_t bi) {
   const AttentionBranch& b = p.branches[bi];
-  const bool ascending = b.order == EntryOrder::kAscending && b.encoding != Encoding::kRankedPrefix;
-  const int64_t begin = b.rows.begin[r];
-  int64_t after = 0;  // one past what came before
-  int64_t table_after[SLUICE_MAX_TABLES + 1] = {};
-  for (int64_t i = begin; i < begin + b.rows.count[r]; ++i) {
-    if (!b.entry_bias.empty() && std::isnan(b.entry_bias[i]))
-      return Bad("branch ", bi, " row ", r, " has a bias that is no number");
-    if (b.ByToken()) {
-      const int64_t key = b.tokens[i];
-      if (ascending && key < after)
-        return Bad("branch ", bi, " row ", r, " is not ascending and unique");
-      if (b.token_mask == MaskClass::kFull && p.key_perm.empty() && key > first)
-        return Bad("branch ", bi, " row ", r, " shows key ", key, " to query ", first);
-      after = key + 1;
-      continue;
+  const int64_t unit = b.encoding == Encoding::kBlocks ? b.block : 1;
+  const int64_t units = unit == 1 ? p.kv_len : (p.kv_len + unit - 1) / unit;
+  int64_t r = 0;
+  for (int64_t list = 0; list < b.num_lists; ++list) {
+    for (int64_t t = 0; t < b.num_tiles; ++t, ++r) {
+      SLUICE_RETURN_IF_ERROR(RowInPool(b, bi, r));
+      const int64_t first = kTrust == Trust::kStranger ? TileSpan(p, b, list, t).first : 0;
+      if (!b.ByToken()) {
+        SLUICE_RETURN_IF_ERROR(EntryRow<kTrust>(p, bi, r, units, first));
+        continue;
+      }
+      SLUICE_RETURN_IF_ERROR(TokensInRange(p, bi, r));
+      if constexpr (kTrust == Trust::kStranger) {
+        SLUICE_RETURN_IF_ERROR(TokenOrder(p, bi, r, first));
+      }
     }
-    const PlanEntry& e = b.entries[i];
-    if (e.len == 0) return Bad("branch ", bi, " row ", r, " has an empty entry");
-    int64_t lo = 0;
-    int64_t hi = 0;
-    EntryKeys(b, e, p.kv_len, &lo, &hi);
-    int64_t& past = e.state == EntryState::kSummary ? table_after[e.level] : after;
-    if (ascending && lo < past)
-      return Bad("branch ", bi, " row ", r, " is not sorted or covers key ", lo, " twice");
-    past = hi;
-    if (e.state == EntryState::kExact && e.mask == MaskClass::kFull && p.key_perm.empty() &&
-        hi - 1 > first)
-      return Bad("branch ", bi, " row ", r, " shows key ", hi - 1, " to query ", first);
+  }
+  return absl::OkStatus();
+}
+
+template <Trust kTrust>
+absl::Status Plan(const AttentionPlan& p) {
+  SLUICE_RETURN_IF_ERROR(Header(p));
+  if constexpr (kTrust == Trust::kStranger) {
+    for (float w : p.branch_weight) {
+      if (!std::isfinite(w)) return Bad("a branch weight is not finite");
+    }
+    for (float w : p.key_bias) {
+      if (std::isnan(w)) return Bad("a key bias is no number");
+    }
+  }
+  for (size_t bi = 0; bi < p.branches.size(); ++bi) {
+    SLUICE_RETURN_IF_ERROR(Shape(p, bi));
+    if (p.branches[bi].encoding == Encoding::kPattern) continue;
+    SLUICE_RETURN_IF_ERROR(Rows<kTrust>(p, bi));
   }
   return absl::OkStatus();
 }
@@ -274,34 +334,13 @@ inline absl::Status RowOrder(const AttentionPlan& p, size_t bi, int64_t r, int64
 
 // Everything that the executor dereferences lies in range. Allocation-free; O(listed).
 inline absl::Status CheckPlanBounds(const AttentionPlan& p) {
-  SLUICE_RETURN_IF_ERROR(plan_check::Header(p));
-  for (size_t bi = 0; bi < p.branches.size(); ++bi) {
-    SLUICE_RETURN_IF_ERROR(plan_check::Shape(p, bi));
-    if (p.branches[bi].encoding == Encoding::kPattern) continue;
-    SLUICE_RETURN_IF_ERROR(p.branches[bi].ByToken() ? plan_check::TokensInRange(p, bi)
-                                                    : plan_check::EntriesInRange(p, bi));
-  }
-  return absl::OkStatus();
+  return plan_check::Plan<plan_check::Trust::kRouter>(p);
 }
 
-// Lists ascend where they say so, full entries show nothing of the future, biases and weights are
-// numbers. Needs CheckPlanBounds. Allocation-free; O(listed).
+// And: lists ascend where they say so, full entries show nothing of the future, biases and weights
+// are numbers. Allocation-free; O(listed).
 inline absl::Status CheckPlanLists(const AttentionPlan& p) {
-  for (float w : p.branch_weight) {
-    if (!std::isfinite(w)) return plan_check::Bad("a branch weight is not finite");
-  }
-  for (float w : p.key_bias) {
-    if (std::isnan(w)) return plan_check::Bad("a key bias is no number");
-  }
-  for (size_t bi = 0; bi < p.branches.size(); ++bi) {
-    const AttentionBranch& b = p.branches[bi];
-    if (b.encoding == Encoding::kPattern) continue;
-    for (int64_t r = 0; r < b.num_lists * b.num_tiles; ++r) {
-      const auto [first, last] = plan_check::TileSpan(p, b, r / b.num_tiles, r % b.num_tiles);
-      SLUICE_RETURN_IF_ERROR(plan_check::RowOrder(p, bi, r, first));
-    }
-  }
-  return absl::OkStatus();
+  return plan_check::Plan<plan_check::Trust::kStranger>(p);
 }
 
 namespace plan_check {
@@ -347,7 +386,6 @@ inline absl::Status RowSpans(const AttentionPlan& p, size_t bi, int64_t r, int64
 // All of the above, and: no key is covered twice in a row, permutations are permutations, a query
 // stands in one tile of a list unless means are taken. Allocates; O(listed log listed).
 inline absl::Status ValidateAttentionPlan(const AttentionPlan& p) {
-  SLUICE_RETURN_IF_ERROR(CheckPlanBounds(p));
   SLUICE_RETURN_IF_ERROR(CheckPlanLists(p));
   for (int64_t at = 0; at < std::ssize(p.key_perm); at += p.kv_len) {
     std::vector<bool> seen(p.kv_len);

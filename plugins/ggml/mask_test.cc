@@ -8,7 +8,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
-namespace {
+namespace mask_test {
 using Kind = MaskShape::Kind;
 constexpr uint16_t kHidden = 0xFC00;
 
@@ -118,6 +118,6 @@ TEST(AlibiSlopes, AreAGeometricSeries) {
   EXPECT_FLOAT_EQ(six[4], 0.5f);
   EXPECT_FLOAT_EQ(six[5], 0.125f);
 }
-}  // namespace
+}  // namespace mask_test
 }  // namespace ggml
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
-namespace {
+namespace routed_attention_test {
 using testing::HasSubstr;
 constexpr uint16_t kHidden = 0xFC00;
 
@@ -309,6 +309,6 @@ TEST(RoutedAttention, ReadsEachMaskOncePerPass) {
     EXPECT_EQ((*attention)->masks_read(), 2 * pass);
   }
 }
-}  // namespace
+}  // namespace routed_attention_test
 }  // namespace ggml
 SLUICE_END_NAMESPACE

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace bootstrap_test {
 TEST(PairedBootstrap, CoversTheTrueDifference) {
   int covered = 0;
   for (uint64_t run = 0; run < 400; ++run) {
@@ -98,5 +98,5 @@ TEST(ParetoFront, KeepsWhoIsNotBeaten) {
                         {0.2, 0.7}, {0.1, NAN}, {2, 0.9}};
   EXPECT_THAT(ParetoFront(x), testing::ElementsAre(true, true, false, true, true, false, false));
 }
-}  // namespace
+}  // namespace bootstrap_test
 SLUICE_END_NAMESPACE

@@ -6,7 +6,7 @@
 #include <vector>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace quantile_test {
 TEST(Quantiles, AreTheTables) {
   EXPECT_NEAR(NormalQuantile(0.975), 1.959963984540054, 1e-14);
   EXPECT_NEAR(NormalQuantile(0.5), 0, 1e-15);
@@ -32,5 +32,5 @@ TEST(StudentInterval, IsTheTextbookOne) {
   EXPECT_NEAR(m.value - m.low, 1.963243161, 1e-8);
   EXPECT_EQ(StudentInterval(absl::MakeConstSpan(x).first(1)).high, 1);
 }
-}  // namespace
+}  // namespace quantile_test
 SLUICE_END_NAMESPACE

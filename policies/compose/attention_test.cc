@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace attention_test {
 using testing::HasSubstr;
 TEST(Compose, ErrorsSayWhichPart) {
   const auto error = [](absl::string_view text) {
@@ -171,5 +171,5 @@ TEST(Compose,
   EXPECT_EQ(RunText("cascade(mean_pool:k=2<=100 | mean_pool:k=3)", a, 0, 50).status,
             absl::OkStatus());
 }
-}  // namespace
+}  // namespace attention_test
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace roofline_test {
 TEST(WorkOf, FollowsWhatTheExecutorCounts) {
   const AttentionData a = MakeAttentionData(DataKind::kNeedles, 1024, 1024, 4, 2, 16, 16, 5);
   for (const char* spec :
@@ -47,5 +47,5 @@ TEST(FitMachine, BadMeasurementsAreNamed) {
   EXPECT_THAT(FitMachine({{{}, 1}, {{}, 1}, {{}, 0}, {{}, 1}}).status().message(),
               testing::HasSubstr("took 0 s"));
 }
-}  // namespace
+}  // namespace roofline_test
 SLUICE_END_NAMESPACE

@@ -6,7 +6,7 @@
 #include "sluice/policies/experiment/sequential.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace assignment_test {
 std::string Unit(int i) { return absl::StrCat("user-", i); }
 
 TEST(ArmAssignment, SharesAreTheWeights) {
@@ -65,5 +65,5 @@ TEST(ArmAssignment, BadExperimentsAreNamed) {
   EXPECT_THAT(error({{"a", 0}}), testing::HasSubstr("all weights are 0"));
   EXPECT_THAT(error({{"a"}}, 1.5), testing::HasSubstr("exposure 1.5"));
 }
-}  // namespace
+}  // namespace assignment_test
 SLUICE_END_NAMESPACE

@@ -6,7 +6,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace off_policy_test {
 TEST(OffPolicy, SmallCaseByHand) {
   // Weights 2 and 0.5; rewards 1 and 0; residuals 0.4 and -0.2; models of the target 0.7 and 0.3.
   const LoggedDecision log[] = {{1, 0.25, 0.5, 0.6, 0.7}, {0, 0.8, 0.4, 0.2, 0.3}};
@@ -301,5 +301,5 @@ TEST(OffPolicy, RefusesWhatCannotBe) {
        {OffPolicyOptions{.clip = NAN}, {.switch_at = 0}, {.shrink = -1}, {.draws = -1}})
     EXPECT_FALSE(EvaluateOffPolicy(two, OffPolicy::kIps, o).ok());
 }
-}  // namespace
+}  // namespace off_policy_test
 SLUICE_END_NAMESPACE

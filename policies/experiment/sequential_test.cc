@@ -8,7 +8,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace sequential_test {
 TEST(Moments, AreTheTextbookOnes) {
   const double y[] = {1, 4, 2, 8}, x[] = {0, 2, 1, 3};
   Moments m;
@@ -237,5 +237,5 @@ TEST(Sequential, SaysNothingWithoutData) {
   MixtureTest test(0.1);
   EXPECT_EQ(test.Update(d), 1);
 }
-}  // namespace
+}  // namespace sequential_test
 SLUICE_END_NAMESPACE

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace control_test {
 using testing::HasSubstr;
 
 // Eight layers, three operators each, of which the exact optimum is known by trying all 6561. The
@@ -184,5 +184,5 @@ TEST(SearchPlan, RandomSearchNeverFallsAndOneEvaluationIsOneDraw) {
     EXPECT_EQ(one.quality, many.history.front());
   }
 }
-}  // namespace
+}  // namespace control_test
 SLUICE_END_NAMESPACE

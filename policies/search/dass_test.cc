@@ -6,7 +6,7 @@
 #include "sluice/policies/search/search.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace dass_test {
 using search_internal::Discretise;
 using search_internal::Evaluations;
 using search_internal::ExpectedCost;
@@ -170,5 +170,5 @@ TEST(Dass, NaNQualitiesAndBadSettingsAreTold) {
   p.relaxed = [](const Mixture&) -> absl::StatusOr<RelaxedQuality> { return RelaxedQuality{}; };
   EXPECT_THAT(error({}), HasSubstr("a gradient of 0 slots, wanted 5"));
 }
-}  // namespace
+}  // namespace dass_test
 SLUICE_END_NAMESPACE

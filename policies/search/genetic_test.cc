@@ -6,7 +6,7 @@
 #include <numeric>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace genetic_test {
 double MeanOf(const std::vector<double>& x) {
   return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
 }
@@ -62,5 +62,5 @@ TEST(GeneticSearch, NaNRanksLastAndErrorsAreExplained) {
                  return absl::InternalError("no");
                }).ok());
 }
-}  // namespace
+}  // namespace genetic_test
 SLUICE_END_NAMESPACE

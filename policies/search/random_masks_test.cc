@@ -9,7 +9,7 @@
 #include "sluice/policies/common/quantile.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace random_masks_test {
 using testing::HasSubstr;
 
 TEST(RandomMask, HasExactlySoManyNodes) {
@@ -92,5 +92,5 @@ TEST(SearchRandomMasks, NaNIsNeverKeptAndErrorsAreTold) {
                  return absl::InternalError("no");
                }).ok());
 }
-}  // namespace
+}  // namespace random_masks_test
 SLUICE_END_NAMESPACE

@@ -6,7 +6,7 @@
 #include "sluice/policies/search/control.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace search_test {
 // Layers that matter differently; `pair`: the first two help only together, which additive methods
 // cannot see.
 SearchProblem Layers(double budget, double pair = 0) {
@@ -120,5 +120,5 @@ TEST(AllocateByGain, IsExactForConcaveGainsOfEqualSteps) {
   EXPECT_THAT(*AllocateByGain(two, 1), testing::ElementsAre(1, 0));  // ties: the lowest item
   EXPECT_FALSE(AllocateByGain(two, -1).ok());
 }
-}  // namespace
+}  // namespace search_test
 SLUICE_END_NAMESPACE

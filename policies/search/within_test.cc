@@ -6,7 +6,7 @@
 #include <limits>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace within_test {
 using testing::HasSubstr;
 
 // Four slots of three choices: each is cheaper than the one before, and loses by the slot. Losses
@@ -139,5 +139,5 @@ TEST(SearchWithin, RefusesWhatIsNoProblem) {
   failing.p.losses = [](const Plan&) { return absl::UnavailableError("gone"); };
   EXPECT_EQ(SearchWithin(failing.p, false, failing.o).status().message(), "gone");
 }
-}  // namespace
+}  // namespace within_test
 SLUICE_END_NAMESPACE

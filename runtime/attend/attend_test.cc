@@ -15,7 +15,7 @@
 #include "sluice/tests/support/attention_data.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace attend_test {
 // Owns the storage of a random plan.
 struct TestPlan {
   AttentionPlan plan;
@@ -823,8 +823,12 @@ TEST(Attend, RowsMayShareAList) {
   const ReferenceAttention got = AttendReference(storage->plan(), a.Q(), a.K(), a.V(), a.scale());
   EXPECT_EQ(got.o, want.o);
   ExpectNear(RunPlan(storage->plan(), a, {}), want, 2e-5, "shared lists");
-  shared.set_row(0, 8 * 60 - 49, 50);
-  EXPECT_FALSE(storage->Adopt({}).ok());
+  for (int64_t begin : {int64_t{8 * 60 - 49}, int64_t{8 * 60 + 1}, int64_t{-1},
+                        std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()}) {
+    shared.set_row(0, begin, 50);
+    ASSERT_TRUE(storage->Adopt({}).ok());
+    EXPECT_FALSE(CheckPlanBounds(storage->plan()).ok()) << begin;
+  }
 }
 TEST(Attend, StopByScoreLeavesTheRestOut) {
   AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 16, 2, 2, 16, 16, 61);
@@ -1008,5 +1012,5 @@ TEST(Attend, ErrorsSayWhatWasGiven) {
   t->plan.key_bias = t->key_bias;
   EXPECT_EQ(RunPlan(t->plan, a, kv).status.code(), absl::StatusCode::kUnimplemented);
 }
-}  // namespace
+}  // namespace attend_test
 SLUICE_END_NAMESPACE

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace counter_rng_test {
 TEST(CounterRng, PureAndWellSpread) {
   EXPECT_EQ(RandomBits({1, 2, 3, 4, 5}), RandomBits({1, 2, 3, 4, 5}));
   EXPECT_NE(RandomBits({1, 2, 3, 4, 5}), RandomBits({1, 2, 3, 5, 4}));
@@ -21,5 +21,5 @@ TEST(CounterRng, PureAndWellSpread) {
   EXPECT_NEAR(normal / n, 0, 0.03);
   EXPECT_NEAR(square / n, 1, 0.04);
 }
-}  // namespace
+}  // namespace counter_rng_test
 SLUICE_END_NAMESPACE

@@ -5,7 +5,7 @@
 #include <thread>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace published_test {
 struct Matrix {  // every cell holds the version: a half-written one would differ
   explicit Matrix(uint64_t v) : cells(512, v) { ++alive; }
   ~Matrix() {
@@ -47,5 +47,5 @@ TEST(Published, NothingIsPublishedAtFirst) {
   Published<int> p;
   EXPECT_EQ(Published<int>::Guard(p, 0).get(), nullptr);
 }
-}  // namespace
+}  // namespace published_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include <fstream>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace regular_file_test {
 using testing::HasSubstr;
 
 class RegularFileTest : public testing::Test {
@@ -49,5 +49,5 @@ TEST_F(RegularFileTest, HashesContentInPieces) {
   std::ofstream(Path("large")) << large;
   EXPECT_EQ(*HashFile(Path("large")), HashText(large));
 }
-}  // namespace
+}  // namespace regular_file_test
 SLUICE_END_NAMESPACE

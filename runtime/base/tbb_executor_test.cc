@@ -13,7 +13,7 @@
 #include <vector>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace tbb_executor_test {
 TEST(TbbExecutor, EachIndexOnceAndWorkersAreExclusive) {
   for (int threads : {1, 2, 5}) {
     std::unique_ptr<Executor> ex = MakeTbbExecutor(threads);
@@ -92,5 +92,5 @@ TEST(TbbExecutor, MoreWorkersThanCpus) {
     EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   }
 }
-}  // namespace
+}  // namespace tbb_executor_test
 SLUICE_END_NAMESPACE

@@ -5,7 +5,7 @@
 #include <string>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace utf8_test {
 TEST(Utf8, TakesEveryScalarAndNothingElse) {
   for (const char* good : {"", "a", "\x7f", "\xC2\x80", "\xDF\xBF", "\xE0\xA0\x80", "\xED\x9F\xBF",
                            "\xEE\x80\x80", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF", "a\xC3\xA4z"})
@@ -16,5 +16,5 @@ TEST(Utf8, TakesEveryScalarAndNothingElse) {
     EXPECT_FALSE(IsUtf8(bad)) << bad;
   EXPECT_TRUE(IsUtf8(std::string("a\0b", 3)));
 }
-}  // namespace
+}  // namespace utf8_test
 SLUICE_END_NAMESPACE

@@ -12,7 +12,7 @@
 #include "sluice/tests/support/attention_data.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace dispatch_test {
 // Unit u multiplies by u + 1 and adds u.
 absl::Status Affine(const UnitRows& rows, const RunContext&) {
   const auto u = static_cast<float>(rows.unit);
@@ -200,5 +200,5 @@ TEST(Dispatch, ErrorsReachTheCaller) {
                   .message(),
               testing::HasSubstr("2^40"));
 }
-}  // namespace
+}  // namespace dispatch_test
 SLUICE_END_NAMESPACE

@@ -18,7 +18,7 @@
 #include "absl/strings/str_cat.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace child_check_test {
 using std::chrono::milliseconds;
 using testing::HasSubstr;
 using Clock = std::chrono::steady_clock;
@@ -203,5 +203,5 @@ TEST(OpenRegularFile, RefusesTheRest) {
   EXPECT_THAT(why("/dev/zero"), HasSubstr("/dev/zero: it is a device, wanted a regular file"));
   EXPECT_THAT(why(folder / "none"), HasSubstr("cannot be read: No such file"));
 }
-}  // namespace
+}  // namespace child_check_test
 SLUICE_END_NAMESPACE

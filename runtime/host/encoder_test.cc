@@ -18,7 +18,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace encoder_test {
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
 Gguf Open(const std::string& name) {
   auto f = Gguf::Open(kModels + name);
@@ -229,7 +229,7 @@ TEST(Encoder, AConvertedHeadAgreesWithTheReference) {
         part[n].push_back(row);
       }
     }
-    const reference::Rows want = reference::Head(part[0], part[1], part[2]);
+    const sluice::reference::Rows want = sluice::reference::Head(part[0], part[1], part[2]);
     const std::vector<float> got = e.HeadOutputs(7, head, 1, x);
     for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i / 16][i % 16], 1e-5);
   }
@@ -291,7 +291,9 @@ TEST(Encoder, RefusesWhatItDoesNotCompute) {
     if (!key.empty()) w.Set(key, value);
     for (const auto& [name, t] : DenseFile().tensors()) w.Copy(t);
     const std::vector<float> zeros(4);
-    if (!tensor.empty()) EXPECT_TRUE(w.Add(tensor, {{4}}, zeros).ok());
+    if (!tensor.empty()) {
+      EXPECT_TRUE(w.Add(tensor, {{4}}, zeros).ok());
+    }
     const std::string bytes = w.Bytes();
     const auto file = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
     EXPECT_TRUE(file.ok()) << file.status();
@@ -307,6 +309,6 @@ TEST(Encoder, RefusesWhatItDoesNotCompute) {
   EXPECT_THAT(refused("tokenizer.ggml.model", std::string("bert"), ""),
               testing::HasSubstr("implemented: 'gpt2'"));
 }
-}  // namespace
+}  // namespace encoder_test
 }  // namespace host
 SLUICE_END_NAMESPACE

@@ -13,7 +13,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace engine_test {
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
 // Larger reference files that are not part of the project; tests that need them are skipped
 // without.
@@ -182,6 +182,6 @@ TEST(Engine, ReferenceModelComesNearItsPublishedFigures) {
   ASSERT_TRUE(score.ok());
   EXPECT_GT(score->accuracy, 0.9);  // 0.96 on a longer sample
 }
-}  // namespace
+}  // namespace engine_test
 }  // namespace host
 SLUICE_END_NAMESPACE

@@ -13,7 +13,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace layer_routing_test {
 const std::string kModels = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
 const Gguf& Weights(int seed = 1) {
   static const auto* files = new std::vector<Gguf>([] {
@@ -235,6 +235,6 @@ TEST(LayerRouting, BadOptionsAreExplained) {
   o.layers.weights = nullptr;
   EXPECT_THAT(message(o), testing::HasSubstr("needs trained weights"));
 }
-}  // namespace
+}  // namespace layer_routing_test
 }  // namespace host
 SLUICE_END_NAMESPACE

@@ -14,7 +14,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace model_test {
 using testing::AllOf;
 using testing::HasSubstr;
 
@@ -142,6 +142,6 @@ TEST_F(ModelTest, RefusesWhatIsNoFileAtOnce) {
   for (const std::string& path : {pipe, std::string("/dev/zero"), std::string(folder_)})
     EXPECT_THAT(LoadModel(path).status().message(), HasSubstr("not a regular file"));
 }
-}  // namespace
+}  // namespace model_test
 }  // namespace host
 SLUICE_END_NAMESPACE

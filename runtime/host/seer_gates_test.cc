@@ -13,7 +13,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace seer_gates_test {
 using testing::HasSubstr;
 
 std::string Gates(int seed) {
@@ -101,6 +101,6 @@ TEST(SeerGates, APolicyFindsThoseOfTheModel) {
                               .message()),
               HasSubstr("the model has 1"));
 }
-}  // namespace
+}  // namespace seer_gates_test
 }  // namespace host
 SLUICE_END_NAMESPACE

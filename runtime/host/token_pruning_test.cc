@@ -17,7 +17,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace token_pruning_test {
 constexpr char kLearned[] = "token/ftp";
 constexpr char kExact[] = "token/ftp:topk=1";
 constexpr char kStatic[] = "ftp_static";
@@ -288,6 +288,6 @@ TEST(TokenPruning, RefusesWhatItCannotRun) {
   o.tokens.weights = &TokenWeights();
   refuses(o, "without layer routing, token routing");
 }
-}  // namespace
+}  // namespace token_pruning_test
 }  // namespace host
 SLUICE_END_NAMESPACE

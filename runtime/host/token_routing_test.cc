@@ -16,7 +16,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
-namespace {
+namespace token_routing_test {
 enum class Gate { kOff, kLearned, kApproximate, kRandom };
 const RandomWeights& Weights(int64_t rank) {
   static auto* made = new std::map<int64_t, RandomWeights>;
@@ -266,6 +266,6 @@ TEST(TokenRouting, BadOptionsAreExplained) {
   o.router = "mean_pool:k=4";
   EXPECT_THAT(message(o), testing::HasSubstr("contiguous queries only"));
 }
-}  // namespace
+}  // namespace token_routing_test
 }  // namespace host
 SLUICE_END_NAMESPACE

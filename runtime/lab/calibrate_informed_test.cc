@@ -11,7 +11,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace calibrate_informed_test {
 TEST(CalibrateInformedRouting, MeetsItsBudgetAndBeatsChance) {
   auto all =
       ReadTokens(std::string(SLUICE_SOURCE_DIR) + "/examples/models/sluice-mini-eval.u16", 0, 2048);
@@ -44,6 +44,6 @@ TEST(CalibrateInformedRouting, MeetsItsBudgetAndBeatsChance) {
   EXPECT_THAT(std::string(CalibrateInformedRouting(host::Mini(), {1, 2, 3}, {}).status().message()),
               testing::HasSubstr("more than the width, 384"));
 }
-}  // namespace
+}  // namespace calibrate_informed_test
 }  // namespace lab
 SLUICE_END_NAMESPACE

@@ -11,7 +11,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace facts_file_test {
 using testing::HasSubstr;
 
 class FactsFile : public testing::Test {
@@ -119,6 +119,6 @@ TEST_F(FactsFile, ANumberAFileOrBoth) {
   EXPECT_THAT(said({file}, true), HasSubstr("--spaces beside a file"));
   EXPECT_THAT(said({"nowhere"}), HasSubstr("cannot open nowhere"));
 }
-}  // namespace
+}  // namespace facts_file_test
 }  // namespace lab
 SLUICE_END_NAMESPACE

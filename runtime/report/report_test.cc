@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace report_test {
 using testing::HasSubstr;
 
 Report Sample() {
@@ -61,5 +61,5 @@ TEST(Report, WritesWholeFilesOrSaysWhy) {
   EXPECT_THAT(WriteReport(Sample(), "/nonexistent/x").message(),
               HasSubstr("cannot write /nonexistent/x.html"));
 }
-}  // namespace
+}  // namespace report_test
 SLUICE_END_NAMESPACE

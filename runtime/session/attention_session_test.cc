@@ -10,7 +10,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace attention_session_test {
 using testing::HasSubstr;
 constexpr int64_t kKeys = 400;
 constexpr int64_t kHeads = 4;
@@ -124,5 +124,5 @@ TEST(Session, ErrorsSayWhatIsAllowed) {
   options.max_kv = 0;
   EXPECT_FALSE(AttentionSession::Create(options).ok());
 }
-}  // namespace
+}  // namespace attention_session_test
 SLUICE_END_NAMESPACE

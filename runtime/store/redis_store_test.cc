@@ -15,7 +15,7 @@
 #include "sluice/tests/support/store_checks.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace redis_store_test {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -565,5 +565,5 @@ TEST(RedisCluster, SaysWhichKindOfServerItNeeds) {
   EXPECT_EQ(nobody.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(nobody.message()), HasSubstr("127.0.0.1:"));
 }
-}  // namespace
+}  // namespace redis_store_test
 SLUICE_END_NAMESPACE

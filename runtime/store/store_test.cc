@@ -21,7 +21,7 @@
 #include "sluice/tests/support/store_checks.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace store_test {
 std::string TempDir() {
   std::string path = testing::TempDir() + "sluice-store-XXXXXX";
   EXPECT_NE(mkdtemp(path.data()), nullptr);
@@ -367,5 +367,5 @@ TEST(Record, ReadsBackAndRefusesDamage) {
     (void)ParseDecision(bad);
   }
 }
-}  // namespace
+}  // namespace store_test
 SLUICE_END_NAMESPACE

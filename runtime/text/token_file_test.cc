@@ -12,7 +12,7 @@
 #include "sluice/runtime/text/text_file.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace token_file_test {
 using testing::HasSubstr;
 
 class TokenFile : public testing::Test {
@@ -146,5 +146,5 @@ TEST_F(TokenFile, NoDamageDoesHarm) {
     }
   }
 }
-}  // namespace
+}  // namespace token_file_test
 SLUICE_END_NAMESPACE

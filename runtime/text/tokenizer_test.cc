@@ -14,7 +14,7 @@
 #include "sluice/tests/support/tiny_model.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace tokenizer_test {
 using testing::HasSubstr;
 
 const Gguf& File() {
@@ -90,5 +90,5 @@ TEST(Tokenizer, LongRunsOfOneCharacterEndSoon) {
   // Quadratic merging takes minutes, this some tenths of a second.
   EXPECT_LT(std::chrono::steady_clock::now() - from, std::chrono::seconds(20));
 }
-}  // namespace
+}  // namespace tokenizer_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include "sluice/api/dtype.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace gguf_test {
 struct Writer {
   std::string s = "GGUF";
   template <class T>
@@ -106,5 +106,5 @@ TEST(Gguf, HostileSizesAndTypes) {
   EXPECT_EQ(Gguf::Open("/no/such/file").status().code(), absl::StatusCode::kNotFound);
   EXPECT_FALSE(Gguf::Open("/").ok());
 }
-}  // namespace
+}  // namespace gguf_test
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 #include "sluice/api/dtype.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace gguf_writer_test {
 TEST(GgufWriter, TheReaderGetsBackWhatWasWritten) {
   GgufWriter w;
   w.Set("a.int", int64_t{-7});
@@ -199,5 +199,5 @@ TEST(GgufWriter, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(std::string(w.Write("/nowhere/file.gguf").message()),
               testing::HasSubstr("/nowhere/file.gguf"));
 }
-}  // namespace
+}  // namespace gguf_writer_test
 SLUICE_END_NAMESPACE

@@ -11,7 +11,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace unit_cache_test {
 using testing::HasSubstr;
 constexpr int64_t kLayers = 3;
 constexpr int32_t kUnits = 10;
@@ -141,5 +141,5 @@ TEST(UnitCache, ErrorsSayWhatIsAllowed) {
                 HasSubstr("allowed are 1 or more of each"));
   EXPECT_FALSE(UnitCache::Create(1, 0, Fill).ok());
 }
-}  // namespace
+}  // namespace unit_cache_test
 SLUICE_END_NAMESPACE

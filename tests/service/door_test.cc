@@ -15,7 +15,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace door_test {
 using testing::HasSubstr;
 using testing::Not;
 
@@ -263,5 +263,5 @@ TEST(Requests, NothingInvalidMeansDefault) {
     EXPECT_THAT(told->reason(), HasSubstr("latency_s"));
   }
 }
-}  // namespace
+}  // namespace door_test
 SLUICE_END_NAMESPACE

@@ -10,7 +10,7 @@
 #include "sluice/runtime/base/counter_rng.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace experiment_test {
 v1::ExperimentConfig Config(const std::string& name, const std::vector<double>& weights) {
   v1::ExperimentConfig c;
   c.set_name(name);
@@ -146,5 +146,5 @@ TEST(Experiment, OnlyANewNameSplitsAnew) {
   more.set_exposure(0.5);
   EXPECT_FALSE(Reweights(was, more)) << "exposure keeps who took part";
 }
-}  // namespace
+}  // namespace experiment_test
 SLUICE_END_NAMESPACE

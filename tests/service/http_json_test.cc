@@ -14,7 +14,7 @@
 #include "sluice/runtime/service/metrics.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace http_json_test {
 using testing::HasSubstr;
 using testing::Not;
 
@@ -252,5 +252,5 @@ TEST(Metrics, NoNameBreaksThePageNorMakesASeriesTwice) {
     EXPECT_TRUE(series.emplace(line.substr(0, line.rfind(' '))).second) << line;
   }
 }
-}  // namespace
+}  // namespace http_json_test
 SLUICE_END_NAMESPACE

@@ -22,7 +22,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace http_test {
 using testing::HasSubstr;
 using testing::StartsWith;
 using Clock = std::chrono::steady_clock;
@@ -604,5 +604,5 @@ TEST(Http, TheDescriptionIsWhatAnswers) {
     EXPECT_EQ(fields, listed) << name;
   }
 }
-}  // namespace
+}  // namespace http_test
 SLUICE_END_NAMESPACE

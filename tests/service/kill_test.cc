@@ -20,7 +20,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace kill_test {
 class Process {
  public:
   explicit Process(std::string config) : config_(std::move(config)) {}
@@ -252,5 +252,5 @@ TEST(Kill, OfTheServerAndOfAClustersNodeChangesNothing) {
         for (int i = 0; i < 200 && cluster.OwnerOf("{sluice}:log") < 0; ++i) usleep(50'000);
       });
 }
-}  // namespace
+}  // namespace kill_test
 SLUICE_END_NAMESPACE

@@ -23,7 +23,7 @@
 #include "sluice/v1/config.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace ope_test {
 using testing::HasSubstr;
 constexpr uint64_t kGraph = 0xabc;
 constexpr int kTasks = 3;
@@ -557,5 +557,5 @@ TEST(Ope, RefusesByName) {
   ASSERT_TRUE(s.store->Append(std::vector<StoredOutcome>{{99, "x"}}).ok());
   EXPECT_THAT(error(*s.store, o), HasSubstr("outcome 11: "));
 }
-}  // namespace
+}  // namespace ope_test
 SLUICE_END_NAMESPACE

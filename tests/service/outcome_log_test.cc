@@ -7,7 +7,7 @@
 #include "sluice/runtime/service/replay.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace outcome_log_test {
 using testing::HasSubstr;
 
 OutcomeLog Parse(const std::string& csv) {
@@ -118,5 +118,5 @@ TEST(OutcomeLog, NeedsATaskColumn) {
   EXPECT_THAT(ParseOutcomeLog("id,intent:x,quality:a\nq,1,1\n").status().message(),
               HasSubstr("no column task"));
 }
-}  // namespace
+}  // namespace outcome_log_test
 SLUICE_END_NAMESPACE

@@ -16,7 +16,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace replay_test {
 const OutcomeLog& PoolA() {
   static const OutcomeLog* log = [] {
     auto read = LoadOutcomeLog(SLUICE_POOL_A);
@@ -299,5 +299,5 @@ TEST(ReplayAffinity, MovesLessAndLosesLittle) {
   o.affinity_price = 0;  // whatever is better is moved to
   EXPECT_GT(Replay(*log, "thompson", o, 1)->moved, kept->moved);
 }
-}  // namespace
+}  // namespace replay_test
 SLUICE_END_NAMESPACE

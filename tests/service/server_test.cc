@@ -13,7 +13,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace server_test {
 using testing::HasSubstr;
 
 v1::Outcome Good(const v1::Decision& d, double quality = 1) {
@@ -692,5 +692,5 @@ TEST(Server, ConfigurationErrorsNameTheirPlace) {
   EXPECT_THAT(error(base + "policy { spec: \"knn\" weights: \"/none.gguf\" }"),
               HasSubstr("/none.gguf"));
 }
-}  // namespace
+}  // namespace server_test
 SLUICE_END_NAMESPACE

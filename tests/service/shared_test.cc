@@ -13,7 +13,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace shared_test {
 using testing::HasSubstr;
 using testing::Not;
 
@@ -165,5 +165,5 @@ TEST(Retention, DaysAreMarkedByTheirFirstOutcome) {
   read.Parse("cut");
   EXPECT_EQ(read.FirstSince(11, 99), 99u);
 }
-}  // namespace
+}  // namespace shared_test
 SLUICE_END_NAMESPACE

@@ -21,7 +21,7 @@
 #include "sluice/tests/support/running_server.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace team_test {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -781,5 +781,5 @@ TEST(Draining, HasADeadlineWhateverClientsDo) {
   EXPECT_LT(took, std::chrono::seconds(5));
   EXPECT_GT(refused, 0);
 }
-}  // namespace
+}  // namespace team_test
 SLUICE_END_NAMESPACE

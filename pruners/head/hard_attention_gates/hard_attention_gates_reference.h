@@ -6,7 +6,10 @@
 #include <cstddef>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 inline double Gate(double a) { return 1 / (1 + std::exp(-a)); }
 
 // One gated branch: y_c = gate(a_c) (w_c . x + b_c).
@@ -21,5 +24,6 @@ inline std::vector<double> Gated(const std::vector<double>& a, double threshold,
   }
   return y;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_HEAD_HARD_ATTENTION_GATES_HARD_ATTENTION_GATES_REFERENCE_H_

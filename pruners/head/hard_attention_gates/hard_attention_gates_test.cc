@@ -11,7 +11,7 @@
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace hard_attention_gates_test {
 using head::HardAttentionGates;
 using head::hard_attention_gates::FoldGates;
 using head::hard_attention_gates::GateMask;
@@ -175,5 +175,5 @@ TEST(HardAttentionGates, ErrorsSayWhatWasGivenAndAllowed) {
           BuiltinPruners().routers.Create("hard_attention_gates:threshold=1.5").status().message()),
       HasSubstr("1.5"));
 }
-}  // namespace
+}  // namespace hard_attention_gates_test
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace head {
-namespace {
+namespace shrp_test {
 constexpr int64_t kWidth = 48, kHeads = 12;
 const RandomWeights& Weights() {
   static const auto* w = new RandomWeights({{"width", kWidth}, {"heads", kHeads}});
@@ -137,6 +137,6 @@ TEST(Shrp, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(message((*r)->MakePlan({.items = 4, .units = 2, .hidden = kWidth})),
               testing::HasSubstr("wanted 12 units"));
 }
-}  // namespace
+}  // namespace shrp_test
 }  // namespace head
 SLUICE_END_NAMESPACE

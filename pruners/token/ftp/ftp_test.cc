@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace token {
-namespace {
+namespace ftp_test {
 const RandomWeights& Weights() {
   static const auto* w = new RandomWeights({{"hidden", 64}});
   return *w;
@@ -134,6 +134,6 @@ TEST(Ftp, ErrorsSayWhatIsWrong) {
   EXPECT_THAT((*r)->Run(**plan, in, {memory.workspace(), nullptr}, out.view()).message(),
               testing::HasSubstr("token/ftp reads attention feedback and was given none"));
 }
-}  // namespace
+}  // namespace ftp_test
 }  // namespace token
 SLUICE_END_NAMESPACE

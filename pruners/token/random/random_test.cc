@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace token {
-namespace {
+namespace random_test {
 std::vector<int32_t> Route(const std::string& spec, int64_t n) {
   auto router = BuiltinPruners().routers.Create(spec);
   EXPECT_TRUE(router.ok()) << router.status();
@@ -43,6 +43,6 @@ TEST(RandomTokens, LayersAndSeedsDrawOnTheirOwn) {
   EXPECT_NE(one, Route("token/random:sparsity=0.5,layer=1", 200));
   EXPECT_NE(one, Route("token/random:sparsity=0.5,seed=2", 200));
 }
-}  // namespace
+}  // namespace random_test
 }  // namespace token
 SLUICE_END_NAMESPACE

@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Matrix = std::vector<std::vector<double>>;
 
 struct DsnotStats {
@@ -95,5 +98,6 @@ inline std::vector<bool> Dsnot(const std::vector<double>& w, const DsnotStats& s
   }
   return kept;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_WEIGHT_DSNOT_DSNOT_REFERENCE_H_

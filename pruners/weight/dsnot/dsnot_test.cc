@@ -8,7 +8,7 @@
 #include "sluice/tests/support/calibration.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace dsnot_test {
 using Kind = PruneTarget::Kind;
 using Scope = PruneTarget::Scope;
 using testing::HasSubstr;
@@ -244,5 +244,5 @@ TEST(Dsnot, ErrorsSayWhatWasGivenAndAllowed) {
   c.tokens = 0;
   EXPECT_THAT(error({}, &start), HasSubstr("statistics of 0 tokens; allowed: 1 or more"));
 }
-}  // namespace
+}  // namespace dsnot_test
 SLUICE_END_NAMESPACE

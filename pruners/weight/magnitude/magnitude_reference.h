@@ -6,7 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Weights = std::vector<std::vector<double>>;
 using Kept = std::vector<std::vector<bool>>;
 
@@ -59,5 +62,6 @@ inline Kept MagnitudeByBlock(const Weights& w, size_t h, size_t v, int64_t stay)
     for (size_t c = 0; c < w[0].size(); ++c) kept[r][c] = Stays(sums, r / h * across + c / v, stay);
   return kept;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_WEIGHT_MAGNITUDE_MAGNITUDE_REFERENCE_H_

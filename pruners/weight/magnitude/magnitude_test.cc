@@ -10,7 +10,7 @@
 #include "sluice/tests/support/random_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace magnitude_test {
 using Kind = PruneTarget::Kind;
 using Scope = PruneTarget::Scope;
 constexpr int64_t kRows = 12, kCols = 72;
@@ -158,5 +158,5 @@ TEST(Freeze, KeepsTheUnitsThatTheRouterUsed) {
   EXPECT_THAT(pruning::Freeze(*router, *plan, data, {.kind = Kind::kNofM}, {}).status().message(),
               testing::HasSubstr("freeze: target of kind 1"));
 }
-}  // namespace
+}  // namespace magnitude_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,10 @@
 #include <utility>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Matrix = std::vector<std::vector<double>>;
 
 inline Matrix Inverse(Matrix a) {
@@ -109,5 +112,6 @@ inline SparseGptResult SparseGpt(const Matrix& given, const Matrix& gram,
   }
   return out;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_WEIGHT_SPARSE_GPT_SPARSE_GPT_REFERENCE_H_

@@ -8,7 +8,7 @@
 #include "sluice/tests/support/calibration.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace sparse_gpt_test {
 using Kind = PruneTarget::Kind;
 using Scope = PruneTarget::Scope;
 using testing::HasSubstr;
@@ -178,5 +178,5 @@ TEST(SparseGpt, ErrorsSayWhatWasGivenAndAllowed) {
   c.gram[1] = NAN;
   EXPECT_THAT(error({}), HasSubstr("row 0 of gram of column 1 is nan"));
 }
-}  // namespace
+}  // namespace sparse_gpt_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Matrix = std::vector<std::vector<double>>;
 
 // samples [samples][tokens][cols] -> per column the sum of squares, averaged over the samples.
@@ -39,5 +42,6 @@ inline std::vector<std::vector<bool>> Wanda(const Matrix& w, const std::vector<d
   }
   return kept;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_PRUNERS_WEIGHT_WANDA_WANDA_REFERENCE_H_

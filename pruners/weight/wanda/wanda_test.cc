@@ -8,7 +8,7 @@
 #include "sluice/tests/support/calibration.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace wanda_test {
 using Kind = PruneTarget::Kind;
 using testing::HasSubstr;
 constexpr int64_t kRows = 12, kCols = 72;
@@ -74,5 +74,5 @@ TEST(Wanda, ErrorsSayWhatWasGivenAndAllowed) {
   c.squares.clear();
   EXPECT_THAT(error(c), HasSubstr("sum_squares has 0 entries, wanted 72"));
 }
-}  // namespace
+}  // namespace wanda_test
 SLUICE_END_NAMESPACE

@@ -6,7 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 // How far v lies from its mean (or from 0), each entry in units of the root of the mean square.
 inline std::vector<double> Standard(std::vector<double> v, bool centre) {
   double mean = 0;
@@ -55,5 +58,6 @@ inline std::vector<double> LowRank(const std::vector<std::vector<double>>& a,
   }
   return y;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ADAPTER_DYNAMIC_ROUTING_DYNAMIC_ROUTING_REFERENCE_H_

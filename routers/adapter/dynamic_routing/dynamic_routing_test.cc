@@ -10,7 +10,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace adapter {
-namespace {
+namespace dynamic_routing_test {
 using testing::ElementsAre;
 using testing::HasSubstr;
 constexpr int64_t kItems = 60;
@@ -326,6 +326,6 @@ TEST(DynamicRouting, ForgetsLessThanTuningInSequence) {
   EXPECT_GT(average[0], average[2]);
   EXPECT_LT(confusion, 0.05);
 }
-}  // namespace
+}  // namespace dynamic_routing_test
 }  // namespace adapter
 SLUICE_END_NAMESPACE

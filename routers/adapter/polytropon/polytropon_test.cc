@@ -10,7 +10,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace adapter {
-namespace {
+namespace polytropon_test {
 constexpr int64_t kTasks = 3;
 constexpr int64_t kSkills = 4;
 constexpr int64_t kRank = 2;
@@ -217,6 +217,6 @@ TEST(Polytropon, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(r.MakePlan({.items = 1, .units = 2}).status().message(),
               HasSubstr("wanted 3, one a task"));
 }
-}  // namespace
+}  // namespace polytropon_test
 }  // namespace adapter
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace amro_s_test {
 // Agents of stage s are numbered from here in MakeGraph(2, {3, 4}).
 constexpr int32_t kSecond = 3;
 double Tau(AgentUnderTest& a, int t, int64_t edge) {
@@ -336,6 +336,6 @@ TEST(AmroS, NamesAWrongSetting) {
   EXPECT_THAT(BuiltinRouters().agents.Create("amro_s:base_cost=0,epsilon=0").status().message(),
               testing::HasSubstr("deposit infinity"));
 }
-}  // namespace
+}  // namespace amro_s_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

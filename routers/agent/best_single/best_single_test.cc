@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace best_single_test {
 TEST(BestSingle, IgnoresTheQuery) {
   AgentUnderTest a("best_single:prior=0.001", MakeGraph(2, {2}));
   for (int i = 0; i < 10; ++i) {
@@ -19,6 +19,6 @@ TEST(BestSingle, IgnoresTheQuery) {
   EXPECT_EQ(a.Route(1, {1, 0}).path[0], 1);
   EXPECT_EQ(a.Route(1, {0, 1}).path[0], 1);
 }
-}  // namespace
+}  // namespace best_single_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace cost_threshold_test {
 TEST(CostThreshold, AsksTheStrongAgentWhereTheCheapOneFails) {
   AgentUnderTest a("cost_threshold:threshold=0.3,prior=0.001", MakeGraph(2, {3}));
   for (int i = 0; i < 20; ++i) {
@@ -21,6 +21,6 @@ TEST(CostThreshold, AsksTheStrongAgentWhereTheCheapOneFails) {
   const std::vector<Block> blocked = {Block::kNone, Block::kNone, Block::kUnhealthy};
   EXPECT_NE(a.Route(1, {0, 1}, nullptr, blocked).path[0], 2);
 }
-}  // namespace
+}  // namespace cost_threshold_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace epsilon_greedy_test {
 TEST(EpsilonGreedy, PropensityIsTheShareOfBothRules) {
   AgentUnderTest a("epsilon_greedy:epsilon=0.2", MakeGraph(1, {4}));
   for (int i = 0; i < 10; ++i) a.Learn({1}, {3}, 1, true);
@@ -25,6 +25,6 @@ TEST(EpsilonGreedy, WeighsCost) {
   }
   EXPECT_EQ(a.Route(1, {1}).path[0], 0);  // .8 - .1 against .9 - 1
 }
-}  // namespace
+}  // namespace epsilon_greedy_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

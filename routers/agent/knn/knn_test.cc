@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace knn_test {
 // Four stored queries in two directions; agent 0 answers the first two, agent 1 the others.
 class Stored : public WeightSource {
  public:
@@ -47,6 +47,6 @@ TEST(Knn, WeighsCostAndWantsFeatures) {
               testing::HasSubstr("0 features, wanted 2"));
   EXPECT_FALSE(BuiltinRouters().agents.Create("knn").ok());  // needs weights
 }
-}  // namespace
+}  // namespace knn_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace lin_ucb_test {
 TEST(LinUcb, IsRidgeRegressionPlusDeviation) {
   AgentUnderTest a("lin_ucb:explore=0.5,ridge=2,width=1,cost_weight=0", MakeGraph(1, {1}));
   // x = (1, f): A = 2 I + sum x x', b = (2 * .5, 0) + sum y x.
@@ -43,6 +43,6 @@ TEST(LinUcb, SaysWhatFeaturesItWants) {
   EXPECT_THAT(a.router().Run(a.plan(), a.state(), q, d, nullptr).message(),
               testing::HasSubstr("0 features, wanted 3"));
 }
-}  // namespace
+}  // namespace lin_ucb_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace mas_cascade_test {
 TEST(MasCascade, StepIsTheGradientOfExpectedReward) {
   AgentUnderTest a("mas_cascade:rate=0.5,temperature=2", MakeGraph(1, {2}));
   a.Learn({1}, {0}, 0.8, true, 0, 0, 1, 1);
@@ -30,6 +30,6 @@ TEST(MasCascade, LearnsTheSecondStageGivenTheFirst) {
     EXPECT_GT(trace[d.path[0] == 0 ? 2 : 3].p, 0.8);
   }
 }
-}  // namespace
+}  // namespace mas_cascade_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace random_test {
 TEST(Random, DrawsEveryOpenAgentAlike) {
   AgentUnderTest a("random", MakeGraph(1, {4}));
   const std::vector<Block> blocked = {Block::kNone, Block::kUnhealthy, Block::kNone, Block::kNone};
@@ -17,6 +17,6 @@ TEST(Random, DrawsEveryOpenAgentAlike) {
   for (int j : {0, 2, 3}) EXPECT_NEAR(seen[j], 1000, 100);
   EXPECT_NEAR(a.Route(7, {1}, nullptr, blocked).propensity, 1.0 / 3, 1e-12);
 }
-}  // namespace
+}  // namespace random_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace round_robin_test {
 TEST(RoundRobin, TakesTurnsAmongOpenAgents) {
   AgentUnderTest a("round_robin", MakeGraph(1, {3}));
   const std::vector<Block> blocked = {Block::kNone, Block::kCaller, Block::kNone};
@@ -33,6 +33,6 @@ TEST(RoundRobin, EveryPathHasItsTurn) {
   EXPECT_EQ(turns.size(), 9u);
   for (const auto& [path, n] : turns) EXPECT_EQ(n, 2);
 }
-}  // namespace
+}  // namespace round_robin_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

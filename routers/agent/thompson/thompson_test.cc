@@ -8,7 +8,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace thompson_test {
 // Plain Monte Carlo over the same posteriors.
 double DrawBeta(double a, double b,
                 uint64_t item) {  // by rejection from the uniform, weights relative to the mode
@@ -58,6 +58,6 @@ TEST(Thompson, EvidenceSharpensIt) {
   a.Route(1, {1}, &trace);
   EXPECT_GT(trace[0].p, 0.999);
 }
-}  // namespace
+}  // namespace thompson_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

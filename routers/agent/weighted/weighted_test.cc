@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
-namespace {
+namespace weighted_test {
 TEST(Weighted, DrawsByWeight) {
   auto graph = MakeGraph(1, {3});
   for (int j = 0; j < 3; ++j) graph->stages[0][j].weight = j;
@@ -24,6 +24,6 @@ TEST(Weighted, FallsBackToUniformWhenOnlyWeightlessAgentsAreOpen) {
   const std::vector<Block> blocked = {Block::kNone, Block::kUnhealthy};
   EXPECT_EQ(AgentUnderTest("weighted", graph).Route(1, {1}, nullptr, blocked).path[0], 0);
 }
-}  // namespace
+}  // namespace weighted_test
 }  // namespace agent
 SLUICE_END_NAMESPACE

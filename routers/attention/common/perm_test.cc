@@ -7,7 +7,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace attention {
-namespace {
+namespace perm_test {
 std::vector<uint32_t> Ordered(const std::vector<float>& score) {
   std::vector<uint32_t> order(score.size());
   OrderByScore(score.data(), static_cast<int64_t>(score.size()), order.data());
@@ -23,6 +23,6 @@ TEST(OrderByScore, NanStandsLastAfterMinusInfinity) {
   EXPECT_THAT(Ordered({NAN, -INFINITY, 0, NAN, -INFINITY, INFINITY}),
               testing::ElementsAre(5, 2, 1, 4, 0, 3));
 }
-}  // namespace
+}  // namespace perm_test
 }  // namespace attention
 SLUICE_END_NAMESPACE

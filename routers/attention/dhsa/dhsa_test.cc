@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace dhsa_test {
 struct Rule {
   const char* text;
   attention::DhsaReference reference;
@@ -203,5 +203,5 @@ TEST(Dhsa, RefusesWhatDoesNotFit) {
   EXPECT_THAT(said("dhsa:boundaries=given,at=0"), testing::HasSubstr("outside [1,"));
   EXPECT_THAT(said("dhsa:block=16,least_queries=17"), testing::HasSubstr("at most block=16"));
 }
-}  // namespace
+}  // namespace dhsa_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace dsa_test {
 std::string Dsa(int64_t k) { return absl::StrCat("dsa:k=", k); }
 
 // With an indexer of the host's, and with the attention's own queries and keys in its stead.
@@ -82,5 +82,5 @@ TEST(Dsa, RefusesIndexInputsOfAnotherShape) {
   };
   EXPECT_FALSE(RunRouter("dsa:k=50", a, o).status.ok());
 }
-}  // namespace
+}  // namespace dsa_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace flex_prefill_test {
 struct Rule {
   const char* text;
   attention::FlexPrefillReference reference;
@@ -220,5 +220,5 @@ TEST(FlexPrefill, RefusesWhatDoesNotFit) {
   EXPECT_THAT(said("flex_prefill:segment=128,last=129"),
               testing::HasSubstr("last=129 and least_queries=16, at most segment=128"));
 }
-}  // namespace
+}  // namespace flex_prefill_test
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace fsa_test {
 using attention::FsaReference;
 constexpr char kNone[] = "phi=mean,position=false";
 
@@ -179,5 +179,5 @@ TEST(Fsa, ConfigsThatMakeNoSenseAreRefused) {
   EXPECT_EQ(RunRouter("fsa:weights=synthetic", a, o).status.code(),
             absl::StatusCode::kFailedPrecondition);
 }
-}  // namespace
+}  // namespace fsa_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace hip_test {
 struct Rule {
   const char* text;
   attention::HipReference reference;
@@ -85,5 +85,5 @@ TEST(Hip, BudgetIsKept) {
 TEST(Hip, RefusesABudgetOfPartsOfBlocks) {
   EXPECT_FALSE(BuiltinRouters().attention.Create("hip:mask_k=15,block_k=2").ok());
 }
-}  // namespace
+}  // namespace hip_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace hisa_test {
 double MeanIoU(const RoutedRun& x, const RoutedRun& y) {
   double sum = 0;
   for (size_t i = 0; i < x.lists.size(); ++i) sum += IoU(x.lists[i], y.lists[i]);
@@ -103,5 +103,5 @@ TEST(Hisa, PlantedStructureIsFound) {
 TEST(Hisa, RejectsABudgetTheBlocksCannotHold) {
   EXPECT_FALSE(BuiltinRouters().attention.Create("hisa:k=2048,m=16,block=128").ok());
 }
-}  // namespace
+}  // namespace hisa_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace infinite_hip_test {
 using attention::InfiniteHipReference;
 struct Rule {
   const char* text;
@@ -204,5 +204,5 @@ TEST(InfiniteHip, SettingsThatMakeNoSenseAreRefused) {
     EXPECT_THAT(std::string(made.status().message()), testing::HasSubstr("stages")) << bad;
   }
 }
-}  // namespace
+}  // namespace infinite_hip_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace mean_pool_test {
 struct Rule {
   const char* text;
   attention::MeanPoolReference reference;
@@ -103,5 +103,5 @@ TEST(MeanPool, BeatsTheWindowAndStaysBelowTheOracle) {
 TEST(MeanPool, NeedsABudget) {
   EXPECT_FALSE(BuiltinRouters().attention.Create("mean_pool:k=0").ok());
 }
-}  // namespace
+}  // namespace mean_pool_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace minference_test {
 struct Rule {
   const char* text;
   attention::MInferenceReference reference;
@@ -134,5 +134,5 @@ TEST(MInference, RefusesWhatDoesNotFit) {
       std::string(RunRouter("minference:patterns=a_shape/1/8;a_shape/1/8", a).status.message()),
       testing::HasSubstr("2 patterns, but the model has 4 query heads"));
 }
-}  // namespace
+}  // namespace minference_test
 SLUICE_END_NAMESPACE

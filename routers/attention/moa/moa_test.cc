@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace moa_test {
 AttentionData Data(int64_t keys, int64_t queries) {
   return MakeAttentionData(DataKind::kGaussian, keys, queries, 4, 2, 32, 24, 1);
 }
@@ -158,5 +158,5 @@ TEST(Moa, RefusesSpansThatSayNothing) {
   const absl::Status three = RunRouter("moa:spans=0/1;0/1;0/1", Data(64, 64)).status;
   EXPECT_THAT(std::string(three.message()), testing::HasSubstr("3 spans, but the model has 2 KV"));
 }
-}  // namespace
+}  // namespace moa_test
 SLUICE_END_NAMESPACE

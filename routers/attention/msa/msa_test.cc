@@ -9,7 +9,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace msa_test {
 struct Rule {
   const char* text;
   attention::MsaReference reference;
@@ -241,5 +241,5 @@ TEST(Msa, RefusesWhatDoesNotFit) {
   EXPECT_THAT(std::string(BuiltinRouters().attention.Create("msa").status().message()),
               testing::HasSubstr("weights=FILE, or index=own"));
 }
-}  // namespace
+}  // namespace msa_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace nsa_test {
 constexpr char kSmall[] = "nsa:weights=synthetic,l=8,stride=4,block=16,n=4,local=2,window=20";
 constexpr char kPlain[] =
     "nsa:weights=synthetic,phi=mean,position=false,gates=fixed,l=8,stride=4,block=16";
@@ -217,5 +217,5 @@ TEST(Nsa, ConfigsThatMakeNoSenseAreRefused) {
   o.adjust = [](SessionOptions&, AttentionInputs& in) { in.hidden = {}; };
   EXPECT_EQ(RunRouter(kSmall, a, o).status.code(), absl::StatusCode::kFailedPrecondition);
 }
-}  // namespace
+}  // namespace nsa_test
 SLUICE_END_NAMESPACE

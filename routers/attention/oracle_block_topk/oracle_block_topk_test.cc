@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace oracle_block_topk_test {
 struct Rule {
   const char* text;
   attention::OracleBlockTopKReference reference;
@@ -81,5 +81,5 @@ TEST(OracleBlockTopK, PicksTheBlocksOfMostMass) {
   EXPECT_GT(r.quality.mass_recall.mean(), pool.quality.mass_recall.mean());
   EXPECT_LT(r.quality.regret.mean(), pool.quality.regret.mean());
 }
-}  // namespace
+}  // namespace oracle_block_topk_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace pbs_attn_test {
 constexpr char kPbs[] = "pbs_attn:block=16,segment=64";
 
 void ExpectAttendsItsLists(const RoutedRun& r, const AttentionData& a) {
@@ -134,5 +134,5 @@ TEST(PbsAttn, NanKeysAreNeverSelected) {
   EXPECT_FALSE(std::binary_search(r.lists[0].begin(), r.lists[0].end(), 70u));
   EXPECT_FALSE(RunRouter("pbs_attn:block=32,segment=48", a).status.ok());
 }
-}  // namespace
+}  // namespace pbs_attn_test
 SLUICE_END_NAMESPACE

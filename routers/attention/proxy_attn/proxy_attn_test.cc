@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace proxy_attn_test {
 struct Rule {
   const char* text;
   attention::ProxyAttnReference reference;
@@ -214,5 +214,5 @@ TEST(ProxyAttn, SettingsThatMakeNoSenseAreRefused) {
   EXPECT_THAT(std::string(RunRouter(Policy("groups=3"), a).status.message()),
               testing::HasSubstr("groups=3 does not divide the model's 2 KV heads"));
 }
-}  // namespace
+}  // namespace proxy_attn_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace psa_test {
 std::string Psa(const double (&to)[4], const std::string& more = "") {
   return absl::StrCat("psa:block=16,tile=32,to1=", to[0], ",to2=", to[1], ",to4=", to[2],
                       ",to8=", to[3], more);
@@ -203,5 +203,5 @@ TEST(Psa, NanBlocksAreNeverSelectedAndBadRangesRefused) {
   EXPECT_FALSE(RunRouter("psa:block=20", a).status.ok());
   EXPECT_FALSE(RunRouter("psa:similar2=0.1", a).status.ok());
 }
-}  // namespace
+}  // namespace psa_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace quest_test {
 struct Rule {
   const char* text;
   attention::QuestReference reference;
@@ -224,5 +224,5 @@ TEST(Quest, NeedsABudget) {
   EXPECT_FALSE(BuiltinRouters().attention.Create("quest:k=0").ok());
   EXPECT_FALSE(BuiltinRouters().attention.Create("quest:group=mean").ok());
 }
-}  // namespace
+}  // namespace quest_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace s2o_test {
 TEST(S2o, WalksAndStopsAsTheReference) {
   struct Case {
     DataKind kind;
@@ -124,5 +124,5 @@ TEST(S2o, NanKeysComeLastAndStillShow) {
   EXPECT_FALSE(std::isnan(r.o[0]));
   EXPECT_TRUE(std::isnan(r.o[32]));
 }
-}  // namespace
+}  // namespace s2o_test
 SLUICE_END_NAMESPACE

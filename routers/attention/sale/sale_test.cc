@@ -7,7 +7,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace sale_test {
 constexpr char kSale[] = "sale:block=16,tile=32,local=32,align=32,dense_until=0";
 std::string Sale(double tau, const std::string& more = "") {
   return absl::StrCat(kSale, ",tau=", tau, more);
@@ -194,5 +194,5 @@ TEST(Sale, NanScoresAreNotSelected) {
   EXPECT_TRUE(std::isnan(r.o[0]));
   EXPECT_FALSE(std::isnan(r.o[4 * 32]));
 }
-}  // namespace
+}  // namespace sale_test
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace seer_attention_test {
 struct Rule {
   const char* text;
   attention::SeerAttentionReference reference;
@@ -220,5 +220,5 @@ TEST(SeerAttention, NeedsPreRopeInputs) {
   EXPECT_EQ(RunRouter("seer_attention:gate=identity", a, o).status.code(),
             absl::StatusCode::kFailedPrecondition);
 }
-}  // namespace
+}  // namespace seer_attention_test
 SLUICE_END_NAMESPACE

@@ -6,7 +6,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace sink_window_test {
 TEST(SinkWindow, ListsAreExactlySinkAndWindow) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 130, 2, 1, 32, 32, 1);
   const RoutedRun r = RunRouter("sink_window:sink=5,window=20", a);
@@ -57,5 +57,5 @@ TEST(SinkWindow, DecodeReadsTheSameBytesAtAnyLength) {
   EXPECT_GT(least, 0);
   EXPECT_LE(most - least, 64 * 2 * 32 * 4);  // one block of keys and values
 }
-}  // namespace
+}  // namespace sink_window_test
 SLUICE_END_NAMESPACE

@@ -10,7 +10,7 @@
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace spatten_test {
 using Lists = std::vector<std::vector<uint32_t>>;  // [query * heads + head]
 constexpr int kLayers = 5;
 constexpr int64_t kHeads = 4;
@@ -222,5 +222,5 @@ TEST(Spatten, RefusesWhatItCannotDo) {
   EXPECT_EQ(s.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(s.message()), testing::HasSubstr("which layer asks"));
 }
-}  // namespace
+}  // namespace spatten_test
 SLUICE_END_NAMESPACE

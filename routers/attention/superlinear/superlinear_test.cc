@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace superlinear_test {
 using attention::SuperlinearReference;
 struct Rule {
   const char* text;
@@ -157,5 +157,5 @@ TEST(Superlinear, SettingsThatMakeNoSenseAreRefused) {
   EXPECT_EQ(RunRouter("superlinear:weights=synthetic", a, o).status.code(),
             absl::StatusCode::kFailedPrecondition);
 }
-}  // namespace
+}  // namespace superlinear_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace xattention_test {
 struct Rule {
   const char* text;
   attention::XAttentionReference reference;
@@ -140,5 +140,5 @@ TEST(XAttention, RefusesWhatDoesNotFit) {
       std::string(routers.Create("xattention:block=32,least_queries=33").status().message()),
       testing::HasSubstr("least_queries=33, at most block=32 is allowed"));
 }
-}  // namespace
+}  // namespace xattention_test
 SLUICE_END_NAMESPACE

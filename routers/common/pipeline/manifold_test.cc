@@ -5,7 +5,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace pipeline {
-namespace {
+namespace manifold_test {
 using testing::HasSubstr;
 using Vector = std::vector<double>;
 
@@ -161,6 +161,6 @@ TEST(Manifold, WhatCannotBeMeasuredIsSaid) {
   EXPECT_EQ(DirectionsFor(*one, 0.9), 0);
   EXPECT_EQ(EffectiveRank(*one), 0);
 }
-}  // namespace
+}  // namespace manifold_test
 }  // namespace pipeline
 SLUICE_END_NAMESPACE

@@ -15,7 +15,7 @@
 #include "sluice/routers/common/pipeline/selector.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace pipeline_test {
 using pipeline::kNever;
 
 std::vector<float> Normal(int64_t n, uint64_t seed) {
@@ -449,5 +449,5 @@ TEST(Selector, CapacityByPosition) {
   EXPECT_EQ(a.dropped[1], (DroppedPair{2, 0}));
   EXPECT_EQ(a.dropped[2], (DroppedPair{2, 1}));
 }
-}  // namespace
+}  // namespace pipeline_test
 SLUICE_END_NAMESPACE

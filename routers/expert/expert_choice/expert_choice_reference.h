@@ -6,7 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Table = std::vector<std::vector<double>>;  // [tokens][experts]
 
 inline Table SoftmaxRows(const Table& z) {
@@ -43,5 +46,6 @@ inline Table ChosenByThreshold(const Table& z, const std::vector<double>& thresh
   }
   return w;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_EXPERT_CHOICE_EXPERT_CHOICE_REFERENCE_H_

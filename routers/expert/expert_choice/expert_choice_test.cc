@@ -9,7 +9,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace expert_choice_test {
 constexpr int64_t kItems = 120;
 constexpr int64_t kUnits = 8;
 constexpr const char* kByCapacity = "by=capacity,non_causal_ok=true";
@@ -163,5 +163,5 @@ TEST(ExpertChoice, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(message(expert::CalibrateThresholds(RowsOf(odd, 2), 1)),
               HasSubstr("expert 0 has no logit"));
 }
-}  // namespace
+}  // namespace expert_choice_test
 SLUICE_END_NAMESPACE

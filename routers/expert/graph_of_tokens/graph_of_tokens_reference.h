@@ -6,7 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 struct TokenGraph {
   using Matrix = std::vector<std::vector<double>>;
 
@@ -81,5 +84,6 @@ struct TokenGraph {
     return r;
   }
 };
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_GRAPH_OF_TOKENS_GRAPH_OF_TOKENS_REFERENCE_H_

@@ -10,7 +10,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace graph_of_tokens_test {
 using reference::TokenGraph;
 constexpr int64_t kItems = 90;
 constexpr int64_t kUnits = 8;
@@ -329,5 +329,5 @@ TEST(GraphOfTokens, TheOperatorLowersNoEntropy) {
   for (int64_t i = 0; i < kItems; ++i) higher += mixed[i] > plain[i];
   EXPECT_GT(higher, kItems * 9 / 10);
 }
-}  // namespace
+}  // namespace graph_of_tokens_test
 SLUICE_END_NAMESPACE

@@ -7,7 +7,10 @@
 #include <string>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 // The token, or mean of tokens, that decides for token i.
 inline std::vector<double> PooledToken(const std::vector<std::vector<double>>& x, size_t i,
                                        size_t chunk, const std::string& pool) {
@@ -47,5 +50,6 @@ inline std::vector<double> ChunkWeights(const std::vector<std::vector<double>>& 
   for (double& v : w) v /= sum;
   return w;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_HYDRA_HYDRA_REFERENCE_H_

@@ -10,7 +10,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace hydra_test {
 constexpr int64_t kItems = 150;
 constexpr int64_t kUnits = 6;
 constexpr int64_t kDim = 12;
@@ -232,5 +232,5 @@ TEST(Hydra, LongerChunksLoseMore) {
     EXPECT_GT(lost.back(), lost[2]) << pool;
   }
 }
-}  // namespace
+}  // namespace hydra_test
 SLUICE_END_NAMESPACE

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 struct NoisyGate {
   std::vector<double> clean, scale, noisy;  // [experts]
 };
@@ -41,5 +44,6 @@ inline std::vector<double> WeightsOfTopK(const std::vector<double>& h, int64_t k
   for (double& v : w) v /= sum;
   return w;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_NOISY_TOP_K_NOISY_TOP_K_REFERENCE_H_

@@ -10,7 +10,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace noisy_top_k_test {
 constexpr int64_t kItems = 150;
 constexpr int64_t kDim = 20;
 constexpr int64_t kUnits = 9;
@@ -201,5 +201,5 @@ TEST(NoisyTopK, ErrorsSayWhatIsWrong) {
   EXPECT_THAT((*router)->Run(**plan, in, {memory.workspace(), nullptr}, out.view()).message(),
               HasSubstr("3 rows for 2 items"));
 }
-}  // namespace
+}  // namespace noisy_top_k_test
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace product_key_memory_test {
 constexpr int64_t kItems = 80;
 constexpr int64_t kDim = 20;
 
@@ -184,5 +184,5 @@ TEST(ProductKeyMemory, ErrorsSayWhatIsWrong) {
   lacks.missing = "blk.1.pkm.values.weight";
   EXPECT_THAT(error("t=2", lacks), HasSubstr("values.weight"));
 }
-}  // namespace
+}  // namespace product_key_memory_test
 SLUICE_END_NAMESPACE

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Matrix = std::vector<std::vector<double>>;
 
 inline double SquaredDistance(const std::vector<double>& a, const std::vector<double>& b) {
@@ -76,5 +79,6 @@ inline double RefitLoss(const Matrix& gate, const Matrix& change, const Matrix& 
   }
   return loss;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_ROMA_ROMA_REFERENCE_H_

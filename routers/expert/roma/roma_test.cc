@@ -9,7 +9,7 @@
 #include "sluice/tests/support/synthetic_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace roma_test {
 using testing::HasSubstr;
 constexpr int64_t kDim = 18;
 constexpr int64_t kExperts = 6;
@@ -356,5 +356,5 @@ TEST(Refit, MovesADisturbedGateTowardsTheRightExperts) {
   EXPECT_GT(refitted, frozen + 0.02);
   EXPECT_LE(refitted, oracle);
 }
-}  // namespace
+}  // namespace roma_test
 SLUICE_END_NAMESPACE

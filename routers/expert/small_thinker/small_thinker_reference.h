@@ -6,7 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 using Rows = std::vector<std::vector<double>>;
 
 inline double Product(const std::vector<double>& a, const std::vector<double>& b) {
@@ -51,5 +54,6 @@ inline std::vector<double> ReluGated(const Rows& gate, const Rows& up, const Row
   }
   return y;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_SMALL_THINKER_SMALL_THINKER_REFERENCE_H_

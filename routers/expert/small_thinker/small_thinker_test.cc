@@ -12,7 +12,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace small_thinker_test {
 using testing::ElementsAre;
 using testing::HasSubstr;
 constexpr int64_t kItems = 77;
@@ -306,5 +306,5 @@ TEST(SparseHead, SomethingIsAlwaysComputedAndNaNHidesNothing) {
   EXPECT_EQ(h.Run(odd, logits), Head::kTokens);
   EXPECT_TRUE(std::isnan(logits[0]));
 }
-}  // namespace
+}  // namespace small_thinker_test
 SLUICE_END_NAMESPACE

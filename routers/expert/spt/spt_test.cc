@@ -8,7 +8,7 @@
 #include "sluice/tests/support/synthetic_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace spt_test {
 using testing::HasSubstr;
 constexpr int64_t kItems = 41;
 
@@ -224,5 +224,5 @@ TEST(Spt, ErrorByShareOfBlocks) {
   }
   EXPECT_NEAR(last, 0, 1e-12);
 }
-}  // namespace
+}  // namespace spt_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,10 @@
 #include <utility>
 #include <vector>
 
-namespace sluice::reference {
+#include "sluice/api/version.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace reference {
 struct TopKOptions {
   int64_t k = 2;
   std::string score = "softmax", renormalise = "sum";
@@ -87,5 +90,6 @@ inline std::vector<std::vector<bool>> KeptBySlot(const std::vector<std::vector<C
   }
   return kept;
 }
-}  // namespace sluice::reference
+}  // namespace reference
+SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_TOP_K_TOP_K_REFERENCE_H_

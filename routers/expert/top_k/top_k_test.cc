@@ -10,7 +10,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace top_k_test {
 constexpr int64_t kItems = 200, kUnits = 16;
 
 std::vector<float> RandomLogits(uint64_t seed, int64_t items = kItems) {
@@ -258,5 +258,5 @@ TEST(TopK, ErrorsSayWhatIsWrong) {
   auto router = BuiltinRouters().routers.Create("top_k");
   EXPECT_THAT((*router)->MakePlan({.items = 4}).status().message(), HasSubstr("0 units"));
 }
-}  // namespace
+}  // namespace top_k_test
 SLUICE_END_NAMESPACE

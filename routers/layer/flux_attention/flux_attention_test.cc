@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace layer {
-namespace {
+namespace flux_attention_test {
 RandomWeights Weights(int64_t dim) {
   return RandomWeights({{"dim", dim}, {"layers", 2}, {"pool", 10}});
 }
@@ -172,6 +172,6 @@ TEST(FluxAttention, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(message(BuiltinRouters().routers.Create("flux_attention", &empty)),
               testing::HasSubstr("must be positive"));
 }
-}  // namespace
+}  // namespace flux_attention_test
 }  // namespace layer
 SLUICE_END_NAMESPACE

@@ -9,7 +9,7 @@
 #include "sluice/tests/support/synthetic_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace cog_vla_test {
 using testing::HasSubstr;
 using token::CogVla;
 constexpr int64_t kDim = 14;
@@ -246,5 +246,5 @@ TEST(EncoderMixer, SharesAndMixesAsByHand) {
   mixer.Shares(std::vector<float>(4, NAN).data(), hidden, share);
   EXPECT_TRUE(std::isnan(share[0]) && std::isnan(share[1]));
 }
-}  // namespace
+}  // namespace cog_vla_test
 SLUICE_END_NAMESPACE

@@ -10,7 +10,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace token {
-namespace {
+namespace informed_routing_test {
 RandomWeights Weights(int64_t rank = 8, int64_t silu = 1) {
   return RandomWeights(
       {{"dim", 32}, {"layers", 2}, {"hidden", 12}, {"rank", rank}, {"silu", silu}});
@@ -224,6 +224,6 @@ TEST(InformedRouting, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(message(routers.Create("informed_routing", &w)),
               testing::HasSubstr("attn.up.weight"));
 }
-}  // namespace
+}  // namespace informed_routing_test
 }  // namespace token
 SLUICE_END_NAMESPACE

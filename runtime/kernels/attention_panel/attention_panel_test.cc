@@ -11,7 +11,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace attention_panel_test {
 struct Problem {
   int64_t rows, keys, d, dv;
   DType type;
@@ -168,5 +168,5 @@ TEST(AttentionPanel, ProbabilitiesSumToOne) {
     }
   });
 }
-}  // namespace
+}  // namespace attention_panel_test
 }  // namespace sluice::kernels

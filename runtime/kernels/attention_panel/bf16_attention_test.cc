@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace bf16_attention_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -292,5 +292,5 @@ TEST(Bf16Attention, TheBestUnitIsOneOfThem) {
   }
   EXPECT_EQ(GetBf16Attention(Bf16Unit::kNone), nullptr);
 }
-}  // namespace
+}  // namespace bf16_attention_test
 }  // namespace sluice::kernels

@@ -12,7 +12,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace convert_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -90,5 +90,5 @@ TEST(Convert, ReadsBlocksOfFour) {
   });
   for (int64_t i = 0; i < 64; ++i) EXPECT_EQ(Q4ToF32(row.data(), i), want[i]);
 }
-}  // namespace
+}  // namespace convert_test
 }  // namespace sluice::kernels

@@ -11,7 +11,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace dot_test {
 TEST(Dot, EveryTypeAndLength) {
   ForEachTarget([&](const char* target) {
     for (int64_t n : {0, 1, 7, 16, 63, 64, 65, 200}) {
@@ -37,5 +37,5 @@ TEST(Dot, EveryTypeAndLength) {
     }
   });
 }
-}  // namespace
+}  // namespace dot_test
 }  // namespace sluice::kernels

@@ -10,7 +10,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace gather_test {
 TEST(Gather, RoundTripAndRepeats) {
   ForEachTarget([&](const char* target) {
     const int64_t width = 37, stride = 40;
@@ -30,5 +30,5 @@ TEST(Gather, RoundTripAndRepeats) {
     GatherRows(nullptr, 0, nullptr, 0, 5, nullptr);
   });
 }
-}  // namespace
+}  // namespace gather_test
 }  // namespace sluice::kernels

@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace gelu_test {
 using tests::kNan;
 
 TEST(BiasGelu, Agrees) {
@@ -36,5 +36,5 @@ TEST(BiasGelu, Agrees) {
     BiasGelu(nullptr, nullptr, 0, nullptr);
   });
 }
-}  // namespace
+}  // namespace gelu_test
 }  // namespace sluice::kernels

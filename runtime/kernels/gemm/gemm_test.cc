@@ -11,7 +11,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace gemm_test {
 TEST(GemmNT, AgreesOnRaggedShapes) {
   ForEachTarget([&](const char* target) {
     for (auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
@@ -30,5 +30,5 @@ TEST(GemmNT, AgreesOnRaggedShapes) {
     }
   });
 }
-}  // namespace
+}  // namespace gemm_test
 }  // namespace sluice::kernels

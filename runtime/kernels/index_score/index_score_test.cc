@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace index_score_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -60,5 +60,5 @@ TEST(IndexScore, NanComesOut) {
     }
   });
 }
-}  // namespace
+}  // namespace index_score_test
 }  // namespace sluice::kernels

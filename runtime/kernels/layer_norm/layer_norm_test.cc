@@ -10,7 +10,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace layer_norm_test {
 TEST(LayerNorm, Agrees) {
   ForEachTarget([&](const char* target) {
     for (int64_t n : {1, 15, 64, 100, 192}) {
@@ -25,5 +25,5 @@ TEST(LayerNorm, Agrees) {
     LayerNorm(nullptr, nullptr, nullptr, 0, 1e-5f, nullptr);
   });
 }
-}  // namespace
+}  // namespace layer_norm_test
 }  // namespace sluice::kernels

@@ -12,7 +12,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace pool_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -72,5 +72,5 @@ TEST(Pool, InfinitiesAreExtremes) {
     EXPECT_EQ(out, (std::vector<float>{1, -kInf})) << target;
   });
 }
-}  // namespace
+}  // namespace pool_test
 }  // namespace sluice::kernels

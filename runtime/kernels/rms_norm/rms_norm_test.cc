@@ -10,7 +10,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace rms_norm_test {
 TEST(RmsNorm, Agrees) {
   ForEachTarget([&](const char* target) {
     for (int64_t n : {1, 15, 64, 100}) {
@@ -24,5 +24,5 @@ TEST(RmsNorm, Agrees) {
     RmsNorm(nullptr, nullptr, 0, 1e-5f, nullptr);
   });
 }
-}  // namespace
+}  // namespace rms_norm_test
 }  // namespace sluice::kernels

@@ -10,7 +10,7 @@
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
-namespace {
+namespace rope_test {
 TEST(Rope, BothLayoutsAgree) {
   ForEachTarget([&](const char* target) {
     for (RopeLayout layout : {RopeLayout::kInterleaved, RopeLayout::kHalves}) {
@@ -27,5 +27,5 @@ TEST(Rope, BothLayoutsAgree) {
     }
   });
 }
-}  // namespace
+}  // namespace rope_test
 }  // namespace sluice::kernels

@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace softmax_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -39,5 +39,5 @@ TEST(Softmax, AgreesAndHandlesTheEdges) {
     EXPECT_TRUE(std::isnan(Softmax(bad.data(), 20))) << target;
   });
 }
-}  // namespace
+}  // namespace softmax_test
 }  // namespace sluice::kernels

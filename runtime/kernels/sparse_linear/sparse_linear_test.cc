@@ -14,7 +14,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace sparse_linear_test {
 using testing::HasSubstr;
 using tests::kInf;
 using tests::kNan;
@@ -328,5 +328,5 @@ TEST(SparseLinear, ErrorsSayWhatWasGivenAndAllowed) {
   EXPECT_THAT(masked({p.w.data(), 12, 64, 72}, part, block(4, 32)),
               HasSubstr("the block at row 4, column 32 keeps 127 of 128 weights"));
 }
-}  // namespace
+}  // namespace sparse_linear_test
 }  // namespace sluice::kernels

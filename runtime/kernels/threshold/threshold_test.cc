@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace threshold_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -28,5 +28,5 @@ TEST(Threshold, SameIndices) {
     }
   });
 }
-}  // namespace
+}  // namespace threshold_test
 }  // namespace sluice::kernels

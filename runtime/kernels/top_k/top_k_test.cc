@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace top_k_test {
 using tests::kInf;
 using tests::kNan;
 
@@ -51,5 +51,5 @@ TEST(TopK, OneMillion) {
   EXPECT_EQ(TopK(x.data(), n, k, out.data(), scratch.data()).count, k);
   EXPECT_EQ(out, TopKReference(x.data(), n, k));
 }
-}  // namespace
+}  // namespace top_k_test
 }  // namespace sluice::kernels

@@ -11,7 +11,7 @@
 #include "sluice/tests/support/not_finite.h"
 
 namespace sluice::kernels {
-namespace {
+namespace top_p_test {
 using tests::kNan;
 
 TEST(TopP, SameSetAsASort) {
@@ -38,5 +38,5 @@ TEST(TopP, SameSetAsASort) {
     }
   });
 }
-}  // namespace
+}  // namespace top_p_test
 }  // namespace sluice::kernels

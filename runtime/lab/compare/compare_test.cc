@@ -15,7 +15,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace compare_test {
 using testing::HasSubstr;
 const std::string kFolder = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
 
@@ -251,6 +251,6 @@ TEST(SearchLayers, KeepsTheBudgetAndSaysThePolicy) {
   EXPECT_THAT(SearchLayers(host::Mini(), tokens, o).status().message(),
               HasSubstr("allowed: random, greedy"));
 }
-}  // namespace
+}  // namespace compare_test
 }  // namespace lab
 SLUICE_END_NAMESPACE

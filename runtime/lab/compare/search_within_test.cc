@@ -13,7 +13,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace search_within_test {
 using testing::HasSubstr;
 const std::string kFolder = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
 
@@ -130,6 +130,6 @@ TEST(ReadWithin, TakesLimitsAndRefusesOthers) {
         << text;
   }
 }
-}  // namespace
+}  // namespace search_within_test
 }  // namespace lab
 SLUICE_END_NAMESPACE

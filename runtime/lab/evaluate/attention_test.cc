@@ -12,7 +12,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace attention_test {
 using testing::HasSubstr;
 const std::string kFolder = std::string(SLUICE_SOURCE_DIR) + "/examples/models/";
 
@@ -122,6 +122,6 @@ TEST(EvaluateAttention, SaysWhichPolicyCannotBe) {
   EXPECT_THAT(all, testing::Contains("quest"));
   EXPECT_THAT(all, testing::Not(testing::Contains("seer_attention")));
 }
-}  // namespace
+}  // namespace attention_test
 }  // namespace lab
 SLUICE_END_NAMESPACE

@@ -26,7 +26,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace prune_test {
 using testing::HasSubstr;
 using Stages = std::vector<std::unique_ptr<const WeightPruner>>;
 const std::string kMini = host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
@@ -674,6 +674,6 @@ TEST(ReadPruneTarget, PatternsAndScopes) {
   o.scope = "layer";
   EXPECT_EQ(ReadPruneTarget(o)->scope, PruneTarget::Scope::kLayer);
 }
-}  // namespace
+}  // namespace prune_test
 }  // namespace lab
 SLUICE_END_NAMESPACE
