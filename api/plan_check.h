@@ -210,6 +210,7 @@ enum class Trust : uint8_t {
 template <Trust kTrust>
 absl::Status EntryRow(const AttentionPlan& p, size_t bi, int64_t r, int64_t units, int64_t first) {
   const AttentionBranch& b = p.branches[bi];
+  const int64_t unit = b.encoding == Encoding::kBlocks ? b.block : 1;
   const int64_t begin = b.rows.begin[r];
   const PlanEntry* row = b.entries.data() + begin;
   const bool ascending = b.order == EntryOrder::kAscending;
@@ -241,7 +242,9 @@ absl::Status EntryRow(const AttentionPlan& p, size_t bi, int64_t r, int64_t unit
       if (e.len == 0) return Bad("branch ", bi, " row ", r, " has an empty entry");
       int64_t& past = e.state == EntryState::kSummary ? table_after[e.level] : after;
       if (ascending && e.start < past)
-        return Bad("branch ", bi, " row ", r, " is not sorted or covers ", e.start, " twice");
+        return Bad("branch ", bi, " row ", r, " is not sorted or covers ",
+                   e.state == EntryState::kSummary ? "table row " : "key ",
+                   e.state == EntryState::kSummary ? e.start : e.start * unit, " twice");
       past = end;
       if (e.state == EntryState::kExact && e.mask == MaskClass::kFull && p.key_perm.empty()) {
         int64_t lo = 0;

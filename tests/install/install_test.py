@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Installs the build into a folder of its own and uses it as others would: find_package by component, pkg-config, every
 public header alone, a plug-in out of tree, the .deb files. Usage: install_test.py BUILD SOURCE OUT"""
+import collections
 import concurrent.futures
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,13 +50,43 @@ headers = [os.path.relpath(os.path.join(d, f), root) for d, _, files in os.walk(
            if f.endswith(".h") and not f.endswith("-inl.h") and "for_each" not in f and not d.endswith("/v1")]
 
 
+GXX = ["g++", "-std=c++20", f"-I{root}"]
+
+
+def included(h):
+    with open(os.path.join(root, h), encoding="utf-8") as file:
+        return re.findall(r'^#include ["<]([^">]+)[">]', file.read(), re.M)
+
+
+# A header that includes another directly compiles alone if and only if it does so after that other, which is then parsed
+# once for all who include it: whatever four headers include, if it is more than a little to parse.
+pool = concurrent.futures.ThreadPoolExecutor(2)
+direct = {h: included(h) for h in headers}
+often = [h for h, n in collections.Counter(d for h in headers for d in direct[h]).items() if n >= 4]
+parsed = os.path.join(out, "parsed")
+os.makedirs(parsed)
+
+
+def parse(h):
+    stub = os.path.join(parsed, h.replace("/", "_") + ".h")
+    with open(stub, "w", encoding="utf-8") as file:
+        file.write(f"#include <{h}>\n")
+    r = subprocess.run(GXX + ["-x", "c++-header", stub, "-o", stub + ".gch"], capture_output=True)
+    return (os.path.getsize(stub + ".gch"), stub) if r.returncode == 0 else (0, "")  # it is a header of its own below
+
+
+first = {h: p for h, p in zip(often, pool.map(parse, often)) if p[0] > 8 << 20}
+
+
 def alone(h):
-    return subprocess.run(["g++", "-std=c++20", "-fsyntax-only", f"-I{root}", "-include", h, "-x", "c++", "/dev/null"], capture_output=True, text=True)
+    most = max((first[d] for d in direct[h] if d in first), default=None)
+    before = ["-Winvalid-pch", "-Werror=invalid-pch", "-include", most[1]] if most else []
+    return subprocess.run(GXX + ["-fsyntax-only"] + before + ["-include", h, "-x", "c++", "/dev/null"], capture_output=True, text=True)
 
 
-with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    bad = [f"{h}: {r.stderr[-300:]}" for h, r in zip(headers, pool.map(alone, headers)) if r.returncode]
+bad = [f"{h}: {r.stderr[-300:]}" for h, r in zip(headers, pool.map(alone, headers)) if r.returncode]
 assert not bad, "\n".join(bad)
+shutil.rmtree(parsed)
 print(f"headers: {len(headers)} compile alone")
 
 debs = os.path.join(out, "debs")

@@ -133,6 +133,21 @@ inline PlanEntry ExactEntry(int64_t start, int64_t len, MaskClass mask = MaskCla
   return {static_cast<uint32_t>(start), static_cast<uint32_t>(len), EntryState::kExact, mask, 0,
           static_cast<uint8_t>(forced)};
 }
+// A plan in which every query sees all that came before it, in lists that the query heads of a
+// group share. The layout holds kv_heads * MaxTiles(s, tile) rows of one entry.
+inline absl::Status WriteDense(const AttentionShape& s, const AttentionInputs& in, int64_t tile,
+                               PlanBuilder& out) {
+  Begin(s, in, out);
+  SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.tile = tile}));
+  for (int64_t list = 0; list < branch.num_lists(); ++list) {
+    for (int64_t t = 0; t < branch.num_tiles(); ++t) {
+      const int64_t row = branch.row_of(list, t);
+      branch.entries(row)[0] = ExactEntry(0, branch.Queries(t).last + 1);
+      branch.set_count(row, 1);
+    }
+  }
+  return absl::OkStatus();
+}
 }  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_COMMON_PLAN_H_

@@ -30,17 +30,7 @@ class Dense {
 
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState&, const RunContext&,
                    PlanBuilder& out) const {
-    Begin(plan.shape, in, out);
-    SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.tile = config_.tile}));
-
-    for (int64_t list = 0; list < branch.num_lists(); ++list) {
-      for (int64_t tile = 0; tile < branch.num_tiles(); ++tile) {
-        const int64_t row = branch.row_of(list, tile);
-        branch.entries(row)[0] = ExactEntry(0, branch.Queries(tile).last + 1);
-        branch.set_count(row, 1);
-      }
-    }
-    return absl::OkStatus();
+    return WriteDense(plan.shape, in, config_.tile, out);
   }
 
  private:

@@ -17,9 +17,9 @@
 // diagonal block is always kept (upstream may drop it), dense tail rows are a switch. A tile may be
 // less than a block where the gate was trained so (ours; upstream: the block).
 //
-// NaN is never chosen but in the diagonal block; ties go to the lowest block. Planning costs 1 /
-// (block tile) of QK^T and 3 dim^2 a block and head. State: a vector a block and head (a KV head
-// for the identity).
+// NaN is never chosen but in the diagonal block and the dense tail; ties go to the lowest block.
+// Planning costs 1 / (block tile) of QK^T and 3 dim^2 a block and head. State: a vector a block and
+// head (a KV head for the identity).
 #include <string>
 #include <utility>
 #include <vector>
@@ -150,6 +150,10 @@ class SeerAttention {
           GateKey(plan, in, stream, b, n, plan.Worker(ctx, worker), gate_of(stream, b));
         });
 
+    // Every step after a prompt is such a call: its heads read the keys once for a group.
+    if (InTail(in, in.q_positions.empty() ? in.q_begin : in.q_positions[0]))
+      return WriteDense(plan.shape, in, plan.tile, out);
+
     Begin(plan.shape, in, out);
     SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.encoding = Encoding::kBlocks,
                                                                 .scope = ListScope::kQueryHead,
@@ -160,6 +164,12 @@ class SeerAttention {
       const TileQueries q = branch.Queries(tile);
       const int64_t visible = q.last / config_.block + 1;
       const int64_t own = q.first / config_.block;
+      const int64_t row = branch.row_of(head, tile);
+      if (InTail(in, q.last)) {
+        branch.entries(row)[0] = ExactEntry(0, visible);
+        branch.set_count(row, 1);
+        return;
+      }
       float* query = scratch[plan.query];
       GateQuery(in, RowsOf(branch, tile), head, scratch[plan.pooled], query, scratch[plan.gemm]);
       RotateTo(query, d, own * config_.block, in.rope_base);
@@ -177,8 +187,7 @@ class SeerAttention {
                          scratch[plan.gemm]);
       }
 
-      const int64_t row = branch.row_of(head, tile);
-      branch.set_count(row, SelectBlocks(Budget(in, q), scores, visible, own, scratch[plan.select],
+      branch.set_count(row, SelectBlocks(Budget(in), scores, visible, own, scratch[plan.select],
                                          branch.entries(row)));
     });
     return absl::OkStatus();
@@ -284,15 +293,19 @@ class SeerAttention {
 
   // Density and tail are of the prompt, however it is fed; a host that does not say where it ends
   // is taken to be at its end.
-  BlockBudget Budget(const AttentionInputs& in, const TileQueries& q) const {
-    const int64_t blocks = CeilDiv(std::max(in.prompt_end, in.kv_len()), config_.block);
-    const bool tail = q.last / config_.block >= blocks - config_.dense_tail;
+  int64_t PromptBlocks(const AttentionInputs& in) const {
+    return CeilDiv(std::max(in.prompt_end, in.kv_len()), config_.block);
+  }
+  // A tile whose last query stands there sees every block.
+  bool InTail(const AttentionInputs& in, int64_t last) const {
+    return last / config_.block >= PromptBlocks(in) - config_.dense_tail;
+  }
+  BlockBudget Budget(const AttentionInputs& in) const {
     BlockBudget budget = {.k = 0, .p = 0, .tau = config_.tau, .sink = 0, .local = 1};
-    if (tail) {
-      budget.tau = -1;
-    } else if (config_.density > 0) {
+    if (config_.density > 0) {
+      const auto blocks = static_cast<double>(PromptBlocks(in));
       const double share = 1 - std::sqrt(1 - config_.density);
-      budget.k = std::max<int64_t>(1, static_cast<int64_t>(share * static_cast<double>(blocks)));
+      budget.k = std::max<int64_t>(1, static_cast<int64_t>(share * blocks));
     }
     return budget;
   }

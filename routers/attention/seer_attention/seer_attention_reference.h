@@ -1,6 +1,8 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_REFERENCE_H_
 #define SLUICE_ROUTERS_ATTENTION_SEER_ATTENTION_SEER_ATTENTION_REFERENCE_H_
 // SeerAttention's routing in plain loops and double precision.
+#include <numeric>
+
 #include "sluice/routers/attention/common/reference.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -92,15 +94,19 @@ struct SeerAttentionReference {
   }
 
   // The blocks of a list: by the share of the prompt's blocks, else by tau; everything in its last
-  // rows. The tile's own blocks are always kept.
+  // rows, whatever their scores. The tile's own blocks are always kept.
   std::vector<int64_t> Blocks(const AttentionInputs& in, int64_t from, int64_t to,
                               int64_t head) const {
     const int64_t length = std::max(in.prompt_end, in.k.rows);
     const int64_t of_prompt = (length + block - 1) / block;
     reference::Budget budget = {.tau = tau, .sink = 0, .local = 1};
-    if ((in.q_begin + to - 1) / block >= of_prompt - dense_tail) {
-      budget.tau = -1;
-    } else if (density > 0) {
+    const int64_t last = (in.q_begin + to - 1) / block;
+    if (last >= of_prompt - dense_tail) {
+      std::vector<int64_t> all(last + 1);
+      std::iota(all.begin(), all.end(), 0);
+      return all;
+    }
+    if (density > 0) {
       const double share = (1 - std::sqrt(1 - density)) * static_cast<double>(of_prompt);
       budget.k = std::max<int64_t>(1, static_cast<int64_t>(std::floor(share)));
     }
