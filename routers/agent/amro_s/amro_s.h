@@ -149,18 +149,12 @@ class AmroS {
                       for (int j = 0; j < s.size; ++j) w.eta[j] += wt * config_.ability_weight;
                     } else if (config_.ability_weight > 0) {
                       const double* ability = &state[p.ability + t * l.agents + s.first_agent];
-                      AddNormalised(
-                          s, wt * config_.ability_weight, [&](int j) { return ability[j]; }, w.eta);
+                      AddNormalised(s, wt * config_.ability_weight, ability, w.eta.data());
                     }
                     evidence += wt * state[p.counts + t];
                   }
-                  AddLive(p, s, q, w.eta);
-                  double top = 0;
-                  for (int j = 0; j < s.size; ++j) {
-                    if (s.open[j]) top = std::max(top, w.tau[j]);
-                  }
-                  for (int j = 0; j < s.size; ++j)
-                    w.p[j] = Power(w.tau[j] / top, config_.alpha) * Power(w.eta[j], config_.beta);
+                  AddLive(p, s, q, w.eta.data());
+                  Weigh(s, w);
                   w.q0 = config_.anneal > 0
                              ? 1 - (1 - config_.q0) * config_.anneal / (config_.anneal + evidence)
                              : config_.q0;
@@ -315,47 +309,69 @@ class AmroS {
     for (int j = 0; j < s.size; ++j) sum += tau[j];
     return s.size / sum;
   }
+  using Values = std::array<double, kMaxStageAgents>;  // of a stage's candidates
   // eta_j += scale * (x_j scaled to [0, 1] over the open candidates); all equal: 1.
-  template <class X>
-  static void AddNormalised(const Stage& s, double scale, const X& x,
-                            std::array<double, kMaxStageAgents>& eta) {
+  static void AddNormalised(const Stage& s, double scale, const double* x, double* eta) {
     double lo = INFINITY, hi = -INFINITY;
     for (int j = 0; j < s.size; ++j) {
-      if (s.open[j]) {
-        lo = std::min(lo, x(j));
-        hi = std::max(hi, x(j));
-      }
+      if (!s.open[j]) continue;
+      lo = std::min(lo, x[j]);
+      hi = std::max(hi, x[j]);
     }
-    for (int j = 0; j < s.size; ++j) {
-      if (s.open[j]) eta[j] += hi > lo ? scale * ((x(j) - lo) / (hi - lo)) : scale;
+    if (s.available < s.size) {
+      for (int j = 0; j < s.size; ++j) {
+        if (s.open[j]) eta[j] += hi > lo ? scale * ((x[j] - lo) / (hi - lo)) : scale;
+      }
+    } else if (hi > lo) {
+      const double range = hi - lo;
+      for (int j = 0; j < s.size; ++j) eta[j] += scale * ((x[j] - lo) / range);
+    } else {
+      for (int j = 0; j < s.size; ++j) eta[j] += scale;
     }
   }
-  void AddLive(const Plan& p, const Stage& s, const AgentRequest& q,
-               std::array<double, kMaxStageAgents>& eta) const {
+  void AddLive(const Plan& p, const Stage& s, const AgentRequest& q, double* eta) const {
     const double eps = config_.live_epsilon;
-    auto agent = [&](int j) -> const Agent& { return p.graph->stages[s.index][j]; };
+    const std::vector<Agent>& agents = p.graph->stages[s.index];
+    const AgentLive* live = q.live.empty() ? nullptr : &q.live[s.first_agent];
+    Values x;
     if (config_.load_weight > 0) {
-      AddNormalised(
-          s, config_.load_weight,
-          [&](int j) { return 1 / ((q.live.empty() ? 0 : q.live[s.first_agent + j].load) + eps); },
-          eta);
+      for (int j = 0; j < s.size; ++j) x[j] = 1 / ((live == nullptr ? 0 : live[j].load) + eps);
+      AddNormalised(s, config_.load_weight, x.data(), eta);
     }
     if (config_.speed_weight > 0) {
-      AddNormalised(
-          s, config_.speed_weight,
-          [&](int j) {
-            const double seen = q.live.empty() ? 0 : q.live[s.first_agent + j].latency_s;
-            return 1 / ((seen > 0 ? seen : agent(j).latency_s) + eps);
-          },
-          eta);
+      for (int j = 0; j < s.size; ++j) {
+        const double seen = live == nullptr ? 0 : live[j].latency_s;
+        x[j] = 1 / ((seen > 0 ? seen : agents[j].latency_s) + eps);
+      }
+      AddNormalised(s, config_.speed_weight, x.data(), eta);
     }
     if (config_.price_weight > 0) {
-      AddNormalised(
-          s, config_.price_weight, [&](int j) { return 1 / (agent(j).cost_usd + eps); }, eta);
+      for (int j = 0; j < s.size; ++j) x[j] = 1 / (agents[j].cost_usd + eps);
+      AddNormalised(s, config_.price_weight, x.data(), eta);
     }
   }
-  static double Power(double x, double e) {
-    return e == 0 ? 1.0 : e == 1 ? x : e == 2 ? x * x : x <= 0 ? 0.0 : std::exp(e * std::log(x));
+  // p = (tau / the largest open tau)^alpha * eta^beta.
+  void Weigh(const Stage& s, Weights& w) const {
+    double top = 0;
+    for (int j = 0; j < s.size; ++j) {
+      if (s.open[j]) top = std::max(top, w.tau[j]);
+    }
+    Values tau, eta;
+    for (int j = 0; j < s.size; ++j) tau[j] = w.tau[j] / top;
+    std::copy_n(w.eta.begin(), s.size, eta.begin());
+    Raise(config_.alpha, tau.data(), s.size);
+    Raise(config_.beta, eta.data(), s.size);
+    for (int j = 0; j < s.size; ++j) w.p[j] = tau[j] * eta[j];
+  }
+  // x^e, 0 where x is not above 0 but for the exponents 0, 1 and 2.
+  static void Raise(double e, double* x, int n) {
+    if (e == 0) {
+      std::fill_n(x, n, 1.0);
+    } else if (e == 2) {
+      for (int j = 0; j < n; ++j) x[j] *= x[j];
+    } else if (e != 1) {
+      for (int j = 0; j < n; ++j) x[j] = x[j] <= 0 ? 0.0 : std::exp(e * std::log(x[j]));
+    }
   }
   Config config_;
 };

@@ -53,6 +53,7 @@ struct WalkPlan : AgentPlanInfo {
 
 struct Stage {
   int index = 0, size = 0;
+  int available = 0;  // that are open
   int32_t first_agent = 0;
   int64_t first_edge = 0;      // candidate j is reached by edge first_edge + j
   const bool* open = nullptr;  // [size]
@@ -115,35 +116,49 @@ inline absl::Status CheckRequest(const Layout& l, const AgentRequest& q) {
   return CheckFollow(l, q.follow);
 }
 
-// What a router said of n candidates as probabilities, into w.p, and the candidate in whose share
-// of [0, 1) u lies. Scores that are NaN, negative or infinite count as 0; when nothing is left the
-// draw is uniform over the `available` open ones.
-inline int Draw(const bool* open, int n, int available, double explore, double u, Weights& w) {
-  double total = 0;
+// The open candidate of the largest p; ties go to the lowest index.
+inline int Likeliest(const bool* open, int n, const double* p) {
   int best = -1;
   for (int j = 0; j < n; ++j) {
-    if (!open[j] || !(w.p[j] > 0) || !std::isfinite(w.p[j])) w.p[j] = 0;
-    if (open[j] && (best < 0 || w.p[j] > w.p[best])) best = j;
-    total += w.p[j];
+    if (open[j] && (best < 0 || p[j] > p[best])) best = j;
   }
-  if (w.greedy >= 0) best = w.greedy;
-  const bool usable = total > 0 && std::isfinite(total);
-  const double share = 1.0 / available;
-  double upto = 0;
-  int pick = -1;
+  return best;
+}
+// What a router said of n candidates as probabilities, into w.p, and the candidate in whose share
+// of [0, 1) u lies. Scores that are NaN, negative or infinite count as 0; when nothing is left the
+// draw is uniform over the `available` open ones. One simple loop after the other: each is a few
+// instructions of several candidates at once, and none hangs on what the scores are.
+inline int Draw(const bool* open, int n, int available, double explore, double u, Weights& w) {
+  double* p = w.p.data();
+  double total = 0;
   for (int j = 0; j < n; ++j) {
-    const double even = open[j] ? share : 0.0;
-    const double drawn = usable ? w.p[j] / total : even;
-    const double own = (1 - w.q0) * drawn + (j == best ? w.q0 : 0.0);
-    w.p[j] = explore > 0 ? (1 - explore) * own + explore * even : own;
-    upto += w.p[j];
-    if (pick < 0 && w.p[j] > 0 && u < upto) pick = j;
+    const bool counts = open[j] & (p[j] > 0) & (p[j] < INFINITY);
+    p[j] = counts ? p[j] : 0.0;
+    total += p[j];
   }
-  if (pick < 0) {  // rounding left the last sliver uncovered
-    for (int j = n - 1; pick < 0; --j) {
-      if (w.p[j] > 0) pick = j;
-    }
+  const double share = 1.0 / available;
+  const int best = w.greedy >= 0 ? w.greedy : w.q0 > 0 ? Likeliest(open, n, p) : 0;
+  if (total > 0 && std::isfinite(total)) {
+    for (int j = 0; j < n; ++j) p[j] /= total;
+  } else {
+    for (int j = 0; j < n; ++j) p[j] = open[j] ? share : 0.0;
   }
+  if (w.q0 > 0) {
+    for (int j = 0; j < n; ++j) p[j] *= 1 - w.q0;
+    p[best] += w.q0;
+  }
+  if (explore > 0) {
+    for (int j = 0; j < n; ++j) p[j] = (1 - explore) * p[j] + explore * (open[j] ? share : 0.0);
+  }
+  double upto = 0;
+  int pick = 0;  // how many shares end at u or before it
+  for (int j = 0; j < n; ++j) {
+    upto += p[j];
+    pick += upto <= u;
+  }
+  if (pick < n) return pick;
+  pick = n - 1;  // rounding left the last sliver uncovered
+  while (pick > 0 && !(p[pick] > 0)) --pick;
   return pick;
 }
 
@@ -161,17 +176,22 @@ absl::Status Walk(const Layout& l, uint64_t seed, const AgentRequest& q, AgentDe
   int row = 0;
   for (int s = 0; s < l.stages; ++s) {
     const int n = l.size[s], first = l.first_agent[s];
-    int available = 0;
-    for (int j = 0; j < n; ++j) {
-      open[j] = q.blocked.empty() || q.blocked[first + j] == Block::kNone;
-      available += open[j];
+    int available = n;
+    if (q.blocked.empty()) {
+      std::fill_n(open.begin(), n, true);
+    } else {
+      available = 0;
+      for (int j = 0; j < n; ++j) {
+        open[j] = q.blocked[first + j] == Block::kNone;
+        available += open[j];
+      }
     }
     if (available == 0) {
       return absl::UnavailableError(
           absl::StrCat("stage ", s, ": none of its ", n, " agents may be chosen"));
     }
     w.Clear(n);
-    weigh(Stage{s, n, first, l.first_edge[s] + int64_t{row} * n, open.data()}, w);
+    weigh(Stage{s, n, available, first, l.first_edge[s] + int64_t{row} * n, open.data()}, w);
     const double u = RandomUniform({seed, q.id, static_cast<uint64_t>(s), 0, 0});
     const int drawn = Draw(open.data(), n, available, q.explore, u, w);
     const int pick = q.follow.empty() ? drawn : q.follow[s] - first;
