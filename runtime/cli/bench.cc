@@ -263,7 +263,10 @@ struct BenchOptions {
   double seconds = 1;
   int repeats = 7;
   std::string transport = "ipc";
+  std::string part = "all";
   bool memory = false;
+
+  bool Wants(absl::string_view one) const { return part == "all" || part == one; }
 };
 
 absl::StatusOr<std::unique_ptr<LocalServer>> StartServer(const BenchOptions& o,
@@ -315,12 +318,13 @@ class BenchRun {
         "in turn; %u CPUs\n\n",
         o_.transport.c_str(), o_.memory ? "state in memory" : "feedback to SQLite", o_.repeats,
         o_.seconds, std::thread::hardware_concurrency());
-    AtFixedRate();
-    Throughput();
-    SLUICE_RETURN_IF_ERROR(BesideShadow());
+    if (o_.Wants("rate")) AtFixedRate();
+    if (o_.Wants("throughput")) Throughput();
+    if (o_.Wants("shadow")) SLUICE_RETURN_IF_ERROR(BesideShadow());
+    if (!o_.Wants("learning") && !o_.Wants("crowds")) return absl::OkStatus();
     Teacher teacher(server_.endpoint(), o_.seconds);
-    WhileLearning(teacher);
-    Crowds(teacher);
+    if (o_.Wants("learning")) WhileLearning(teacher);
+    if (o_.Wants("crowds")) Crowds(teacher);
     return absl::OkStatus();
   }
 
@@ -480,6 +484,9 @@ void AddBench(CLI::App& app, const Exit& exit) {
   s->add_option("--transport", a->transport, "ipc or tcp")
       ->capture_default_str()
       ->check(CLI::IsMember({"ipc", "tcp"}));
+  s->add_option("--part", a->part, "which measurement alone, or all")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"all", "rate", "throughput", "shadow", "learning", "crowds"}));
   s->add_flag("--memory", a->memory, "state in memory instead of SQLite");
   s->footer("Example: sluice bench --repeats 7");
   s->callback([=] { exit(Bench(*a)); });
