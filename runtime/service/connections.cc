@@ -20,6 +20,8 @@ absl::Status Connections::Watch(zmq::socket_t& socket, size_t most) {
     return absl::UnavailableError(absl::StrCat("zeromq: ", zmq_strerror(zmq_errno())));
   events_.set(zmq::sockopt::linger, 0);
   events_.connect(kEvents);
+  fd_ = events_.get(zmq::sockopt::fd);
+  Notice();
   return absl::OkStatus();
 }
 

@@ -16,8 +16,8 @@ class Connections {
   // A connection more than `most` is closed again: with no descriptor left ZeroMQ would not refuse
   // it but ask the kernel for it again and again.
   absl::Status Watch(zmq::socket_t& socket, size_t most);
-  // What a poll waits on; Notice reads all that came.
-  void* handle() { return events_.handle(); }
+  // What a poll waits on, once Notice has read all that came.
+  int fd() const { return fd_; }
   void Notice();
   struct Refused {
     uint64_t count = 0;
@@ -33,6 +33,7 @@ class Connections {
   void Accepted(int fd);
   void Refuse(std::string why);
   zmq::socket_t events_;
+  int fd_ = -1;
   size_t most_ = 0;
   std::unordered_set<int> open_;  // descriptors
   Refused refused_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <cmath>
 
@@ -15,27 +16,8 @@
 SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr size_t kMaxPaths = 4096;
-constexpr size_t kMaxFallbacks = 3;  // of a stage
 constexpr int kMaxFeatures = 1024;
 constexpr int kMaxTags = 16;
-
-// Of one stage's candidates: likelier first, then by what the method expects of them.
-bool Better(const AgentCandidate& a, const AgentCandidate& b) {
-  if (a.p != b.p) return a.p > b.p;
-  if (a.eta != b.eta) return a.eta > b.eta;
-  return a.agent < b.agent;
-}
-// The best few of those offered.
-struct Best {
-  std::array<const AgentCandidate*, kMaxFallbacks> top;
-  size_t n = 0;
-  void Offer(const AgentCandidate& c) {
-    if (n == kMaxFallbacks && !Better(c, *top[n - 1])) return;
-    size_t at = n < kMaxFallbacks ? n++ : n - 1;
-    for (; at > 0 && Better(c, *top[at - 1]); --at) top[at] = top[at - 1];
-    top[at] = &c;
-  }
-};
 }  // namespace
 
 void Decisions::Adopt(const ServerSettings& settings, const std::string& active) {
@@ -57,7 +39,7 @@ bool Decisions::Made(uint64_t id) const {
 }
 
 const Explained* Decisions::Find(uint64_t id) const {
-  const Explained& e = explained_[id % explained_.size()];
+  const Explained& e = Slot(id);
   return id != 0 && e.id == id ? &e : nullptr;
 }
 
@@ -77,10 +59,37 @@ uint64_t Decisions::NextId() {
   return next_id_++;
 }
 
-void Decisions::Decide(const v1::Query& q, const std::string& caller, Team& team,
-                       const LearnedState& state, v1::Decision& out) {
-  const auto before = std::chrono::steady_clock::now();
+void Decisions::Decide(const Queries& queries, const std::string& caller, Team& team,
+                       const LearnedState& state, Answers& out) {
+  auto before = std::chrono::steady_clock::now();
+  for (const v1::Query& q : queries) {
+    const bool decided = DecideOne(q, caller, team, state, out);
+    const auto now =
+        std::chrono::steady_clock::now();  // the end of one is the beginning of the next
+    const auto took = std::chrono::duration_cast<std::chrono::nanoseconds>(now - before);
+    if (decided) tally_.decide.Add(took.count());
+    before = now;
+  }
+}
+
+// What is remembered of decisions is more than caches hold, and where the next one goes is known.
+void Decisions::FetchSlotsAfter(uint64_t id) const {
+  constexpr size_t kLine = 64;
+  constexpr size_t kMost = 32;  // the rest of a large team's is in a row: that is seen by itself
+  const auto fetch = [](const void* from, size_t bytes) {
+    const auto* at = static_cast<const char*>(from);
+    for (size_t i = 0; i < std::min(bytes, kMost * kLine); i += kLine)
+      __builtin_prefetch(at + i, 1);
+  };
+  const AgentTrace& trace = Slot(id + 1).trace;
+  fetch(trace.data(), trace.capacity() * sizeof trace[0]);
+  fetch(&Slot(id + 2), sizeof(Explained));
+}
+
+bool Decisions::DecideOne(const v1::Query& q, const std::string& caller, Team& team,
+                          const LearnedState& state, Answers& out) {
   const uint64_t id = NextId();
+  FetchSlotsAfter(id);
   absl::Status status =
       id == 0 ? absl::UnavailableError("the store leases no ids") : Understand(q, team);
   if (status.ok()) {
@@ -88,14 +97,13 @@ void Decisions::Decide(const v1::Query& q, const std::string& caller, Team& team
     status = Bar(q, team);
   }
   if (status.ok()) status = Choose(q, team, state, id, out);
-  if (!status.ok()) {
-    SetError(out.mutable_error(), status);
-    if (status.code() == absl::StatusCode::kUnavailable)
-      out.mutable_error()->set_retry_after_s(RetryAfter(team));
-    return;
-  }
-  const auto took = std::chrono::steady_clock::now() - before;
-  tally_.decide.Add(std::chrono::duration_cast<std::chrono::nanoseconds>(took).count());
+  if (status.ok()) return true;
+  v1::Decision refused;
+  SetError(refused.mutable_error(), status);
+  if (status.code() == absl::StatusCode::kUnavailable)
+    refused.mutable_error()->set_retry_after_s(RetryAfter(team));
+  out.Add(refused);
+  return false;
 }
 
 absl::Status Decisions::InferIntent(const v1::Query& q, const ServerSettings& settings,
@@ -183,7 +191,7 @@ absl::Status Decisions::Bar(const v1::Query& q, const Team& team) {
 }
 
 absl::Status Decisions::Choose(const v1::Query& q, Team& team, const LearnedState& state,
-                               uint64_t id, v1::Decision& out) {
+                               uint64_t id, Answers& out) {
   const int active = PolicyFor(q, state);
   const PolicySet::Policy& policy = state.policies->policies[static_cast<size_t>(active)];
   Explained& slot = explained_[id % explained_.size()];
@@ -287,7 +295,7 @@ void Decisions::Note(const v1::Query& q, const Team& team, const LearnedState& s
                      const AgentDecision& d, Explained& slot) {
   slot.id = record_.id;
   slot.snapshot = state.version;
-  slot.policies = state.policies;
+  if (slot.policies != state.policies) slot.policies = state.policies;
   slot.policy = policy;
   slot.propensity = d.propensity;
   slot.intent = intent_;
@@ -313,33 +321,39 @@ void Decisions::Note(const v1::Query& q, const Team& team, const LearnedState& s
 }
 
 void Decisions::Tell(const Team& team, const PolicySet::Policy& policy, const AgentDecision& d,
-                     const AgentTrace& trace, v1::Decision& out) {
-  const AgentGraph& graph = team.graph();
-  receipts_.Make(record_, *out.mutable_receipt());
-  out.set_id(record_.id);
-  out.set_policy(policy.name);
-  out.set_propensity(d.propensity);
-  out.set_kept(record_.kept);
-  std::array<Best, kMaxStages> best{};
-  for (const AgentCandidate& c : trace) {
-    if (!c.chosen && c.block == Block::kNone) best[static_cast<size_t>(c.stage)].Offer(c);
-  }
+                     const AgentTrace& trace, Answers& out) {
+  receipts_.Make(record_, receipt_);
+  Answers::Decision told;
+  told.id = record_.id;
+  told.propensity = d.propensity;
+  told.kept = record_.kept;
+  told.policy = policy.name;
+  told.receipt = receipt_;
+  told.stages = d.stages;
   for (int s = 0; s < d.stages; ++s) {
-    const auto i = static_cast<size_t>(s);
-    const auto id = [&](int32_t number) -> const std::string& {
-      return graph.stages[i][static_cast<size_t>(number - team.first_agent(s))].id;
-    };
-    out.add_agents(id(d.path[i]));
-    v1::Fallbacks& fallbacks = *out.add_fallbacks();
-    for (size_t k = 0; k < best[i].n; ++k) fallbacks.add_agents(id(best[i].top[k]->agent));
+    Answers::Stage& to = told.of[static_cast<size_t>(s)];
+    to.agent = &team.field(d.path[static_cast<size_t>(s)]);
+    to.num_fallbacks = 0;
   }
+  for (size_t at = 0; at < trace.size();) {
+    const size_t begin = at;
+    while (at < trace.size() && trace[at].stage == trace[begin].stage) ++at;
+    best_.Find(absl::MakeConstSpan(trace).subspan(begin, at - begin));
+    Answers::Stage& to = told.of[static_cast<size_t>(trace[begin].stage)];
+    to.num_fallbacks = best_.size();
+    for (size_t k = 0; k < best_.size(); ++k) to.fallbacks[k] = &team.field(best_.agent(k));
+  }
+  out.Add(told);
 }
 
 // Traffic by path. A graph may have more paths than are worth counting: beyond kMaxPaths new ones
 // are left out.
 void Decisions::CountPath(const AgentDecision& d, const AgentGraph& graph) {
-  const uint64_t key = HashText({reinterpret_cast<const char*>(d.path.data()),
-                                 static_cast<size_t>(d.stages) * sizeof d.path[0]});
+  uint64_t key = 0;
+  for (int s = 0; s < d.stages; ++s) {
+    const auto agent = static_cast<uint64_t>(d.path[static_cast<size_t>(s)]);
+    key = (std::rotl(key, 23) ^ agent) * 0x9E3779B97F4A7C15U;
+  }
   auto at = paths_.find(key);
   if (at == paths_.end()) {
     if (paths_.size() >= kMaxPaths) return;

@@ -1,12 +1,15 @@
 #ifndef SLUICE_RUNTIME_SERVICE_DECISIONS_H_
 #define SLUICE_RUNTIME_SERVICE_DECISIONS_H_
-// From a query to a path, a receipt, and whatever Explain will want to know. The serving thread's.
+// From a query to a path, a receipt, and whatever Explain will want to know. One thread's at a
+// time.
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "sluice/runtime/service/answers.h"
+#include "sluice/runtime/service/best_candidates.h"
 #include "sluice/runtime/service/epochs.h"
 #include "sluice/runtime/service/experiment.h"
 #include "sluice/runtime/service/learner.h"
@@ -43,12 +46,14 @@ class Decisions {
   // Its number in the set; 0 where a set that is still served lacks it.
   int ActiveIn(const PolicySet& set) const;
 
-  // One decision; nothing is counted for a query that gets none. `caller`: the key that asks, "":
-  // none. Errors say when asking again may help, where that is known.
-  void Decide(const v1::Query& q, const std::string& caller, Team& team, const LearnedState& state,
-              v1::Decision& out);
+  using Queries = google::protobuf::RepeatedPtrField<v1::Query>;
+  // A decision a query; nothing is counted for a query that gets none. `caller`: the key that asks,
+  // "": none. Errors say when asking again may help, where that is known.
+  void Decide(const Queries& queries, const std::string& caller, Team& team,
+              const LearnedState& state, Answers& out);
   // What shadow policies would have done with the decisions just made. Their callers have answers.
   void RunShadows(const Team& team, const LearnedState& state);
+  bool any_shadowed() const { return !shadowed_.empty(); }  // that wait for it
 
   // The query's tasks, [tasks].
   absl::Status InferIntent(const v1::Query& q, const ServerSettings& settings,
@@ -74,8 +79,13 @@ class Decisions {
     AgentDecision executed;
   };
   uint64_t NextId();
+  const Explained& Slot(uint64_t id) const { return explained_[id % explained_.size()]; }
+  void FetchSlotsAfter(uint64_t id) const;
+  // False: it was refused.
+  bool DecideOne(const v1::Query& q, const std::string& caller, Team& team,
+                 const LearnedState& state, Answers& out);
   absl::Status Choose(const v1::Query& q, Team& team, const LearnedState& state, uint64_t id,
-                      v1::Decision& out);
+                      Answers& out);
   absl::Status Understand(const v1::Query& q, const Team& team);
   absl::Status Bar(const v1::Query& q, const Team& team);
   void FindPayers(const v1::Query& q, const std::string& caller, const Team& team);
@@ -88,7 +98,7 @@ class Decisions {
   void Note(const v1::Query& q, const Team& team, const LearnedState& state, int policy,
             const AgentDecision& d, Explained& slot);
   void Tell(const Team& team, const PolicySet::Policy& policy, const AgentDecision& d,
-            const AgentTrace& trace, v1::Decision& out);
+            const AgentTrace& trace, Answers& out);
   void CountPath(const AgentDecision& d, const AgentGraph& graph);
   double RetryAfter(const Team& team) const;
 
@@ -114,6 +124,8 @@ class Decisions {
   std::vector<size_t> rules_;
   std::optional<Sessions::Last> previous_;
   DecisionRecord record_;
+  std::string receipt_;
+  BestCandidates best_;
 };
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_SERVICE_DECISIONS_H_

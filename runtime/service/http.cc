@@ -8,7 +8,6 @@
 #include <optional>
 #include <thread>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -17,8 +16,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "sluice/api/check.h"
-#include "sluice/runtime/service/client.h"
-#include "sluice/runtime/service/clock.h"
 #include "sluice/runtime/service/http_connections.h"
 #include "sluice/runtime/service/http_json.h"
 #include "sluice/runtime/service/http_keys.h"
@@ -31,10 +28,8 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 constexpr milliseconds kAnswerTime{1000};
 constexpr milliseconds kFeedbackTime{5000};  // it waits for a disk
-constexpr std::chrono::microseconds kLook{40};
-constexpr milliseconds kStep{100};   // how long an end of the server is not noticed
-constexpr double kRetrySeconds = 1;  // where the server does not say
-constexpr int64_t kModelMs = 1000;   // how long a server is believed to have no intent model
+constexpr double kRetrySeconds = 1;          // where the server does not say
+constexpr int64_t kModelMs = 1000;  // how long a server is believed to have no intent model
 
 v1::Error ErrorOf(v1::Code code, absl::string_view text) {
   v1::Error e;
@@ -92,10 +87,7 @@ bool IsJson(const std::string& content_type) {
 
 class HttpServerImpl final : public HttpServer {
  public:
-  HttpServerImpl(const Options& options, zmq::context_t& context, std::string endpoint)
-      : options_(options), context_(context), endpoint_(std::move(endpoint)) {}
-
-  ~HttpServerImpl() override { stop_ = true; }
+  explicit HttpServerImpl(const Options& options) : options_(options) {}
 
   absl::Status Open() {
     if (!options_.key_file.empty()) {
@@ -207,48 +199,9 @@ class HttpServerImpl final : public HttpServer {
     return false;
   }
 
-  // One round trip. Each thread has a client of its own.
-  absl::StatusOr<v1::Response> Exchange(v1::Request& q, milliseconds time) {
-    thread_local std::unique_ptr<Client> client;
-    if (client == nullptr) {
-      Client::Options options;
-      if (!options_.identity.empty())
-        options.identity = absl::StrCat(options_.identity, ++clients_);
-      SLUICE_ASSIGN_OR_RETURN(client, Client::Connect(context_, endpoint_, options));
-    }
-    SLUICE_RETURN_IF_ERROR(client->Send(q));
-    const Clock::time_point sent = Clock::now();
-    const Clock::time_point until = sent + time;
-    // A decision takes less time than going to sleep and waking up. Who is one of few looks for it
-    // awake; where many ask, the cores have better things to do.
-    const bool few = ++asking_ <= kAwake;
-    const absl::Cleanup done = [this] { --asking_; };
-    while (few && Clock::now() - sent < kLook) {
-      absl::StatusOr<v1::Response> r = client->Receive(milliseconds(0));
-      if (r.ok() && r->request_id() == q.request_id()) return r;
-    }
-    for (;;) {
-      const auto left = std::chrono::duration_cast<milliseconds>(until - Clock::now());
-      const milliseconds step = std::clamp(left, milliseconds(0), kStep);
-      absl::StatusOr<v1::Response> r = client->Receive(step);
-      if (r.ok() && r->request_id() == q.request_id()) return r;  // others were given up
-      if (!r.ok() && !absl::IsDeadlineExceeded(r.status())) return r.status();
-      if (!r.ok() && left <= kStep)
-        return absl::DeadlineExceededError(absl::StrCat("no answer in ", time.count(), " ms"));
-      if (stop_) return absl::UnavailableError("the server stops");
-    }
-  }
-  // What could not be asked comes back as an error of the server's.
   v1::Response Ask(v1::Request& q, const std::string& key, milliseconds time = kAnswerTime) {
     q.set_caller(key);  // whose budgets and limits count
-    q.set_deadline_unix_ms(UnixMs() + time.count());
-    absl::StatusOr<v1::Response> r = Exchange(q, time);
-    if (r.ok()) return *std::move(r);
-    v1::Response failed;
-    const v1::Code code =
-        absl::IsDeadlineExceeded(r.status()) ? v1::DEADLINE_EXCEEDED : v1::UNAVAILABLE;
-    *failed.mutable_error() = ErrorOf(code, r.status().message());
-    return failed;
+    return options_.ask(q, time);
   }
 
   static void Refuse(int status, absl::string_view code, absl::string_view why,
@@ -405,14 +358,7 @@ class HttpServerImpl final : public HttpServer {
   }
 
   const Options options_;
-  zmq::context_t& context_;
-  const std::string endpoint_;
-  std::atomic<uint64_t> clients_{0};
   std::unique_ptr<BearerKeys> keys_;
-  // Few: an eighth of the cores, as the server and the callers need theirs.
-  const int kAwake = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 8);
-  std::atomic<int> asking_{0};
-  std::atomic<bool> stop_{false};
   std::atomic<int64_t> no_model_until_ms_{0};
   std::unique_ptr<HttpConnections> connections_;  // last: its threads use the rest
 };
@@ -451,10 +397,8 @@ std::vector<HttpServer::Route> HttpServer::Routes() {
   for (const auto& h : HttpServerImpl::Handlers()) routes.push_back({h.method, h.path});
   return routes;
 }
-absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const Options& options,
-                                                              zmq::context_t& context,
-                                                              const std::string& endpoint) {
-  auto server = std::make_unique<HttpServerImpl>(options, context, endpoint);
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const Options& options) {
+  auto server = std::make_unique<HttpServerImpl>(options);
   SLUICE_RETURN_IF_ERROR(server->Open());
   return server;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -26,6 +27,7 @@
 #include "sluice/runtime/store/ledger.h"
 #include "sluice/runtime/store/record.h"
 #include "sluice/runtime/store/store.h"
+#include "sluice/v1/sidecar.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
 // All that a decision reads.
@@ -49,8 +51,9 @@ struct LearnedState {
 // One feedback request on its way to disk and back.
 struct FeedbackJob {
   enum class Result : uint8_t { kRejected, kApplied, kDuplicate };
-  std::string client;  // whose it is: this and the next two are the caller's, the learner does not
-                       // read them
+  // Whose it is: these are the caller's, the learner does not read them.
+  std::shared_ptr<std::promise<v1::Response>> promise;  // null: a client of the socket
+  std::string client;
   bool delimiter = false;
   uint64_t request_id = 0;
   std::vector<OutcomeRecord> outcomes;

@@ -6,8 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <future>
+#include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <zmq.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -22,15 +26,18 @@
 #include "sluice/runtime/service/rate_limit.h"
 #include "sluice/runtime/service/reload.h"
 #include "sluice/runtime/service/transport.h"
+#include "sluice/runtime/service/turns.h"
 #include "sluice/runtime/service/views.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
 constexpr uint32_t kWireVersion = 1;
 constexpr int kDrainBatch = 256;  // messages taken before learned outcomes are answered
-constexpr int kKeptAnswers = 64;  // decisions whose strings are kept for the next answer
-constexpr auto kIdle = std::chrono::milliseconds(200);
-constexpr auto kIdleAtTheEnd = std::chrono::milliseconds(20);
+using std::chrono::milliseconds;
+constexpr size_t kBlockBytes = size_t{64} << 10;
+constexpr milliseconds kIdle{200};
+constexpr milliseconds kIdleAtTheEnd{20};
+constexpr milliseconds kStep{100};  // how long an end of the server is not noticed
 
 Learner::Options LearnerOptions(const v1::ServerConfig& c) {
   Learner::Options o;
@@ -63,6 +70,7 @@ class ServerImpl final : public Server {
         team_(std::make_unique<Team>(std::make_shared<const ServerSettings>(std::move(settings)))) {
   }
   ~ServerImpl() override {
+    closing_ = true;
     http_.reset();
     learner_.reset();
     transport_.reset();
@@ -93,12 +101,13 @@ class ServerImpl final : public Server {
   }
 
   absl::Status Run() override {
+    std::unique_lock turn(turns_);
     durability_ = store_->durability();
     log_.Write("serving", {{"endpoint", endpoints().empty() ? "" : endpoints()[0]},
                            {"store", std::string(store_->name())},
                            {"durability", durability_}});
     try {
-      Serve();
+      Serve(turn);
     } catch (const zmq::error_t& e) {
       return absl::InternalError(absl::StrCat("zeromq: ", e.what()));
     }
@@ -129,10 +138,10 @@ class ServerImpl final : public Server {
     o.host = c.host();
     o.port = static_cast<int>(c.port());
     o.names.assign(c.allow_host().begin(), c.allow_host().end());
-    o.identity = transport_->inside();
     o.key_file = c.key_file();
     o.model_of = [this](const std::string& agent) { return ModelOf(agent); };
-    SLUICE_ASSIGN_OR_RETURN(http_, HttpServer::Start(o, context_, Transport::kInside));
+    o.ask = [this](const v1::Request& q, milliseconds time) { return Ask(q, time); };
+    SLUICE_ASSIGN_OR_RETURN(http_, HttpServer::Start(o));
     return absl::OkStatus();
   }
   // Any thread's.
@@ -160,36 +169,42 @@ class ServerImpl final : public Server {
     outcomes_->Adopt(team_->settings());
   }
 
-  void Serve() {
+  // `turn`: it has it, and gives it away while it waits.
+  void Serve(std::unique_lock<Turns>& turn) {
     double tick = 0;
-    zmq::pollitem_t items[] = {{transport_->handle(), 0, ZMQ_POLLIN, 0},
-                               {nullptr, wake_, ZMQ_POLLIN, 0},
-                               {transport_->connections().handle(), 0, ZMQ_POLLIN, 0}};
     for (;;) {
-      zmq::poll(items, 3, stage_ == Stage::kServing ? kIdle : kIdleAtTheEnd);
+      turn.unlock();
+      const Transport::Woken woken =
+          transport_->Wait(wake_, stage_ == Stage::kServing ? kIdle : kIdleAtTheEnd);
+      turn.lock();
       now_ = {SteadySeconds(), UnixMs()};
-      if (items[1].revents != 0) {
+      if (woken.by_wake) {
         uint64_t ignored;
         if (read(wake_, &ignored, sizeof ignored) < 0) {  // somebody's wake-up was taken already
         }
       }
-      if (items[2].revents != 0) transport_->connections().Notice();
       GoOnReloading();
       int taken = 0;
-      while (taken < kDrainBatch && TakeOne()) ++taken;
+      while (taken < kDrainBatch && TakeOne()) {
+        // Who comes first need not wait until it is known whether others came too.
+        if (++taken == 1 || transport_->IsFull()) Flush();
+        turns_.Yield();
+      }
       AnswerFeedback();
+      Flush();
       if (now_.steady_s - tick >= 1) {
         Tick();
         tick = now_.steady_s;
       }
-      if (GoOnStopping(taken)) return;
+      const bool idle = woken.by_time && taken == 0 && std::exchange(asked_, 0) == 0;
+      if (GoOnStopping(idle)) return;
     }
   }
 
   // Serving; then, told to stop, everything is served for a while though /readyz says no; then
   // nothing new is decided and what is under way is answered, until nothing comes or time is up.
-  // True: the end.
-  bool GoOnStopping(int taken) {
+  // True: the end. `idle`: nothing came for a while.
+  bool GoOnStopping(bool idle) {
     const v1::LimitsConfig& limits = config().limits();
     if (stop_ && stage_ == Stage::kServing) {
       stage_ = Stage::kLeaving;
@@ -203,10 +218,10 @@ class ServerImpl final : public Server {
       return false;
     }
     const bool late = now_.steady_s >= stage_until_;
-    if (stage_ != Stage::kDraining || (!late && (taken > 0 || learner_->queued() > 0)))
-      return false;
+    if (stage_ != Stage::kDraining || (!late && (!idle || learner_->queued() > 0))) return false;
     const absl::Status saved = learner_->SaveNow();
     AnswerFeedback();
+    Flush();
     NoteStoppedArms();
     if (!saved.ok()) log_.Write("snapshot failed", {{"why", std::string(saved.message())}});
     return true;
@@ -298,33 +313,78 @@ class ServerImpl final : public Server {
                {{"file", options_.config_path}, {"what", absl::StrJoin(last_reload_, "; ")}});
   }
 
+  // Who asks: a message of the socket or, without one, this process, which is told its answer of
+  // outcomes by the promise.
+  struct Asker {
+    const Transport::Message* message = nullptr;
+    std::shared_ptr<std::promise<v1::Response>> promise;
+  };
+
   // One message off the socket, and its answer. False: none was there.
   bool TakeOne() {
     Transport::Message& m = message_;
     if (!transport_->Receive(m)) return false;
     arena_.Reset();
+    answers_.Clear();
     auto* response = google::protobuf::Arena::CreateMessage<v1::Response>(&arena_);
     auto* request = google::protobuf::Arena::CreateMessage<v1::Request>(&arena_);
+    caller_ = m.key;
+    const bool later = Read(m, *request, *response) && Answer({.message = &m}, *request, *response);
     response->set_version(kWireVersion);
-    bool later = false;
-    if (Admit(m, *request, *response)) {
-      try {
-        later = Dispatch(m, *request, *response);
-      } catch (const std::exception& e) {  // no request may end the service
-        response->clear_body();
-        SetError(response->mutable_error(), v1::INTERNAL, e.what());
-        log_.Write("request failed", {{"why", e.what()}});
-      }
-    }
-    if (!later) Send(m.peer, *response);
-    if (!decisions_->experiment().shadows().empty()) {
-      const State state = Learned();
-      if (state->settings == team_->shared_settings()) decisions_->RunShadows(*team_, *state);
-    }
+    if (!later) transport_->Post(m.peer, *response, answers_.bytes());
     return true;
   }
+  // Any thread's: what the HTTP side asks, answered by the thread that asks, since waking another
+  // one takes longer than a decision. Outcomes are told when they are durable.
+  v1::Response Ask(const v1::Request& q, milliseconds time) {
+    const auto until = std::chrono::steady_clock::now() + time;
+    v1::Response r;
+    std::string routed;
+    Asker asker;
+    bool later = false;
+    {
+      std::unique_lock turn(turns_, std::defer_lock);
+      if (!turn.try_lock_until(until)) return NoAnswer(time);
+      now_ = {SteadySeconds(), UnixMs()};
+      ++asked_;
+      caller_ = q.caller();
+      answers_.Clear();
+      if (q.has_feedback()) asker.promise = std::make_shared<std::promise<v1::Response>>();
+      later = Answer(asker, q, r);
+      routed = std::string(answers_.bytes());
+      if (decisions_->any_shadowed()) Wake();
+    }
+    if (later) return Await(asker.promise->get_future(), until, time);
+    if (!routed.empty()) r.mutable_route()->ParseFromString(routed);
+    return r;
+  }
+  v1::Response Await(std::future<v1::Response> told, std::chrono::steady_clock::time_point until,
+                     milliseconds time) const {
+    for (;;) {
+      const auto now = std::chrono::steady_clock::now();
+      if (told.wait_until(std::min(until, now + kStep)) == std::future_status::ready)
+        return told.get();
+      if (closing_) return Refusal(v1::UNAVAILABLE, "the server stops");
+      if (now >= until) return NoAnswer(time);
+    }
+  }
+  static v1::Response Refusal(v1::Code code, absl::string_view why) {
+    v1::Response r;
+    SetError(r.mutable_error(), code, why);
+    return r;
+  }
+  static v1::Response NoAnswer(milliseconds time) {
+    return Refusal(v1::DEADLINE_EXCEEDED, absl::StrCat("no answer in ", time.count(), " ms"));
+  }
+  // Sends what was answered; what shadows would have done is nobody's delay.
+  void Flush() {
+    tally_.undeliverable += transport_->Flush();
+    if (decisions_->experiment().shadows().empty()) return;
+    const State state = Learned();
+    if (state->settings == team_->shared_settings()) decisions_->RunShadows(*team_, *state);
+  }
   // Whether the message is a request that is to be answered now; if not, the response says why.
-  bool Admit(Transport::Message& m, v1::Request& q, v1::Response& r) {
+  bool Read(const Transport::Message& m, v1::Request& q, v1::Response& r) {
     if (m.frames != 1 || !q.ParseFromArray(m.body.data(), static_cast<int>(m.body.size()))) {
       ++tally_.malformed;
       SetError(r.mutable_error(), v1::INVALID_ARGUMENT,
@@ -333,7 +393,6 @@ class ServerImpl final : public Server {
       return false;
     }
     r.set_request_id(q.request_id());
-    caller_ = transport_->IsInside(m) ? q.caller() : m.key;
     if (q.version() != kWireVersion) {
       SetError(
           r.mutable_error(), v1::UNIMPLEMENTED,
@@ -348,39 +407,46 @@ class ServerImpl final : public Server {
                absl::StrCat("the deadline passed ", late_ms, " ms before the request was read"));
       return false;
     }
-    if (!transport_->Allows(m.key)) {
-      ++tally_.refused;
-      SetError(r.mutable_error(), v1::UNAUTHENTICATED, "this key is no longer on the allow-list");
-      return false;
-    }
-    if (rate_limit_.per_s() > 0 && !rate_limit_.Allows(ClientOf(m), now_.steady_s)) {
+    if (transport_->Allows(m.key)) return true;
+    ++tally_.refused;
+    SetError(r.mutable_error(), v1::UNAUTHENTICATED, "this key is no longer on the allow-list");
+    return false;
+  }
+  // Into the response, decisions into answers_. True: the answer comes later.
+  bool Answer(const Asker& asker, const v1::Request& q, v1::Response& r) {
+    if (rate_limit_.per_s() > 0 && !rate_limit_.Allows(ClientOf(asker), now_.steady_s)) {
       ++tally_.rate_limited;
       SetError(r.mutable_error(), v1::RATE_LIMITED,
                absl::StrCat("more than ", rate_limit_.per_s(), " requests a second"));
       r.mutable_error()->set_retry_after_s(rate_limit_.retry_after_s());
       return false;
     }
-    return true;
+    try {
+      return Dispatch(asker, q, r);
+    } catch (const std::exception& e) {  // no request may end the service
+      r.clear_body();
+      answers_.Clear();
+      SetError(r.mutable_error(), v1::INTERNAL, e.what());
+      log_.Write("request failed", {{"why", e.what()}});
+      return false;
+    }
   }
   // Whose requests count together: of a key, or else of an address, which reconnecting keeps.
-  std::string ClientOf(Transport::Message& m) const {
+  std::string ClientOf(const Asker& asker) const {
     if (!caller_.empty()) return caller_;
-    if (transport_->IsInside(m)) return "http";
-    const std::string address = Transport::PeerAddress(m);
-    return address.empty() ? m.peer.identity : address;
-  }
-  void Send(const Peer& peer, const v1::Response& response) {
-    tally_.undeliverable += !transport_->Send(peer, response);
+    if (asker.message == nullptr) return "http";
+    const std::string address = Transport::PeerAddress(*asker.message);
+    return address.empty() ? asker.message->peer.identity : address;
   }
 
   // True: the answer comes later.
-  bool Dispatch(const Transport::Message& m, const v1::Request& q, v1::Response& r) {
+  bool Dispatch(const Asker& asker, const v1::Request& q, v1::Response& r) {
     switch (q.body_case()) {
       case v1::Request::kRoute:
         Route(q.route(), r);
         break;
       case v1::Request::kFeedback:
-        return Feedback(m.peer, q, r);
+        return Feedback(asker, q, r);
       case v1::Request::kExplain:
         views::Explain(*decisions_, q.explain().decision_id(), r);
         break;
@@ -437,20 +503,17 @@ class ServerImpl final : public Server {
     const State state = Learned();
     Refresh(*state);
     decisions_->epochs().CatchUp(state->newest_epoch);
-    // Cleared and filled again it keeps its strings, which cost more to make than a decision; not
-    // those of the rare large batch.
-    if (answers_.decisions_size() > kKeptAnswers) answers_ = v1::RouteResponse();
-    answers_.Clear();
-    for (const v1::Query& q : request.queries())
-      decisions_->Decide(q, caller_, *team_, *state, *answers_.add_decisions());
-    r.unsafe_arena_set_allocated_route(&answers_);  // the arena's response does not own it
+    decisions_->Decide(request.queries(), caller_, *team_, *state, answers_);
     ShareHeld();
   }
-  bool Feedback(const Peer& peer, const v1::Request& q, v1::Response& r) {
+  bool Feedback(const Asker& asker, const v1::Request& q, v1::Response& r) {
     if (!FitsBatch(q.feedback().outcomes_size(), "outcomes", r)) return false;
     auto job = std::make_unique<FeedbackJob>();
-    job->client = peer.identity;
-    job->delimiter = peer.delimiter;
+    job->promise = asker.promise;
+    if (asker.message != nullptr) {
+      job->client = asker.message->peer.identity;
+      job->delimiter = asker.message->peer.delimiter;
+    }
     job->request_id = q.request_id();
     RefreshTeam();
     const absl::Status status = outcomes_->Take(q.feedback(), *team_, std::move(job));
@@ -469,7 +532,12 @@ class ServerImpl final : public Server {
       auto* response = google::protobuf::Arena::CreateMessage<v1::Response>(&arena_);
       response->set_version(kWireVersion);
       outcomes_->Answer(*job, *team_, *response);
-      Send({job->client, job->delimiter}, *response);
+      if (job->promise != nullptr) {
+        job->promise->set_value(*response);
+        continue;
+      }
+      transport_->Post({job->client, job->delimiter}, *response);
+      if (transport_->IsFull()) Flush();
     }
   }
   // What decisions hold of budgets, for the other servers of a store.
@@ -553,9 +621,12 @@ class ServerImpl final : public Server {
   std::atomic<std::shared_ptr<const Models>> models_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> reload_asked_{false};
+  std::atomic<bool> closing_{false};
 
-  // The serving thread's own.
+  // Whose turn it is: the rooms are the serving thread's, or that of an HTTP thread that asks.
+  Turns turns_;
   Instant now_;
+  int asked_ = 0;  // over HTTP, since the serving thread looked
   double started_ = 0;
   Stage stage_ = Stage::kServing;
   double stage_until_ = 0;
@@ -573,8 +644,10 @@ class ServerImpl final : public Server {
   std::vector<uint8_t> stopped_;  // arms, as last logged
   std::string caller_;            // the key of the request at hand
   Transport::Message message_;
-  google::protobuf::Arena arena_;
-  v1::RouteResponse answers_;
+  // The messages of one request: those of most fit into a block that stays.
+  std::array<char, kBlockBytes> block_;
+  google::protobuf::Arena arena_{block_.data(), block_.size()};
+  Answers answers_;  // to the request at hand
 };
 }  // namespace
 

@@ -1,8 +1,8 @@
 #ifndef SLUICE_RUNTIME_SERVICE_SERVER_H_
 #define SLUICE_RUNTIME_SERVICE_SERVER_H_
-// The sidecar: a ZeroMQ ROUTER that answers sluice.v1 requests. One thread serves; the learner's
-// thread writes to disk; an optional HTTP thread asks the server as any client does. Nothing is
-// dropped without an answer or a counter.
+// The sidecar: a ZeroMQ ROUTER that answers sluice.v1 requests. One thread serves it, in turns with
+// those of an optional HTTP server; the learner's thread writes to disk. Nothing is dropped without
+// an answer or a counter.
 #include <atomic>
 #include <functional>
 #include <memory>

@@ -20,6 +20,7 @@ Team::Team(std::shared_ptr<const ServerSettings> settings, const Team* before)
   for (const v1::StageConfig& s : c.stage()) {
     for (const v1::AgentConfig& a : s.agent()) {
       by_id_.emplace(a.id(), number);
+      fields_.emplace_back(a.id());
       std::optional<int32_t> was;
       if (before != nullptr) was = before->Find(a.id());
       if (before != nullptr && !was && !a.was().empty()) was = before->Find(a.was());
@@ -166,6 +167,7 @@ Barred Team::WhyBarred(int32_t agent, Block block, absl::Span<const size_t> rule
 
 template <class Visit>
 void Team::VisitCosts(const DecisionRecord& d, const Visit& visit) const {
+  if (settings_->budgets.empty()) return;
   int64_t total = 0;
   for (int32_t a : d.path) {
     if (a < 0) continue;  // it has left

@@ -1,7 +1,7 @@
 #ifndef SLUICE_RUNTIME_SERVICE_TEAM_H_
 #define SLUICE_RUNTIME_SERVICE_TEAM_H_
 // The team that serves: its agents by name, and who of them may be chosen now. Breakers and budgets
-// meet here, and nowhere else. The serving thread's.
+// meet here, and nowhere else. One thread's at a time.
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "sluice/runtime/service/answers.h"
 #include "sluice/runtime/service/budgets.h"
 #include "sluice/runtime/service/config.h"
 #include "sluice/runtime/service/health.h"
@@ -33,6 +34,8 @@ class Team {
   const AgentHealth& health() const { return health_; }
   std::optional<int32_t> Find(absl::string_view id) const;
   int64_t first_agent(int stage) const { return first_agent_[static_cast<size_t>(stage)]; }
+  // The agent's id, as answers carry it.
+  const AgentField& field(int32_t agent) const { return fields_[static_cast<size_t>(agent)]; }
   // Of one call: as configured, else as measured; USD.
   double ExpectedCost(int32_t agent) const;
 
@@ -72,6 +75,7 @@ class Team {
   BreakerSettings breaker_;
   std::unordered_map<std::string, int32_t> by_id_;
   std::vector<int64_t> first_agent_;
+  std::vector<AgentField> fields_;  // of each agent
   AgentHealth health_;
   Reservations reservations_;
   std::vector<int64_t> spent_, elsewhere_;     // one a rule

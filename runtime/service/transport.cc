@@ -1,6 +1,6 @@
 #include "sluice/runtime/service/transport.h"
 
-#include <sodium.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +10,7 @@
 #include "sluice/api/check.h"
 #include "sluice/runtime/service/clock.h"
 #include "sluice/runtime/service/endpoint.h"
+#include "sluice/runtime/service/wire.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace {
@@ -23,6 +24,7 @@ constexpr int kIdleS = 60;
 constexpr int kProbeS = 10;
 constexpr int kProbes = 3;
 constexpr int kGreetingMs = 10000;
+constexpr int kLookUp = 256;  // messages in a row, after which the other descriptors are looked at
 constexpr double kPatience = 0.05;  // share of the time that may go to waiting for slow readers
 }  // namespace
 
@@ -54,9 +56,6 @@ absl::Status Transport::Set(zmq::context_t& context, const v1::ServerConfig& con
   router_.set(zmq::sockopt::tcp_keepalive_cnt, kProbes);
   router_.set(zmq::sockopt::handshake_ivl, kGreetingMs);
   router_.set(zmq::sockopt::ipv6, true);
-  inside_.resize(24);
-  randombytes_buf(inside_.data(), inside_.size());
-  inside_[0] = '!';  // ZeroMQ keeps identities that begin with 0 for itself
   const v1::CurveConfig& curve = config.curve();
   encrypted_ = !curve.secret_key_file().empty();
   if (encrypted_) {
@@ -81,12 +80,14 @@ absl::Status Transport::Bind(const v1::ServerConfig& config) {
     }
     endpoints_.push_back(ReadableEndpoint(router_.get(zmq::sockopt::last_endpoint)));
   }
-  if (config.http().port() > 0) router_.bind(kInside);
+  fd_ = router_.get(zmq::sockopt::fd);
   return absl::OkStatus();
 }
 
 bool Transport::Receive(Message& m) {
-  if (!router_.recv(m.body, zmq::recv_flags::dontwait)) return false;
+  empty_ = !router_.recv(m.body, zmq::recv_flags::dontwait);
+  if (empty_) return false;
+  ++received_;
   m.peer.identity.assign(m.body.data<char>(), m.body.size());
   m.peer.delimiter = false;
   m.frames = 0;
@@ -101,7 +102,7 @@ bool Transport::Receive(Message& m) {
   return true;
 }
 
-std::string Transport::Property(zmq::message_t& frame, const char* name) {
+std::string Transport::Property(const zmq::message_t& frame, const char* name) {
   const char* text = zmq_msg_gets(frame.handle(), name);
   return text != nullptr ? text : "";
 }
@@ -125,9 +126,40 @@ bool Transport::Begin(zmq::message_t& identity) {
   return sent;
 }
 
-bool Transport::Send(const Peer& peer, const v1::Response& response) {
-  zmq::message_t body(response.ByteSizeLong());
+Transport::Woken Transport::Wait(int wake, std::chrono::milliseconds timeout) {
+  if (!empty_ && received_ < kLookUp) return {};
+  received_ = 0;
+  pollfd fds[] = {{fd_, POLLIN, 0}, {wake, POLLIN, 0}, {connections_.fd(), POLLIN, 0}};
+  const int ready = poll(fds, std::size(fds), empty_ ? static_cast<int>(timeout.count()) : 0);
+  if (ready <= 0) return {.by_time = ready == 0 && empty_};
+  if (fds[2].revents != 0) connections_.Notice();
+  return {.by_wake = fds[1].revents != 0};
+}
+
+void Transport::Post(const Peer& peer, const v1::Response& response, absl::string_view routed) {
+  const size_t head = response.ByteSizeLong();
+  const size_t tail = routed.empty() ? 0 : 1 + wire::BytesSize(routed.size());
+  zmq::message_t body(head + tail);
   response.SerializeWithCachedSizesToArray(body.data<uint8_t>());
+  if (tail > 0) {
+    char* to = body.data<char>() + head;
+    *to++ = wire::Tag(v1::Response::kRouteFieldNumber, wire::kBytes);
+    wire::PutBytes(routed, to);
+  }
+  waiting_bytes_ += body.size();
+  outbox_.push_back({peer, std::move(body)});
+}
+
+size_t Transport::Flush() {
+  size_t lost = 0;
+  for (Answer& a : outbox_) lost += !Send(a.peer, a.body);
+  outbox_.clear();
+  waiting_bytes_ = 0;
+  return lost;
+}
+
+bool Transport::Send(const Peer& peer, zmq::message_t& body) {
+  empty_ = false;
   try {
     zmq::message_t identity(peer.identity.data(), peer.identity.size());
     if (!Begin(identity)) return false;

@@ -1,13 +1,14 @@
 #ifndef SLUICE_RUNTIME_SERVICE_TRANSPORT_H_
 #define SLUICE_RUNTIME_SERVICE_TRANSPORT_H_
 // The socket: who may connect, one message in, one answer out.
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/match.h"
+#include "absl/strings/string_view.h"
 #include "sluice/runtime/service/allow_list.h"
 #include "sluice/runtime/service/connections.h"
 #include "sluice/v1/config.pb.h"
@@ -22,15 +23,12 @@ struct Peer {
 
 class Transport {
  public:
-  static constexpr char kInside[] = "inproc://sluice-http";  // the server's own HTTP side
-
   // Binds the endpoints.
   static absl::StatusOr<std::unique_ptr<Transport>> Open(zmq::context_t& context,
                                                          const v1::ServerConfig& config);
   ~Transport();
   // Where it really listens: tcp ports of 0 are filled in.
   const std::vector<std::string>& endpoints() const { return endpoints_; }
-  void* handle() { return router_.handle(); }
   Connections& connections() { return connections_; }
 
   struct Message {
@@ -42,16 +40,24 @@ class Transport {
   };
   // False: none is there.
   bool Receive(Message& m);
-  // Whether it is of this process, whose word is taken for who asks: its sockets' identities begin
-  // with a secret.
-  bool IsInside(const Message& m) const { return absl::StartsWith(m.peer.identity, inside_); }
-  const std::string& inside() const { return inside_; }
   // "" where there is none.
-  static std::string PeerAddress(Message& m) { return Property(m.body, "Peer-Address"); }
+  static std::string PeerAddress(const Message& m) { return Property(m.body, "Peer-Address"); }
   // Whether the key that a message came under is still on the list.
   bool Allows(const std::string& key) { return key.empty() || allow_list_->Holds(key); }
-  // False: the peer has gone, or does not read.
-  bool Send(const Peer& peer, const v1::Response& response);
+  struct Woken {
+    bool by_wake = false;  // `wake` is readable
+    bool by_time = false;  // it is up, and nothing came
+  };
+  // Until a message or news of a connection may be there, `wake` is readable, or the time is up.
+  Woken Wait(int wake, std::chrono::milliseconds timeout);
+
+  // Puts an answer into the outbox. `routed`: bytes of a RouteResponse that is the answer's body.
+  void Post(const Peer& peer, const v1::Response& response, absl::string_view routed = {});
+  // Whether more than one send's worth of answers waits there.
+  bool IsFull() const { return outbox_.size() >= kBurst || waiting_bytes_ >= kBurstBytes; }
+  // Sends them: together they wake the other threads once. How many could not be delivered: the
+  // peer has gone, or does not read.
+  size_t Flush();
   // Reads the allow-list where it changed.
   void Refresh() { allow_list_->Refresh(); }
 
@@ -60,15 +66,27 @@ class Transport {
       : router_(context, zmq::socket_type::router), connections_(context) {}
   absl::Status Set(zmq::context_t& context, const v1::ServerConfig& config);
   absl::Status Bind(const v1::ServerConfig& config);
-  static std::string Property(zmq::message_t& frame, const char* name);
+  static std::string Property(const zmq::message_t& frame, const char* name);
   bool Begin(zmq::message_t& identity);
+  bool Send(const Peer& peer, zmq::message_t& body);
 
+  static constexpr size_t kBurst = 16;
+  static constexpr size_t kBurstBytes = 8192;  // what ZeroMQ hands to the system at a time
+  struct Answer {
+    Peer peer;
+    zmq::message_t body;
+  };
   std::unique_ptr<AllowList> allow_list_;
   zmq::socket_t router_;
   Connections connections_;
   bool encrypted_ = false;
-  std::string inside_;
   std::vector<std::string> endpoints_;
+  int fd_ = -1;
+  // Nothing was there, and the socket was not touched since: only then its descriptor tells.
+  bool empty_ = false;
+  int received_ = 0;  // since the last look at the descriptors
+  std::vector<Answer> outbox_;
+  size_t waiting_bytes_ = 0;
   // What is left of this second's time for peers that read more slowly than they ask.
   double patience_s_ = 0;
   double patience_at_ = 0;

@@ -91,6 +91,24 @@ void Put(std::string& out, T v) {
   static_assert(std::is_trivially_copyable_v<T>);
   out.append(reinterpret_cast<const char*>(&v), sizeof v);
 }
+// Puts one after the other where there is room for them.
+class Writer {
+ public:
+  explicit Writer(char* to) : to_(to) {}
+  template <class T>
+  void Put(T v) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    std::memcpy(to_, &v, sizeof v);
+    to_ += sizeof v;
+  }
+  template <class T, class U>
+  void PutMany(const std::vector<U>& values) {
+    for (U v : values) Put(static_cast<T>(v));
+  }
+
+ private:
+  char* to_;
+};
 class Reader {
  public:
   explicit Reader(absl::string_view bytes) : bytes_(bytes) {}
@@ -127,29 +145,40 @@ class Reader {
 // time, grade or calls.
 inline constexpr uint8_t kRecordVersion = 3;
 inline constexpr int32_t kGone = 0xFFFF;  // of an agent that has left, -1 in memory
+inline size_t DecisionBytes(const DecisionRecord& d) {
+  constexpr size_t kFixed = sizeof kRecordVersion + sizeof d.id + sizeof d.epoch + sizeof d.graph +
+                            sizeof d.policy + sizeof d.propensity + sizeof d.unit +
+                            sizeof d.experiment + sizeof d.arm + 2 * sizeof(uint8_t) +
+                            3 * sizeof(uint16_t) + sizeof d.unix_ms + sizeof(uint8_t);
+  return kFixed + d.path.size() * sizeof(uint16_t) + d.intent.size() * sizeof(double) +
+         d.features.size() * sizeof(float) + d.blocked.size() * sizeof(uint16_t) +
+         d.payers.size() * sizeof(uint64_t);
+}
 inline void AppendDecision(const DecisionRecord& d, std::string& out) {
-  using record_internal::Put;
-  Put(out, kRecordVersion);
-  Put(out, d.id);
-  Put(out, d.epoch);
-  Put(out, d.graph);
-  Put(out, d.policy);
-  Put(out, d.propensity);
-  Put(out, d.unit);
-  Put(out, d.experiment);
-  Put(out, d.arm);
-  Put(out, static_cast<uint8_t>(d.path.size()));
-  Put(out, static_cast<uint16_t>(d.intent.size()));
-  Put(out, static_cast<uint16_t>(d.features.size()));
-  Put(out, static_cast<uint16_t>(d.blocked.size()));
-  Put(out, static_cast<uint8_t>(d.payers.size()));
-  for (int32_t a : d.path) Put(out, static_cast<uint16_t>(a));
-  for (double w : d.intent) Put(out, w);
-  for (float f : d.features) Put(out, f);
-  for (int32_t a : d.blocked) Put(out, static_cast<uint16_t>(a));
-  for (uint64_t payer : d.payers) Put(out, payer);
-  Put(out, d.unix_ms);
-  Put(out, static_cast<uint8_t>(d.kept));
+  const size_t at = out.size();
+  out.resize(at + DecisionBytes(d));
+  record_internal::Writer w(&out[at]);
+  w.Put(kRecordVersion);
+  w.Put(d.id);
+  w.Put(d.epoch);
+  w.Put(d.graph);
+  w.Put(d.policy);
+  w.Put(d.propensity);
+  w.Put(d.unit);
+  w.Put(d.experiment);
+  w.Put(d.arm);
+  w.Put(static_cast<uint8_t>(d.path.size()));
+  w.Put(static_cast<uint16_t>(d.intent.size()));
+  w.Put(static_cast<uint16_t>(d.features.size()));
+  w.Put(static_cast<uint16_t>(d.blocked.size()));
+  w.Put(static_cast<uint8_t>(d.payers.size()));
+  w.PutMany<uint16_t>(d.path);
+  w.PutMany<double>(d.intent);
+  w.PutMany<float>(d.features);
+  w.PutMany<uint16_t>(d.blocked);
+  w.PutMany<uint64_t>(d.payers);
+  w.Put(d.unix_ms);
+  w.Put(static_cast<uint8_t>(d.kept));
 }
 namespace record_internal {
 inline absl::Status ReadDecision(Reader& r, DecisionRecord& d, uint8_t& version) {

@@ -65,59 +65,39 @@ std::string WithHttp(int port, const std::string& config = kTwoStages) {
 }
 const char kChat[] = R"({"model": "auto", "messages": [{"role": "user", "content": "1 + 1?"}]})";
 
-// A server whose answers the test makes.
-class FakeServer {
- public:
-  using Answer = std::function<void(const v1::Request&, v1::Response&)>;
-  explicit FakeServer(Answer answer) : answer_(std::move(answer)) {
-    socket_ = zmq::socket_t(context_, zmq::socket_type::router);
-    socket_.set(zmq::sockopt::rcvtimeo, 20);
-    socket_.set(zmq::sockopt::linger, 0);
-    socket_.bind("inproc://fake");
-    thread_ = std::thread([this] { Loop(); });
-    HttpServer::Options o;
-    o.host = "127.0.0.1";
-    o.port = FreePort();
-    o.model_of = [](const std::string& agent) { return agent == "b" ? "model-b" : ""; };
-    auto http = HttpServer::Start(o, context_, "inproc://fake");
-    EXPECT_TRUE(http.ok()) << http.status();
-    http_ = *std::move(http);
-  }
-  ~FakeServer() {
-    http_.reset();
-    stop_ = true;
-    thread_.join();
-    socket_.close();
-  }
-  int port() const { return http_->port(); }
-
- private:
-  void Loop() {
-    while (!stop_) {
-      zmq::message_t who, what;
-      if (!socket_.recv(who) || !socket_.recv(what)) continue;
-      v1::Request q;
-      q.ParseFromArray(what.data(), static_cast<int>(what.size()));
-      v1::Response r;
-      r.set_request_id(q.request_id());
-      answer_(q, r);
-      if (r.request_id() == 0) continue;  // says nothing
-      socket_.send(who, zmq::send_flags::sndmore);
-      socket_.send(zmq::buffer(r.SerializeAsString()), zmq::send_flags::none);
-    }
-  }
-  const Answer answer_;
-  zmq::context_t context_{1};
-  zmq::socket_t socket_;
-  std::atomic<bool> stop_{false};
-  std::thread thread_;
-  std::unique_ptr<HttpServer> http_;
-};
-void Fail(v1::Response& r, v1::Code code, const char* text, double retry_after_s = 0) {
+void Fail(v1::Response& r, v1::Code code, const std::string& text, double retry_after_s = 0) {
   r.mutable_error()->set_code(code);
   r.mutable_error()->set_text(text);
   r.mutable_error()->set_retry_after_s(retry_after_s);
 }
+// A server whose answers the test makes, by several threads at once. One of version 0 does not
+// come.
+class FakeServer {
+ public:
+  using Answer = std::function<void(const v1::Request&, v1::Response&)>;
+  explicit FakeServer(const Answer& answer) {
+    HttpServer::Options o;
+    o.host = "127.0.0.1";
+    o.port = FreePort();
+    o.model_of = [](const std::string& agent) { return agent == "b" ? "model-b" : ""; };
+    o.ask = [answer](const v1::Request& q, std::chrono::milliseconds time) {
+      v1::Response r;
+      r.set_version(1);
+      answer(q, r);
+      if (r.version() != 0) return r;
+      std::this_thread::sleep_for(time);
+      Fail(r, v1::DEADLINE_EXCEEDED, absl::StrCat("no answer in ", time.count(), " ms"));
+      return r;
+    };
+    auto http = HttpServer::Start(o);
+    EXPECT_TRUE(http.ok()) << http.status();
+    http_ = *std::move(http);
+  }
+  int port() const { return http_->port(); }
+
+ private:
+  std::unique_ptr<HttpServer> http_;
+};
 
 TEST(Http, DecidesAndLearns) {
   const int port = FreePort();
@@ -236,7 +216,7 @@ TEST(Http, TheServersErrorsKeepTheirMeaning) {
 }
 
 TEST(Http, ASilentServerIsGivenUpInTime) {
-  FakeServer s([](const v1::Request&, v1::Response& r) { r.set_request_id(0); });
+  FakeServer s([](const v1::Request&, v1::Response& r) { r.set_version(0); });
   Caller c(s.port());
   const auto began = Clock::now();
   const Said late = c.Post("/v1/route", "{}");
@@ -374,7 +354,7 @@ TEST(Http, WhoHasBeenSilentLongestMakesRoom) {
   EXPECT_THAT(peers.back()->Hear(300), HasSubstr("ok\n"));
 }
 TEST(Http, ProbesThatNeedNobodyAnswerWhileTheServerIsSilent) {
-  FakeServer s([](const v1::Request&, v1::Response& r) { r.set_request_id(0); });
+  FakeServer s([](const v1::Request&, v1::Response& r) { r.set_version(0); });
   std::vector<std::unique_ptr<Raw>> peers;
   for (int i = 0; i < 64; ++i) {
     peers.push_back(std::make_unique<Raw>(s.port()));
@@ -385,6 +365,49 @@ TEST(Http, ProbesThatNeedNobodyAnswerWhileTheServerIsSilent) {
   const auto began = Clock::now();
   EXPECT_EQ(c.Get("/healthz").status, 200);
   EXPECT_LT(Clock::now() - began, std::chrono::milliseconds(500));
+}
+
+// HTTP and the socket are two doors to the same rooms: who is busy at one shuts nobody out.
+TEST(Http, IsHeardBesideABusySocket) {
+  const int port = FreePort();
+  RunningServer s(WithHttp(port));
+  std::atomic<bool> stop{false};
+  std::atomic<int> answers{0};
+  std::thread busy([&] {
+    const auto client = s.Connect();
+    v1::Request q;
+    for (int i = 0; i < 200; ++i) q.mutable_route()->add_queries()->set_task("math");
+    for (int i = 0; i < 64; ++i) (void)client->Send(q);
+    while (!stop) {
+      answers += client->Receive(std::chrono::milliseconds(50)).ok();
+      (void)client->Send(q);
+    }
+  });
+  while (answers == 0) std::this_thread::yield();
+  Caller c(port);
+  for (int i = 0; i < 20; ++i) {
+    const Said said = c.Post("/v1/route", R"({"task": "math"})");
+    EXPECT_EQ(said.status, 200) << said.text;
+  }
+  EXPECT_GT(answers, 1);
+  stop = true;
+  busy.join();
+}
+TEST(Http, ShadowsDecideToo) {
+  const int port = FreePort();
+  RunningServer s(WithHttp(port, absl::StrCat("policy { name: \"a\" spec: \"random\" } policy { "
+                                              "name: \"b\" spec: \"random\" } experiment { "
+                                              "shadow: \"b\" }",
+                                              kTwoStages)));
+  Caller c(port);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(c.Post("/v1/route", "{}").status, 200);
+  const auto until = Clock::now() + std::chrono::seconds(20);
+  std::string seen;
+  while (seen != "3" && Clock::now() < until) {
+    const Json shadows = c.Get("/api/experiment").json()["shadows"];
+    if (!shadows.empty() && shadows[0].contains("decisions")) seen = shadows[0]["decisions"];
+  }
+  EXPECT_EQ(seen, "3");
 }
 
 // An address of this machine that is not loopback; "" if it has none.
@@ -423,13 +446,18 @@ TEST(Http, KeysOpenWhatTheirFileSays) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // a time stamp of its own
     std::ofstream(file) << text;
   };
-  zmq::context_t context;
   HttpServer::Options o;
   o.host = "127.0.0.1";
   o.key_file = file;
+  o.ask = [&](const v1::Request& q, std::chrono::milliseconds time) {
+    const auto client = s.Connect();
+    v1::Request sent = q;
+    EXPECT_TRUE(client->Send(sent).ok());
+    return *client->Receive(time);
+  };
   const auto start = [&] {
     o.port = FreePort();
-    return HttpServer::Start(o, context, s.endpoint());
+    return HttpServer::Start(o);
   };
   const std::pair<const char*, const char*> kBad[] = {
       {"alice\n", ":1: 1 words; allowed: NAME KEY"},
