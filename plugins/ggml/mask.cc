@@ -25,11 +25,11 @@ using Bits = std::vector<uint64_t>;
 // Of each query and panel of 64 keys: does it see something there, and is the mask 0 throughout?
 class MaskPlan::Panels {
  public:
-  Panels(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv)
-      : count_((n_kv + kPanel - 1) / kPanel),
-        words_((count_ + 63) / 64),
-        seen_(n_q * words_),
-        zero_(n_q * words_) {
+  void Read(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv) {
+    count_ = (n_kv + kPanel - 1) / kPanel;
+    words_ = (count_ + 63) / 64;
+    seen_.assign(n_q * words_, 0);
+    zero_.assign(n_q * words_, 0);
     for (int64_t i = 0; i < n_q; ++i) {
       for (int64_t p = 0; p < count_; ++p) {
         const int64_t n = std::min(kPanel, n_kv - p * kPanel);
@@ -41,28 +41,30 @@ class MaskPlan::Panels {
     }
   }
   int64_t count() const { return count_; }
-  // Any of the queries [first, last) sees something.
-  Bits Seen(int64_t first, int64_t last) const {
-    Bits any(words_);
+  // Any of the queries [first, last) sees something; until the next call.
+  const Bits& Seen(int64_t first, int64_t last) {
+    any_.assign(words_, 0);
     for (int64_t i = first; i < last; ++i) {
-      for (int64_t w = 0; w < words_; ++w) any[w] |= seen_[i * words_ + w];
+      for (int64_t w = 0; w < words_; ++w) any_[w] |= seen_[i * words_ + w];
     }
-    return any;
+    return any_;
   }
-  // The mask is 0 for all of them.
-  Bits Zero(int64_t first, int64_t last) const {
-    Bits all(words_, ~uint64_t{0});
+  // The mask is 0 for all of them; until the next call.
+  const Bits& Zero(int64_t first, int64_t last) {
+    all_.assign(words_, ~uint64_t{0});
     for (int64_t i = first; i < last; ++i) {
-      for (int64_t w = 0; w < words_; ++w) all[w] &= zero_[i * words_ + w];
+      for (int64_t w = 0; w < words_; ++w) all_[w] &= zero_[i * words_ + w];
     }
-    return all;
+    return all_;
   }
 
  private:
-  int64_t count_;
-  int64_t words_;
+  int64_t count_ = 0;
+  int64_t words_ = 0;
   Bits seen_;
   Bits zero_;
+  Bits any_;
+  Bits all_;
 };
 
 namespace {
@@ -75,7 +77,7 @@ double PanelCost(int64_t rows) {
   return rows <= kernels::kFewRows ? kUnpacked * r : kPacking + r;
 }
 // Lists of panels for tiles of a height.
-double CostOfTiles(const MaskPlan::Panels& all, int64_t n_q, int64_t group, int64_t tile) {
+double CostOfTiles(MaskPlan::Panels& all, int64_t n_q, int64_t group, int64_t tile) {
   double cost = 0;
   for (int64_t first = 0; first < n_q; first += tile) {
     const int64_t last = std::min(n_q, first + tile);
@@ -147,9 +149,20 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
   return s;
 }
 
-MaskPlan::MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
-                   int64_t n_kv, int64_t group)
-    : window_(shape.window) {
+MaskPlan::MaskPlan() = default;
+MaskPlan::~MaskPlan() = default;
+
+void MaskPlan::Make(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
+                    int64_t n_kv, int64_t group) {
+  tile_ = kTiles[0];
+  window_ = shape.window;
+  wants_mask_ = false;
+  by_key_ = false;
+  entries_.clear();
+  keys_.clear();
+  begin_.assign(1, 0);
+  count_.clear();
+  zero_.clear();
   switch (shape.kind) {
     case MaskShape::Kind::kAll:
       for (int64_t first = 0; first < n_q; first += tile_) {
@@ -176,10 +189,11 @@ MaskPlan::MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride,
 
 void MaskPlan::AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
                        int64_t n_kv, int64_t group) {
-  const Panels panels(mask, stride, n_q, n_kv);
+  if (panels_ == nullptr) panels_ = std::make_unique<Panels>();
+  panels_->Read(mask, stride, n_q, n_kv);
   double least = HUGE_VAL;
   for (int64_t tile : kTiles) {
-    const double cost = CostOfTiles(panels, n_q, group, tile);
+    const double cost = CostOfTiles(*panels_, n_q, group, tile);
     if (cost >= least) continue;
     least = cost;
     tile_ = tile;
@@ -191,7 +205,7 @@ void MaskPlan::AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t str
     AddKeys(mask, stride, n_q, n_kv);
   } else {
     wants_mask_ = true;
-    AddPanels(panels, n_q, n_kv);
+    AddPanels(n_q, n_kv);
   }
 }
 
@@ -207,11 +221,12 @@ void MaskPlan::AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_
   }
 }
 
-void MaskPlan::AddPanels(const Panels& panels, int64_t n_q, int64_t n_kv) {
+void MaskPlan::AddPanels(int64_t n_q, int64_t n_kv) {
+  Panels& panels = *panels_;
   for (int64_t first = 0; first < n_q; first += tile_) {
     const int64_t last = std::min(n_q, first + tile_);
-    const Bits seen = panels.Seen(first, last);
-    const Bits zero = panels.Zero(first, last);
+    const Bits& seen = panels.Seen(first, last);
+    const Bits& zero = panels.Zero(first, last);
     zero_.insert(zero_.end(), zero.begin(), zero.end());
     const auto sees = [&](int64_t p) { return ((seen[p / 64] >> (p % 64)) & 1) != 0; };
     for (int64_t p = 0; p < panels.count(); ++p) {

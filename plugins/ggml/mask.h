@@ -2,6 +2,7 @@
 #define SLUICE_PLUGINS_GGML_MASK_H_
 // What ggml's masks show: f16 matrices [n_q, n_kv] that are added to the logits.
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "sluice/api/attention_plan.h"
@@ -24,17 +25,20 @@ struct MaskShape {
 MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
 
 // Lists of keys for what a mask shows exactly; none for a plain prompt or step, which routers plan.
-// Of masks without a shape the lists are panels of 64
-// keys in which a tile's queries see something, and the mask itself says the rest. Tiles are of 64
-// queries, or fewer where neighbours see different keys; where a query sees a few scattered keys
-// (what an indexer left, say) they are listed one by one. Whichever costs least.
+// Of masks without a shape the lists are panels of 64 keys in which a tile's queries see something,
+// and the mask itself says the rest. Tiles are of 64 queries, or fewer where neighbours see
+// different keys; where a query sees a few scattered keys (what an indexer left, say) they are
+// listed one by one. Whichever costs least.
 class MaskPlan {
  public:
   class Panels;
-  MaskPlan() = default;
-  // `group`: query heads a KV head. O(n_q * n_kv).
-  MaskPlan(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
-           int64_t group);
+  MaskPlan();
+  ~MaskPlan();
+  MaskPlan(const MaskPlan&) = delete;
+  MaskPlan& operator=(const MaskPlan&) = delete;
+  // Another plan in the memory of the last. `group`: query heads a KV head. O(n_q * n_kv).
+  void Make(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
+            int64_t group);
   // Valid while this is.
   AttentionBranch branch() const;
   // The lists hold pairs that only the mask tells from the visible ones.
@@ -49,7 +53,7 @@ class MaskPlan {
   void AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
                int64_t n_kv, int64_t group);
   void AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
-  void AddPanels(const Panels& panels, int64_t n_q, int64_t n_kv);
+  void AddPanels(int64_t n_q, int64_t n_kv);
 
   int64_t tile_ = 64;
   int64_t window_ = 0;
@@ -60,6 +64,7 @@ class MaskPlan {
   std::vector<int64_t> begin_ = {0};
   std::vector<uint32_t> count_;
   std::vector<uint64_t> zero_;
+  std::unique_ptr<Panels> panels_;  // what AddSeen found
 };
 
 // The factor of each head for ALiBi with this largest bias (arXiv 2108.12409): a geometric series,

@@ -21,9 +21,11 @@ struct Matrix {
     }
   }
   MaskShape shape() const { return ReadMask(x.data(), n_kv, n_q, n_kv); }
-  MaskPlan plan(int64_t group = 4) const {
-    return MaskPlan(shape(), x.data(), n_kv, n_q, n_kv, group);
+  const MaskPlan& plan(int64_t group = 4) {
+    made.Make(shape(), x.data(), n_kv, n_q, n_kv, group);
+    return made;
   }
+  MaskPlan made;
 };
 
 TEST(ReadMask, KnowsWhatItIs) {

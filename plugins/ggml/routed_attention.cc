@@ -76,6 +76,8 @@ struct RoutedAttention::Shape {
   int64_t max_kv = 0;
   std::unique_ptr<AttentionSession> prefill, decode, dense;
   std::vector<float> lse;
+  std::vector<float> slopes;  // ALiBi's, of the largest bias that was asked for last
+  float slopes_bias = 0;
 };
 
 RoutedAttention::RoutedAttention(const Config& config) : config_(config) {}
@@ -94,7 +96,7 @@ void RoutedAttention::SetThreads(int threads) {
 absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall& c) {
   uint32_t cap = 0;
   std::memcpy(&cap, &c.softcap, sizeof cap);
-  std::unique_ptr<Shape>& slot = shapes_[{c.q.heads, c.k.heads, c.q.dim, c.v.dim, cap}];
+  std::unique_ptr<Shape>& slot = shapes_[ShapeKey{c.q.heads, c.k.heads, c.q.dim, c.v.dim, cap}];
   if (slot != nullptr && c.q.rows <= slot->max_queries && c.k.rows <= slot->max_kv)
     return slot.get();
   // Grows by doubling; what routers knew of the keys is found again.
@@ -184,7 +186,7 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     session.Unknown(c.layer, c.stream);
     SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, c.stream));
   } else {
-    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(session, c, seen, in, out));
+    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(s, c, seen, in, out));
   }
   if (c.sinks != nullptr) WeighSinks(c, s.lse);
   counters.routed += routed;
@@ -198,32 +200,33 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
 // pass; calls without a layer's name tell nothing of passes.
 const RoutedAttention::Seen& RoutedAttention::LookAtMask(const FlashCall& c) {
   const bool rises = c.layer > last_layer_ || (c.layer == last_layer_ && c.stream > last_stream_);
-  if (c.layer < 0 || !rises) seen_.clear();
+  if (c.layer < 0 || !rises) seen_count_ = 0;
   last_layer_ = c.layer;
   last_stream_ = c.stream;
   const int64_t group = c.q.heads / c.k.heads;
-  for (const std::unique_ptr<Seen>& s : seen_) {
-    if (s->mask == c.mask && s->n_q == c.q.rows && s->n_kv == c.k.rows && s->stream == c.stream &&
-        s->group == group)
-      return *s;
+  for (size_t i = 0; i < seen_count_; ++i) {
+    const Seen& s = *seen_[i];
+    if (s.mask == c.mask && s.n_q == c.q.rows && s.n_kv == c.k.rows && s.stream == c.stream &&
+        s.group == group)
+      return s;
   }
   ++masks_read_;
-  auto s = std::make_unique<Seen>();
-  s->mask = c.mask;
-  s->n_q = c.q.rows;
-  s->n_kv = c.k.rows;
-  s->stream = c.stream;
-  s->group = group;
-  s->shape = ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows);
-  s->plan = MaskPlan(s->shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
-  seen_.push_back(std::move(s));
-  return *seen_.back();
+  if (seen_count_ == seen_.size()) seen_.push_back(std::make_unique<Seen>());
+  Seen& s = *seen_[seen_count_];
+  ++seen_count_;
+  s.mask = c.mask;
+  s.n_q = c.q.rows;
+  s.n_kv = c.k.rows;
+  s.stream = c.stream;
+  s.group = group;
+  s.shape = ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows);
+  s.plan.Make(s.shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
+  return s;
 }
 
 // Not a plain prompt or step: exactly what the mask shows, without routing.
-absl::Status RoutedAttention::AsTheMaskSays(AttentionSession& session, const FlashCall& c,
-                                            const Seen& seen, const AttentionInputs& in,
-                                            SessionOutputs out) const {
+absl::Status RoutedAttention::AsTheMaskSays(Shape& shape, const FlashCall& c, const Seen& seen,
+                                            const AttentionInputs& in, SessionOutputs out) const {
   AttentionPlan plan;
   plan.q_count = c.q.rows;
   plan.kv_len = c.k.rows;
@@ -232,15 +235,15 @@ absl::Status RoutedAttention::AsTheMaskSays(AttentionSession& session, const Fla
   plan.q_begin = seen.shape.kind == MaskShape::Kind::kWindow ? seen.shape.first : 0;
   const AttentionBranch branch = seen.plan.branch();
   plan.branches = absl::MakeConstSpan(&branch, 1);
-  std::vector<float> slopes;
   if (seen.plan.wants_mask()) {
     out.mask = {c.mask, c.mask_stride, nullptr, seen.plan.zero()};
     if (c.max_bias > 0) {
-      slopes = AlibiSlopes(c.q.heads, c.max_bias);
-      out.mask.slopes = slopes.data();
+      if (shape.slopes_bias != c.max_bias) shape.slopes = AlibiSlopes(c.q.heads, c.max_bias);
+      shape.slopes_bias = c.max_bias;
+      out.mask.slopes = shape.slopes.data();
     }
   }
-  return session.Attend(c.layer, plan, in, out);
+  return shape.dense->Attend(c.layer, plan, in, out);
 }
 
 void LayerCounters::Add(const LayerCounters& more) {

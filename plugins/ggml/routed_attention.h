@@ -3,6 +3,7 @@
 // Attention as ggml's FLASH_ATTN_EXT asks for it, routed: causality is read from the mask, lists
 // come from a router, the executor of runtime/attend runs them. Knows nothing of ggml's types, so
 // it is tested without them.
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -75,16 +76,18 @@ class RoutedAttention {
  private:
   struct Shape;  // everything that depends on heads, widths and soft-cap
   explicit RoutedAttention(const Config& config);
+  // Heads, KV heads, widths of keys and values, bits of the soft-cap.
+  using ShapeKey = std::array<int64_t, 5>;
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
   struct Seen;
   const Seen& LookAtMask(const FlashCall& call);
-  absl::Status AsTheMaskSays(AttentionSession& session, const FlashCall& call, const Seen& seen,
+  absl::Status AsTheMaskSays(Shape& shape, const FlashCall& call, const Seen& seen,
                              const AttentionInputs& in, SessionOutputs out) const;
   void WeighSinks(const FlashCall& call, const std::vector<float>& lse) const;
 
   Config config_;
   std::unique_ptr<Executor> executor_;
-  std::map<std::vector<int64_t>, std::unique_ptr<Shape>> shapes_;
+  std::map<ShapeKey, std::unique_ptr<Shape>> shapes_;
   Counters counters_;
   // Layers of a pass share masks: one of all layers, or one of those that slide and one of the
   // rest, for every stream. A pass ends where layers and streams no longer rise.
@@ -94,7 +97,8 @@ class RoutedAttention {
     MaskShape shape;
     MaskPlan plan;  // of masks that are not a plain prompt's or step's
   };
-  std::vector<std::unique_ptr<Seen>> seen_;  // of this pass
+  std::vector<std::unique_ptr<Seen>> seen_;  // the first `seen_count_` are of this pass
+  size_t seen_count_ = 0;
   int64_t masks_read_ = 0;
   int last_layer_ = -1;
   int64_t last_stream_ = -1;

@@ -5,7 +5,9 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/tests/support/counting_allocator.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
@@ -307,6 +309,43 @@ TEST(RoutedAttention, ReadsEachMaskOncePerPass) {
     slides.Show([&](int64_t i, int64_t k) { return k <= 85 + i && k > 85 + i - 20 * pass; });
     for (int layer = 0; layer < 6; ++layer) run(layer % 2 == 0 ? slides : causal, layer);
     EXPECT_EQ((*attention)->masks_read(), 2 * pass);
+  }
+}
+// Steps as a host that decodes makes them: masks of other contents where the last ones were, a key
+// more each. What a first step made serves the next ones.
+TEST(RoutedAttention, StepsAllocateNothing) {
+  for (const char* policy : {"dense", "sink_window:sink=4,window=32", "mean_pool:k=2"}) {
+    for (bool holes : {false, true}) {
+      for (float bias : {0.0f, 8.0f}) {
+        const auto r = Make(absl::StrCat("attention = ", policy, "\nthreads = 1"));
+        Case c(1, 700, true);
+        c.call.max_bias = bias;
+        const auto step = [&](int64_t keys) {
+          c.Show([&](int64_t, int64_t k) { return k < keys && !(holes && k > 9 && k < 90); });
+          if (bias > 0) c.mask[2] = F32ToF16(-0.25f);
+          for (int layer = 0; layer < 3; ++layer) {
+            c.call.layer = layer;
+            ASSERT_TRUE(r->Run(c.call).ok());
+          }
+        };
+        step(650);
+        const int64_t before = AllocationCount();
+        for (int64_t keys = 651; keys < 660; ++keys) step(keys);
+        EXPECT_EQ(AllocationCount(), before) << policy << " " << holes << " " << bias;
+      }
+    }
+  }
+}
+// Largest biases that differ from call to call have slopes of their own.
+TEST(RoutedAttention, SlopesAreThoseOfTheCall) {
+  const auto r = Make("");
+  Case c(1, 200, true);
+  c.Causal();
+  for (size_t i = 0; i < 200; i += 3) c.mask[i] = F32ToF16(-static_cast<float>(i) / 64);
+  for (float bias : {8.0f, 4.0f, 8.0f, 0.0f, 4.0f}) {
+    c.call.max_bias = bias;
+    ASSERT_TRUE(r->Run(c.call).ok());
+    c.ExpectRight("biases in turn");
   }
 }
 }  // namespace routed_attention_test
