@@ -1,6 +1,6 @@
 // Measures an unmodified llama.cpp with and without the Sluice backend: perplexity, planted facts,
-// prefill and decode. Every measurement runs in a process of its own, plain and routed in turn,
-// since backends are loaded once a process.
+// prefill and decode. Every measurement runs in a process of its own, plain and routed in turn, as
+// people load the backend; a table over contexts (contexts.h) is made in one.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,15 +9,17 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "ggml-backend.h"
-#include "llama.h"
 #include "sluice/api/check.h"
+#include "sluice/examples/llama/contexts.h"
+#include "sluice/examples/llama/host.h"
+#include "sluice/examples/llama/options.h"
+#include "sluice/examples/llama/random_model.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/host/policy.h"
@@ -31,18 +33,12 @@ namespace {
 using nlohmann::json;
 using sluice::host::FactPrompt;
 using sluice::lab::Median;
-struct Options {
-  std::string model, tokens, libs = LLAMA_LIBS;
-  std::vector<std::string> facts_given;
-  sluice::lab::FactChoice facts = {.count = 16, .wording = {}};
-  int context = 16384, documents = 2, threads = 2, ubatch = 512, decode = 32, skip = 0;
-  bool spaces = false, auto_flash = false;
-  // Of the comparison.
-  std::string backend = SLUICE_BACKEND, attention = "dense", decode_attention, counters;
-  int repeats = 7, decode_min = -1;
-  // Of one of its processes.
-  bool child = false, quality = false;
-};
+using sluice::llama::BackendConfig;
+using sluice::llama::ConfigFile;
+using sluice::llama::Context;
+using sluice::llama::Host;
+using sluice::llama::Logits;
+using sluice::llama::Options;
 double Seconds(std::chrono::steady_clock::time_point from) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - from).count();
 }
@@ -51,17 +47,6 @@ double Seconds(std::chrono::steady_clock::time_point from) {
 class Measurement {
  public:
   explicit Measurement(const Options& o) : o_(o) {}
-  ~Measurement() {
-    if (ctx_ != nullptr) {
-      llama_batch_free(batch_);
-      llama_free(ctx_);
-    }
-    if (pool_ != nullptr) {
-      using Free = void (*)(ggml_threadpool_t);
-      reinterpret_cast<Free>(CpuFunction("ggml_threadpool_free"))(pool_);
-    }
-    if (model_ != nullptr) llama_model_free(model_);
-  }
   absl::Status Run() {
     SLUICE_RETURN_IF_ERROR(Open());
     std::vector<double> prefill, decode;
@@ -70,7 +55,7 @@ class Measurement {
       const FactPrompt p =
           sluice::host::PlantFacts(*tokenizer_, {text, text + o_.context}, o_.context,
                                    o_.facts.count, static_cast<uint64_t>(d) + 1, o_.facts.wording);
-      llama_memory_clear(llama_get_memory(ctx_), true);
+      context_->Clear();
       const auto from = std::chrono::steady_clock::now();
       SLUICE_RETURN_IF_ERROR(Prefill(p));
       prefill.push_back(Seconds(from));
@@ -89,45 +74,14 @@ class Measurement {
 
  private:
   absl::Status Open() {
-    llama_log_set(
-        [](ggml_log_level level, const char* text, void*) {
-          if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-        },
-        nullptr);
-    ggml_backend_load_all_from_path(o_.libs.c_str());
     SLUICE_RETURN_IF_ERROR(ReadInputs());
-    model_ = llama_model_load_from_file(o_.model.c_str(), llama_model_default_params());
-    if (model_ == nullptr)
-      return absl::InvalidArgumentError(o_.model + ": llama.cpp cannot load it");
-    llama_context_params cp = llama_context_default_params();
-    cp.n_ctx = static_cast<uint32_t>(o_.context + 256);
-    cp.n_batch = static_cast<uint32_t>(o_.ubatch);
-    cp.n_ubatch = static_cast<uint32_t>(o_.ubatch);
-    cp.n_threads = o_.threads;
-    cp.n_threads_batch = o_.threads;
-    cp.flash_attn_type = o_.auto_flash ? LLAMA_FLASH_ATTN_TYPE_AUTO : LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    ctx_ = llama_init_from_model(model_, cp);
-    if (ctx_ == nullptr)
-      return absl::InvalidArgumentError(
-          absl::StrCat("llama.cpp cannot make a context of ", o_.context));
-    AttachThreads();
-    vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_));
-    batch_ = llama_batch_init(o_.ubatch, 0, 1);
+    SLUICE_ASSIGN_OR_RETURN(host_, Host::Load(o_.model, o_.libs, o_.threads));
+    constexpr int kMore = 256;  // than the document: questions, answers and steps
+    SLUICE_ASSIGN_OR_RETURN(context_, host_->NewContext({.tokens = o_.context + kMore,
+                                                         .ubatch = o_.ubatch,
+                                                         .auto_flash = o_.auto_flash}));
+    vocab_ = host_->vocabulary();
     return absl::OkStatus();
-  }
-  static void* CpuFunction(const char* name) {
-    const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), name);
-  }
-  // As llama.cpp's own programs do. Without threads that stay, ggml starts and joins new ones for
-  // every part of a graph, and there are more parts with a second backend.
-  void AttachThreads() {
-    using New = ggml_threadpool_t (*)(ggml_threadpool_params*);
-    const auto make = reinterpret_cast<New>(CpuFunction("ggml_threadpool_new"));
-    if (make == nullptr || CpuFunction("ggml_threadpool_free") == nullptr) return;
-    ggml_threadpool_params params = ggml_threadpool_params_default(o_.threads);
-    pool_ = make(&params);
-    if (pool_ != nullptr) llama_attach_threadpool(ctx_, pool_, pool_);
   }
   absl::Status ReadInputs() {
     SLUICE_ASSIGN_OR_RETURN(const sluice::Gguf gguf, sluice::Gguf::Open(o_.model));
@@ -144,23 +98,14 @@ class Measurement {
     return absl::OkStatus();
   }
 
-  void SetToken(int32_t i, int32_t token, int64_t position, bool logits) {
-    batch_.token[i] = token;
-    batch_.pos[i] = static_cast<llama_pos>(position);
-    batch_.n_seq_id[i] = 1;
-    batch_.seq_id[i][0] = 0;
-    batch_.logits[i] = logits ? 1 : 0;
-  }
   absl::Status Prefill(const FactPrompt& p) {
-    const auto n = static_cast<int64_t>(p.tokens.size());
-    for (int64_t at = 0; at < n; at += o_.ubatch) {
-      batch_.n_tokens = static_cast<int32_t>(std::min<int64_t>(o_.ubatch, n - at));
-      for (int32_t i = 0; i < batch_.n_tokens; ++i)
-        SetToken(i, p.tokens[at + i], at + i, o_.quality || at + i + 1 == n);
-      if (llama_decode(ctx_, batch_) != 0)
-        return absl::InternalError(absl::StrCat("llama_decode failed at token ", at));
-      for (int32_t i = 0; o_.quality && i < batch_.n_tokens; ++i)
-        Judge(p, static_cast<size_t>(at + i + 1), llama_get_logits_ith(ctx_, i));
+    const absl::Span<const int32_t> tokens(p.tokens);
+    if (!o_.quality) return context_->Prefill(tokens, 0);
+    for (size_t at = 0; at < tokens.size(); at += o_.ubatch) {
+      const auto pass = tokens.subspan(at, o_.ubatch);
+      SLUICE_RETURN_IF_ERROR(context_->Pass(pass, static_cast<int64_t>(at), Logits::kAll));
+      for (size_t i = 0; i < pass.size(); ++i)
+        Judge(p, at + i + 1, context_->LogitsOf(static_cast<int32_t>(i)));
     }
     return absl::OkStatus();
   }
@@ -178,12 +123,10 @@ class Measurement {
   }
   absl::Status Decode(const FactPrompt& p) {
     int32_t token = p.tokens.back();
-    batch_.n_tokens = 1;
     for (int s = 0; s < o_.decode; ++s) {
-      SetToken(0, token, static_cast<int64_t>(p.tokens.size()) + s, true);
-      if (llama_decode(ctx_, batch_) != 0)
-        return absl::InternalError(absl::StrCat("llama_decode failed at step ", s));
-      token = Largest(llama_get_logits_ith(ctx_, 0));
+      SLUICE_RETURN_IF_ERROR(
+          context_->Pass({&token, 1}, static_cast<int64_t>(p.tokens.size()) + s, Logits::kLast));
+      token = Largest(context_->LogitsOf(0));
     }
     return absl::OkStatus();
   }
@@ -194,10 +137,8 @@ class Measurement {
   const Options& o_;
   std::optional<sluice::Tokenizer> tokenizer_;
   std::vector<int32_t> held_;
-  llama_model* model_ = nullptr;
-  llama_context* ctx_ = nullptr;
-  ggml_threadpool_t pool_ = nullptr;
-  llama_batch batch_ = {};
+  std::unique_ptr<Host> host_;
+  std::unique_ptr<Context> context_;
   int vocab_ = 0;
   double nll_ = 0;
   int64_t counted_ = 0, right_ = 0, asked_ = 0;
@@ -247,26 +188,6 @@ absl::StatusOr<json> Run(std::vector<std::string> args, const std::string& backe
   return j;
 }
 
-// What the backend is told, in a file that goes with this object.
-class ConfigFile {
- public:
-  explicit ConfigFile(const Options& o)
-      : path_(absl::StrCat("/tmp/sluice-ggml-", getpid(), ".conf")) {
-    std::ofstream f(path_);
-    f << "attention = " << o.attention << "\n";
-    if (!o.decode_attention.empty()) f << "decode = " << o.decode_attention << "\n";
-    f << "decode_min_keys = " << o.decode_min << "\n";
-    if (!o.counters.empty()) f << "counters = " << o.counters << "\n";
-  }
-  ~ConfigFile() { unlink(path_.c_str()); }
-  ConfigFile(const ConfigFile&) = delete;
-  ConfigFile& operator=(const ConfigFile&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
-
 absl::Status CompareQuality(const Options& o, std::vector<std::string> args,
                             const std::string& config) {
   args.push_back("--quality");
@@ -314,7 +235,7 @@ absl::Status CompareSpeed(const Options& o, const std::vector<std::string>& args
   return absl::OkStatus();
 }
 absl::Status Compare(const Options& o, const std::vector<std::string>& args) {
-  const ConfigFile config(o);
+  const ConfigFile config(BackendConfig(o));
   std::printf("%d tokens, %d documents, %d threads, passes of %d\n", o.context, o.documents,
               o.threads, o.ubatch);
   SLUICE_RETURN_IF_ERROR(CompareQuality(o, args, config.path()));
@@ -322,7 +243,11 @@ absl::Status Compare(const Options& o, const std::vector<std::string>& args) {
 }
 
 void AddOptions(CLI::App& app, Options& o) {
-  app.add_option("--model", o.model, "GGUF file")->capture_default_str();
+  app.add_option(
+         "--model", o.model,
+         "GGUF file; or random:SHAPE-TYPE, random weights in the shape 1B, 4B or 8B of type "
+         "q8_0 or q4_0 (random:1B-q8_0), of which speed alone is measured")
+      ->capture_default_str();
   app.add_option("--tokens", o.tokens, "held-out token ids: .u16, .u32 (little-endian) or .npy")
       ->capture_default_str();
   app.add_option("--skip", o.skip, "tokens to skip")->capture_default_str();
@@ -355,12 +280,42 @@ void AddOptions(CLI::App& app, Options& o) {
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
   app.add_option("--steps", o.decode, "decode steps after each document")->capture_default_str();
-  app.add_option("--repeats", o.repeats, "timed runs of each, in turn; 0: quality only")
-      ->capture_default_str();
+  app.add_option("--repeats,--pairs", o.repeats, "timed runs of each, in turn; 0: quality only")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000));
+  app.add_option("--contexts", o.contexts,
+                 "a table of speed alone over these contexts (512,2048,8192); a random model's, if "
+                 "none are given")
+      ->delimiter(',')
+      ->check(CLI::Range(16, 1 << 20));
+  app.add_flag(
+      "--overhead", o.overhead,
+      "what handing a step to the backend costs a layer: steps over a few keys, by a policy "
+      "that reads two");
+  app.add_option("--seed", o.seed, "of random weights and their tokens")->capture_default_str();
   app.add_flag("--auto-flash", o.auto_flash,
                "let llama.cpp decide about flash attention (-fa auto)");
   app.add_flag("--quality", o.quality)->group("");
   app.add_flag("--child", o.child)->group("");
+}
+
+// Speed alone: over contexts, or of steps that have nothing to do.
+absl::Status MeasureSpeed(Options& o, bool context_given) {
+  if (sluice::llama::IsRandomModel(o.model)) {
+    SLUICE_RETURN_IF_ERROR(sluice::llama::ParseRandomModel(o.model).status());
+    if (!o.facts_given.empty())
+      return absl::InvalidArgumentError(
+          "random weights know no facts; --facts wants a model that was trained");
+  }
+  if (o.repeats < 1 || o.decode < 1)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--repeats ", o.repeats, " and --steps ", o.decode, ": at least 1 of both measures speed"));
+  if (o.overhead) return sluice::llama::MeasureOverhead(o);
+  if (o.contexts.empty() && context_given) o.contexts = {o.context};
+  if (o.contexts.empty()) o.contexts = {512, 2048, 8192};
+  std::sort(o.contexts.begin(), o.contexts.end());
+  o.contexts.erase(std::unique(o.contexts.begin(), o.contexts.end()), o.contexts.end());
+  return sluice::llama::CompareContexts(o);
 }
 }  // namespace
 
@@ -372,7 +327,12 @@ int main(int argc, char** argv) {
   o.model = sluice::host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
   o.tokens = sluice::host::ModelsFolder() + "/sluice-mini-eval.u16";
   AddOptions(app, o);
-  app.footer("Example: llama_compare --context 16384 --attention 'mean_pool:k=32'");
+  app.footer(
+      "Examples:\n"
+      "  llama_compare --context 16384 --attention 'mean_pool:k=32'\n"
+      "  llama_compare --model random:1B-q8_0 --contexts 512,2048,8192 --pairs 7   speed, without "
+      "a "
+      "model");
   CLI11_PARSE(app, argc, argv);
   const absl::Status facts = sluice::lab::ReadFactChoice(o.facts_given, 0, o.spaces, o.facts);
   if (!facts.ok()) {
@@ -380,7 +340,9 @@ int main(int argc, char** argv) {
     return 1;
   }
   if (o.child) return Child(o);
-  const absl::Status status = Compare(o, {argv + 1, argv + argc});
+  const bool speed = o.overhead || !o.contexts.empty() || sluice::llama::IsRandomModel(o.model);
+  const absl::Status status =
+      speed ? MeasureSpeed(o, app.count("--context") > 0) : Compare(o, {argv + 1, argv + argc});
   if (status.ok()) return 0;
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
   return 1;

@@ -160,6 +160,17 @@ void GgufWriter::Set(const std::string& key, const GgufValue& value) {
   std::visit(PutValue{stored}, value);
   Align(key, value);
 }
+void GgufWriter::Set32(const std::string& key, uint32_t value) {
+  std::string& stored = values_.emplace_back(key, std::string()).second;
+  Put<uint32_t>(stored, 4);
+  Put(stored, value);
+  Align(key, GgufValue(int64_t{value}));
+}
+void GgufWriter::Set32(const std::string& key, float value) {
+  std::string& stored = values_.emplace_back(key, std::string()).second;
+  Put<uint32_t>(stored, 6);
+  Put(stored, value);
+}
 void GgufWriter::CopyValues(const Gguf& file) {
   for (const GgufEntry& e : file.entries()) {
     values_.emplace_back(
@@ -228,25 +239,33 @@ void GgufWriter::Copy(const GgufTensor& t) {
   tensors_.push_back(
       {t.name, t.type, t.shape, std::string(reinterpret_cast<const char*>(t.data), t.bytes)});
 }
-std::string GgufWriter::Bytes() const {
+std::string GgufWriter::Head(absl::Span<const GgufPlace> tensors) const {
   std::string s = "GGUF";
   Put<uint32_t>(s, 3);
-  Put<uint64_t>(s, tensors_.size());
+  Put<uint64_t>(s, tensors.size());
   Put<uint64_t>(s, values_.size());
   for (const auto& [key, value] : values_) {
     PutText(s, key);
     s += value;
   }
   uint64_t offset = 0;
-  for (const Stored& t : tensors_) {
+  for (const GgufPlace& t : tensors) {
     PutText(s, t.name);
     Put<uint32_t>(s, static_cast<uint32_t>(t.shape.size()));
     for (uint64_t d : t.shape) Put<uint64_t>(s, d);
-    Put<uint32_t>(s, static_cast<uint32_t>(t.type));
+    Put<uint32_t>(s, t.type);
     Put<uint64_t>(s, offset);
-    offset += Padded(t.bytes.size(), alignment_);
+    offset += Padded(t.bytes, alignment_);
   }
   Pad(s, alignment_);
+  return s;
+}
+std::string GgufWriter::Bytes() const {
+  std::vector<GgufPlace> places;
+  places.reserve(tensors_.size());
+  for (const Stored& t : tensors_)
+    places.push_back({t.name, t.shape, static_cast<uint32_t>(t.type), t.bytes.size()});
+  std::string s = Head(places);
   for (const Stored& t : tensors_) {
     s += t.bytes;
     Pad(s, alignment_);

@@ -2,6 +2,8 @@
 #define SLUICE_RUNTIME_WEIGHTS_GGUF_WRITER_H_
 // Writes GGUF version 3, little-endian: what a calibration or a pruning leaves behind, read again
 // by gguf.h.
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,10 +19,21 @@ SLUICE_BEGIN_NAMESPACE
 // every bit. InvalidArgument for a number that is not finite, or too large for the type.
 absl::StatusOr<std::string> GgufEncodeLike(const GgufTensor& t, absl::Span<const float> data);
 
+// A tensor whose data is written elsewhere.
+struct GgufPlace {
+  std::string name;
+  std::vector<uint64_t> shape;  // fastest dimension first
+  uint32_t type = 0;            // the format's number, also of types that are not read here
+  uint64_t bytes = 0;
+};
+
 class GgufWriter {
  public:
   // Keys and tensors are written in the order given.
   void Set(const std::string& key, const GgufValue& value);
+  // In 32 bits, which is what other readers want of most numbers.
+  void Set32(const std::string& key, uint32_t value);
+  void Set32(const std::string& key, float value);
   // All of a file's keys in its order, every byte as it is stored, types of numbers included; its
   // general.alignment becomes this file's.
   void CopyValues(const Gguf& file);
@@ -38,6 +51,10 @@ class GgufWriter {
   // Whole or not at all: beside and renamed.
   absl::Status Write(const std::string& path) const;
   std::string Bytes() const;
+  // What stands before the data of these tensors, for files too large to be held: they follow in
+  // this order, each filled up to a multiple of alignment().
+  std::string Head(absl::Span<const GgufPlace> tensors) const;
+  size_t alignment() const { return alignment_; }
 
  private:
   struct Stored {

@@ -45,6 +45,34 @@ TEST(GgufWriter, TheReaderGetsBackWhatWasWritten) {
   ASSERT_TRUE(h.ok()) << h.status();
   EXPECT_EQ(*h->ReadF32("q8", rows), q);
 }
+// What a file too large to be held is made of: its head, then the data.
+TEST(GgufWriter, AHeadAndTheDataAfterItAreAFile) {
+  GgufWriter w;
+  w.Set32("a.count", 7u);
+  w.Set32("a.share", 0.5f);
+  w.Set("a.text", std::string("x"));
+  const GgufPlace places[] = {{"first", {3}, 0, 12}, {"second", {2, 2}, 0, 16}};
+  std::string bytes = w.Head(places);
+  EXPECT_EQ(bytes.size() % w.alignment(), 0u);
+  const float first[] = {1, 2, 3}, second[] = {4, 5, 6, 7};
+  bytes.append(reinterpret_cast<const char*>(first), sizeof first);
+  bytes.resize(bytes.size() + w.alignment() - sizeof first);
+  bytes.append(reinterpret_cast<const char*>(second), sizeof second);
+  bytes.resize(bytes.size() + w.alignment() - sizeof second);
+  const auto g = Gguf::Parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  ASSERT_TRUE(g.ok()) << g.status();
+  EXPECT_EQ(*g->Int("a.count"), 7);
+  EXPECT_EQ(*g->Real("a.share"), 0.5);
+  const auto type = [&](size_t entry) {
+    uint32_t code = 0;
+    std::memcpy(&code, g->entries()[entry].value.data(), sizeof code);
+    return code;
+  };
+  EXPECT_EQ(type(0), 4u);
+  EXPECT_EQ(type(1), 6u);
+  EXPECT_EQ(*g->ReadF32("first", {{3}}), std::vector<float>({1, 2, 3}));
+  EXPECT_EQ(*g->ReadF32("second", {{2, 2}}), std::vector<float>({4, 5, 6, 7}));
+}
 std::string Text(const GgufEntry& e) {
   return {reinterpret_cast<const char*>(e.value.data()), e.value.size()};
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An unmodified llama.cpp with the backend: the same answers when it routes densely, fewer pairs when it does not, and
 its own attention when the configuration is wrong; and the same likelihoods as this host, of a Mixture of Experts and of
-pruned files. Usage: llama_test.py SLUICE MODELS OUT LLAMA_COMPARE, or without LLAMA_COMPARE: 77."""
+pruned files; speed alone, of random models too. Usage: llama_test.py SLUICE MODELS OUT LLAMA_COMPARE, or without LLAMA_COMPARE: 77."""
 import json
 import os
 import re
@@ -65,4 +65,41 @@ for name, method, sparsity in ((mini, "wanda", "0.5"), (mini, "layers", "0.2"), 
     assert r.returncode == 0, r.stdout + r.stderr
     print(f"pruned by {method}: perplexity", agree(pruned, name + "-eval.u16"))
     os.remove(pruned)
+
+
+def speed(*options):
+    """What the command says of speed alone; its temporary files go to a folder that stays empty."""
+    folder = os.path.join(out, "temporary")
+    os.makedirs(folder, exist_ok=True)
+    r = subprocess.run([compare, *options, *(() if "--pairs" in options else ("--pairs", "1")), "--steps", "2", "--threads", "1"], env={**os.environ, "TMPDIR": folder}, capture_output=True, text=True)
+    assert not os.listdir(folder), os.listdir(folder)
+    return r.returncode, r.stdout, r.stderr
+
+
+for kind in ("random:tiny-q8_0", "random:tiny-q4_0"):
+    counters = os.path.join(out, "counters.json")
+    code, said, err = speed("--model", kind, "--contexts", "600,64,128,64", "--attention", "mean_pool:k=1", "--decode-min-keys", "0", "--counters", counters)
+    assert code == 0, said + err
+    rows = [line.split() for line in said.splitlines() if re.match(r" +\d+ ", line)]
+    assert [r[0] for r in rows] == ["64", "128", "600"], said  # in order, each once
+    assert all(float(ms) > 0 for r in rows for ms in (r[1], r[2], r[6], r[7])), said
+    assert all(float(r[1]) <= float(after[1]) for r, after in zip(rows, rows[1:])), said  # a prompt that grows
+    layers = json.load(open(counters))["layers"]
+    # Prompts of 64, 128 and 600 in passes of up to 512, two steps at each, and what warms up: a pass and a step.
+    assert [c["calls"] for c in layers] == [3 + 3 * 2 + 2] * 2 and all(c["routed"] == c["calls"] and c["density"] < 0.9 for c in layers), layers
+    assert kind.split("-")[1] in said and "2 layers of width 64" in said and "of 600 tokens" in err, said + err
+code, said, err = speed("--contexts", "64")
+assert code == 0 and "sluice-mini" in said, said + err  # a model of one's own
+code, said, err = speed("--model", "random:tiny-q8_0", "--overhead")
+assert code == 0 and len(re.findall(r"^(wall|CPU) .* -?[\d.]+ us \[-?[\d.]+, -?[\d.]+\]$", said, re.M)) == 2, said + err
+for options, why in ((("--model", "random:2B-q8_0"), "no random model 'random:2B-q8_0'; allowed: random:1B-q8_0, random:1B-q4_0, random:4B-q8_0"),
+                     (("--model", "random:tiny-q8_0", "--facts", "3"), "random weights know no facts"),
+                     (("--model", "random:tiny-q8_0", "--attention", "no_such_router"), "no method 'no_such_router'"),
+                     (("--model", "random:tiny-q8_0", "--backend", "/nowhere.so"), "/nowhere.so: llama.cpp cannot load this backend"),
+                     (("--model", "random:tiny-q8_0", "--pairs", "0"), "at least 1 of both"),
+                     (("--model", "/nowhere.gguf", "--contexts", "64"), "/nowhere.gguf: llama.cpp cannot load it"),
+                     (("--contexts", "512,8"), "8 not in range 16 to 1048576"),
+                     (("--contexts", "200000"), "holds 65536 tokens; asked for 200002")):
+    code, said, err = speed(*options)
+    assert code != 0 and why in said + err, (options, said, err)
 print("llama.cpp: dense agrees, blocks skip, auto keeps flash attention, a wrong configuration changes nothing")
