@@ -149,6 +149,47 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
   return s;
 }
 
+namespace {
+// Whether `next` shows what `row` shows and one key more, later than all of those, the last of
+// which is `last`.
+bool GrowsByOne(const uint16_t* row, const uint16_t* next, int64_t n_kv, int64_t last) {
+  const auto [a, b] = std::mismatch(row, row + n_kv, next);
+  const int64_t at = a - row;
+  return at < n_kv && at > last && *a == kHidden && *b == 0 && std::equal(a + 1, row + n_kv, b + 1);
+}
+}  // namespace
+
+int64_t ReadSequences(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
+                      std::vector<MaskSequence>& all) {
+  size_t count = 0;
+  for (int64_t first = 0; first < n_q;) {
+    if (count == all.size()) all.emplace_back();
+    MaskSequence& s = all[count];
+    ++count;
+    s.row = first;
+    s.cells.clear();
+    const uint16_t* row = mask + first * stride;
+    bool zeros = true;
+    for (int64_t k = 0; k < n_kv; ++k) {
+      if (row[k] == kHidden) continue;
+      zeros = zeros && row[k] == 0;
+      s.cells.push_back(static_cast<uint32_t>(k));
+    }
+    if (!zeros) s.cells.clear();
+    int64_t end = first + 1;
+    while (!s.cells.empty() && end < n_q &&
+           GrowsByOne(mask + (end - 1) * stride, mask + end * stride, n_kv, s.cells.back())) {
+      const uint16_t* next = mask + end * stride;
+      const int64_t after = static_cast<int64_t>(s.cells.back()) + 1;
+      s.cells.push_back(static_cast<uint32_t>(std::find(next + after, next + n_kv, 0) - next));
+      ++end;
+    }
+    s.rows = end - first;
+    first = end;
+  }
+  return static_cast<int64_t>(count);
+}
+
 MaskPlan::MaskPlan() = default;
 MaskPlan::~MaskPlan() = default;
 

@@ -24,6 +24,21 @@ struct MaskShape {
 // O(n_q * n_kv).
 MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
 
+// Queries of one sequence among others' cells: in the order of cells each sees what the one before
+// it sees and one later cell, as in a prompt or a step of its own.
+struct MaskSequence {
+  int64_t row = 0, rows = 0;
+  std::vector<uint32_t> cells;  // that the last query sees; empty: these queries are no sequence
+  // First cell and count say it all.
+  bool contiguous() const {
+    return !cells.empty() && cells.back() - cells.front() + 1 == cells.size();
+  }
+};
+// Cuts the queries of a mask into the longest sequences, and the rest into single queries. Fills
+// `all` from its beginning, keeps its memory and returns how many there are. O(n_q * n_kv).
+int64_t ReadSequences(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv,
+                      std::vector<MaskSequence>& all);
+
 // Lists of keys for what a mask shows exactly; none for a plain prompt or step, which routers plan.
 // Of masks without a shape the lists are panels of 64 keys in which a tile's queries see something,
 // and the mask itself says the rest. Tiles are of 64 queries, or fewer where neighbours see

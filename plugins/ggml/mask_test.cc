@@ -55,6 +55,51 @@ TEST(ReadMask, KnowsWhatItIs) {
   EXPECT_EQ(ReadMask(nullptr, 0, 5, 40).kind, Kind::kAll);
 }
 
+TEST(ReadSequences, FindsThoseWhoseKeysGrowByOne) {
+  Matrix m{7, 100};
+  // Rows 0 to 2: the first sequence, in even cells. Row 3: a step of the second, in odd cells. Rows
+  // 4 and 5: the third, one cell after the other. Row 6 sees nothing.
+  m.Show([](int64_t i, int64_t k) {
+    if (i < 3) return k % 2 == 0 && k <= 20 + 2 * i;
+    if (i == 3) return k % 2 == 1 && k < 60;
+    return i < 6 && k >= 70 && k <= 80 + i;
+  });
+  std::vector<MaskSequence> all(1);
+  all[0].cells = {1, 2, 3};  // of another pass
+  ASSERT_EQ(ReadSequences(m.x.data(), m.n_kv, m.n_q, m.n_kv, all), 4);
+  const auto expect = [&](size_t i, int64_t row, int64_t rows, int64_t first, int64_t step,
+                          int64_t count) {
+    EXPECT_EQ(all[i].row, row) << i;
+    EXPECT_EQ(all[i].rows, rows) << i;
+    ASSERT_EQ(std::ssize(all[i].cells), count) << i;
+    for (int64_t c = 0; c < count; ++c) EXPECT_EQ(all[i].cells[c], first + step * c) << i;
+    EXPECT_EQ(all[i].contiguous(), count > 0 && step == 1) << i;
+  };
+  expect(0, 0, 3, 0, 2, 13);
+  expect(1, 3, 1, 1, 2, 30);
+  expect(2, 4, 2, 70, 1, 16);
+  expect(3, 6, 1, 0, 0, 0);
+
+  const auto rows = [&](const std::function<bool(int64_t, int64_t)>& visible) {
+    Matrix two{2, 40};
+    two.Show(visible);
+    return ReadSequences(two.x.data(), two.n_kv, two.n_q, two.n_kv, all) == 1 ? all[0].rows : 1;
+  };
+  EXPECT_EQ(rows([](int64_t i, int64_t k) { return k < 9 + i; }), 2);
+  EXPECT_EQ(rows([](int64_t i, int64_t k) { return k < 9 || (i == 1 && k == 30); }), 2);
+  EXPECT_EQ(rows([](int64_t, int64_t k) { return k < 9; }), 1);                  // nothing more
+  EXPECT_EQ(rows([](int64_t i, int64_t k) { return k < 9 + 2 * i; }), 1);        // two more
+  EXPECT_EQ(rows([](int64_t i, int64_t k) { return k < 9 - i; }), 1);            // one less
+  EXPECT_EQ(rows([](int64_t i, int64_t k) { return k < 9 + i && k >= i; }), 1);  // a window
+  EXPECT_EQ(rows([](int64_t i, int64_t k) { return (k > 2 && k < 9) || (i == 1 && k == 1); }),
+            1);  // an earlier cell
+  Matrix biased{1, 40};
+  biased.Show([](int64_t, int64_t k) { return k < 9; });
+  biased.x[3] = F32ToF16(-1);
+  ASSERT_EQ(ReadSequences(biased.x.data(), 40, 1, 40, all), 1);
+  EXPECT_TRUE(all[0].cells.empty());
+}
+
 // Every visible pair lies in the lists, once; pairs that the mask must hide only where it is asked.
 void ExpectCovers(const Matrix& m, const MaskPlan& plan) {
   const AttentionBranch b = plan.branch();

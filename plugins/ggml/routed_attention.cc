@@ -17,6 +17,12 @@ SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
 constexpr int kMostLayers = 1024;
+constexpr int64_t kMostSlots = 16;
+constexpr int64_t kSlots = int64_t{1}
+                           << 32;  // sequences of slots are counted from here, streams from 0
+// Keys that lie apart are copied for as many queries; for fewer that costs more than attending to
+// all of them.
+constexpr int64_t kGatherRows = 32;
 }  // namespace
 
 absl::StatusOr<Config> ParseConfig(absl::string_view text) {
@@ -145,6 +151,13 @@ void RoutedAttention::WeighSinks(const FlashCall& c, const std::vector<float>& l
   }
 }
 
+// Caches are padded: keys after the last query are not there.
+namespace {
+void TrimPadding(const MaskShape& mask, FlashCall& c) {
+  if (mask.kind == MaskShape::Kind::kCausal) c.k.rows = c.v.rows = mask.first + c.q.rows;
+}
+}  // namespace
+
 absl::Status RoutedAttention::Run(const FlashCall& call) {
   FlashCall c = call;
   if (c.q.rows <= 0 || c.k.rows <= 0 || c.q.heads <= 0 || c.k.heads <= 0 ||
@@ -153,24 +166,44 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
     return absl::InvalidArgumentError(absl::StrCat(
         "flash attention of q [", c.q.rows, ", ", c.q.heads, ", ", c.q.dim, "], k [", c.k.rows,
         ", ", c.k.heads, ", ", c.k.dim, "], v [", c.v.rows, ", ", c.v.heads, ", ", c.v.dim, "]"));
+  if (c.layer >= kMostLayers)
+    return absl::OutOfRangeError(absl::StrCat("layer ", c.layer, ", at most ", kMostLayers - 1));
   LayerCounters& counters = counters_[c.layer];
   ++counters.calls;
   const Seen& seen = LookAtMask(c);
-  const MaskShape& mask = seen.shape;
-  if (mask.kind == MaskShape::Kind::kCausal)
-    c.k.rows = c.v.rows = mask.first + c.q.rows;  // caches are padded
-  if (c.layer >= kMostLayers)
-    return absl::OutOfRangeError(absl::StrCat("layer ", c.layer, ", at most ", kMostLayers - 1));
+  const Part& first = *seen.parts[0];
+  if (seen.part_count == 1 && first.sequence == nullptr) TrimPadding(first.shape, c);
   SLUICE_ASSIGN_OR_RETURN(Shape* const shape, ShapeOf(c));
-  Shape& s = *shape;
-  const bool plain = mask.kind == MaskShape::Kind::kCausal;
-  const bool routed = plain && c.k.rows >= config_.min_keys;
+  bool routed = false;
+  for (size_t i = 0; i < seen.part_count; ++i) {
+    SLUICE_ASSIGN_OR_RETURN(const bool by_router, RunPart(*shape, c, *seen.parts[i]));
+    routed = routed || by_router;
+  }
+  counters.routed += routed;
+  return absl::OkStatus();
+}
+
+// Whether the configured router planned it.
+absl::StatusOr<bool> RoutedAttention::RunPart(Shape& s, const FlashCall& call, const Part& part) {
+  FlashCall c = call;
+  c.q.data = call.q.at(part.row, 0);
+  c.out.data = call.out.at(part.row, 0);
+  c.q.rows = c.out.rows = part.rows;
+  if (c.mask != nullptr) c.mask += part.row * c.mask_stride;
+  if (part.sequence != nullptr) {
+    c.k = Gather(call.k, part, keys_);
+    c.v = Gather(call.v, part, values_);
+  } else {
+    TrimPadding(part.shape, c);
+  }
+  const bool plain = part.shape.kind == MaskShape::Kind::kCausal;
+  const bool routed = plain && !part.unrouted && c.k.rows >= config_.min_keys;
   AttentionSession& session = !routed ? *s.dense : c.q.rows == 1 ? *s.decode : *s.prefill;
   AttentionInputs in;
   in.q = c.q;
   in.k = c.k;
   in.v = c.v;
-  in.q_begin = mask.first;
+  in.q_begin = part.shape.first;
   in.scale = c.scale;
   SessionOutputs out;
   out.o = c.out;
@@ -182,25 +215,55 @@ absl::Status RoutedAttention::Run(const FlashCall& call) {
   const double planned = session.plan_seconds(c.layer);
   const double attended = session.attend_seconds(c.layer);
   if (plain) {
+    const int64_t id = part.slot >= 0 ? kSlots + part.slot : c.stream;
     // The host does not say when it clears or changes its cache.
-    session.Unknown(c.layer, c.stream);
-    SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, c.stream));
+    session.Unknown(c.layer, id);
+    SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, id));
   } else {
-    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(s, c, seen, in, out));
+    SLUICE_RETURN_IF_ERROR(AsTheMaskSays(s, c, part, in, out));
   }
   if (c.sinks != nullptr) WeighSinks(c, s.lse);
-  counters.routed += routed;
+  LayerCounters& counters = counters_[c.layer];
   counters.work.Add(session.counters(c.layer).Since(before));
   counters.plan_s += session.plan_seconds(c.layer) - planned;
   counters.attend_s += session.attend_seconds(c.layer) - attended;
-  return absl::OkStatus();
+  return routed;
+}
+
+// The part's cells one after the other: where they lie, or copied.
+KvView RoutedAttention::Gather(const KvView& from, const Part& part,
+                               std::vector<std::byte>& to) const {
+  const std::vector<uint32_t>& cells = part.sequence->cells;
+  KvView view = from;
+  view.rows = std::ssize(cells);
+  if (part.sequence->contiguous()) {
+    view.data = from.at(cells.front(), 0);
+    return view;
+  }
+  const int64_t head_bytes = DTypeBytes(from.dtype, from.dim);
+  const int64_t row_bytes = head_bytes * from.heads;
+  to.resize(static_cast<size_t>(view.rows * row_bytes));
+  view.data = to.data();
+  view.row_stride = from.heads * from.dim;
+  view.head_stride = from.dim;
+  constexpr int64_t kGrain = 256;
+  executor_->ParallelFor(view.rows, kGrain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t h = 0; h < from.heads; ++h)
+        std::memcpy(&to[r * row_bytes + h * head_bytes], from.at(cells[r], h), head_bytes);
+    }
+  });
+  return view;
 }
 
 // Once a pass and mask, not once a layer. The host writes other masks where these were in the next
 // pass; calls without a layer's name tell nothing of passes.
 const RoutedAttention::Seen& RoutedAttention::LookAtMask(const FlashCall& c) {
   const bool rises = c.layer > last_layer_ || (c.layer == last_layer_ && c.stream > last_stream_);
-  if (c.layer < 0 || !rises) seen_count_ = 0;
+  if (c.layer < 0 || !rises) {
+    seen_count_ = 0;
+    ++pass_;
+  }
   last_layer_ = c.layer;
   last_stream_ = c.stream;
   const int64_t group = c.q.heads / c.k.heads;
@@ -219,24 +282,104 @@ const RoutedAttention::Seen& RoutedAttention::LookAtMask(const FlashCall& c) {
   s.n_kv = c.k.rows;
   s.stream = c.stream;
   s.group = group;
-  s.shape = ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows);
-  s.plan.Make(s.shape, c.mask, c.mask_stride, c.q.rows, c.k.rows, group);
+  CutIntoParts(c, s);
   return s;
 }
 
+RoutedAttention::Part& RoutedAttention::NewPart(Seen& seen) {
+  if (seen.part_count == seen.parts.size()) seen.parts.push_back(std::make_unique<Part>());
+  Part& part = *seen.parts[seen.part_count];
+  ++seen.part_count;
+  part.sequence = nullptr;
+  part.slot = -1;
+  part.unrouted = false;
+  return part;
+}
+
+// One part, or where a router has something to say of its sequences, a part for each of those and
+// for what lies between them.
+void RoutedAttention::CutIntoParts(const FlashCall& c, Seen& seen) {
+  seen.part_count = 0;
+  const auto make = [&](Part& part, const MaskShape& shape, int64_t row, int64_t rows) {
+    part.row = row;
+    part.rows = rows;
+    part.shape = shape;
+    const uint16_t* mask = c.mask != nullptr ? c.mask + row * c.mask_stride : nullptr;
+    part.plan.Make(shape, mask, c.mask_stride, rows, c.k.rows, seen.group);
+  };
+  const auto make_unrouted = [&](int64_t row, int64_t rows) {
+    if (rows == 0) return;
+    Part& part = NewPart(seen);
+    part.unrouted = true;
+    const uint16_t* mask = c.mask + row * c.mask_stride;
+    make(part, ReadMask(mask, c.mask_stride, rows, c.k.rows), row, rows);
+  };
+  const MaskShape all = ReadMask(c.mask, c.mask_stride, c.q.rows, c.k.rows);
+  const bool cut = all.kind == MaskShape::Kind::kRuns && (Routes(1) || Routes(2));
+  if (!cut) return make(NewPart(seen), all, 0, c.q.rows);
+
+  const int64_t count = ReadSequences(c.mask, c.mask_stride, c.q.rows, c.k.rows, seen.sequences);
+  int64_t done = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const MaskSequence& s = seen.sequences[i];
+    const auto keys = static_cast<int64_t>(s.cells.size());
+    if (keys < std::max<int64_t>(1, config_.min_keys) || !Routes(s.rows)) continue;
+    if (!s.contiguous() && s.rows < kGatherRows) continue;
+    const int64_t slot = SlotOf(c, s);
+    if (slot < 0) continue;
+    make_unrouted(done, s.row - done);
+    Part& part = NewPart(seen);
+    make(part, {.kind = MaskShape::Kind::kCausal, .first = keys - s.rows}, s.row, s.rows);
+    part.sequence = &s;
+    part.slot = slot;
+    done = s.row + s.rows;
+  }
+  if (done == 0) return make(NewPart(seen), all, 0, c.q.rows);
+  make_unrouted(done, c.q.rows - done);
+}
+
+// A sequence goes on where its cells begin with those of a slot, or the other way round (tokens
+// were taken back). Layers with another mask find the same slot; parts of one mask have slots of
+// their own, and -1 where there are too many of them.
+int64_t RoutedAttention::SlotOf(const FlashCall& c, const MaskSequence& s) {
+  int64_t best = -1, longest = 0, oldest = -1;
+  for (int64_t i = 0; i < std::ssize(slots_); ++i) {
+    const Slot& slot = slots_[i];
+    if (slot.mask == masks_read_) continue;
+    if (slot.pass < pass_ && (oldest < 0 || slot.pass < slots_[oldest].pass)) oldest = i;
+    const size_t common = std::min(slot.cells.size(), s.cells.size());
+    const bool same = slot.stream == c.stream &&
+                      std::equal(s.cells.begin(), s.cells.begin() + common, slot.cells.begin());
+    if (!same || static_cast<int64_t>(common) <= longest) continue;
+    longest = static_cast<int64_t>(common);
+    best = i;
+  }
+  if (best < 0 && std::ssize(slots_) < kMostSlots) {
+    best = std::ssize(slots_);
+    slots_.emplace_back();
+  }
+  if (best < 0) best = oldest;
+  if (best < 0) return -1;
+  slots_[best].stream = c.stream;
+  slots_[best].cells = s.cells;
+  slots_[best].pass = pass_;
+  slots_[best].mask = masks_read_;
+  return best;
+}
+
 // Not a plain prompt or step: exactly what the mask shows, without routing.
-absl::Status RoutedAttention::AsTheMaskSays(Shape& shape, const FlashCall& c, const Seen& seen,
+absl::Status RoutedAttention::AsTheMaskSays(Shape& shape, const FlashCall& c, const Part& part,
                                             const AttentionInputs& in, SessionOutputs out) const {
   AttentionPlan plan;
   plan.q_count = c.q.rows;
   plan.kv_len = c.k.rows;
   plan.heads = static_cast<int32_t>(c.q.heads);
   plan.kv_heads = static_cast<int32_t>(c.k.heads);
-  plan.q_begin = seen.shape.kind == MaskShape::Kind::kWindow ? seen.shape.first : 0;
-  const AttentionBranch branch = seen.plan.branch();
+  plan.q_begin = part.shape.kind == MaskShape::Kind::kWindow ? part.shape.first : 0;
+  const AttentionBranch branch = part.plan.branch();
   plan.branches = absl::MakeConstSpan(&branch, 1);
-  if (seen.plan.wants_mask()) {
-    out.mask = {c.mask, c.mask_stride, nullptr, seen.plan.zero()};
+  if (part.plan.wants_mask()) {
+    out.mask = {c.mask, c.mask_stride, nullptr, part.plan.zero()};
     if (c.max_bias > 0) {
       if (shape.slopes_bias != c.max_bias) shape.slopes = AlibiSlopes(c.q.heads, c.max_bias);
       shape.slopes_bias = c.max_bias;

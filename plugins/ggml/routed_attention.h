@@ -4,6 +4,7 @@
 // come from a router, the executor of runtime/attend runs them. Knows nothing of ggml's types, so
 // it is tested without them.
 #include <array>
+#include <cstddef>
 #include <map>
 #include <memory>
 #include <string>
@@ -80,8 +81,17 @@ class RoutedAttention {
   using ShapeKey = std::array<int64_t, 5>;
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
   struct Seen;
+  struct Part;
   const Seen& LookAtMask(const FlashCall& call);
-  absl::Status AsTheMaskSays(Shape& shape, const FlashCall& call, const Seen& seen,
+  void CutIntoParts(const FlashCall& call, Seen& seen);
+  Part& NewPart(Seen& seen);
+  int64_t SlotOf(const FlashCall& call, const MaskSequence& sequence);
+  bool Routes(int64_t rows) const {
+    return (rows == 1 ? config_.decode : config_.prefill) != "dense";
+  }
+  KvView Gather(const KvView& from, const Part& part, std::vector<std::byte>& to) const;
+  absl::StatusOr<bool> RunPart(Shape& shape, const FlashCall& call, const Part& part);
+  absl::Status AsTheMaskSays(Shape& shape, const FlashCall& call, const Part& part,
                              const AttentionInputs& in, SessionOutputs out) const;
   void WeighSinks(const FlashCall& call, const std::vector<float>& lse) const;
 
@@ -91,15 +101,38 @@ class RoutedAttention {
   Counters counters_;
   // Layers of a pass share masks: one of all layers, or one of those that slide and one of the
   // rest, for every stream. A pass ends where layers and streams no longer rise.
+  // Queries that run together: all of a call, or those of one sequence.
+  struct Part {
+    int64_t row = 0, rows = 0;
+    MaskShape shape;
+    MaskPlan plan;  // of what is not a plain prompt or step
+    // Of a sequence among others' cells. Its state is kept under `slot`, that of others under the
+    // stream.
+    const MaskSequence* sequence = nullptr;
+    int64_t slot = -1;
+    bool unrouted = false;  // of a call that has sequences besides
+  };
   struct Seen {
     const void* mask = nullptr;
     int64_t n_q = 0, n_kv = 0, stream = 0, group = 0;
-    MaskShape shape;
-    MaskPlan plan;  // of masks that are not a plain prompt's or step's
+    std::vector<std::unique_ptr<Part>> parts;  // the first `part_count` are this mask's
+    size_t part_count = 0;
+    std::vector<MaskSequence> sequences;
+  };
+  // Sequences of unified caches, known by their cells: what a pass shows of one goes on with what
+  // an earlier pass showed.
+  struct Slot {
+    int64_t stream = -1;
+    std::vector<uint32_t> cells;
+    int64_t pass = 0;  // that used it last, and the number of the mask that did
+    int64_t mask = 0;
   };
   std::vector<std::unique_ptr<Seen>> seen_;  // the first `seen_count_` are of this pass
   size_t seen_count_ = 0;
   int64_t masks_read_ = 0;
+  std::vector<Slot> slots_;
+  int64_t pass_ = 0;
+  std::vector<std::byte> keys_, values_;  // of a sequence whose cells lie apart
   int last_layer_ = -1;
   int64_t last_stream_ = -1;
 };

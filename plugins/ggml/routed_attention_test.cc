@@ -336,6 +336,174 @@ TEST(RoutedAttention, StepsAllocateNothing) {
     }
   }
 }
+// One cache of several sequences: `cell` says where token t of a sequence lies. Each sequence
+// gives, bit for bit, what it gives with a cache of its own.
+struct Unified {
+  struct Chunk {
+    int sequence;
+    int64_t first, count;  // tokens
+  };
+  std::function<int64_t(int sequence, int64_t token)> cell;
+  const Case& tokens(int sequence) const { return *own.at(sequence); }
+  std::vector<std::unique_ptr<Case>> own;  // queries and keys of whole sequences
+
+  explicit Unified(int sequences, int64_t length) {
+    for (int s = 0; s < sequences; ++s) {
+      own.push_back(std::make_unique<Case>(length, length, true, 10 + s));
+      own.back()->Causal();
+    }
+  }
+  static int64_t Queries(const std::vector<Chunk>& pass) {
+    int64_t n = 0;
+    for (const Chunk& c : pass) n += c.count;
+    return n;
+  }
+  // The pass as a host with one cache of `cells` hands it over.
+  Case Together(const std::vector<Chunk>& pass, int64_t cells) const {
+    Case all(Queries(pass), cells, true, 99);  // hides everything
+    const int64_t row = all.kv_heads * all.d;
+    int64_t i = 0;
+    for (const Chunk& c : pass) {
+      for (int64_t t = c.first; t < c.first + c.count; ++t, ++i) {
+        const Case& from = tokens(c.sequence);
+        for (int64_t h = 0; h < all.heads; ++h)
+          std::copy_n(from.call.q.at(t, h), all.d, &all.q[(h * all.n_q + i) * all.d]);
+        for (int64_t u = 0; u <= t; ++u) {
+          const int64_t at = cell(c.sequence, u);
+          all.mask[i * all.call.mask_stride + at] = 0;
+          std::copy_n(&from.k16[u * row], row, &all.k16[at * row]);
+          std::copy_n(&from.v16[u * row], row, &all.v16[at * row]);
+        }
+      }
+    }
+    return all;
+  }
+  // What each chunk gives alone, in the pass's order.
+  std::vector<float> Apart(RoutedAttention& r, const std::vector<Chunk>& pass, int layer) const {
+    std::vector<float> out;
+    for (const Chunk& c : pass) {
+      const Case& from = tokens(c.sequence);
+      FlashCall call = from.call;
+      std::vector<float> o(c.count * from.heads * from.d);
+      call.layer = layer;
+      call.stream = c.sequence;
+      call.q.data = from.call.q.at(c.first, 0);
+      call.q.rows = call.out.rows = c.count;
+      call.mask += c.first * call.mask_stride;
+      call.out.data = o.data();
+      EXPECT_TRUE(r.Run(call).ok());
+      out.insert(out.end(), o.begin(), o.end());
+    }
+    return out;
+  }
+};
+
+TEST(RoutedAttention, SequencesOfOneCacheAreRoutedEachOnItsOwn) {
+  struct Way {
+    const char* name;
+    std::function<int64_t(int, int64_t)> cell;
+    bool steps;  // are routed: cells are one after the other
+  };
+  const Way ways[] = {
+      {"one after the other", [](int s, int64_t t) { return 400 * s + t; }, true},
+      {"interleaved", [](int s, int64_t t) { return 3 * t + s; }, false},
+      {"in pieces", [](int s, int64_t t) { return t / 50 * 150 + s * 50 + t % 50; }, false}};
+  using Pass = std::vector<Unified::Chunk>;
+  const Pass passes[] = {{{0, 0, 200}, {1, 0, 150}, {2, 0, 100}},  // prompts
+                         {{0, 200, 64}, {2, 100, 40}},
+                         {{1, 150, 1}, {0, 264, 64}, {2, 140, 1}},  // a prompt between steps
+                         {{0, 328, 1}, {1, 151, 1}, {2, 141, 1}}};
+  for (const char* policy :
+       {"mean_pool:k=2", "sink_window:sink=4,window=32", "cross_layer(FS | mean_pool:k=2)"}) {
+    for (const Way& way : ways) {
+      Unified u(3, 400);
+      u.cell = way.cell;
+      const std::string config = absl::StrCat("attention = ", policy);
+      const auto together = Make(config), apart = Make(config), exact = Make("");
+      for (const Pass& pass : passes) {
+        for (int layer = 0; layer < 2; ++layer) {
+          Case all = u.Together(pass, 1200);
+          all.call.layer = layer;
+          const absl::Status ran = together->Run(all.call);
+          ASSERT_TRUE(ran.ok()) << ran << " " << policy << ", " << way.name << ", layer " << layer;
+          const std::vector<float> routed = all.out;
+          const std::vector<float> alone = u.Apart(*apart, pass, layer);
+          ASSERT_TRUE(exact->Run(all.call).ok());
+          int64_t i = 0;
+          bool differs = false;
+          for (const auto& c : pass) {
+            const bool step = c.count == 1;
+            const std::vector<float>& want = !step || way.steps ? alone : all.out;
+            for (int64_t n = 0; n < c.count * all.heads * all.d; ++n, ++i) {
+              if (step && !way.steps) {
+                ASSERT_NEAR(routed[i], want[i], 1e-5) << way.name << " " << i;
+              } else {
+                ASSERT_EQ(routed[i], want[i]) << policy << ", " << way.name << " " << i;
+              }
+              differs = differs || routed[i] != all.out[i];
+            }
+          }
+          EXPECT_EQ(differs, Unified::Queries(pass) > 3 || way.steps) << way.name;
+        }
+      }
+      const int64_t routed_passes = way.steps ? 4 : 3;
+      EXPECT_EQ(together->counters().at(0).routed, routed_passes) << way.name;
+      EXPECT_LT(together->counters().at(0).work.density(), 0.9);
+    }
+  }
+}
+// Cells are given to another sequence, tokens are taken back, sinks count for each.
+TEST(RoutedAttention, CellsOfASequenceMayChangeHands) {
+  const auto r = Make("attention = mean_pool:k=2");
+  for (uint64_t seed : {1u, 2u, 1u}) {
+    for (int64_t keys : {300, 380, 340}) {
+      Unified u(2, 400);
+      u.cell = [](int s, int64_t t) { return 2 * t + s; };
+      u.own[0] = std::make_unique<Case>(400, 400, true, seed);
+      u.own[0]->Causal();
+      const std::vector<Unified::Chunk> pass = {{0, keys - 40, 40}, {1, 0, 40}};
+      std::vector<float> sinks = {0.5f, -1, 3, 0};
+      Case all = u.Together(pass, 800);
+      all.call.sinks = sinks.data();
+      for (auto& own : u.own) own->call.sinks = sinks.data();
+      ASSERT_TRUE(r->Run(all.call).ok());
+      EXPECT_EQ(all.out, u.Apart(*Make("attention = mean_pool:k=2"), pass, 0));
+    }
+  }
+}
+// Two drafts of one sequence are two sequences: a layer that uses the plans of another finds each
+// its own.
+TEST(RoutedAttention, SequencesThatShareCellsKeepTheirPlansApart) {
+  const char* policy = "attention = cross_layer(FS | mean_pool:k=2)";
+  const auto together = Make(policy), first = Make(policy), second = Make(policy);
+  Case both(2, 600, true), one(1, 600, true), two(1, 600, true);
+  both.Show([](int64_t, int64_t k) { return k < 600; });
+  one.Causal();
+  two.Causal();
+  for (int64_t h = 0; h < both.heads; ++h) {
+    std::copy_n(both.call.q.at(0, h), both.d, &one.q[h * both.d]);
+    std::copy_n(both.call.q.at(1, h), both.d, &two.q[h * both.d]);
+  }
+  for (int layer = 0; layer < 2; ++layer) {
+    for (Case* c : {&both, &one, &two}) c->call.layer = layer;
+    ASSERT_TRUE(together->Run(both.call).ok());
+    ASSERT_TRUE(first->Run(one.call).ok());
+    ASSERT_TRUE(second->Run(two.call).ok());
+    std::vector<float> apart = one.out;
+    apart.insert(apart.end(), two.out.begin(), two.out.end());
+    EXPECT_EQ(both.out, apart) << layer;
+  }
+}
+// More sequences than are kept: all right, some unrouted.
+TEST(RoutedAttention, ManySequencesAreRight) {
+  const auto r = Make("attention = mean_pool:k=1000");
+  for (int pass = 0; pass < 2; ++pass) {
+    Case c(40, 40 * 20, true, 5);
+    c.Show([&](int64_t i, int64_t k) { return k >= 20 * i && k < 20 * i + 10 + pass; });
+    ASSERT_TRUE(r->Run(c.call).ok());
+    c.ExpectRight("forty sequences");
+  }
+}
 // Largest biases that differ from call to call have slopes of their own.
 TEST(RoutedAttention, SlopesAreThoseOfTheCall) {
   const auto r = Make("");
