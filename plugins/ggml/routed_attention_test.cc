@@ -474,7 +474,7 @@ TEST(RoutedAttention, CellsOfASequenceMayChangeHands) {
 // Two drafts of one sequence are two sequences: a layer that uses the plans of another finds each
 // its own.
 TEST(RoutedAttention, SequencesThatShareCellsKeepTheirPlansApart) {
-  const char* policy = "attention = cross_layer(FS | mean_pool:k=2)";
+  const char* policy = "attention = cross_layer(FS | mean_pool:block=16,k=8)";
   const auto together = Make(policy), first = Make(policy), second = Make(policy);
   Case both(2, 600, true), one(1, 600, true), two(1, 600, true);
   both.Show([](int64_t, int64_t k) { return k < 600; });
