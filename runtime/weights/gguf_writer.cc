@@ -179,12 +179,20 @@ void GgufWriter::CopyValues(const Gguf& file) {
   }
 }
 absl::Status GgufWriter::SetLike(const std::string& key, const std::string& like, int64_t value) {
-  const auto at =
-      std::find_if(values_.begin(), values_.end(), [&](const auto& v) { return v.first == like; });
+  const auto find = [&](const std::string& name) {
+    return std::find_if(values_.begin(), values_.end(),
+                        [&](const auto& v) { return v.first == name; });
+  };
+  if (find(key) != values_.end())
+    return absl::AlreadyExistsError(
+        absl::StrCat("key '", key, "' is there already; Replace gives it another value"));
+  const auto at = find(like);
   if (at == values_.end())
     return absl::NotFoundError(absl::StrCat("no key '", like, "' whose type to take"));
   values_.emplace_back(key, std::string(at->second));
-  return Replace(key, value);
+  const absl::Status status = Replace(key, value);
+  if (!status.ok()) values_.pop_back();
+  return status;
 }
 absl::Status GgufWriter::Replace(const std::string& key, int64_t value) {
   const auto at =

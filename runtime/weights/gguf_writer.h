@@ -40,7 +40,8 @@ class GgufWriter {
   // Another value of an integer that is there, in the type that it has. NotFound, InvalidArgument
   // (no integer), OutOfRange (too large for the type).
   absl::Status Replace(const std::string& key, int64_t value);
-  // A new key after the others, an integer in the type that `like` has. Errors as Replace's.
+  // A new key after the others, an integer in the type that `like` has. AlreadyExists where `key`
+  // is there, else errors as Replace's; nothing is added then.
   absl::Status SetLike(const std::string& key, const std::string& like, int64_t value);
   // `shape` fastest dimension first; `data` holds its product. kQ8_0 needs rows of whole blocks of
   // 32: InvalidArgument.

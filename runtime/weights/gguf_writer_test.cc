@@ -175,6 +175,47 @@ TEST(GgufWriter, ReplacesIntegersInTheirType) {
   EXPECT_THAT(std::string(w.Replace("m.float", 1).message()), testing::HasSubstr("is no integer"));
   EXPECT_EQ(w.Replace("none", 1).code(), absl::StatusCode::kNotFound);
 }
+TEST(GgufWriter, AddsIntegersInTheTypeOfAnother) {
+  const std::string bytes = Foreign();
+  const auto file = Parse(bytes);
+  GgufWriter w;
+  w.CopyValues(*file);
+  ASSERT_TRUE(w.SetLike("new.u8", "a.u8", 255).ok());
+  ASSERT_TRUE(w.SetLike("new.u32", "z.u32", 4294967295).ok());
+  ASSERT_TRUE(w.SetLike("newer.u8", "new.u8", 0).ok());
+  const auto refused = [&](const std::string& key, const std::string& like, int64_t value,
+                           absl::StatusCode code, const std::string& says) {
+    const absl::Status s = w.SetLike(key, like, value);
+    EXPECT_EQ(s.code(), code) << s;
+    EXPECT_THAT(std::string(s.message()), testing::HasSubstr(says));
+  };
+  refused("z.u32", "a.u8", 1, absl::StatusCode::kAlreadyExists, "'z.u32' is there already");
+  refused("new.u8", "a.u8", 1, absl::StatusCode::kAlreadyExists, "'new.u8' is there already");
+  refused("odd", "none", 1, absl::StatusCode::kNotFound, "no key 'none' whose type to take");
+  refused("odd", "m.float", 1, absl::StatusCode::kInvalidArgument, "is no integer");
+  refused("odd", "c.texts", 1, absl::StatusCode::kInvalidArgument, "is no integer");
+  refused("odd", "a.u8", 256, absl::StatusCode::kOutOfRange, "of 8 bits does not hold 256");
+  refused("odd", "a.u8", -1, absl::StatusCode::kOutOfRange, "of 8 bits does not hold -1");
+
+  // The old ones byte for byte, the new ones behind them, and nothing of what was refused.
+  const std::string copy = w.Bytes();
+  const auto again = Parse(copy);
+  ASSERT_TRUE(again.ok()) << again.status();
+  const size_t old = file->entries().size();
+  ASSERT_EQ(again->entries().size(), old + 3);
+  for (size_t i = 0; i < old; ++i) {
+    EXPECT_EQ(again->entries()[i].key, file->entries()[i].key);
+    EXPECT_EQ(Text(again->entries()[i]), Text(file->entries()[i]));
+  }
+  const std::pair<std::string, std::string> added[] = {
+      {"new.u8", std::string("\0\0\0\0\xff", 5)},
+      {"new.u32", std::string("\4\0\0\0\xff\xff\xff\xff", 8)},
+      {"newer.u8", std::string("\0\0\0\0\0", 5)}};
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(again->entries()[old + i].key, added[i].first);
+    EXPECT_EQ(Text(again->entries()[old + i]), added[i].second) << added[i].first;
+  }
+}
 TEST(GgufWriter, WhatOnlyLostWeightsKeepsItsBits) {
   const std::string bytes = Foreign();
   const auto file = Parse(bytes);
