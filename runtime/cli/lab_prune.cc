@@ -42,12 +42,13 @@ void AddPrune(CLI::App& app, const Exit& exit) {
       ->capture_default_str()
       ->check(Allowed<int64_t>(2, kMostTokens));
   s->add_option("--held-out", o->held_out,
-                "text or token ids for perplexity before and after (default: what follows the "
-                "tokens that are calibrated on)");
+                "text or token ids for perplexity before and after, without what is calibrated on "
+                "(default: what follows that)");
   s->add_option("--held-out-skip", o->held_out_skip, "tokens of it to skip")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, kMostTokens));
-  s->add_option("--held-out-count", o->held_out_count, "held-out tokens")
+  s->add_option("--held-out-count", o->held_out_count,
+                "held-out tokens, in whole windows spread over the text")
       ->capture_default_str()
       ->check(Allowed<int64_t>(2, kMostTokens));
   AddThreads(*s, o->threads);

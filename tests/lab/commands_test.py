@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Drives the commands of `sluice` that run a model: what they print, and that every number, file and name which cannot be
 is an error that says what was given and what is allowed. Usage: commands_test.py SLUICE MODELS OUT_FOLDER"""
+import math
 import os
 import re
 import resource
@@ -104,10 +105,18 @@ said = run(*prune, "--method", "sparse_gpt", "--pattern", "2:4")
 told = re.search(r"perplexity (\d+\.\d+), before (\d+\.\d+), over 256 held-out tokens in windows of 128", said)
 assert told and float(told[1]) > float(told[2]), said
 assert "layer 5: attn_q 0." in said and "wrote half.gguf: 12716320 bytes (before: 12716320)" in said, said
-of_file = ["perplexity", "--tokens", TOKENS, "--skip", "256", "--count", "128", "--windows", "2", "--model"]
-for path, expected in ((MODEL, told[2]), ("half.gguf", told[1])):
-    measured = re.match(r"perplexity (\d+\.\d+)", run(*of_file, path))
-    assert abs(float(measured[1]) / float(expected) - 1) < 1e-3, (path, measured[1], expected)
+windows = re.findall(r"held-out window at (\d+): perplexity (\d+\.\d+), before (\d+\.\d+), log perplexity (\+\d\.\d+)", said)
+assert [int(w[0]) for w in windows] == [256 + 127 * 128, 256 + 382 * 128], said  # the middles of the halves of 510
+of_file = ["perplexity", "--tokens", TOKENS, "--count", "128", "--model"]
+for at, after, before, change in windows:
+    for path, expected in ((MODEL, before), ("half.gguf", after)):
+        measured = re.match(r"perplexity (\d+\.\d+)", run(*of_file, path, "--skip", at))
+        assert abs(float(measured[1]) / float(expected) - 1) < 1e-3, (path, measured[1], expected)
+    assert abs(math.log(float(after) / float(before)) - float(change)) < 1e-3, said
+mean = sum(float(w[3]) for w in windows) / 2
+assert abs(math.log(float(told[1]) / float(told[2])) - mean) < 1e-3, said
+between = re.search(r"log perplexity (\S+) \[(\S+), (\S+)\] a window \(95 %, 2 windows\)", said)
+assert between and abs(float(between[1]) - mean) < 1e-3 and float(between[2]) < mean < float(between[3]), said
 assert ", goes" in run(*prune, "--method", "layers", "--sparsity", "0.2")
 assert run(*of_file, "half.gguf").startswith("perplexity")
 run(*prune, "--method", "wanda")
@@ -212,14 +221,18 @@ for option, value in (("--sparsity", "nan"), ("--sparsity", "-0.1"), ("--sparsit
     refused(*prune, option, value, says=[f"'{value}' was given", "allowed: "])
 refused(*prune, "--sparsity", "1", says="a sparsity of 1; allowed: 0 to below 1")
 refused(*prune, "--window", "16385", says="allowed: 2 to the model's context of 16384")
-refused(*prune, "--count", "65536", says="holds 65536 tokens; asked for 256 after 65536")
+refused(*prune, "--count", "65536", says="a text of 0 tokens is shorter than a window of 128; allowed")
+refused(*prune, "--count", "65537", says="holds 65536 tokens; asked for 65537 after 0")
 refused(*prune, "--pattern", "2:5", says="a sparsity of 0.6, and 0.5 was given")
 refused(*prune, "--pattern", "5:10", says="width 384 is no multiple of M = 10")
 refused(*prune, "--pattern", "4:2", says="allowed: N:M with N below M")
 refused(*prune, "--method", "mean_pool", says="no method 'mean_pool'")
 refused(*prune, "--start", "wanda", says="chooses its own mask")
 refused(*prune, "--method", "layers", "--sparsity", "0.1", says="0.1 of 6 layers; allowed")
-refused(*prune, "--held-out", TOKENS, says="calibrated on; allowed: tokens that are not")
+refused(*prune, "--held-out-count", "100", says="100 held-out tokens are less than a window of 128; allowed")
+refused(*prune, "--held-out-skip", "65200", says="a text of 80 tokens is shorter than a window of 128; allowed")
+refused(*prune, "--held-out-count", "65536", says="512 windows of 128 tokens; allowed: 1 to 510")
+refused(*prune, "--count", "100", says="a calibration text of 100 tokens is shorter than a window of 128; allowed")
 refused("prune", MODEL, MODEL, says="is the file that is read; allowed: another")
 refused("prune", MODEL, says="out is required")
 

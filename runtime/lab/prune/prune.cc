@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -15,9 +16,9 @@
 #include "sluice/api/check.h"
 #include "sluice/runtime/base/whole_file.h"
 #include "sluice/runtime/dynload/installed.h"
-#include "sluice/runtime/host/engine.h"
-#include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/lab/compare/totals.h"
 #include "sluice/runtime/lab/progress.h"
+#include "sluice/runtime/lab/prune/held_out.h"
 #include "sluice/runtime/lab/prune/prune_experts.h"
 #include "sluice/runtime/lab/prune/prune_heads.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
@@ -38,67 +39,99 @@ bool SameFile(const std::string& a, const std::string& b) {
   return std::filesystem::equivalent(a, b, error) && !error;
 }
 
-// Tokens [skip, skip + count) of a text or of a file of ids.
-absl::StatusOr<std::vector<int32_t>> ReadText(const host::Model& model, const std::string& path,
-                                              int64_t skip, int64_t count) {
-  if (IsTokenFile(path)) return ReadTokens(path, skip, count);
+// All tokens of a text or of a file of ids.
+absl::StatusOr<std::vector<int32_t>> ReadText(const host::Model& model, const std::string& path) {
+  if (IsTokenFile(path)) return ReadTokens(path, 0, -1);
   SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
-  const std::vector<int32_t> all = model.tokenizer.Encode(text);
+  return model.tokenizer.Encode(text);
+}
+
+// Tokens [skip, skip + count) of `all`, which `path` holds; those from `skip` on without a count.
+absl::StatusOr<TokenRange> Part(const std::string& path, const std::vector<int32_t>& all,
+                                int64_t skip, std::optional<int64_t> count = std::nullopt) {
   const int64_t held = std::ssize(all);
-  if (skip > held || count > held - skip)
-    return absl::OutOfRangeError(
-        absl::StrCat(path, " holds ", held, " tokens; asked for ", count, " after ", skip));
-  return std::vector<int32_t>(all.begin() + skip, all.begin() + skip + count);
+  if (skip <= held && count.value_or(0) <= held - skip)
+    return TokenRange{skip, count.has_value() ? skip + *count : held};
+  return absl::OutOfRangeError(absl::StrCat(path, " holds ", held, " tokens; asked for ",
+                                            count.value_or(0), " after ", skip));
 }
 
 struct Texts {
-  std::vector<int32_t> calibration, held_out;
+  std::vector<int32_t> calibration;
+  std::vector<int32_t> held_out;  // the whole text
+  std::vector<int64_t> windows;   // of it: where they begin
 };
+absl::Status SpreadHeldOut(const PruneOptions& o, absl::Span<const TokenRange> ranges, Texts& t) {
+  if (o.held_out_count < o.window)
+    return absl::OutOfRangeError(absl::StrCat(o.held_out_count,
+                                              " held-out tokens are less than a window of ",
+                                              o.window, "; allowed: a window or more"));
+  auto windows = SpreadWindows(ranges, o.window, o.held_out_count / o.window);
+  if (!windows.ok()) {
+    const std::string& path = o.held_out.empty() ? o.calibrate : o.held_out;
+    return absl::Status(windows.status().code(), absl::StrCat("held-out tokens of ", path, ": ",
+                                                              windows.status().message()));
+  }
+  t.windows = *std::move(windows);
+  return absl::OkStatus();
+}
 absl::StatusOr<Texts> ReadTexts(const host::Model& model, const PruneOptions& o) {
   Texts t;
+  TokenRange calibrated;
+  std::vector<int32_t> all;
   if (!o.calibrate.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(t.calibration, ReadText(model, o.calibrate, o.skip, o.count));
+    if (o.count < o.window)
+      return absl::OutOfRangeError(absl::StrCat("a calibration text of ", o.count,
+                                                " tokens is shorter than a window of ", o.window,
+                                                "; allowed: a window or more"));
+    SLUICE_ASSIGN_OR_RETURN(all, ReadText(model, o.calibrate));
+    SLUICE_ASSIGN_OR_RETURN(calibrated, Part(o.calibrate, all, o.skip, o.count));
+    t.calibration.assign(all.begin() + calibrated.begin, all.begin() + calibrated.end);
   }
-  if (o.held_out.empty() && o.calibrate.empty()) return t;
   if (o.held_out.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(
-        t.held_out,
-        ReadText(model, o.calibrate, o.skip + o.count + o.held_out_skip, o.held_out_count));
+    if (o.calibrate.empty()) return t;
+    SLUICE_ASSIGN_OR_RETURN(const TokenRange rest,
+                            Part(o.calibrate, all, calibrated.end + o.held_out_skip));
+    t.held_out = std::move(all);
+    SLUICE_RETURN_IF_ERROR(SpreadHeldOut(o, {rest}, t));
     return t;
   }
-  const bool apart =
-      o.held_out_skip >= o.skip + o.count || o.skip >= o.held_out_skip + o.held_out_count;
-  if (!apart && !o.calibrate.empty() && SameFile(o.held_out, o.calibrate))
-    return absl::InvalidArgumentError(
-        absl::StrCat("tokens ", o.held_out_skip, " to ", o.held_out_skip + o.held_out_count, " of ",
-                     o.held_out, " are held out, and tokens ", o.skip, " to ", o.skip + o.count,
-                     " of the same file are calibrated on; allowed: tokens that are not"));
-  SLUICE_ASSIGN_OR_RETURN(t.held_out,
-                          ReadText(model, o.held_out, o.held_out_skip, o.held_out_count));
+  SLUICE_ASSIGN_OR_RETURN(t.held_out, ReadText(model, o.held_out));
+  SLUICE_ASSIGN_OR_RETURN(const TokenRange rest, Part(o.held_out, t.held_out, o.held_out_skip));
+  const bool same = !o.calibrate.empty() && SameFile(o.held_out, o.calibrate);
+  SLUICE_RETURN_IF_ERROR(SpreadHeldOut(o, Without(rest, same ? calibrated : TokenRange{}), t));
   return t;
 }
 
-// Of the held-out tokens in windows, each with an empty context.
-absl::StatusOr<double> HeldOutPerplexity(const host::Model& model,
-                                         const std::vector<int32_t>& tokens, const PruneOptions& o,
-                                         const std::string& what) {
-  host::EngineOptions options;
-  options.threads = o.threads;
-  options.max_tokens = o.window;
-  SLUICE_ASSIGN_OR_RETURN(const auto engine, host::Engine::Create(model, options));
-  const int64_t n = std::ssize(tokens);
-  const auto progress = Progress(what, n);
-  double nll = 0;
-  int64_t predicted = 0;
-  for (int64_t at = 0; at + 2 <= n; at += o.window) {
-    const int64_t end = std::min(n, at + o.window);
-    SLUICE_ASSIGN_OR_RETURN(const double p,
-                            host::Perplexity(*engine, {tokens.begin() + at, tokens.begin() + end}));
-    nll += std::log(p) * static_cast<double>(end - at - 1);
-    predicted += end - at - 1;
-    progress(end);
+absl::StatusOr<std::vector<double>> HeldOut(const host::Model& model, const Texts& texts,
+                                            const PruneOptions& o, const std::string& what) {
+  const auto progress = Progress(what, std::ssize(texts.windows));
+  return LogPerplexities(model, texts.held_out, texts.windows, o.window, o.threads, progress);
+}
+
+double Perplexity(const std::vector<double>& logs) { return std::exp(MeanAndErrorOf(logs).mean); }
+
+// Every window, all of them, and how sure the change is.
+void PrintHeldOut(const Texts& texts, const PruneOptions& o, const std::vector<double>& before,
+                  const std::vector<double>& after) {
+  std::vector<double> changes;
+  for (size_t w = 0; w < texts.windows.size(); ++w) {
+    changes.push_back(after[w] - before[w]);
+    std::printf("held-out window at %lld: perplexity %.4f, before %.4f, log perplexity %+.4f\n",
+                static_cast<long long>(texts.windows[w]), std::exp(after[w]), std::exp(before[w]),
+                changes[w]);
   }
-  return std::exp(nll / static_cast<double>(predicted));
+  std::printf("perplexity %.4f, before %.4f, over %lld held-out tokens in windows of %lld\n",
+              Perplexity(after), Perplexity(before),
+              static_cast<long long>(std::ssize(texts.windows) * o.window),
+              static_cast<long long>(o.window));
+  const MeanInterval change = ChangeInterval(changes, CompareOptions{});
+  if (std::isnan(change.low)) {
+    std::printf("log perplexity %+.4f in one window, which has no interval\n", change.value);
+    return;
+  }
+  std::printf("log perplexity %+.4f [%+.4f, %+.4f] a window (95 %%, %td windows)\n", change.value,
+              change.low, change.high, std::ssize(changes));
 }
 
 absl::StatusOr<Stages> MakeStages(const PruneOptions& o) {
@@ -365,24 +398,22 @@ absl::Status RunPrune(const PruneOptions& o) {
   SLUICE_RETURN_IF_ERROR(CheckWritable(o.out));
   SLUICE_ASSIGN_OR_RETURN(const Texts texts, ReadTexts(model, o));
 
-  double before = 0;
-  if (!texts.held_out.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(before,
-                            HeldOutPerplexity(model, texts.held_out, o, "perplexity before"));
+  std::vector<double> before;
+  if (!texts.windows.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(before, HeldOut(model, texts, o, "perplexity before"));
   }
   SLUICE_ASSIGN_OR_RETURN(const GgufWriter out, PruneBy(file, model, texts, o));
   SLUICE_RETURN_IF_ERROR(out.Write(o.out));
   std::printf("wrote %s: %ju bytes (before: %ju)\n", o.out.c_str(),
               std::filesystem::file_size(o.out), std::filesystem::file_size(o.in));
-  if (texts.held_out.empty()) {
+  if (texts.windows.empty()) {
     std::printf("no held-out tokens were given: perplexity is not measured\n");
     return absl::OkStatus();
   }
   SLUICE_ASSIGN_OR_RETURN(const host::Model written, host::LoadModel(o.out));
-  SLUICE_ASSIGN_OR_RETURN(const double after,
-                          HeldOutPerplexity(written, texts.held_out, o, "perplexity after"));
-  std::printf("perplexity %.4f, before %.4f, over %td held-out tokens in windows of %lld\n", after,
-              before, std::ssize(texts.held_out), static_cast<long long>(o.window));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<double> after,
+                          HeldOut(written, texts, o, "perplexity after"));
+  PrintHeldOut(texts, o, before, after);
   return absl::OkStatus();
 }
 }  // namespace lab

@@ -24,18 +24,19 @@ struct PruneOptions {
   std::string calibrate;  // text, or token ids (IsTokenFile); "": none
   int64_t skip = 0;       // tokens of it
   int64_t count = 16384;
-  int64_t window = 2048;  // tokens of a sequence, here and for perplexity
-  std::string held_out;   // "": what follows the tokens that are calibrated on
-  int64_t held_out_skip = 0;
-  int64_t held_out_count = 16384;
+  int64_t window = 2048;           // tokens of a sequence, here and for perplexity
+  std::string held_out;            // "": what follows the tokens that are calibrated on
+  int64_t held_out_skip = 0;       // tokens of it
+  int64_t held_out_count = 16384;  // rounded down to whole windows, spread over the rest of it
   int threads = 0;
 };
 // "2:4", "4x8", or "" with a share of a row or layer -> a target. Errors say what is allowed.
 absl::StatusOr<PruneTarget> ReadPruneTarget(const PruneOptions& o);
 
-// Reads `in`, prunes, writes `out` whole or not at all, and prints perplexity on the held-out
-// tokens before and after, after from the file that was written. `in` is only read; `out` is
-// another file. Held-out tokens that are also calibrated on are refused.
+// Reads `in`, prunes, writes `out` whole or not at all, and prints perplexity in the held-out
+// windows before and after, after from the file that was written, and the mean change of log
+// perplexity a window with its interval. `in` is only read; `out` is another file. No window holds
+// a token that is calibrated on. OutOfRange where a text is shorter than a window.
 absl::Status RunPrune(const PruneOptions& options);
 }  // namespace lab
 SLUICE_END_NAMESPACE

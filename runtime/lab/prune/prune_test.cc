@@ -603,21 +603,46 @@ TEST_F(Prune, TheFileThatIsReadIsNeverWritten) {
   o.out = folder_;
   Refused(o, "cannot write");
 }
+// Where the windows lie, as it prints them.
+std::vector<int64_t> Printed(const PruneOptions& o) {
+  testing::internal::CaptureStdout();
+  const absl::Status status = RunPrune(o);
+  const std::string said = testing::internal::GetCapturedStdout();
+  EXPECT_TRUE(status.ok()) << status;
+  const std::string before = "held-out window at ";
+  std::vector<int64_t> windows;
+  for (size_t at = said.find(before); at != std::string::npos; at = said.find(before, at + 1))
+    windows.push_back(std::atoll(said.c_str() + at + before.size()));
+  return windows;
+}
 TEST_F(Prune, HeldOutTokensAreNotCalibratedOn) {
+  using testing::ElementsAre;
   PruneOptions o = Options();
-  std::filesystem::create_symlink(kEval, Path("same.u16"));
-  o.held_out = Path("same.u16");
+  o.method = "magnitude";
+  o.out = Path("other.gguf");
+  std::ofstream(Path("text.u16"), std::ios::binary) << Bytes(kEval).substr(0, 2 * 2048);
+  std::filesystem::create_symlink(Path("text.u16"), Path("same.u16"));
+  std::filesystem::copy(Path("text.u16"), Path("copy.u16"));
+  o.calibrate = Path("text.u16");
   o.skip = 1000;
   o.count = 512;
-  o.held_out_count = 256;
-  for (int64_t skip : {745, 1000, 1511}) {
-    o.held_out_skip = skip;
-    Refused(o, "are held out, and tokens 1000 to 1512 of the same file are calibrated on");
-  }
-  for (int64_t skip : {744, 1512}) {
-    o.held_out_skip = skip;
-    EXPECT_TRUE(RunPrune(o).ok());
-  }
+  // What follows the calibrated tokens, from their end on or from a place after it.
+  o.held_out_count = 4 * 128;
+  EXPECT_THAT(Printed(o), ElementsAre(1512, 1640, 1768, 1896));
+  o.held_out_skip = 100;
+  o.held_out_count = 128;
+  EXPECT_THAT(Printed(o), ElementsAre(1740));
+  // The same text by another name: windows go round what is calibrated on.
+  o.held_out = Path("same.u16");
+  o.held_out_count = 11 * 128;
+  EXPECT_THAT(Printed(o), ElementsAre(100, 228, 356, 484, 612, 740, 868, 1512, 1640, 1768, 1896));
+  o.held_out_count = 12 * 128;
+  Refused(o, "12 windows of 128 tokens; allowed: 1 to 11");
+  // Another text is held out as a whole.
+  o.held_out = Path("copy.u16");
+  o.held_out_skip = 1024;
+  o.held_out_count = 8 * 128;
+  EXPECT_THAT(Printed(o), ElementsAre(1024, 1152, 1280, 1408, 1536, 1664, 1792, 1920));
 }
 TEST_F(Prune, ErrorsSayWhatWasGivenAndAllowed) {
   const auto with = [&](const auto& change) {
@@ -642,7 +667,14 @@ TEST_F(Prune, ErrorsSayWhatWasGivenAndAllowed) {
           }),
           "cannot start one");
   Refused(with([](PruneOptions& o) { o.window = 16385; }), "the model's context of 16384");
-  Refused(with([](PruneOptions& o) { o.count = 65500; }), "holds 65536 tokens");
+  Refused(with([](PruneOptions& o) { o.count = 65537; }), "holds 65536 tokens; asked for 65537");
+  Refused(with([](PruneOptions& o) { o.count = 65500; }),
+          "a text of 36 tokens is shorter than a window of 128");
+  Refused(with([](PruneOptions& o) { o.held_out_skip = 65536; }), "asked for 0 after 65792");
+  Refused(with([](PruneOptions& o) { o.held_out_count = 127; }),
+          "127 held-out tokens are less than a window of 128");
+  Refused(with([](PruneOptions& o) { o.count = 127; }),
+          "a calibration text of 127 tokens is shorter than a window of 128");
   Refused(with([](PruneOptions& o) { o.in = kEval; }), "not a GGUF file");
   Refused(with([](PruneOptions& o) {
             o.method = "layers";
