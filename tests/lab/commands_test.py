@@ -120,6 +120,15 @@ assert between and abs(float(between[1]) - mean) < 1e-3 and float(between[2]) < 
 assert ", goes" in run(*prune, "--method", "layers", "--sparsity", "0.2")
 assert run(*of_file, "half.gguf").startswith("perplexity")
 run(*prune, "--method", "wanda")
+keep = ["search", "--keep", "0.6", "--method", "dass", "--palette", "dense", "--palette", "wanda@2:4", "--context", "64", "--documents", "1", "--held-out", "2",
+        "--evaluations", "4", "--seeds", "2"]
+said = run(*keep, "--out", "sparse.gguf")
+assert re.search(r"8552448 weights in 12 groups, of which 0.600 may stay; 1 documents of 64 tokens are searched on, 2 others held out", said), said
+assert re.search(r"uniform  keeps 0\.500, .*\n  attention\(6\*wanda@2:4\), ffn\(6\*wanda@2:4\)\n", said), said
+found = re.search(r"dass     keeps (0\.\d+), perplexity \d+\.\d+, held out \d+\.\d+, log perplexity [+-]\d\.\d+ \[\S+, \S+\], [34] plans tried\n  attention", said)
+assert found and float(found[1]) <= 0.6, said
+assert re.search(r"dass (beats|ties with|loses to) random search: .*\nheld out: dass (beats|ties with|loses to) random search: ", said), said
+assert "wrote sparse.gguf" in said and run("perplexity", "--tokens", TOKENS, "--count", "64", "--model", "sparse.gguf").startswith("perplexity")
 calibrate = ["calibrate", "--tokens", TOKENS, "--count", "512", "--window", "256", "--rank", "4"]
 run(*calibrate, "--out", "informed.gguf")
 assert "informed_routing" in run("demo", "--length", "512", "--facts", "2", "--routers", "dense", "informed_routing:weights=informed.gguf")
@@ -219,6 +228,17 @@ refused("evaluate", "flux_attention", "--speed-length", "10", says="allowed: 256
 for option, value in (("--sparsity", "nan"), ("--sparsity", "-0.1"), ("--sparsity", "1.5"), ("--skip", "-1"), ("--count", "1"), ("--window", "0"),
                       ("--held-out-skip", "x"), ("--held-out-count", "0"), ("--threads", "-1"), ("--count", HUGE)):
     refused(*prune, option, value, says=[f"'{value}' was given", "allowed: "])
+sparse = ["search", "--keep", "0.6", "--context", "64", "--documents", "1", "--evaluations", "4"]
+for option, value in (("--keep", "nan"), ("--keep", "-1"), ("--keep", "2"), ("--held-out", "0")):
+    refused(*sparse, option, value, says="allowed: ")
+refused(*sparse, "--groups", "head", says="head not in {layer,part,matrix}")
+refused(*sparse, "--keep", "0", says="a share of 0 of the weights stays; allowed: above 0 to 1")
+refused(*sparse, "--palette", "dense", says="a palette of 1 sparse operators; allowed: two or more")
+refused(*sparse, "--palette", "dense", "wanda", says="operator 'wanda': nothing says what goes; allowed: dense, or a pruner")
+refused(*sparse, "--budget", "0.5", says="--budget excludes --keep")
+refused(*sparse, "--within", "perplexity=1%", says="excludes")
+refused(*sparse, "--out", MODEL, says="is the file that is read; allowed: another")
+refused("search", "--groups", "layer", says="--groups requires --keep")
 refused(*prune, "--sparsity", "1", says="a sparsity of 1; allowed: 0 to below 1")
 refused(*prune, "--window", "16385", says="allowed: 2 to the model's context of 16384")
 refused(*prune, "--count", "65536", says="a text of 0 tokens is shorter than a window of 128; allowed")

@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
-#include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/scoring.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -54,10 +53,8 @@ absl::StatusOr<std::vector<int64_t>> SpreadWindows(absl::Span<const TokenRange> 
 absl::StatusOr<std::vector<double>> LogPerplexities(const host::Model& model,
                                                     const std::vector<int32_t>& tokens,
                                                     absl::Span<const int64_t> begins,
-                                                    int64_t window, int threads,
+                                                    int64_t window, host::EngineOptions options,
                                                     const std::function<void(int64_t)>& progress) {
-  host::EngineOptions options;
-  options.threads = threads;
   options.max_tokens = window;
   SLUICE_ASSIGN_OR_RETURN(const auto engine, host::Engine::Create(model, options));
   std::vector<double> logs;

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/model.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -31,7 +32,7 @@ absl::StatusOr<std::vector<int64_t>> SpreadWindows(absl::Span<const TokenRange> 
 // `progress` gets the windows done. O(windows) times the model.
 absl::StatusOr<std::vector<double>> LogPerplexities(
     const host::Model& model, const std::vector<int32_t>& tokens, absl::Span<const int64_t> begins,
-    int64_t window, int threads, const std::function<void(int64_t)>& progress = {});
+    int64_t window, host::EngineOptions engine, const std::function<void(int64_t)>& progress = {});
 }  // namespace lab
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_LAB_PRUNE_HELD_OUT_H_

@@ -84,7 +84,7 @@ TEST(LogPerplexities, AreThoseOfTheWindowsAlone) {
   const std::vector<int64_t> begins = {0, 128, 333};
   std::vector<int64_t> done;
   const auto logs =
-      LogPerplexities(model, tokens, begins, 64, 1, [&](int64_t n) { done.push_back(n); });
+      LogPerplexities(model, tokens, begins, 64, {}, [&](int64_t n) { done.push_back(n); });
   ASSERT_TRUE(logs.ok()) << logs.status();
   EXPECT_THAT(done, ElementsAre(1, 2, 3));
   for (size_t w = 0; w < begins.size(); ++w) {

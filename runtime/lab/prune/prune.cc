@@ -32,8 +32,6 @@
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
-using Stages = std::vector<std::unique_ptr<const WeightPruner>>;
-
 bool SameFile(const std::string& a, const std::string& b) {
   std::error_code error;
   return std::filesystem::equivalent(a, b, error) && !error;
@@ -106,7 +104,9 @@ absl::StatusOr<Texts> ReadTexts(const host::Model& model, const PruneOptions& o)
 absl::StatusOr<std::vector<double>> HeldOut(const host::Model& model, const Texts& texts,
                                             const PruneOptions& o, const std::string& what) {
   const auto progress = Progress(what, std::ssize(texts.windows));
-  return LogPerplexities(model, texts.held_out, texts.windows, o.window, o.threads, progress);
+  host::EngineOptions engine;
+  engine.threads = o.threads;
+  return LogPerplexities(model, texts.held_out, texts.windows, o.window, engine, progress);
 }
 
 double Perplexity(const std::vector<double>& logs) { return std::exp(MeanAndErrorOf(logs).mean); }
@@ -134,27 +134,6 @@ void PrintHeldOut(const Texts& texts, const PruneOptions& o, const std::vector<d
               change.low, change.high, std::ssize(changes));
 }
 
-absl::StatusOr<Stages> MakeStages(const PruneOptions& o) {
-  const FactoryMap<WeightPruner>& methods = InstalledMethods().registry.pruners;
-  auto last = methods.Create(o.method);
-  if (!last.ok()) return WithRefused(last.status());
-  Stages stages;
-  if ((*last)->traits().repairs) {
-    auto first = methods.Create(o.start.empty() ? "wanda" : o.start);
-    if (!first.ok()) return WithRefused(first.status());
-    if ((*first)->traits().repairs)
-      return absl::InvalidArgumentError(absl::StrCat(
-          "'", o.start, "' repairs a mask and cannot start one; allowed: one that chooses"));
-    stages.push_back(*std::move(first));
-  } else if (!o.start.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a start, '", o.start, "', for ", o.method,
-        ", which chooses its own mask; allowed with a method that repairs one, as dsnot"));
-  }
-  stages.push_back(*std::move(last));
-  return stages;
-}
-
 void PrintErrors(const std::vector<PrunedMatrix>& matrices) {
   std::string layer;
   for (const PrunedMatrix& m : matrices) {
@@ -169,7 +148,7 @@ void PrintErrors(const std::vector<PrunedMatrix>& matrices) {
 absl::StatusOr<GgufWriter> PruneToWeights(const Gguf& file, host::Model& model, const Texts& texts,
                                           const PruneOptions& o) {
   SLUICE_ASSIGN_OR_RETURN(const PruneTarget target, ReadPruneTarget(o));
-  SLUICE_ASSIGN_OR_RETURN(const Stages stages, MakeStages(o));
+  SLUICE_ASSIGN_OR_RETURN(const PruneStages stages, MakePruneStages(o));
   for (const auto& stage : stages) {
     if (stage->traits().reads != 0 && texts.calibration.empty())
       return absl::InvalidArgumentError(
@@ -202,16 +181,7 @@ absl::StatusOr<GgufWriter> PruneToWeights(const Gguf& file, host::Model& model, 
               static_cast<long long>(weights),
               static_cast<double>(zeros) / static_cast<double>(weights));
 
-  GgufWriter out;
-  out.CopyValues(file);
-  for (const std::string& name : file.tensor_names()) {
-    GgufTensor t = **file.Tensor(name);
-    const auto changed = pruned.tensors.find(name);
-    if (changed != pruned.tensors.end())
-      t.data = reinterpret_cast<const std::byte*>(changed->second.data());
-    out.Copy(t);
-  }
-  return out;
+  return WithTensors(file, pruned.tensors);
 }
 
 // Of layers and neurons: they are measured on a text, and a share of them goes.
@@ -230,7 +200,7 @@ absl::StatusOr<std::map<std::string, Mask>> MaskColumns(const Gguf& file, host::
                                                         const Texts& texts, const PruneOptions& o,
                                                         const std::string& part, int64_t wide,
                                                         int64_t stay) {
-  Stages stages;
+  PruneStages stages;
   SLUICE_ASSIGN_OR_RETURN(stages.emplace_back(),
                           InstalledMethods().registry.pruners.Create("weight/wanda"));
   WeightPruning how = {.stages = stages, .window = o.window, .threads = o.threads};
@@ -369,6 +339,27 @@ absl::StatusOr<PruneTarget> ReadPruneTarget(const PruneOptions& o) {
                    "'; allowed: N:M with N below M (N of every M stay), or blocks ROWSxCOLUMNS"));
 }
 
+absl::StatusOr<PruneStages> MakePruneStages(const PruneOptions& o) {
+  const FactoryMap<WeightPruner>& methods = InstalledMethods().registry.pruners;
+  auto last = methods.Create(o.method);
+  if (!last.ok()) return WithRefused(last.status());
+  PruneStages stages;
+  if ((*last)->traits().repairs) {
+    auto first = methods.Create(o.start.empty() ? "wanda" : o.start);
+    if (!first.ok()) return WithRefused(first.status());
+    if ((*first)->traits().repairs)
+      return absl::InvalidArgumentError(absl::StrCat(
+          "'", o.start, "' repairs a mask and cannot start one; allowed: one that chooses"));
+    stages.push_back(*std::move(first));
+  } else if (!o.start.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a start, '", o.start, "', for ", o.method,
+        ", which chooses its own mask; allowed with a method that repairs one, as dsnot"));
+  }
+  stages.push_back(*std::move(last));
+  return stages;
+}
+
 // Before any work: a method that there is and that this model can be pruned by.
 absl::Status CheckMethod(const host::Model& model, const PruneOptions& o) {
   const bool experts = model.shape.experts > 0;
@@ -379,17 +370,21 @@ absl::Status CheckMethod(const host::Model& model, const PruneOptions& o) {
                : absl::InvalidArgumentError(absl::StrCat(
                      o.in, " has no experts to prune; allowed: layers, neurons, heads, weights"));
   const bool whole = o.method == "neurons" || o.method == "heads";
-  if (!whole) SLUICE_RETURN_IF_ERROR(MakeStages(o).status());
+  if (!whole) SLUICE_RETURN_IF_ERROR(MakePruneStages(o).status());
   if (!experts) return absl::OkStatus();
   return absl::UnimplementedError(
       absl::StrCat("'", o.method, "' inside experts is not implemented, and ", o.in,
                    " is a Mixture of Experts; allowed: layers, experts"));
 }
 
+absl::Status CheckOtherFile(const std::string& in, const std::string& out) {
+  if (!SameFile(in, out)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(out, " is the file that is read; allowed: another file to write"));
+}
+
 absl::Status RunPrune(const PruneOptions& o) {
-  if (SameFile(o.in, o.out))
-    return absl::InvalidArgumentError(
-        absl::StrCat(o.out, " is the file that is read; allowed: another file to write"));
+  SLUICE_RETURN_IF_ERROR(CheckOtherFile(o.in, o.out));
   SLUICE_RETURN_IF_ERROR(ReadPruneTarget(o).status());
   SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(o.in));
   SLUICE_ASSIGN_OR_RETURN(host::Model model, host::LoadModel(o.in));

@@ -3,7 +3,9 @@
 // Prunes a model's file into another that any host of the format loads: weights of the layers'
 // matrices set to 0, or whole layers, heads, neurons or experts left out.
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -32,6 +34,13 @@ struct PruneOptions {
 };
 // "2:4", "4x8", or "" with a share of a row or layer -> a target. Errors say what is allowed.
 absl::StatusOr<PruneTarget> ReadPruneTarget(const PruneOptions& o);
+
+// `method`, a pruner of weights, behind `start` where it repairs a mask. Errors say what there is.
+using PruneStages = std::vector<std::unique_ptr<const WeightPruner>>;
+absl::StatusOr<PruneStages> MakePruneStages(const PruneOptions& o);
+
+// InvalidArgument where `out` is `in`, by whatever name.
+absl::Status CheckOtherFile(const std::string& in, const std::string& out);
 
 // Reads `in`, prunes, writes `out` whole or not at all, and prints perplexity in the held-out
 // windows before and after, after from the file that was written, and the mean change of log

@@ -10,6 +10,7 @@
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/kernels/gemm/gemm.h"
 #include "sluice/runtime/lab/prune/input_stats.h"
+#include "sluice/runtime/lab/prune/layer_matrices.h"
 #include "sluice/runtime/lab/prune/windows.h"
 #include "sluice/runtime/weights/gguf_writer.h"
 
@@ -17,34 +18,6 @@ SLUICE_BEGIN_NAMESPACE
 namespace lab {
 namespace {
 using host::MatrixInput;
-
-// A tensor of the file and where the host has it.
-struct Matrix {
-  std::string name;
-  MatrixInput input;
-  int64_t rows = 0, cols = 0;
-  float* weights = nullptr;  // [rows, cols]
-  bool ffn() const { return input == MatrixInput::kFfn || input == MatrixInput::kFfnDown; }
-};
-std::vector<Matrix> MatricesOf(host::Model& model, int64_t layer) {
-  const host::ModelShape& s = model.shape;
-  host::Layer& l = model.layers[static_cast<size_t>(layer)];
-  const int64_t q = s.heads * s.head_dim;
-  const int64_t kv = s.kv_heads * s.head_dim;
-  float* qkv = l.qkv.data();
-  float* gate_up = l.gate_up.data();
-  std::vector<Matrix> all = {
-      {"attn_q", MatrixInput::kAttention, q, s.width, qkv},
-      {"attn_k", MatrixInput::kAttention, kv, s.width, qkv + q * s.width},
-      {"attn_v", MatrixInput::kAttention, kv, s.width, qkv + (q + kv) * s.width},
-      {"attn_output", MatrixInput::kAttentionOut, s.width, q, l.attn_out.data()},
-      {"ffn_gate", MatrixInput::kFfn, s.ffn, s.width, gate_up},
-      {"ffn_up", MatrixInput::kFfn, s.ffn, s.width, gate_up + s.ffn * s.width},
-      {"ffn_down", MatrixInput::kFfnDown, s.width, s.ffn, l.down.data()},
-  };
-  for (Matrix& m : all) m.name = absl::StrCat("blk.", layer, ".", m.name, ".weight");
-  return all;
-}
 
 // sum over the rows of x G x^T, x [rows, cols]: the squared size of x's outputs.
 double SquaredSize(const std::vector<float>& x, int64_t rows, MatrixView<const float> gram,
@@ -74,27 +47,33 @@ double SquaredSize(const std::vector<float>& x, int64_t rows, MatrixView<const f
 
 class Run {
  public:
+  // `in_place`: the first way's weights become the model's, and later layers see what they say.
   Run(const Gguf& file, host::Model& model, const std::vector<int32_t>& tokens,
-      const WeightPruning& how, const std::function<void(double)>& progress)
+      absl::Span<const WeightPruning> ways, bool in_place,
+      const std::function<void(double)>& progress)
       : file_(file),
         model_(model),
-        how_(how),
+        ways_(ways),
+        in_place_(in_place),
         progress_(progress),
-        executor_(MakeTbbExecutor(how.threads)),
-        windows_(model, tokens, how.window) {}
+        executor_(MakeTbbExecutor(ways[0].threads)),
+        windows_(model, tokens, ways[0].window),
+        out_(ways.size()) {}
 
-  absl::StatusOr<PrunedWeights> All() {
+  absl::StatusOr<std::vector<PrunedWeights>> All() {
     SLUICE_RETURN_IF_ERROR(Check());
     host::EngineOptions options;
-    options.threads = how_.threads;
-    options.max_tokens = how_.window;
+    options.threads = ways_[0].threads;
+    options.max_tokens = ways_[0].window;
     options.on_input = [this](int64_t, MatrixInput input, int64_t n, const float* x) {
       if (!stats_.empty()) stats_[static_cast<size_t>(input)]->Add(n, x);
     };
     SLUICE_ASSIGN_OR_RETURN(engine_, host::Engine::Create(model_, options));
     for (int64_t layer = 0; layer < model_.shape.layers; ++layer) {
       SLUICE_RETURN_IF_ERROR(Observe(layer));
-      SLUICE_RETURN_IF_ERROR(PruneLayer(layer));
+      for (size_t way = 0; way < ways_.size(); ++way)
+        SLUICE_RETURN_IF_ERROR(PruneLayer(layer, ways_[way], out_[way]));
+      stats_.clear();
       if (layer + 1 < model_.shape.layers) SLUICE_RETURN_IF_ERROR(Advance(layer));
     }
     Say(static_cast<double>(model_.shape.layers));
@@ -106,21 +85,25 @@ class Run {
     if (progress_) progress_(layers);
   }
 
-  std::optional<PruneTarget> TargetOf(const Matrix& m) const {
-    return how_.target_of ? how_.target_of(m.name, m.rows, m.cols) : how_.target;
+  static std::optional<PruneTarget> TargetOf(const WeightPruning& how, const std::string& name,
+                                             const LayerMatrix& m) {
+    return how.target_of ? how.target_of(name, m.rows, m.cols) : how.target;
   }
 
   // What would stop a later layer is told before the first.
   absl::Status Check() {
     for (int64_t layer = 0; layer < model_.shape.layers; ++layer) {
-      for (const Matrix& m : MatricesOf(model_, layer)) {
-        const std::optional<PruneTarget> target = TargetOf(m);
-        const PrunerTraits any = {.name = m.name};
-        if (target.has_value())
-          SLUICE_RETURN_IF_ERROR(pruner_internal::CheckTarget(any, *target, m.rows, m.cols));
+      for (const LayerMatrix& m : LayerMatrices(model_, layer)) {
+        const std::string name = m.Tensor(layer);
+        const PrunerTraits any = {.name = name};
+        for (const WeightPruning& how : ways_) {
+          const std::optional<PruneTarget> target = TargetOf(how, name, m);
+          if (target.has_value())
+            SLUICE_RETURN_IF_ERROR(pruner_internal::CheckTarget(any, *target, m.rows, m.cols));
+        }
         for (int64_t i = 0; i < m.rows * m.cols; ++i) {
           if (!std::isfinite(m.weights[i]))
-            return absl::InvalidArgumentError(absl::StrCat("element ", i, " of tensor '", m.name,
+            return absl::InvalidArgumentError(absl::StrCat("element ", i, " of tensor '", name,
                                                            "' is ", m.weights[i],
                                                            "; allowed: finite numbers"));
         }
@@ -149,17 +132,18 @@ class Run {
     return absl::OkStatus();
   }
 
-  absl::Status PruneLayer(int64_t layer) {
-    for (const Matrix& m : MatricesOf(model_, layer)) {
-      const absl::Status s = PruneMatrix(m);
-      if (!s.ok()) return absl::Status(s.code(), absl::StrCat(m.name, ": ", s.message()));
+  absl::Status PruneLayer(int64_t layer, const WeightPruning& how, PrunedWeights& out) {
+    for (const LayerMatrix& m : LayerMatrices(model_, layer)) {
+      const std::string name = m.Tensor(layer);
+      const absl::Status s = PruneMatrix(name, m, how, out);
+      if (!s.ok()) return absl::Status(s.code(), absl::StrCat(name, ": ", s.message()));
     }
-    stats_.clear();
     return absl::OkStatus();
   }
 
-  absl::Status PruneMatrix(const Matrix& m) {
-    const std::optional<PruneTarget> target = TargetOf(m);
+  absl::Status PruneMatrix(const std::string& name, const LayerMatrix& m, const WeightPruning& how,
+                           PrunedWeights& out) {
+    const std::optional<PruneTarget> target = TargetOf(how, name, m);
     if (!target.has_value()) return absl::OkStatus();
     const size_t n = static_cast<size_t>(m.rows * m.cols);
     PruneInputs in;
@@ -167,26 +151,24 @@ class Run {
     if (!stats_.empty()) in.stats = read_[static_cast<size_t>(m.input)];
     in.target = *target;
     const RunContext ctx = {{}, executor_.get()};
-    size_t stages = how_.stages.size();
-    if (how_.repair_attention_only && m.ffn()) {
-      while (stages > 0 && how_.stages[stages - 1]->traits().repairs) --stages;
+    size_t stages = how.stages.size();
+    if (how.repair_attention_only && m.ffn()) {
+      while (stages > 0 && how.stages[stages - 1]->traits().repairs) --stages;
     }
-    const auto run = how_.stages.first(stages);
-    Mask& mask = out_.masks[m.name];
+    const auto run = how.stages.first(stages);
+    Mask& mask = out.masks[name];
     SLUICE_ASSIGN_OR_RETURN(mask, pruning::PruneInStages(run, in, ctx));
     std::vector<float> pruned(n);
     SLUICE_RETURN_IF_ERROR(
         run.back()->Apply(in, mask, ctx, {pruned.data(), m.rows, m.cols, m.cols}));
 
-    SLUICE_ASSIGN_OR_RETURN(const GgufTensor* tensor, file_.Tensor(m.name));
-    std::string& bytes = out_.tensors[m.name];
+    SLUICE_ASSIGN_OR_RETURN(const GgufTensor* tensor, file_.Tensor(name));
+    std::string& bytes = out.tensors[name];
     SLUICE_ASSIGN_OR_RETURN(bytes, GgufEncodeLike(*tensor, pruned));
-    GgufTensor stored = *tensor;
-    stored.data = reinterpret_cast<const std::byte*>(bytes.data());
-    pruned = GgufDecode(stored);
+    pruned = GgufDecodeAs(*tensor, bytes);
 
-    PrunedMatrix& said = out_.matrices.emplace_back();
-    said.name = m.name;
+    PrunedMatrix& said = out.matrices.emplace_back();
+    said.name = name;
     said.weights = m.rows * m.cols;
     said.zeros = std::count(pruned.begin(), pruned.end(), 0.0f);
     said.error = NAN;
@@ -197,7 +179,7 @@ class Run {
       const double size = SquaredSize(was, m.rows, in.stats.gram, *executor_);
       said.error = SquaredSize(missing, m.rows, in.stats.gram, *executor_) / size;
     }
-    std::copy(pruned.begin(), pruned.end(), m.weights);
+    if (in_place_) std::copy(pruned.begin(), pruned.end(), m.weights);
     return absl::OkStatus();
   }
 
@@ -213,27 +195,67 @@ class Run {
 
   const Gguf& file_;
   host::Model& model_;
-  const WeightPruning& how_;
+  const absl::Span<const WeightPruning> ways_;
+  const bool in_place_;
   const std::function<void(double)>& progress_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<host::Engine> engine_;
   Windows windows_;
   std::vector<std::unique_ptr<InputStats>> stats_;  // by MatrixInput, while they are gathered
   std::vector<PruneStats> read_;                    // their views
-  PrunedWeights out_;
+  std::vector<PrunedWeights> out_;                  // a way each
 };
+
+absl::Status CheckWay(const WeightPruning& how) {
+  if (how.stages.empty()) return absl::InvalidArgumentError("pruning: no stage was given");
+  if (how.window >= 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("windows of ", how.window, " tokens; allowed: 1 or more"));
+}
 }  // namespace
+
+std::vector<float> GgufDecodeAs(const GgufTensor& like, const std::string& bytes) {
+  GgufTensor stored = like;
+  stored.data = reinterpret_cast<const std::byte*>(bytes.data());
+  return GgufDecode(stored);
+}
 
 absl::StatusOr<PrunedWeights> PruneWeights(const Gguf& file, host::Model& model,
                                            const std::vector<int32_t>& tokens,
                                            const WeightPruning& how,
                                            const std::function<void(double)>& progress) {
-  if (how.stages.empty()) return absl::InvalidArgumentError("pruning: no stage was given");
-  if (how.window < 1)
-    return absl::InvalidArgumentError(
-        absl::StrCat("windows of ", how.window, " tokens; allowed: 1 or more"));
+  SLUICE_RETURN_IF_ERROR(CheckWay(how));
   SLUICE_RETURN_IF_ERROR(CheckVocabulary(model, tokens));
-  return Run(file, model, tokens, how, progress).All();
+  SLUICE_ASSIGN_OR_RETURN(auto out, Run(file, model, tokens, {&how, 1}, true, progress).All());
+  return std::move(out[0]);
+}
+
+absl::StatusOr<std::vector<PrunedWeights>> PruneEachWay(
+    const Gguf& file, host::Model& model, const std::vector<int32_t>& tokens,
+    absl::Span<const WeightPruning> ways, const std::function<void(double)>& progress) {
+  if (ways.empty()) return std::vector<PrunedWeights>();
+  for (const WeightPruning& how : ways) {
+    SLUICE_RETURN_IF_ERROR(CheckWay(how));
+    if (how.window != ways[0].window || how.threads != ways[0].threads)
+      return absl::InvalidArgumentError(absl::StrCat(
+          "ways of pruning in windows of ", ways[0].window, " and ", how.window, " tokens with ",
+          ways[0].threads, " and ", how.threads, " threads; allowed: the same of all"));
+  }
+  SLUICE_RETURN_IF_ERROR(CheckVocabulary(model, tokens));
+  return Run(file, model, tokens, ways, false, progress).All();
+}
+
+GgufWriter WithTensors(const Gguf& file, const std::map<std::string, std::string>& tensors) {
+  GgufWriter out;
+  out.CopyValues(file);
+  for (const std::string& name : file.tensor_names()) {
+    GgufTensor t = **file.Tensor(name);
+    const auto changed = tensors.find(name);
+    if (changed != tensors.end())
+      t.data = reinterpret_cast<const std::byte*>(changed->second.data());
+    out.Copy(t);
+  }
+  return out;
 }
 }  // namespace lab
 SLUICE_END_NAMESPACE

@@ -16,6 +16,7 @@
 #include "sluice/api/weight_pruner.h"
 #include "sluice/runtime/host/model.h"
 #include "sluice/runtime/weights/gguf.h"
+#include "sluice/runtime/weights/gguf_writer.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
@@ -48,6 +49,17 @@ absl::StatusOr<PrunedWeights> PruneWeights(const Gguf& file, host::Model& model,
                                            const std::vector<int32_t>& tokens,
                                            const WeightPruning& how,
                                            const std::function<void(double)>& progress = {});
+// The same in several ways at once, each alone: every layer sees what the dense ones before it say,
+// and the model stays as it is. Ways share their window and threads. The statistics are gathered
+// once.
+absl::StatusOr<std::vector<PrunedWeights>> PruneEachWay(
+    const Gguf& file, host::Model& model, const std::vector<int32_t>& tokens,
+    absl::Span<const WeightPruning> ways, const std::function<void(double)>& progress = {});
+
+// What `bytes` hold as the data of a tensor like this one.
+std::vector<float> GgufDecodeAs(const GgufTensor& like, const std::string& bytes);
+// The file with these tensors' bytes in place of its own.
+GgufWriter WithTensors(const Gguf& file, const std::map<std::string, std::string>& tensors);
 }  // namespace lab
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_RUNTIME_LAB_PRUNE_PRUNE_WEIGHTS_H_
