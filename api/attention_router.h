@@ -125,13 +125,6 @@ static_assert(
     offsetof(AttentionInputs, hidden) == offsetof(sluice_attention_inputs, hidden) &&
     offsetof(AttentionInputs, attended_lse) == offsetof(sluice_attention_inputs, attended_lse));
 
-// A router's memory of a sequence, owned by the host. Zero bytes and zero keys mean empty. Run
-// brings it up to the keys it is given and the caller then sets `keys`; Truncate takes keys back.
-struct RouterState {
-  std::byte* layer = nullptr;     // info().state_bytes, of one layer
-  std::byte* sequence = nullptr;  // info().sequence_bytes, of all layers
-  int64_t keys = 0;               // of which the layer's bytes speak
-};
 static_assert(sizeof(RouterState) == sizeof(sluice_attention_state) &&
               offsetof(RouterState, keys) == offsetof(sluice_attention_state, keys));
 

@@ -158,7 +158,7 @@ struct RouterC : ModelC<R> {
     return Guard(e, [&]() -> absl::Status {
       SLUICE_ASSIGN_OR_RETURN(
           Plan plan, router_internal::MakePlan(*static_cast<const R*>(r), route_codec::FromC(*s)));
-      route_codec::ToC(plan, info);
+      SLUICE_RETURN_IF_ERROR(route_codec::ToC(R::kTraits.name, plan, info));
       *out = new Plan(std::move(plan));
       return absl::OkStatus();
     });
@@ -166,12 +166,21 @@ struct RouterC : ModelC<R> {
   static sluice_code Run(const void* r, const void* p, const sluice_route_inputs* in,
                          const sluice_run_context* c, sluice_assignment* a,
                          sluice_error* e) noexcept {
+    sluice_attention_state none = {};
+    return RunWithState(r, p, in, &none, c, a, e);
+  }
+  static sluice_code RunWithState(const void* r, const void* p, const sluice_route_inputs* in,
+                                  sluice_attention_state* s, const sluice_run_context* c,
+                                  sluice_assignment* a, sluice_error* e) noexcept {
     return Guard(e, [&]() -> absl::Status {
       LentExecutor executor(*c->executor);
       Assignment out = route_codec::FromC(*a);
+      RouterState state = {static_cast<std::byte*>(s->layer), static_cast<std::byte*>(s->sequence),
+                           s->keys};
       SLUICE_RETURN_IF_ERROR(
           router_internal::Run(*static_cast<const R*>(r), *static_cast<const Plan*>(p),
-                               route_codec::FromC(*in), Context(*c, executor), out));
+                               route_codec::FromC(*in), state, Context(*c, executor), out));
+      s->keys = state.keys;
       route_codec::Take(out, a);
       return absl::OkStatus();
     });
@@ -208,6 +217,7 @@ struct RouterC : ModelC<R> {
         .run = Run,
         .describe_unit = NamesUnits<R> ? DescribeUnit : nullptr,
         .run_unit = RunsUnits<R> ? RunUnit : nullptr,
+        .run_with_state = RemembersRuns<R> ? RunWithState : nullptr,
     };
     return &t;
   }

@@ -53,7 +53,14 @@ inline RouteShape FromC(const sluice_route_shape& c) {
   return s;
 }
 
-inline void ToC(const RoutePlanInfo& p, sluice_route_info* c) {
+inline constexpr size_t kInfoWithState = offsetof(sluice_route_info, state_bytes) + sizeof(size_t);
+// A host that is older has no room for the state's size: FailedPrecondition where there is one.
+inline absl::Status ToC(absl::string_view name, const RoutePlanInfo& p, sluice_route_info* c) {
+  const bool knows_state = c->struct_size >= kInfoWithState;
+  if (p.state_bytes > 0 && !knows_state)
+    return absl::FailedPreconditionError(absl::StrCat(
+        name, " remembers earlier steps, and this host knows no routers of items that do"));
+  if (knows_state) c->state_bytes = p.state_bytes;
   c->workspace_bytes = p.workspace_bytes;
   c->unit_workspace_bytes = p.unit_workspace_bytes;
   c->units = p.shape.units;
@@ -61,6 +68,7 @@ inline void ToC(const RoutePlanInfo& p, sluice_route_info* c) {
   c->max_dropped = p.max_dropped;
   c->head_rows = p.head_rows;
   c->tail_rows = p.tail_rows;
+  return absl::OkStatus();
 }
 inline RoutePlanInfo FromC(const RouteShape& asked, const sluice_route_info& c) {
   RoutePlanInfo p;
@@ -68,6 +76,7 @@ inline RoutePlanInfo FromC(const RouteShape& asked, const sluice_route_info& c) 
   p.shape.units = c.units;
   p.workspace_bytes = c.workspace_bytes;
   p.unit_workspace_bytes = c.unit_workspace_bytes;
+  p.state_bytes = c.state_bytes;
   p.max_entries = c.max_entries;
   p.max_dropped = c.max_dropped;
   p.head_rows = c.head_rows;

@@ -11,6 +11,9 @@
 //     static absl::StatusOr<MyRouter> Create(const Config&);  // learned: (const Config&, weights)
 //     absl::StatusOr<Plan> MakePlan(const RouteShape&) const;
 //     absl::Status Run(const Plan&, const RouteInputs&, const RunContext&, Assignment&) const;
+//     // or, with RoutePlanInfo::state_bytes, one that remembers earlier Runs:
+//     absl::Status Run(const Plan&, const RouteInputs&, RouterState&, const RunContext&,
+//                      Assignment&) const;
 //     // and where they say more than the defaults:
 //     UnitInfo DescribeUnit(const Plan&, int64_t unit) const;
 //     absl::Status RunUnit(const Plan&, const UnitRows&, const RunContext&) const;
@@ -68,6 +71,15 @@ struct RunContext {
   const PlanLender* plans = nullptr;
 };
 
+// A router's memory of a sequence, owned by the host. Zero bytes and zero keys mean empty. Run
+// brings it up to what it is given and the caller then sets `keys`; Truncate of attention routers
+// takes keys back.
+struct RouterState {
+  std::byte* layer = nullptr;     // info().state_bytes, of one layer
+  std::byte* sequence = nullptr;  // info().sequence_bytes, of all layers; attention's alone
+  int64_t keys = 0;  // of which the layer's bytes speak; of routers of items: Runs, a step each
+};
+
 // What a router may read. A host that cannot give what `reads` names cannot use the router.
 enum RouteReads : uint32_t {
   kReadsScores = 1 << 0,      // [items, units], made elsewhere
@@ -118,6 +130,7 @@ struct RoutePlanInfo {
   RouteShape shape;  // as asked, `units` filled in
   size_t workspace_bytes = 0;
   size_t unit_workspace_bytes = 0;  // of one RunUnit
+  size_t state_bytes = 0;  // of RouterState::layer, where earlier Runs matter; 0: they do not
   int64_t max_entries = 0;
   int64_t max_dropped = 0;
   // Rows of an item's sequence that are read: the first head_rows and the last tail_rows of its
@@ -189,14 +202,22 @@ struct UnitRows {
 };
 
 template <class R>
+concept RemembersRuns = requires(const R& r, const typename R::Plan& p, const RouteInputs& in,
+                                 RouterState& state, const RunContext& ctx, Assignment& out) {
+  { r.Run(p, in, state, ctx, out) } -> std::same_as<absl::Status>;
+};
+template <class R>
+concept RunsAlone = requires(const R& r, const typename R::Plan& p, const RouteInputs& in,
+                             const RunContext& ctx, Assignment& out) {
+  { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
+};
+template <class R>
 concept RouterModel =
     (LearnedModel<R> || MadeFromConfig<R>)&&std::default_initializable<typename R::Config> &&
     std::derived_from<typename R::Plan, RoutePlanInfo> &&
-    requires(const R& r, const typename R::Plan& p, const RouteShape& s, const RouteInputs& in,
-             const RunContext& ctx, Assignment& out) {
+    (RemembersRuns<R> || RunsAlone<R>)&&requires(const R& r, const RouteShape& s) {
       { R::kTraits } -> std::convertible_to<const RouteTraits&>;
       { r.MakePlan(s) } -> std::same_as<absl::StatusOr<typename R::Plan>>;
-      { r.Run(p, in, ctx, out) } -> std::same_as<absl::Status>;
     };
 template <class R>
 concept NamesUnits = requires(const R& r, const typename R::Plan& p) {
@@ -215,10 +236,11 @@ concept DeclaresWeights = requires(const typename R::Config& c, const RouteShape
 // What holds of every shape: no negative size. Errors name the router.
 inline absl::Status CheckRouteShape(const RouteTraits& t, const RouteShape& s);
 // What holds of every Run: the inputs that the traits read, within the planned shape, and room for
-// the result. Both bridges call it, so that no method has to. O(items).
+// the result, and a memory where one is kept. Both bridges call it, so that no method has to.
+// O(items).
 inline absl::Status CheckRouteRun(const RouteTraits& t, const RoutePlanInfo& p,
-                                  const RouteInputs& in, const RunContext& ctx,
-                                  const Assignment& out);
+                                  const RouteInputs& in, const RouterState& state,
+                                  const RunContext& ctx, const Assignment& out);
 
 // What a host holds. One virtual call a batch, never one an item.
 class Router {
@@ -234,8 +256,16 @@ class Router {
   Domain domain() const { return traits().domain; }
 
   virtual absl::StatusOr<std::unique_ptr<const Plan>> MakePlan(const RouteShape&) const = 0;
-  virtual absl::Status Run(const Plan&, const RouteInputs&, const RunContext&,
+  // `state`: of the sequence that the items are of; on success it speaks of one Run more. A router
+  // without state_bytes leaves it alone.
+  virtual absl::Status Run(const Plan&, const RouteInputs&, RouterState& state, const RunContext&,
                            Assignment&) const = 0;
+  // Where nothing is kept between Runs: InvalidArgument of a router that remembers them.
+  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
+                   Assignment& out) const {
+    RouterState none;
+    return Run(p, in, none, ctx, out);
+  }
 
   virtual UnitInfo DescribeUnit(const Plan&, int64_t unit) const = 0;
   // Computes an own unit. ctx.workspace: unit_workspace_bytes of the caller's thread alone.
@@ -249,15 +279,21 @@ absl::StatusOr<typename R::Plan> MakePlan(const R& r, const RouteShape& s) {
   return r.MakePlan(s);
 }
 template <RouterModel R>
-absl::Status Run(const R& r, const typename R::Plan& p, const RouteInputs& in,
+absl::Status Run(const R& r, const typename R::Plan& p, const RouteInputs& in, RouterState& state,
                  const RunContext& ctx, Assignment& out) {
-  SLUICE_RETURN_IF_ERROR(CheckRouteRun(R::kTraits, p, in, ctx, out));
+  SLUICE_RETURN_IF_ERROR(CheckRouteRun(R::kTraits, p, in, state, ctx, out));
   out.items = in.items;
   out.units = p.shape.units;
   out.num_dropped = 0;
   out.nan_scores = 0;
   out.row_ptr[0] = 0;
-  return r.Run(p, in, ctx, out);
+  if constexpr (RemembersRuns<R>) {
+    SLUICE_RETURN_IF_ERROR(r.Run(p, in, state, ctx, out));
+    if (p.state_bytes > 0) ++state.keys;
+    return absl::OkStatus();
+  } else {
+    return r.Run(p, in, ctx, out);
+  }
 }
 template <RouterModel R>
 UnitInfo DescribeUnit(const R& r, const typename R::Plan& p, int64_t unit) {
@@ -300,9 +336,10 @@ class RouterOf final : public Router {
     SLUICE_ASSIGN_OR_RETURN(auto plan, router_internal::MakePlan(r_, s));
     return std::make_unique<const PlanOf>(std::move(plan));
   }
-  absl::Status Run(const Plan& p, const RouteInputs& in, const RunContext& ctx,
+  using Router::Run;
+  absl::Status Run(const Plan& p, const RouteInputs& in, RouterState& state, const RunContext& ctx,
                    Assignment& out) const override {
-    return router_internal::Run(r_, Of(p), in, ctx, out);
+    return router_internal::Run(r_, Of(p), in, state, ctx, out);
   }
   UnitInfo DescribeUnit(const Plan& p, int64_t unit) const override {
     return router_internal::DescribeUnit(r_, Of(p), unit);
@@ -380,9 +417,13 @@ inline absl::Status CheckItemRows(const RouteTraits& t, const RouteInputs& in) {
 }  // namespace router_internal
 
 inline absl::Status CheckRouteRun(const RouteTraits& t, const RoutePlanInfo& p,
-                                  const RouteInputs& in, const RunContext& ctx,
-                                  const Assignment& out) {
+                                  const RouteInputs& in, const RouterState& state,
+                                  const RunContext& ctx, const Assignment& out) {
   const RouteShape& s = p.shape;
+  if (p.state_bytes > 0 && state.layer == nullptr)
+    return absl::InvalidArgumentError(
+        absl::StrCat(t.name, " remembers earlier steps of the same items in ", p.state_bytes,
+                     " bytes, and was given none; allowed: a state of each sequence"));
   if (in.items < 0 || in.items > s.items)
     return absl::InvalidArgumentError(
         absl::StrCat(t.name, ": ", in.items, " items, planned for at most ", s.items));

@@ -92,6 +92,7 @@ typedef struct sluice_route_info {
   size_t struct_size;
   size_t workspace_bytes, unit_workspace_bytes;
   int64_t units, max_entries, max_dropped, head_rows, tail_rows;
+  size_t state_bytes; /* may be missing at the end; see run_with_state */
 } sluice_route_info;
 typedef struct sluice_route_inputs {
   size_t struct_size;
@@ -150,6 +151,13 @@ typedef struct sluice_weight_sink {
   void (*add_int)(void* self, const char* key, int64_t value);
   void (*add_tensor)(void* self, const char* name, const int64_t* shape, size_t rank);
 } sluice_weight_sink;
+/* A router's memory of a sequence, the host's. Zero bytes mean empty. keys: of which the layer's
+ * bytes speak; of routers of items: runs that succeeded. */
+typedef struct sluice_attention_state {
+  void* layer;
+  void* sequence;
+  int64_t keys;
+} sluice_attention_state;
 typedef struct sluice_router_v1 {
   size_t struct_size;
   const sluice_route_traits* traits;
@@ -171,6 +179,10 @@ typedef struct sluice_router_v1 {
   /* NULL: the router has no unit of its own. */
   sluice_code (*run_unit)(const void* router, const void* plan, const sluice_unit_rows*,
                           const sluice_run_context*, sluice_error*);
+  /* In place of run for plans with state_bytes; NULL: there are none. May be missing at the end. */
+  sluice_code (*run_with_state)(const void* router, const void* plan, const sluice_route_inputs*,
+                                sluice_attention_state*, const sluice_run_context*,
+                                sluice_assignment*, sluice_error*);
 } sluice_router_v1;
 
 /* ---- Attention routers: queries and keys -> plan. The host has checked inputs against the shape.
@@ -212,12 +224,6 @@ typedef struct sluice_attention_inputs {
   sluice_matrix hidden;       /* [queries, width] */
   sluice_matrix attended_lse; /* [queries, heads], from the second stage on */
 } sluice_attention_inputs;
-/* Zero bytes mean empty. keys: of which the layer's bytes speak. */
-typedef struct sluice_attention_state {
-  void* layer;
-  void* sequence;
-  int64_t keys;
-} sluice_attention_state;
 /* What the executor measured of a plan, for routers that ask for it. */
 typedef struct sluice_attention_feedback {
   size_t struct_size;

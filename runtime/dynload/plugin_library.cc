@@ -138,11 +138,16 @@ class RemoteRouter final : public Router {
           absl::StrCat(traits_.name, ": the plug-in plans ", info.units, " units, ",
                        info.max_entries, " entries, ", info.max_dropped,
                        " dropped pairs; wanted at least one unit and no negative size"));
+    if (info.state_bytes > 0 && !remembers())
+      return absl::InternalError(absl::StrCat(traits_.name, ": the plug-in plans a state of ",
+                                              info.state_bytes,
+                                              " bytes and has no run_with_state"));
     return plan;
   }
-  absl::Status Run(const Plan& plan, const RouteInputs& in, const RunContext& ctx,
-                   Assignment& out) const override {
-    SLUICE_RETURN_IF_ERROR(CheckRouteRun(traits_, plan.info(), in, ctx, out));
+  using Router::Run;
+  absl::Status Run(const Plan& plan, const RouteInputs& in, RouterState& state,
+                   const RunContext& ctx, Assignment& out) const override {
+    SLUICE_RETURN_IF_ERROR(CheckRouteRun(traits_, plan.info(), in, state, ctx, out));
     const LentContext context(ctx);
     const sluice_route_inputs inputs = route_codec::ToC(in);
     sluice_assignment record = route_codec::ToC(out);
@@ -150,9 +155,19 @@ class RemoteRouter final : public Router {
     record.units = plan.info().shape.units;
     out.row_ptr[0] = 0;
     ErrorText e;
-    const sluice_code code = t_->run(self_, Of(plan), &inputs, &context.c, &record, &e.c);
+    if (plan.info().state_bytes == 0) {
+      const sluice_code code = t_->run(self_, Of(plan), &inputs, &context.c, &record, &e.c);
+      if (code != 0) return e.Status(code);
+      return route_codec::TakeChecked(traits_, in.items, plan.info().shape.units, record, &out);
+    }
+    sluice_attention_state s = {state.layer, state.sequence, state.keys};
+    const sluice_code code =
+        t_->run_with_state(self_, Of(plan), &inputs, &s, &context.c, &record, &e.c);
     if (code != 0) return e.Status(code);
-    return route_codec::TakeChecked(traits_, in.items, plan.info().shape.units, record, &out);
+    SLUICE_RETURN_IF_ERROR(
+        route_codec::TakeChecked(traits_, in.items, plan.info().shape.units, record, &out));
+    ++state.keys;
+    return absl::OkStatus();
   }
   UnitInfo DescribeUnit(const Plan& plan, int64_t unit) const override {
     if (t_->describe_unit == nullptr) return {};
@@ -173,6 +188,10 @@ class RemoteRouter final : public Router {
 
  private:
   using PlanOf = RemotePlan<Router::Plan, RoutePlanInfo, sluice_router_v1>;
+  bool remembers() const {
+    const size_t with = offsetof(sluice_router_v1, run_with_state) + sizeof(void*);
+    return t_->struct_size >= with && t_->run_with_state != nullptr;
+  }
   static const void* Of(const Plan& p) { return static_cast<const PlanOf&>(p).plan; }
   const sluice_router_v1* t_;
   void* self_;

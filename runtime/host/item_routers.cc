@@ -25,6 +25,11 @@ absl::Status ItemRouters::Add(const std::string& text, const std::vector<AddedKe
   Held held;
   SLUICE_ASSIGN_OR_RETURN(held.router, methods.Create(full, weights));
   SLUICE_ASSIGN_OR_RETURN(held.plan, held.router->MakePlan(shape));
+  if (held.plan->info().state_bytes > 0)
+    return absl::UnimplementedError(absl::StrCat(
+        held.router->name(),
+        " remembers earlier steps of the same items, and this host feeds a token once; "
+        "allowed: routers, or settings of this one, that remember none"));
   held_.push_back(std::move(held));
   return absl::OkStatus();
 }

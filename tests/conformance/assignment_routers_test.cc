@@ -351,6 +351,61 @@ TEST_P(AssignmentRouters, OwnUnitsRunInPieces) {
   }
 }
 
+// What earlier Runs leave is in the state that the host keeps and nowhere else: sequences may take
+// turns, an empty state begins again, and threads do not matter. Without one it is an error.
+TEST_P(AssignmentRouters, RemembersWhatItsStateHolds) {
+  constexpr int kRuns = 4;
+  std::vector<RouteProblem> runs;
+  for (int r = 0; r < kRuns; ++r) runs.emplace_back(traits_, kItems, 11 + static_cast<uint64_t>(r));
+  const auto steps = [&](const MadeRouter& m, RouterState& state, Executor* executor = nullptr,
+                         RouterState* other = nullptr) {
+    std::vector<Decided> decided;
+    for (int r = 0; r < kRuns; ++r) {
+      AssignmentBuffer out = m.Room();
+      const absl::Status s = m.Run(runs[r].Inputs(), state, out, executor);
+      EXPECT_TRUE(s.ok()) << s;
+      decided.push_back(Decided::Of(out.view()));
+      if (other == nullptr) continue;
+      out.Clear();
+      EXPECT_TRUE(m.Run(runs[kRuns - 1 - r].Inputs(), *other, out, executor).ok());
+    }
+    return decided;
+  };
+  const MadeRouter m = Make();
+  const size_t bytes = m.plan->info().state_bytes;
+  RouterState state = MadeRouter::Empty(m.kept);
+  const std::vector<Decided> want = steps(m, state);
+  EXPECT_EQ(state.keys, bytes > 0 ? kRuns : 0);
+
+  std::vector<Decided> first;
+  for (RouteProblem& run : runs) first.push_back(Decide(m, run.Inputs()));
+  EXPECT_EQ(want[0], first[0]);
+  EXPECT_EQ(want == first, bytes == 0) << "a state without memory, or memory without a state";
+
+  OwnedWorkspace theirs(bytes);
+  RouterState other = MadeRouter::Empty(theirs);
+  state = MadeRouter::Empty(m.kept);
+  EXPECT_EQ(steps(m, state, nullptr, &other), want);
+  for (int threads : {2, 8}) {
+    const MadeRouter many = Make("", threads);
+    const auto executor = MakeTbbExecutor(threads);
+    state = MadeRouter::Empty(many.kept);
+    EXPECT_EQ(steps(many, state, executor.get()), want) << threads;
+  }
+  if (plugin_) {
+    const auto built_in = MadeRouter::Make(*BuiltIn().at(name_), "", problem_);
+    ASSERT_TRUE(built_in.ok()) << built_in.status();
+    EXPECT_EQ(built_in->plan->info().state_bytes, bytes);
+    state = MadeRouter::Empty(built_in->kept);
+    EXPECT_EQ(steps(*built_in, state), want);
+  }
+  if (bytes == 0) return;
+  AssignmentBuffer out = m.Room();
+  const absl::Status none =
+      m.router->Run(*m.plan, problem_.Inputs(), {m.memory.workspace(), nullptr}, out.view());
+  EXPECT_THAT(std::string(none.message()), HasSubstr("remembers earlier steps"));
+}
+
 TEST_P(AssignmentPlugins, DecideTheSameBits) {
   for (const std::string& options : {std::string(), std::string(traits_.small_budget)}) {
     const auto built_in = MadeRouter::Make(*BuiltIn().at(name_), options, problem_);

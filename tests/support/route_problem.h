@@ -92,6 +92,7 @@ struct MadeRouter {
   std::unique_ptr<const Router> router;
   std::unique_ptr<const Router::Plan> plan;
   OwnedWorkspace memory;
+  OwnedWorkspace kept;  // of one sequence, between Runs
 
   // `options`: "key=value,...", or "".
   static absl::StatusOr<MadeRouter> Make(const RouterFactory& factory, const std::string& options,
@@ -105,6 +106,7 @@ struct MadeRouter {
         m.router, factory.Create(spec.options, factory.traits().learned ? &weights : nullptr));
     SLUICE_ASSIGN_OR_RETURN(m.plan, m.router->MakePlan(problem.Shape(workers)));
     m.memory.Resize(m.plan->info().workspace_bytes);
+    m.kept.Resize(m.plan->info().state_bytes);
     return m;
   }
 
@@ -114,9 +116,21 @@ struct MadeRouter {
     buffer.Reserve(info.shape.items, info.max_entries, info.max_dropped);
     return buffer;
   }
+  // An empty memory, in `bytes` of state_bytes.
+  static RouterState Empty(const OwnedWorkspace& bytes) {
+    const Workspace w = bytes.workspace();
+    std::fill_n(w.data, w.bytes, std::byte{0});
+    return {w.bytes > 0 ? w.data : nullptr, nullptr, 0};
+  }
+  // The first Run of a sequence.
   absl::Status Run(const RouteInputs& in, AssignmentBuffer& out,
                    Executor* executor = nullptr) const {
-    return router->Run(*plan, in, {memory.workspace(), executor}, out.view());
+    RouterState state = Empty(kept);
+    return Run(in, state, out, executor);
+  }
+  absl::Status Run(const RouteInputs& in, RouterState& state, AssignmentBuffer& out,
+                   Executor* executor = nullptr) const {
+    return router->Run(*plan, in, state, {memory.workspace(), executor}, out.view());
   }
 };
 
