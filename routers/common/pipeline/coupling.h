@@ -32,13 +32,15 @@ struct BalanceBias {
 };
 
 // Scores remember: now = (1 - keep) now + keep before. `state` [items, units] is the caller's; it
-// takes the result. keep = 0 changes no score. O(items units).
+// takes the result. keep = 0 changes no score; a NaN before counts for nothing, so that one bad
+// step spoils no later one. O(items units).
 inline void Ema(MatrixView<float> scores, MatrixView<float> state, float keep) {
   for (int64_t i = 0; i < scores.rows; ++i) {
     for (int64_t u = 0; u < scores.cols; ++u) {
       float& now = scores.row(i)[u];
-      if (keep != 0) now = (1 - keep) * now + keep * state.row(i)[u];
-      state.row(i)[u] = now;
+      float& before = state.row(i)[u];
+      if (keep != 0 && !std::isnan(before)) now = (1 - keep) * now + keep * before;
+      before = now;
     }
   }
 }
