@@ -14,7 +14,7 @@
 #include "sluice/runtime/service/wire.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace answers_test {
 // A decision with agents of names of `length` bytes, its fallbacks, and what protobuf makes of it.
 struct Case {
   std::vector<std::unique_ptr<AgentField>> fields;
@@ -140,5 +140,5 @@ TEST(BestCandidates, AreThoseThatSortingFinds) {
     ASSERT_EQ(found, Sorted(all)) << i;
   }
 }
-}  // namespace
+}  // namespace answers_test
 SLUICE_END_NAMESPACE

@@ -8,7 +8,7 @@
 #include <vector>
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace turns_test {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
@@ -80,5 +80,5 @@ TEST(Turns, IsNotWaitedForLongerThanSaid) {
   EXPECT_TRUE(turns.try_lock_until(steady_clock::now()));
   turns.unlock();
 }
-}  // namespace
+}  // namespace turns_test
 SLUICE_END_NAMESPACE

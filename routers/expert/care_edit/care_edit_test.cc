@@ -11,7 +11,7 @@
 #include "sluice/tests/support/expert_run.h"
 
 SLUICE_BEGIN_NAMESPACE
-namespace {
+namespace care_edit_test {
 using testing::ElementsAre;
 using testing::HasSubstr;
 constexpr int64_t kDim = 10, kConditions = 5, kKey = 6, kQuery = 4, kMlp = 9, kExperts = 4;
@@ -521,5 +521,5 @@ TEST(MaskRepaint, StaysBetweenZeroAndOneAndKeepsWhatNothingChanges) {
   }
   for (float m : mask) EXPECT_EQ(m, 1);
 }
-}  // namespace
+}  // namespace care_edit_test
 SLUICE_END_NAMESPACE

@@ -15,7 +15,7 @@ namespace lab {
 bool operator==(const TokenRange& a, const TokenRange& b) {
   return a.begin == b.begin && a.end == b.end;
 }
-namespace {
+namespace held_out_test {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -95,6 +95,6 @@ TEST(LogPerplexities, AreThoseOfTheWindowsAlone) {
     EXPECT_NEAR((*logs)[w], std::log(*host::Perplexity(*engine, {first, first + 64})), 1e-9);
   }
 }
-}  // namespace
+}  // namespace held_out_test
 }  // namespace lab
 SLUICE_END_NAMESPACE

@@ -16,7 +16,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
-namespace {
+namespace search_sparsity_test {
 using testing::HasSubstr;
 const std::string kMini = host::ModelsFolder() + "/sluice-mini-q8_0.gguf";
 const std::string kEval = host::ModelsFolder() + "/sluice-mini-eval.u16";
@@ -301,6 +301,6 @@ TEST_F(Sparsity, ErrorsSayWhatWasGivenAndAllowed) {
   model_.shape.experts = 8;
   EXPECT_THAT(error([](Options&) {}), HasSubstr("Mixture of Experts"));
 }
-}  // namespace
+}  // namespace search_sparsity_test
 }  // namespace lab
 SLUICE_END_NAMESPACE
