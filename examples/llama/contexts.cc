@@ -43,19 +43,15 @@ struct Took {
   double step_ms = 0;
   double step_cpu_ms = 0;  // of all threads, those that wait in a loop too
 };
-// Both sides over all pairs.
-struct Times {
-  std::vector<double> plain, routed, speed;
-  void Add(double a, double b) {
-    plain.push_back(a);
-    routed.push_back(b);
-    speed.push_back(a / b);
-  }
-  std::string Speed() const {
-    const auto [least, most] = std::minmax_element(speed.begin(), speed.end());
-    return absl::StrFormat("%5.2fx [%.2f, %.2f]", Median(speed), *least, *most);
-  }
-};
+std::string Speed(const Pairs& p) {
+  const auto [least, most] = std::minmax_element(p.compared.begin(), p.compared.end());
+  return absl::StrFormat("%5.2fx [%.2f, %.2f]", Median(p.compared), *least, *most);
+}
+void PrintOverhead(const char* name, const Pairs& p) {
+  const auto [least, most] = std::minmax_element(p.compared.begin(), p.compared.end());
+  PrintRow("%-8s  %11.3f  %11.3f  %8.1f us [%.1f, %.1f]\n", name, Median(p.plain), Median(p.routed),
+           Median(p.compared), *least, *most);
+}
 
 absl::Status CheckPolicy(const Options& o) {
   const auto config = ggml::ParseConfig(BackendConfig(o));
@@ -208,12 +204,12 @@ class Bench {
 absl::Status CompareContexts(const Options& o) {
   SLUICE_RETURN_IF_ERROR(CheckPolicy(o));
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Bench> bench, Bench::Create(o, 1));
-  std::vector<Times> prefill(o.contexts.size()), decode(o.contexts.size());
+  std::vector<Pairs> prefill(o.contexts.size()), decode(o.contexts.size());
   for (int pair = 0; pair < o.repeats; ++pair) {
     SLUICE_ASSIGN_OR_RETURN(const Bench::Pair took, bench->Run(pair));
     for (size_t c = 0; c < took.size(); ++c) {
-      prefill[c].Add(took[c].first.prefill_ms, took[c].second.prefill_ms);
-      decode[c].Add(took[c].first.step_ms, took[c].second.step_ms);
+      prefill[c].AddTimes(took[c].first.prefill_ms, took[c].second.prefill_ms);
+      decode[c].AddTimes(took[c].first.step_ms, took[c].second.step_ms);
     }
   }
   ClearNote();
@@ -224,8 +220,8 @@ absl::Status CompareContexts(const Options& o) {
               "  times", "step, ms", "sluice", "  times");
   for (size_t c = 0; c < o.contexts.size(); ++c) {
     PrintRow("%8d  %12.1f %12.1f  %-20s  %10.3f %10.3f  %s\n", o.contexts[c],
-             Median(prefill[c].plain), Median(prefill[c].routed), prefill[c].Speed(),
-             Median(decode[c].plain), Median(decode[c].routed), decode[c].Speed());
+             Median(prefill[c].plain), Median(prefill[c].routed), Speed(prefill[c]),
+             Median(decode[c].plain), Median(decode[c].routed), Speed(decode[c]));
   }
   std::printf(
       "\nmedians of %d pairs, each side first in every other; times as fast: median of the "
@@ -247,33 +243,23 @@ absl::Status MeasureOverhead(const Options& given) {
   o.decode = kSteps;
   const int rounds = (given.decode + kSteps - 1) / kSteps;
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Bench> bench, Bench::Create(o, rounds));
-  struct Measure {
-    std::vector<double> plain, routed, overhead;  // ms, ms, us a layer
-    void Add(double a, double b, int layers) {
-      plain.push_back(a);
-      routed.push_back(b);
-      overhead.push_back(1e3 * (b - a) / layers);
-    }
-    void Print(const char* name) const {
-      const auto [least, most] = std::minmax_element(overhead.begin(), overhead.end());
-      PrintRow("%-8s  %11.3f  %11.3f  %8.1f us [%.1f, %.1f]\n", name, Median(plain), Median(routed),
-               Median(overhead), *least, *most);
-    }
+  const auto add = [&](Pairs& to, double a, double b) {
+    to.Add(a, b, 1e3 * (b - a) / bench->layers());  // ms, ms, us a layer
   };
-  Measure wall, cpu;
+  Pairs wall, cpu;
   for (int pair = 0; pair < o.repeats; ++pair) {
     SLUICE_ASSIGN_OR_RETURN(const Bench::Pair took, bench->Run(pair));
     const auto& [plain, routed] = took[0];
-    wall.Add(plain.step_ms, routed.step_ms, bench->layers());
-    cpu.Add(plain.step_cpu_ms, routed.step_cpu_ms, bench->layers());
+    add(wall, plain.step_ms, routed.step_ms);
+    add(cpu, plain.step_cpu_ms, routed.step_cpu_ms);
   }
   ClearNote();
   std::printf("%s\n", bench->about().c_str());
   std::printf("%d threads, steps over %d to %d keys, of which the backend reads two\n\n", o.threads,
               kPrompt + 1, kPrompt + o.decode);
   std::printf("%-8s  %11s  %11s  %s\n", "", "step, ms", "sluice", "overhead a layer and step");
-  wall.Print("wall");
-  cpu.Print("CPU");
+  PrintOverhead("wall", wall);
+  PrintOverhead("CPU", cpu);
   std::printf(
       "\nmedians of %d pairs of %d steps, each side first in every other [least, most]; threads "
       "that "

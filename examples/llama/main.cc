@@ -209,29 +209,21 @@ absl::Status CompareQuality(const Options& o, std::vector<std::string> args,
 }
 absl::Status CompareSpeed(const Options& o, const std::vector<std::string>& args,
                           const std::string& config) {
-  struct Times {
-    std::vector<double> plain, routed, speed;
-    void Add(double a, double b) {
-      plain.push_back(a);
-      routed.push_back(b);
-      speed.push_back(a / b);
-    }
-  };
-  Times prefill, decode;
+  sluice::llama::Pairs prefill, decode;
   for (int r = 0; r < o.repeats; ++r) {
     const auto plain = Run(args, "", config);
     const auto routed = Run(args, o.backend, config);
     if (!plain.ok()) return plain.status();
     if (!routed.ok()) return routed.status();
-    prefill.Add((*plain)["prefill_s"], (*routed)["prefill_s"]);
-    decode.Add((*plain)["decode_ms"], (*routed)["decode_ms"]);
+    prefill.AddTimes((*plain)["prefill_s"], (*routed)["prefill_s"]);
+    decode.AddTimes((*plain)["decode_ms"], (*routed)["decode_ms"]);
   }
   if (o.repeats == 0) return absl::OkStatus();
   std::printf(
       "prefill    %.3f s -> %.3f s, %.2fx; decode %.2f ms -> %.2f ms, %.2fx (medians of %d runs of "
       "each in turn)\n",
-      Median(prefill.plain), Median(prefill.routed), Median(prefill.speed), Median(decode.plain),
-      Median(decode.routed), Median(decode.speed), o.repeats);
+      Median(prefill.plain), Median(prefill.routed), Median(prefill.compared), Median(decode.plain),
+      Median(decode.routed), Median(decode.compared), o.repeats);
   return absl::OkStatus();
 }
 absl::Status Compare(const Options& o, const std::vector<std::string>& args) {

@@ -38,6 +38,18 @@ inline std::string BackendConfig(const Options& o) {
   return text;
 }
 
+// Both sides of a comparison over its pairs, and what each pair says of them.
+struct Pairs {
+  std::vector<double> plain, routed, compared;
+  void Add(double a, double b, double says) {
+    plain.push_back(a);
+    routed.push_back(b);
+    compared.push_back(says);
+  }
+  // How many times as fast the second is.
+  void AddTimes(double a, double b) { Add(a, b, a / b); }
+};
+
 // What the backend is told, in a file that goes with this object.
 class ConfigFile {
  public:

@@ -99,8 +99,6 @@ class RoutedAttention {
   std::unique_ptr<Executor> executor_;
   std::map<ShapeKey, std::unique_ptr<Shape>> shapes_;
   Counters counters_;
-  // Layers of a pass share masks: one of all layers, or one of those that slide and one of the
-  // rest, for every stream. A pass ends where layers and streams no longer rise.
   // Queries that run together: all of a call, or those of one sequence.
   struct Part {
     int64_t row = 0, rows = 0;
@@ -112,6 +110,8 @@ class RoutedAttention {
     int64_t slot = -1;
     bool unrouted = false;  // of a call that has sequences besides
   };
+  // Layers of a pass share masks: one of all layers, or one of those that slide and one of the
+  // rest, for every stream. A pass ends where layers and streams no longer rise.
   struct Seen {
     const void* mask = nullptr;
     int64_t n_q = 0, n_kv = 0, stream = 0, group = 0;

@@ -33,22 +33,11 @@ absl::Status StatusOf(const v1::Error& e) {
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& endpoint,
                                                         Options options) {
-  auto context = std::make_unique<zmq::context_t>(1);
-  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Client> c,
-                          Connect(*context, endpoint, std::move(options)));
-  c->own_ = std::move(context);
-  return c;
-}
-absl::StatusOr<std::unique_ptr<Client>> Client::Connect(zmq::context_t& context,
-                                                        const std::string& endpoint,
-                                                        Options options) {
   std::unique_ptr<Client> c(new Client);
   c->options_ = std::move(options);
   try {
-    c->socket_ = zmq::socket_t(context, zmq::socket_type::dealer);
+    c->socket_ = zmq::socket_t(c->context_, zmq::socket_type::dealer);
     c->socket_.set(zmq::sockopt::linger, 0);
-    if (!c->options_.identity.empty())
-      c->socket_.set(zmq::sockopt::routing_id, c->options_.identity);
     c->socket_.set(zmq::sockopt::reconnect_ivl, 20);
     c->socket_.set(zmq::sockopt::reconnect_ivl_max, 1000);
     c->socket_.set(zmq::sockopt::ipv6, true);

@@ -18,15 +18,11 @@ class Client {
     int tries = 3;           // Feedback and reads may be repeated safely; Route is sent once
     std::string server_key;  // CURVE: the server's public key, Z85
     CurveKeys keys;          // and our own
-    std::string identity;    // of the socket; "": the server makes one
   };
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint, Options);
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& endpoint) {
     return Connect(endpoint, Options{});
   }
-  // Over a context that is shared with the server, for inproc endpoints.
-  static absl::StatusOr<std::unique_ptr<Client>> Connect(zmq::context_t& context,
-                                                         const std::string& endpoint, Options);
 
   // Sends the body and waits for its answer. An error of the server comes back as a status with its
   // text. Without a deadline of its own the request's is that of the try: what was given up is not
@@ -40,7 +36,7 @@ class Client {
 
  private:
   Client() = default;
-  std::unique_ptr<zmq::context_t> own_;
+  zmq::context_t context_{1};
   zmq::socket_t socket_;
   Options options_;
   uint64_t next_ = 1;

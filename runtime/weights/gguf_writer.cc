@@ -179,14 +179,10 @@ void GgufWriter::CopyValues(const Gguf& file) {
   }
 }
 absl::Status GgufWriter::SetLike(const std::string& key, const std::string& like, int64_t value) {
-  const auto find = [&](const std::string& name) {
-    return std::find_if(values_.begin(), values_.end(),
-                        [&](const auto& v) { return v.first == name; });
-  };
-  if (find(key) != values_.end())
+  if (Find(key) != values_.end())
     return absl::AlreadyExistsError(
         absl::StrCat("key '", key, "' is there already; Replace gives it another value"));
-  const auto at = find(like);
+  const auto at = Find(like);
   if (at == values_.end())
     return absl::NotFoundError(absl::StrCat("no key '", like, "' whose type to take"));
   values_.emplace_back(key, std::string(at->second));
@@ -194,9 +190,12 @@ absl::Status GgufWriter::SetLike(const std::string& key, const std::string& like
   if (!status.ok()) values_.pop_back();
   return status;
 }
+GgufWriter::Values::iterator GgufWriter::Find(const std::string& key) {
+  return std::find_if(values_.begin(), values_.end(),
+                      [&](const auto& v) { return v.first == key; });
+}
 absl::Status GgufWriter::Replace(const std::string& key, int64_t value) {
-  const auto at =
-      std::find_if(values_.begin(), values_.end(), [&](const auto& v) { return v.first == key; });
+  const auto at = Find(key);
   if (at == values_.end())
     return absl::NotFoundError(absl::StrCat("no key '", key, "' to replace"));
   uint32_t type = 0;

@@ -66,7 +66,10 @@ class GgufWriter {
   };
   void Align(const std::string& key, const GgufValue& value);
 
-  std::vector<std::pair<std::string, std::string>> values_;  // key; type and content, as stored
+  using Values = std::vector<std::pair<std::string, std::string>>;
+  Values::iterator Find(const std::string& key);  // values_.end(): it is not there
+
+  Values values_;  // key; type and content, as stored
   std::vector<Stored> tensors_;
   size_t alignment_ = 32;  // of the tensors' data
 };

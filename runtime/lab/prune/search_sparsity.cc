@@ -31,14 +31,14 @@ absl::StatusOr<Documents> Divide(const SparsitySearchOptions& o, int64_t tokens)
   Documents d;
   const TokenRange all = {0, tokens};
   SLUICE_ASSIGN_OR_RETURN(d.searched, SpreadWindows({all}, o.context, o.documents));
-  std::vector<TokenRange> others;
-  int64_t from = 0;
-  int64_t room = 0;
+  std::vector<TokenRange> others = {all};
   for (int64_t begin : d.searched) {
-    if (begin > from) others.push_back({from, begin});
-    from = begin + o.context;
+    const TokenRange rest = others.back();
+    others.pop_back();
+    const std::vector<TokenRange> left = Without(rest, {begin, begin + o.context});
+    others.insert(others.end(), left.begin(), left.end());
   }
-  if (all.end > from) others.push_back({from, all.end});
+  int64_t room = 0;
   for (const TokenRange& r : others) room += r.size() / o.context;
   if (room == 0)
     return absl::OutOfRangeError(absl::StrCat(
@@ -98,10 +98,7 @@ class Sparse {
   const std::string& text(int64_t k) const { return operators_[static_cast<size_t>(k)].text; }
   Plan Everywhere(int64_t k) const { return Plan(groups_.size(), static_cast<int>(k)); }
   // No operator anywhere: not a choice of the search where the palette has none.
-  absl::StatusOr<std::vector<double>> DenseLogs(absl::Span<const int64_t> documents) {
-    SLUICE_RETURN_IF_ERROR(Assemble(dense_));
-    return LogPerplexities(model_, tokens_, documents, o_.context, o_.engine);
-  }
+  const Plan& dense() const { return dense_; }
   // Log perplexity of documents under a plan.
   absl::StatusOr<std::vector<double>> Logs(const Plan& plan, absl::Span<const int64_t> documents) {
     SLUICE_RETURN_IF_ERROR(Assemble(plan));
@@ -262,8 +259,10 @@ class Reporter {
     return p;
   }
   absl::StatusOr<SparsityPlan> TellDense() {
-    SLUICE_ASSIGN_OR_RETURN(const auto searched, sparse_.DenseLogs(documents_.searched));
-    SLUICE_ASSIGN_OR_RETURN(const auto held_out, sparse_.DenseLogs(documents_.held_out));
+    SLUICE_ASSIGN_OR_RETURN(const auto searched,
+                            sparse_.Logs(sparse_.dense(), documents_.searched));
+    SLUICE_ASSIGN_OR_RETURN(const auto held_out,
+                            sparse_.Logs(sparse_.dense(), documents_.held_out));
     SparsityPlan p = Fill(searched, held_out);
     p.text = "dense";
     p.kept = 1;
