@@ -186,8 +186,8 @@ class ServerImpl final : public Server {
       GoOnReloading();
       int taken = 0;
       while (taken < kDrainBatch && TakeOne()) {
-        // Who comes first need not wait until it is known whether others came too.
-        if (++taken == 1 || transport_->IsFull()) Flush();
+        ++taken;
+        if (transport_->IsFull()) Flush();
         turns_.Yield();
       }
       AnswerFeedback();

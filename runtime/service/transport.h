@@ -70,7 +70,7 @@ class Transport {
   bool Begin(zmq::message_t& identity);
   bool Send(const Peer& peer, zmq::message_t& body);
 
-  static constexpr size_t kBurst = 16;
+  static constexpr size_t kBurst = 32;
   static constexpr size_t kBurstBytes = 8192;  // what ZeroMQ hands to the system at a time
   struct Answer {
     Peer peer;

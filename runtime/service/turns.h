@@ -1,6 +1,7 @@
 #ifndef SLUICE_RUNTIME_SERVICE_TURNS_H_
 #define SLUICE_RUNTIME_SERVICE_TURNS_H_
 #include <atomic>
+#include <chrono>
 #include <mutex>
 
 #include "sluice/api/version.h"
@@ -18,12 +19,11 @@ class Turns {
     --waiting_;
   }
   // False: it was not its turn until then.
-  template <class TimePoint>
-  bool try_lock_until(const TimePoint& until) {
+  bool try_lock_until(std::chrono::steady_clock::time_point until) {
     ++waiting_;
-    bool taken = next_.try_lock_until(until);
+    bool taken = next_.try_lock_until(OnWatchedClock(until));
     if (taken) {
-      taken = held_.try_lock_until(until);
+      taken = held_.try_lock_until(OnWatchedClock(until));
       next_.unlock();
     }
     --waiting_;
@@ -38,6 +38,19 @@ class Turns {
   }
 
  private:
+#ifdef __SANITIZE_THREAD__
+  // GCC's ThreadSanitizer does not see a lock that waited by the steady clock.
+  static std::chrono::system_clock::time_point OnWatchedClock(
+      std::chrono::steady_clock::time_point until) {
+    return std::chrono::system_clock::now() + (until - std::chrono::steady_clock::now());
+  }
+#else
+  static std::chrono::steady_clock::time_point OnWatchedClock(
+      std::chrono::steady_clock::time_point until) {
+    return until;
+  }
+#endif
+
   std::timed_mutex next_;  // of those who wait, who comes next
   std::timed_mutex held_;
   std::atomic<int> waiting_{0};
