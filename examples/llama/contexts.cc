@@ -47,6 +47,12 @@ std::string Speed(const Pairs& p) {
   const auto [least, most] = std::minmax_element(p.compared.begin(), p.compared.end());
   return absl::StrFormat("%5.2fx [%.2f, %.2f]", Median(p.compared), *least, *most);
 }
+void PrintMeaning(const Options& o) {
+  std::printf(
+      "\nmedians of %d pairs, each side first in every other; times as fast: median of the "
+      "pairs' ratios [least, most]\n",
+      o.repeats);
+}
 void PrintOverhead(const char* name, const Pairs& p) {
   const auto [least, most] = std::minmax_element(p.compared.begin(), p.compared.end());
   PrintRow("%-8s  %11.3f  %11.3f  %8.1f us [%.1f, %.1f]\n", name, Median(p.plain), Median(p.routed),
@@ -63,7 +69,7 @@ absl::Status CheckPolicy(const Options& o) {
 // Two contexts of one model, of which the second knows the backend.
 class Bench {
  public:
-  // Steps are measured `rounds` times at each context.
+  // Steps are taken `rounds` times at each context, for one time of a step.
   static absl::StatusOr<std::unique_ptr<Bench>> Create(const Options& o, int rounds) {
     auto bench = std::make_unique<Bench>(o, rounds);
     SLUICE_RETURN_IF_ERROR(bench->Open());
@@ -80,8 +86,7 @@ class Bench {
     std::vector<Took> took[2];
     for (int turn = 0; turn < 2; ++turn) {
       const int side = (pair + turn) % 2;  // each begins as often as the other
-      // Workers that still look for work of the other side's would take its time.
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      WaitForIdleWorkers();
       SLUICE_ASSIGN_OR_RETURN(
           took[side], Walk(*sides_[side], absl::StrFormat("pair %d of %d, %s", pair + 1, o_.repeats,
                                                           side == 0 ? "llama.cpp" : "sluice")));
@@ -90,8 +95,33 @@ class Bench {
     for (size_t c = 0; c < o_.contexts.size(); ++c) both.emplace_back(took[0][c], took[1][c]);
     return both;
   }
+  // A step of both sides at each context, which begin with the same cache: the backend's.
+  absl::StatusOr<std::vector<Pairs>> RunSteps() {
+    Context& plain = *sides_[0];
+    Context& routed = *sides_[1];
+    std::vector<Pairs> steps(o_.contexts.size());
+    int64_t done = 0;
+    for (size_t c = 0; c < o_.contexts.size(); ++c) {
+      SLUICE_RETURN_IF_ERROR(Grow(routed, done, o_.contexts[c], "prompt").status());
+      done = o_.contexts[c];
+      SLUICE_RETURN_IF_ERROR(plain.CopyFrom(routed));
+      for (int pair = 0; pair < o_.repeats; ++pair) {
+        Took took[2];
+        for (int turn = 0; turn < 2; ++turn) {
+          const int side = (pair + turn) % 2;
+          WaitForIdleWorkers();
+          Note(absl::StrFormat("%d tokens, pair %d of %d", done, pair + 1, o_.repeats));
+          SLUICE_ASSIGN_OR_RETURN(took[side], Steps(*sides_[side], done));
+        }
+        steps[c].AddTimes(took[0].step_ms, took[1].step_ms);
+      }
+    }
+    return steps;
+  }
 
  private:
+  // Workers that still look for work of the other side's would take its time.
+  static void WaitForIdleWorkers() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
   absl::Status Open() {
     std::string path = o_.model;
     if (IsRandomModel(path)) {
@@ -153,20 +183,14 @@ class Bench {
 
   // A prompt that grows from one context to the next; at each some steps, which are taken back.
   absl::StatusOr<std::vector<Took>> Walk(Context& context, const std::string& what) const {
-    const absl::Span<const int32_t> text(text_);
     context.Clear();
     std::vector<Took> took;
     double prefill = 0;
     int64_t done = 0;
     for (int64_t tokens : o_.contexts) {
-      while (done < tokens) {
-        Note(absl::StrFormat("%s, %d of %d tokens", what, done, o_.contexts.back()));
-        const int64_t n = std::min<int64_t>(o_.ubatch, tokens - done);
-        const auto from = Clock::now();
-        SLUICE_RETURN_IF_ERROR(context.Prefill(text.subspan(done, n), done));
-        prefill += Milliseconds(from);
-        done += n;
-      }
+      SLUICE_ASSIGN_OR_RETURN(const double grown, Grow(context, done, tokens, what));
+      prefill += grown;
+      done = tokens;
       SLUICE_ASSIGN_OR_RETURN(Took steps, Steps(context, done));
       steps.prefill_ms = prefill;
       took.push_back(steps);
@@ -174,6 +198,21 @@ class Bench {
     return took;
   }
 
+  // Reads on from `done` tokens to `tokens`, in milliseconds.
+  absl::StatusOr<double> Grow(Context& context, int64_t done, int64_t tokens,
+                              const std::string& what) const {
+    const absl::Span<const int32_t> text(text_);
+    double took = 0;
+    while (done < tokens) {
+      Note(absl::StrFormat("%s, %d of %d tokens", what, done, o_.contexts.back()));
+      const int64_t n = std::min<int64_t>(o_.ubatch, tokens - done);
+      const auto from = Clock::now();
+      SLUICE_RETURN_IF_ERROR(context.Prefill(text.subspan(done, n), done));
+      took += Milliseconds(from);
+      done += n;
+    }
+    return took;
+  }
   // The steps after so many tokens, each time from there; the mean of one.
   absl::StatusOr<Took> Steps(Context& context, int64_t tokens) const {
     const absl::Span<const int32_t> text(text_);
@@ -223,10 +262,24 @@ absl::Status CompareContexts(const Options& o) {
              Median(prefill[c].plain), Median(prefill[c].routed), Speed(prefill[c]),
              Median(decode[c].plain), Median(decode[c].routed), Speed(decode[c]));
   }
-  std::printf(
-      "\nmedians of %d pairs, each side first in every other; times as fast: median of the "
-      "pairs' ratios [least, most]\n",
-      o.repeats);
+  PrintMeaning(o);
+  return absl::OkStatus();
+}
+
+absl::Status CompareSteps(const Options& o) {
+  SLUICE_RETURN_IF_ERROR(CheckPolicy(o));
+  SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Bench> bench, Bench::Create(o, 1));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<Pairs> steps, bench->RunSteps());
+  ClearNote();
+  std::printf("%s\n", bench->about().c_str());
+  std::printf("%d threads, %d steps at each context, attention = %s of prompts, %s of steps\n\n",
+              o.threads, o.decode, o.attention.c_str(),
+              o.decode_attention.empty() ? o.attention.c_str() : o.decode_attention.c_str());
+  std::printf("%8s  %10s %10s  %s\n", "tokens", "step, ms", "sluice", "  times");
+  for (size_t c = 0; c < o.contexts.size(); ++c)
+    PrintRow("%8d  %10.3f %10.3f  %s\n", o.contexts[c], Median(steps[c].plain),
+             Median(steps[c].routed), Speed(steps[c]));
+  PrintMeaning(o);
   return absl::OkStatus();
 }
 

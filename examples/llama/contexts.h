@@ -12,6 +12,10 @@ namespace llama {
 // policy or a random model that is not there.
 absl::Status CompareContexts(const Options& options);
 
+// The table's steps alone: each prompt is read once, by the backend's policy, and both sides step
+// from there on. Unimplemented where llama.cpp does not copy a model's cache.
+absl::Status CompareSteps(const Options& options);
+
 // What handing a step over to the backend costs a layer: the difference of steps in which attention
 // has next to nothing to do, over few keys and by a policy that reads two of them.
 absl::Status MeasureOverhead(const Options& options);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "ggml-backend.h"
@@ -49,6 +50,14 @@ absl::Status Context::Prefill(absl::Span<const int32_t> tokens, int64_t position
   return absl::OkStatus();
 }
 void Context::Clear() { llama_memory_clear(llama_get_memory(context_), true); }
+absl::Status Context::CopyFrom(const Context& other) {
+  std::vector<uint8_t> bytes(llama_state_seq_get_size(other.context_, 0));
+  const size_t read = llama_state_seq_get_data(other.context_, bytes.data(), bytes.size(), 0);
+  Clear();
+  if (read > 0 && llama_state_seq_set_data(context_, bytes.data(), read, 0) > 0)
+    return absl::OkStatus();
+  return absl::UnimplementedError("llama.cpp does not copy the cache of this model");
+}
 absl::Status Context::Truncate(int64_t position) {
   if (llama_memory_seq_rm(llama_get_memory(context_), 0, static_cast<llama_pos>(position), -1))
     return absl::OkStatus();

@@ -35,6 +35,8 @@ class Context {
   // Of the i-th token of the last pass; valid until the next.
   const float* LogitsOf(int32_t i) const { return llama_get_logits_ith(context_, i); }
   void Clear();
+  // Everything that another context of the same model has read, in place of what this one has.
+  absl::Status CopyFrom(const Context& other);
   // Forgets what stands at `position` and after it.
   absl::Status Truncate(int64_t position);
 

@@ -280,6 +280,9 @@ void AddOptions(CLI::App& app, Options& o) {
                  "none are given")
       ->delimiter(',')
       ->check(CLI::Range(16, 1 << 20));
+  app.add_flag("--steps-only", o.steps_only,
+               "of the table: prompts are read once, by the backend, and llama.cpp's side gets a "
+               "copy of the cache; long contexts in a fraction of the time");
   app.add_flag(
       "--overhead", o.overhead,
       "what handing a step to the backend costs a layer: steps over a few keys, by a policy "
@@ -302,12 +305,15 @@ absl::Status MeasureSpeed(Options& o, bool context_given) {
   if (o.repeats < 1 || o.decode < 1)
     return absl::InvalidArgumentError(absl::StrCat(
         "--repeats ", o.repeats, " and --steps ", o.decode, ": at least 1 of both measures speed"));
+  if (o.overhead && o.steps_only)
+    return absl::InvalidArgumentError(
+        "--overhead and --steps-only are two measurements; give one of them");
   if (o.overhead) return sluice::llama::MeasureOverhead(o);
   if (o.contexts.empty() && context_given) o.contexts = {o.context};
   if (o.contexts.empty()) o.contexts = {512, 2048, 8192};
   std::sort(o.contexts.begin(), o.contexts.end());
   o.contexts.erase(std::unique(o.contexts.begin(), o.contexts.end()), o.contexts.end());
-  return sluice::llama::CompareContexts(o);
+  return o.steps_only ? sluice::llama::CompareSteps(o) : sluice::llama::CompareContexts(o);
 }
 }  // namespace
 
@@ -323,8 +329,9 @@ int main(int argc, char** argv) {
       "Examples:\n"
       "  llama_compare --context 16384 --attention 'mean_pool:k=32'\n"
       "  llama_compare --model random:1B-q8_0 --contexts 512,2048,8192 --pairs 7   speed, without "
-      "a "
-      "model");
+      "a model\n"
+      "  llama_compare --model random:1B-q8_0 --contexts 32768 --steps-only \\\n"
+      "      --attention sink_window:sink=64,window=256 --decode-attention dense");
   CLI11_PARSE(app, argc, argv);
   const absl::Status facts = sluice::lab::ReadFactChoice(o.facts_given, 0, o.spaces, o.facts);
   if (!facts.ok()) {
@@ -332,7 +339,8 @@ int main(int argc, char** argv) {
     return 1;
   }
   if (o.child) return Child(o);
-  const bool speed = o.overhead || !o.contexts.empty() || sluice::llama::IsRandomModel(o.model);
+  const bool speed =
+      o.overhead || o.steps_only || !o.contexts.empty() || sluice::llama::IsRandomModel(o.model);
   const absl::Status status =
       speed ? MeasureSpeed(o, app.count("--context") > 0) : Compare(o, {argv + 1, argv + argc});
   if (status.ok()) return 0;

@@ -24,7 +24,7 @@ struct Options {
   int repeats = 7, decode_min = -1;
   // Of the table over contexts.
   std::vector<int64_t> contexts;
-  bool overhead = false;
+  bool overhead = false, steps_only = false;
   uint64_t seed = 1;
   // Of one process of the comparison.
   bool child = false, quality = false;

@@ -88,6 +88,12 @@ for kind in ("random:tiny-q8_0", "random:tiny-q4_0"):
     # Prompts of 64, 128 and 600 in passes of up to 512, two steps at each, and what warms up: a pass and a step.
     assert [c["calls"] for c in layers] == [3 + 3 * 2 + 2] * 2 and all(c["routed"] == c["calls"] and c["density"] < 0.9 for c in layers), layers
     assert kind.split("-")[1] in said and "2 layers of width 64" in said and "of 600 tokens" in err, said + err
+code, said, err = speed("--model", "random:tiny-q8_0", "--contexts", "600,64", "--steps-only", "--pairs", "3", "--attention", "mean_pool:k=1",
+                        "--decode-attention", "dense", "--decode-min-keys", "0", "--counters", counters)
+rows = [line.split() for line in said.splitlines() if re.match(r" +\d+ ", line)]
+assert code == 0 and [len(r) for r in rows] == [6, 6] and "mean_pool:k=1 of prompts, dense of steps" in said, said + err
+# One prompt of 64 and 536 more in passes of up to 512, three times two steps at each, and what warms up.
+assert [c["calls"] for c in json.load(open(counters))["layers"]] == [3 + 3 * 2 * 2 + 2] * 2, open(counters).read()
 code, said, err = speed("--contexts", "64")
 assert code == 0 and "sluice-mini" in said, said + err  # a model of one's own
 code, said, err = speed("--model", "random:tiny-q8_0", "--overhead")
@@ -97,6 +103,7 @@ for options, why in ((("--model", "random:2B-q8_0"), "no random model 'random:2B
                      (("--model", "random:tiny-q8_0", "--attention", "no_such_router"), "no method 'no_such_router'"),
                      (("--model", "random:tiny-q8_0", "--backend", "/nowhere.so"), "/nowhere.so: llama.cpp cannot load this backend"),
                      (("--model", "random:tiny-q8_0", "--pairs", "0"), "at least 1 of both"),
+                     (("--model", "random:tiny-q8_0", "--overhead", "--steps-only"), "give one of them"),
                      (("--model", "/nowhere.gguf", "--contexts", "64"), "/nowhere.gguf: llama.cpp cannot load it"),
                      (("--contexts", "512,8"), "8 not in range 16 to 1048576"),
                      (("--contexts", "200000"), "holds 65536 tokens; asked for 200002")):
