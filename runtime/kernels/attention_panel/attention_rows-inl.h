@@ -21,10 +21,37 @@ HWY_INLINE void PointAt(const PanelSource& s, int64_t n, RowPointers& rows) {
   for (int64_t j = 0; j < kPanelKeys; ++j) rows.at[j] = SourceRow(s, HWY_MIN(j, n - 1));
 }
 
+// The rows after a panel's, which are the next one's where nothing is listed. One head's rows lie
+// apart in a cache of all heads, so that no processor asks for them by itself.
+struct RowsAhead {
+  const uint8_t* first = nullptr;  // null: not known
+  int64_t row_bytes = 0;
+  int64_t bytes = 0;  // of a row
+
+  HWY_INLINE void Fetch(int64_t j, int64_t n) const {
+    constexpr int64_t kLine = 64;
+    if (first == nullptr) return;
+    for (; n > 0; ++j, --n) {
+      for (int64_t b = 0; b < bytes; b += kLine) {
+        __builtin_prefetch(first + j * row_bytes + b, 0, 2);
+      }
+    }
+  }
+};
+struct PanelsAhead {
+  RowsAhead keys, values;
+};
+HWY_INLINE RowsAhead After(const PanelSource& s, int64_t n, int64_t width) {
+  if (s.ids != nullptr || n < kPanelKeys) return {};
+  return {static_cast<const uint8_t*>(s.base) + n * s.row_bytes, s.row_bytes,
+          static_cast<int64_t>(sluice::DTypeBytes(s.dtype, width))};
+}
+
 #if HWY_TARGET == HWY_SCALAR
 template <DType kType>
 HWY_INLINE void RowLogits(const float* HWY_RESTRICT q, int64_t d, int64_t rows,
-                          const RowPointers& keys, int64_t n, float* HWY_RESTRICT s) {
+                          const RowPointers& keys, int64_t n, const PanelsAhead&,
+                          float* HWY_RESTRICT s) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       float sum = 0;
@@ -92,26 +119,31 @@ HWY_INLINE void LogitTile(const float* HWY_RESTRICT q, int64_t width, const uint
 }
 template <DType kType, int R>
 HWY_INLINE void RowLogitsOf(const float* HWY_RESTRICT q, int64_t d, const RowPointers& keys,
-                            int64_t n, float* HWY_RESTRICT s) {
+                            int64_t n, const PanelsAhead& ahead, float* HWY_RESTRICT s) {
 #if HWY_TARGET <= HWY_AVX3
   constexpr int kKeys = R <= 2 ? 8 : 4;  // of 32 registers: accumulators, keys and one query
 #else
   constexpr int kKeys = 4;
 #endif
-  for (int64_t j = 0; j < n; j += kKeys) LogitTile<kType, R, kKeys>(q, d, keys.at + j, s + j);
+  for (int64_t j = 0; j < n; j += kKeys) {
+    ahead.keys.Fetch(j, kKeys);
+    ahead.values.Fetch(j, kKeys);
+    LogitTile<kType, R, kKeys>(q, d, keys.at + j, s + j);
+  }
 }
 template <DType kType>
 HWY_INLINE void RowLogits(const float* HWY_RESTRICT q, int64_t d, int64_t rows,
-                          const RowPointers& keys, int64_t n, float* HWY_RESTRICT s) {
+                          const RowPointers& keys, int64_t n, const PanelsAhead& ahead,
+                          float* HWY_RESTRICT s) {
   switch (rows) {
     case 1:
-      return RowLogitsOf<kType, 1>(q, d, keys, n, s);
+      return RowLogitsOf<kType, 1>(q, d, keys, n, ahead, s);
     case 2:
-      return RowLogitsOf<kType, 2>(q, d, keys, n, s);
+      return RowLogitsOf<kType, 2>(q, d, keys, n, ahead, s);
     case 3:
-      return RowLogitsOf<kType, 3>(q, d, keys, n, s);
+      return RowLogitsOf<kType, 3>(q, d, keys, n, ahead, s);
     default:
-      return RowLogitsOf<kType, 4>(q, d, keys, n, s);
+      return RowLogitsOf<kType, 4>(q, d, keys, n, ahead, s);
   }
 }
 #endif
@@ -177,20 +209,21 @@ HWY_INLINE void RowValues(const float* HWY_RESTRICT weights, const RowPointers& 
 }
 
 HWY_INLINE void RowLogits(DType type, const float* HWY_RESTRICT q, int64_t d, int64_t rows,
-                          const RowPointers& keys, int64_t n, float* HWY_RESTRICT s) {
+                          const RowPointers& keys, int64_t n, const PanelsAhead& ahead,
+                          float* HWY_RESTRICT s) {
   switch (type) {
     case DType::kF32:
-      return RowLogits<DType::kF32>(q, d, rows, keys, n, s);
+      return RowLogits<DType::kF32>(q, d, rows, keys, n, ahead, s);
     case DType::kBF16:
-      return RowLogits<DType::kBF16>(q, d, rows, keys, n, s);
+      return RowLogits<DType::kBF16>(q, d, rows, keys, n, ahead, s);
     case DType::kF16:
-      return RowLogits<DType::kF16>(q, d, rows, keys, n, s);
+      return RowLogits<DType::kF16>(q, d, rows, keys, n, ahead, s);
     case DType::kI8:
-      return RowLogits<DType::kI8>(q, d, rows, keys, n, s);
+      return RowLogits<DType::kI8>(q, d, rows, keys, n, ahead, s);
     case DType::kQ8_0:
-      return RowLogits<DType::kQ8_0>(q, d, rows, keys, n, s);
+      return RowLogits<DType::kQ8_0>(q, d, rows, keys, n, ahead, s);
     case DType::kQ4_0:
-      return RowLogits<DType::kQ4_0>(q, d, rows, keys, n, s);
+      return RowLogits<DType::kQ4_0>(q, d, rows, keys, n, ahead, s);
   }
 }
 HWY_INLINE void RowValues(DType type, const float* HWY_RESTRICT weights, const RowPointers& values,
@@ -222,12 +255,14 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendRows(const AttentionPanel& p,
   RowPointers values;
   PointAt(ks, p.n, keys);
   PointAt(vs, p.n, values);
+  PanelsAhead ahead = {After(ks, p.n, p.d), After(vs, p.n, p.dv)};
   float gain = 0;
   for (int64_t r0 = 0; r0 < p.rows; r0 += kRows) {
     const int64_t rows = HWY_MIN(p.rows - r0, kRows);
     float* s = p.scratch;
     if (p.n < kPanelKeys) std::memset(s, 0, static_cast<size_t>(rows * kPanelKeys) * sizeof(float));
-    RowLogits(ks.dtype, p.q + r0 * p.d, p.d, rows, keys, p.n, s);
+    RowLogits(ks.dtype, p.q + r0 * p.d, p.d, rows, keys, p.n, ahead, s);
+    ahead = {};
     for (int64_t r = 0; r < rows; ++r) {
       const float row_gain = FinishRow(p, r0 + r, all, extra, s + r * kPanelKeys);
       if (row_gain > gain) gain = row_gain;
