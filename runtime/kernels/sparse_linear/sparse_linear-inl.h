@@ -121,24 +121,28 @@ HWY_INLINE int64_t FirstValue(const SparseView& w, int64_t row) {
   return row * ((w.cols + kSparseChunk - 1) / kSparseChunk) * w.chunk_values;
 }
 
+// Calls that go by rows are real ones: inlined into each other they take minutes to compile, and
+// cost nothing beside a row.
 // W rows of the matrix from row `first`, side by side: memory has more to do at once, and x comes
 // from the nearest cache for all but the first. tail [R, 64]: x from the last whole word on.
 template <DType kType, bool kFixed, int R, int W>
-HWY_INLINE void BitsRows(const SparseView& w, int64_t first, const float* x, int64_t ldx,
-                         const float* tail, float* y, int64_t ldy, bool accumulate) {
+HWY_NOINLINE void BitsRows(const SparseView& w, int64_t first, const float* x, int64_t ldx,
+                           const float* tail, float* y, int64_t ldy, bool accumulate) {
   const int64_t words = (w.cols + 63) / 64;
   const int64_t whole = w.cols / 64;
   const uint64_t* bits = w.bits + first * words;
   BitsRow<kType, kFixed, R> row[W];
 #pragma GCC unroll 4
   for (int i = 0; i < W; ++i) row[i].Begin(w.values, FirstValue(w, first + i));
-  for (int64_t j = 0; j < whole; ++j) {
+  for (int64_t j = 0; j < words; ++j) {
+    const bool in_tail = j == whole;
+    const float* from = in_tail ? tail : x + j * 64;
+    const int64_t stride = in_tail ? 64 : ldx;
 #pragma GCC unroll 4
-    for (int i = 0; i < W; ++i) row[i].Word(bits[i * words + j], w.chunk_values, x + j * 64, ldx);
+    for (int i = 0; i < W; ++i) row[i].Word(bits[i * words + j], w.chunk_values, from, stride);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < W; ++i) {
-    if (whole < words) row[i].Word(bits[i * words + whole], w.chunk_values, tail, 64);
     for (int r = 0; r < R; ++r) {
       float& out = y[r * ldy + first + i];
       out = accumulate ? out + row[i].Sum(r) : row[i].Sum(r);
@@ -168,8 +172,8 @@ HWY_INLINE void BitsGemv(const SparseView& w, int64_t begin, int64_t end, const 
 
 // H rows of every block of a row of blocks, from its row `first`, with one row of x.
 template <DType kType, int H>
-HWY_INLINE void BlockRows(const SparseView& w, int64_t block_row, int64_t first, const float* x,
-                          float* y, bool accumulate) {
+HWY_NOINLINE void BlockRows(const SparseView& w, int64_t block_row, int64_t first, const float* x,
+                            float* y, bool accumulate) {
   const DF d;
   const int64_t N = hn::Lanes(d);
   VF sum[H];
