@@ -184,9 +184,18 @@ def seer_checks():
     yield check("seer_attention_r", lambda: seer.decode_loss(gate, q, k, largest, rows), gate.parameters())
 
 
+def indexer_checks():
+    trainer = load("lightning_indexer")
+    model, ids = tiny_llama(2), ids_of(1, 16)[0]
+    *_, (_, q, k, q_turned, k_turned) = trainer.layers(model, ids, torch.float64)
+    rows = torch.tensor([3, 9, 14, 15])
+    target, indexer = trainer.probabilities(q_turned, k_turned, rows), randomised(trainer.Indexer(model, 3, 6, 4, 1))
+    yield check("lightning_indexer", lambda: trainer.divergence(target, indexer(q, k, rows)), indexer.parameters())
+
+
 def main():
     gates.RELAXED = True
-    results = [r for checks in (ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks) for r in checks()]
+    results = [r for checks in (ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks, indexer_checks) for r in checks()]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
 

@@ -21,7 +21,8 @@ from torch import nn
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import gguf  # noqa: E402
-from frozen_llama import FrozenLlama, full  # noqa: E402
+from frozen_llama import FrozenLlama, full, layers  # noqa: E402
+from rope import rotate  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
 P = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,13 +50,6 @@ def pooled(x, n):
     """x [t, heads, d], t a multiple of n -> maxima, minima and means of n rows, [t / n, heads, 3 d]."""
     x = full(x).unflatten(0, (-1, n))
     return torch.cat((x.amax(1), x.amin(1), x.mean(1)), -1)
-
-
-def rotate(x, positions, base):
-    """RoPE of interleaved pairs; x [rows, heads, d]."""
-    d = x.shape[-1]
-    a = positions[:, None].to(x.dtype) * base ** (-torch.arange(0, d, 2, device=x.device, dtype=x.dtype) / d)
-    return FrozenLlama.rotate(x, (a.cos()[:, None], a.sin()[:, None]))
 
 
 class PromptGate(nn.Module):
@@ -150,18 +144,6 @@ def prompt_loss(gate, q, k, largest):
 def decode_loss(gate, q, k, largest, rows):
     target = largest[:, rows].unflatten(0, (gate.kv, -1)).amax(1)
     return divergence(target, gate(q, k, rows))
-
-
-@torch.no_grad()  # of a generator: the graph is off inside it only
-def layers(model, ids, dtype=torch.bfloat16):
-    """The dense model, layer by layer: yields (layer, q, k before RoPE, q, k after it) of one sequence."""
-    x, angles = model.embed(ids[None], dtype), model.angles(len(ids))
-    for layer in range(model.layers):
-        q, k, v = model.qkv(layer, model.norm(f"blk.{layer}.attn_norm", x))
-        turned = model.rotate(q, angles), model.rotate(k, angles)
-        yield layer, q[0], k[0], turned[0][0], turned[1][0]
-        x = x + model.out(layer, model.attend(*turned, v))
-        x = x + model.ffn(layer, model.norm(f"blk.{layer}.ffn_norm", x))
 
 
 def sequence(tasks, a, rng, n, planted, split="train"):

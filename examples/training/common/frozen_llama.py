@@ -73,3 +73,15 @@ class FrozenLlama:
     def logits(self, x):
         name = "output.weight" if "output.weight" in self.w else "token_embd.weight"
         return self.norm("output_norm", x) @ self.w[name].to(x.dtype).T
+
+
+@torch.no_grad()  # of a generator: the graph is off inside it only
+def layers(model, ids, dtype=torch.bfloat16):
+    """The dense model, layer by layer: yields (layer, q, k before RoPE, q, k after it) of one sequence."""
+    x, angles = model.embed(ids[None], dtype), model.angles(len(ids))
+    for layer in range(model.layers):
+        q, k, v = model.qkv(layer, model.norm(f"blk.{layer}.attn_norm", x))
+        turned = model.rotate(q, angles), model.rotate(k, angles)
+        yield layer, q[0], k[0], turned[0][0], turned[1][0]
+        x = x + model.out(layer, model.attend(*turned, v))
+        x = x + model.ffn(layer, model.norm(f"blk.{layer}.ffn_norm", x))
