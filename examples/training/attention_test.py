@@ -160,6 +160,8 @@ def routing_row(x, s, t, head):
         members = x.members or s.t // x.centroids.shape[1]
         best = lambda rows: sorted(range(s.t), key=lambda i: -dot(rows[i], centroid))[:members]  # noqa: E731
         queries, keys = best(s.q_pre[head]), sorted(i for i in best(s.k_pre[kv]) if i <= t)
+        if x.shared and len(keys) > 1:
+            keys = [i for i in keys if i != t]
         if t in queries and keys:
             outputs.append(attended(s.q[head][t], [s.k[kv][i] for i in keys], [s.v[kv][i] for i in keys]))
     return [sum(o[c] for o in outputs) / max(1, len(outputs)) for c in range(D)]
@@ -177,6 +179,8 @@ def agrees(name, x, row, t=T):
         s = Sequence(x, h[b])
         if isinstance(x, routing_transformer.RoutingTransformer):
             s.q_pre, s.k_pre = ([[normalised(r) for r in head] for head in y] for y in (s.q_pre, s.k_pre))
+            if x.shared:
+                s.q_pre[HEADS // 2:] = [s.k_pre[i // (HEADS // KV)] for i in range(HEADS // 2, HEADS)]
             s.turn()
         for i in range(t):
             for head in range(HEADS):
@@ -243,6 +247,7 @@ def main():
         x = made(superlinear, superlinear.Superlinear, **given)
         results += [agrees(name, x, superlinear_row), gradient(name, x)]
     for name, given in (("routing_transformer", dict(clusters=4, window=3)), ("routing_transformer, large clusters", dict(clusters=3, members=20, window=3)),
+                        ("routing_transformer, shared", dict(clusters=4, window=3, shared=True)),
                         ("routing_transformer, one cluster", dict(clusters=1, window=3))):
         x = made(routing_transformer, routing_transformer.RoutingTransformer, **given)
         results += [agrees(name, x, routing_row), gradient(name, x)]

@@ -23,11 +23,11 @@ from rope import rotate  # noqa: E402
 
 
 def options(p):
-    p.add_argument("--l", type=int, default=16, help="keys of a compressed block")
-    p.add_argument("--stride", type=int, default=8, help="keys from one to the next; divides l")
-    p.add_argument("--block", type=int, default=16, help="keys of a selection block, a multiple of l")
-    p.add_argument("--n", type=int, default=4, help="blocks selected, forced ones included")
-    p.add_argument("--init", type=int, default=1, help="first blocks forced")
+    p.add_argument("--l", type=int, default=32, help="keys of a compressed block")
+    p.add_argument("--stride", type=int, default=16, help="keys from one to the next; divides l")
+    p.add_argument("--block", type=int, default=32, help="keys of a selection block, a multiple of l")
+    p.add_argument("--n", type=int, default=3, help="blocks selected, forced ones included")
+    p.add_argument("--init", type=int, default=0, help="first blocks forced")
     p.add_argument("--local", type=int, default=1, help="last blocks forced, the query's own included")
     p.add_argument("--window", type=int, default=32)
 

@@ -6,8 +6,8 @@ the clusters.
 Queries and keys are normalised (layer norm without weights); a token in several clusters gets the mean of its outputs over
 those where it sees a key, and zeros where there is none. Centroids follow the mean of their members, and a commitment loss
 draws the members to them. Clusters are chosen over the whole sequence, so which tokens share one is not causal; what is
-attended is. Inferred: clusters come from queries and keys before RoPE, with maps of their own (upstream often shares
-them). One GPU, some minutes. Example:
+attended is. Inferred: clusters come from queries and keys before RoPE. Upstream often shares queries
+and keys (--shared). One GPU, some minutes. Example:
   routing_transformer.py --out out --seed 1; routing_transformer.py --out out --seed 1 --select random
 """
 import os
@@ -26,6 +26,8 @@ def options(p):
     p.add_argument("--clusters", type=int, default=8)
     p.add_argument("--members", type=int, default=0, help="of a cluster; 0: tokens / clusters")
     p.add_argument("--window", type=int, default=32, help="of the local heads")
+    p.add_argument("--shared", action="store_true",
+                   help="the keys of routed heads are their queries too; a token then sees its own key only where it sees no other")
     p.add_argument("--decay", type=float, default=0.99, help="of centroids; published 0.999, with far more steps")
     p.add_argument("--commitment", type=float, default=0.25, help="weight of the loss that draws members to centroids")
 
@@ -35,12 +37,16 @@ class RoutingTransformer(Attention):
         super().__init__(a)
         self.local = self.heads // 2
         assert self.local % (self.heads // self.kv_heads) == 0, "half of the heads must be whole groups"
+        self.shared = a.shared
         self.members, self.window, self.decay, self.commitment = a.members, a.window, a.decay, a.commitment
         self.register_buffer("centroids", torch.randn(self.heads - self.local, a.clusters, self.d))
         self.commit, self.means = 0.0, None
 
     def prepared(self, q, k):
-        return F.layer_norm(full(q), (self.d,)), F.layer_norm(full(k), (self.d,))
+        q, k = F.layer_norm(full(q), (self.d,)), F.layer_norm(full(k), (self.d,))
+        if self.shared:
+            q = torch.cat((q[:, :, :self.local], k.repeat_interleave(self.heads // self.kv_heads, 2)[:, :, self.local:]), 2)
+        return q, k
 
     def clusters(self, x):
         """x [b, routed heads, t, d] -> the members of every cluster, ascending, [b, routed heads, clusters, members]."""
@@ -65,6 +71,9 @@ class RoutingTransformer(Attention):
         at_q, at_k = self.clusters(queries), self.clusters(keys)
         logits = torch.einsum("bhcwd,bhcsd->bhcws", self.gathered(heads(q), at_q), self.gathered(grouped(k), at_k)) * self.d ** -0.5
         seen = at_k[..., None, :] <= at_q[..., :, None]
+        if self.shared:
+            others = seen & (at_k[..., None, :] != at_q[..., :, None])
+            seen = torch.where(others.any(-1, keepdim=True), others, seen)
         p = full(logits).masked_fill(~seen, -1e30).softmax(-1) * seen
         o = torch.einsum("bhcws,bhcsd->bhcwd", p, full(self.gathered(grouped(v), at_k)))
         one = seen.any(-1)  # of its cluster a query sees a key

@@ -56,8 +56,9 @@ class Superlinear(Attention):
             self.pairs = near.sum().item() if self.measure else 0
             return masked(q, k, v, near)
         search = rotate(self.search(h).unflatten(-1, (self.heads, self.d)), at[:, 0], self.base)
-        of_anchors = k[:, anchors.clamp(min=0)]  # [b, t, anchors, kv, d]
-        score = torch.einsum("btkgd,btakd->bkgta", full(search.unflatten(2, (self.kv_heads, -1))), full(of_anchors)).flatten(1, 2)
+        group = self.heads // self.kv_heads
+        score = torch.einsum("bthd,bshd->bhts", search, k.to(search.dtype).repeat_interleave(group, 2))
+        score = full(score.gather(-1, anchors.clamp(min=0).expand(b, self.heads, -1, -1)))
         missing = anchors < 0
         score = score.masked_fill(missing, -torch.inf)
         rank = self.uniform(score).masked_fill(missing, -torch.inf) if self.random else score

@@ -44,6 +44,19 @@ def band(t, window, device):
     return (i[None] <= i[:, None]) & (i[None] > i[:, None] - window)
 
 
+class Mixed(nn.Module):
+    """Every channel a sum over the last tokens, begun as the token itself: a decoder that has it need not spend a layer on
+    telling what stands before a token."""
+
+    def __init__(self, width, tokens=4):
+        super().__init__()
+        self.weight = nn.Parameter(torch.cat((0.3 * torch.randn(tokens - 1, width), torch.ones(1, width))))
+
+    def forward(self, x):
+        n = len(self.weight)
+        return sum(F.pad(x, (0, 0, n - 1 - i, 0))[:, :x.shape[1]] * w for i, w in enumerate(self.weight))
+
+
 class Attention(nn.Module):
     """Projections and rotary positions; `attend` is the method's. `pairs`: what it reads of a sequence, set by every call
     where `measure` is: (query, key) pairs a sequence and query head, summaries counted as keys."""
@@ -93,11 +106,12 @@ class Block(nn.Module):
     def __init__(self, a, attention):
         super().__init__()
         self.attention, self.norms = attention(a), nn.ModuleList(Norm(a.width) for _ in range(2))
+        self.mixed = Mixed(a.width)
         self.gate, self.up = linear(a.width, a.ffn), linear(a.width, a.ffn)
         self.down = linear(a.ffn, a.width, (2 * a.layers) ** -0.5)
 
     def forward(self, x):
-        x = x + self.attention(self.norms[0](x))
+        x = x + self.attention(self.mixed(self.norms[0](x)))
         h = self.norms[1](x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 

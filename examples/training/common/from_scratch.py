@@ -29,7 +29,7 @@ def parser(doc):
     p.add_argument("--rope-base", type=float, default=10000)
     p.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512],
                    help="tokens of a sequence, growing over the first 60 %% of the steps")
-    p.add_argument("--tokens", type=int, default=16384, help="a step")
+    p.add_argument("--tokens", type=int, default=8192, help="a step")
     p.add_argument("--steps", type=int, default=5000)
     p.add_argument("--seconds", type=float, default=1e9, help="ends the training earlier, rate and lengths with it")
     p.add_argument("--lr", type=float, default=1e-3)
@@ -75,7 +75,7 @@ def train(model, a):
     while progress < 1:
         length = length_at(a.lengths, progress)
         for group in opt.param_groups:
-            group["lr"] = a.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = a.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         logits, want = answers(model, *planted.batch(max(1, a.tokens // length), length, generator))
         loss = F.cross_entropy(logits.flatten(0, 1), want.flatten())
         opt.zero_grad(set_to_none=True)

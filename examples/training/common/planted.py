@@ -4,7 +4,7 @@ import torch
 
 ASK, NAMES, VALUES, NOISE = 0, 64, 32, 128
 VOCAB = 1 + NAMES + VALUES + NOISE
-TOKENS_A_FACT = 32
+TOKENS_A_FACT = 16
 
 
 def count(length):
