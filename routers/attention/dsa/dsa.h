@@ -1,14 +1,16 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
 #define SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
 // The lightning indexer of DeepSeek sparse attention (DSA). Scores are fp32 here (upstream:
-// Hadamard-rotated fp8; the rotation changes nothing in fp32). Whoever has no trained indexer gets
-// the substitute of common/score.h.
+// Hadamard-rotated fp8; the rotation changes nothing in fp32). The indexer is the host's; with
+// index=learned that of the weights (common/learned_index.h); where there is neither, the
+// substitute of common/score.h.
 //
 //   SCORE   sum_j w_j ReLU(q_j . k) of every earlier token
 //   SELECT  the k best tokens, one list a token, shared by all heads
 //
 // NaN scores are never selected; a query without any other keeps its own token, so that a NaN query
 // comes out as NaN. O(keys * index_heads * index_dim) a query.
+#include "sluice/routers/attention/common/learned_index.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
 
@@ -21,37 +23,64 @@ class Dsa {
                                               .arxiv = "2512.02556",
                                               .token_causal = true,
                                               .reads_index = true,
-                                              .full_budget = "k=2147483648",
-                                              .small_budget = "k=24"};
+                                              .full_budget = "k=2147483648,index=learned",
+                                              .small_budget = "k=24,index=learned"};
 
   struct Config {
     int64_t k = 2048;
+    IndexOf index = IndexOf::kGiven;
     template <class V>
     void VisitFields(V&& v) {
       v("k", k, Range<int64_t>{1, kEverything}, "tokens kept per query");
+      VisitIndex(v, index);
     }
+    bool Learns() const { return index == IndexOf::kLearned; }
   };
   struct Plan : RouterPlan {
     using RouterPlan::RouterPlan;
+    LearnedIndex::Layout index_of;  // its shape: the plan's where nothing is learned
     Scratch<float> scores, index;
     Scratch<std::byte> top;
   };
 
-  static absl::StatusOr<Dsa> Create(const Config& c) { return Dsa(c); }
+  static WeightKeys Weights(const Config& c, const AttentionShape& s) {
+    WeightKeys keys;
+    if (c.Learns()) LearnedIndex::Declare(s, keys);
+    return keys;
+  }
+  static absl::StatusOr<Dsa> Create(const Config& c) {
+    if (c.Learns()) return NoIndexWeights();
+    return Dsa(c);
+  }
+  static absl::StatusOr<Dsa> Create(const Config& c, const WeightSource& w) {
+    Dsa r(c);
+    if (!c.Learns()) return UnusedIndexWeights();
+    SLUICE_ASSIGN_OR_RETURN(r.learned_, LearnedIndex::Read(w));
+    return r;
+  }
 
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
     Plan plan(s);
+    plan.index_of.shape = s;
+    if (config_.Learns()) {
+      SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
+    }
+    const AttentionShape& indexed = plan.index_of.shape;
     plan.scores = plan.AddScratch<float>(s.max_kv);
-    plan.index = plan.AddScratch<float>(Indexer::ScratchFloats(s, s.max_kv));
+    plan.index = plan.AddScratch<float>(Indexer::ScratchFloats(indexed, s.max_kv));
     plan.top = plan.AddScratch<std::byte>(kernels::TopKScratchBytes(s.max_kv));
     plan.layout.AddBranch({.rows = s.max_queries, .token_slots = std::min(config_.k, s.max_kv)});
     return plan;
   }
 
-  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState&, const RunContext& ctx,
-                   PlanBuilder& out) const {
-    SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.shape, in));
-    const Indexer indexer(plan.shape, in);
+  absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
+                   const RunContext& ctx, PlanBuilder& out) const {
+    AttentionInputs given = in;
+    if (config_.Learns()) {
+      SLUICE_ASSIGN_OR_RETURN(given, learned_.Project(plan, plan.index_of, in, state, ctx));
+    }
+    SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.index_of.shape, given));
+    const Indexer indexer(plan.index_of.shape, given);
 
     Begin(plan.shape, in, out);
     SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.encoding = Encoding::kTokens,
@@ -74,6 +103,7 @@ class Dsa {
  private:
   explicit Dsa(const Config& c) : config_(c) {}
   Config config_;
+  LearnedIndex learned_;
 };
 }  // namespace attention
 SLUICE_END_NAMESPACE

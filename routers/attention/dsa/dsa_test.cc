@@ -1,9 +1,12 @@
 #include "sluice/routers/attention/dsa/dsa.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "sluice/routers/attention/common/learned_index_reference.h"
 #include "sluice/routers/attention/dsa/dsa_reference.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/tests/support/indexer_weights.h"
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -22,6 +25,52 @@ TEST(Dsa, ListsAreTheReferences) {
       for (int64_t k : {1, 50, 230, 4096}) ExpectListsOf(attention::DsaReference{k}, Dsa(k), a, o);
     }
   }
+}
+// With the projections of weights, of every layer its own.
+TEST(Dsa, ListsOfATrainedIndexerAreTheReferences) {
+  for (const ReferenceCase& c : ReferenceCases()) {
+    const AttentionData a = c.Data(1);
+    for (int layer : {0, 3}) {
+      HarnessOptions o = c.Options();
+      o.layer = layer;
+      for (float base : {0.0f, 500.0f}) {
+        o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
+          s.width = 0;
+          in.hidden = {};
+          in.q_pre = {};
+          in.k_pre = {};
+          in.rope_base = base;
+        };
+        for (int64_t k : {1, 50, 230}) {
+          const attention::WithLearnedIndex<attention::DsaReference> want = {
+              SyntheticIndexer("dsa:index=learned", a, layer), {k}};
+          ExpectListsOf(want, absl::StrCat(Dsa(k), ",weights=synthetic,index=learned"), a, o);
+        }
+      }
+    }
+  }
+}
+TEST(Dsa, TrainedIndexersOfOtherModelsAreRefused) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 64, 64, 4, 2, 32, 32, 6);
+  const auto why = [](const absl::Status& s) { return std::string(s.message()); };
+  EXPECT_THAT(why(BuiltinRouters().attention.Create("dsa:index=learned").status()),
+              testing::HasSubstr("give weights=FILE, or index=given"));
+  EXPECT_THAT(why(RunRouter("dsa:weights=synthetic", a).status),
+              testing::HasSubstr("index=given reads none"));
+  const AttentionShape other = {.max_queries = 64,
+                                .max_kv = 64,
+                                .heads = 8,
+                                .kv_heads = 2,
+                                .head_dim = 32,
+                                .value_dim = 32,
+                                .layers = 4};
+  Registry methods;
+  ASSERT_TRUE(AddBuiltinRouters(methods).ok());
+  ASSERT_TRUE(WithSyntheticWeights("dsa:weights=synthetic,index=learned", other, 1, methods).ok());
+  HarnessOptions o;
+  o.methods = &methods;
+  EXPECT_THAT(why(RunRouter("dsa:weights=synthetic,index=learned", a, o).status),
+              testing::HasSubstr("an indexer of 4 layers, 8/2 heads of width 32; the model has 4"));
 }
 TEST(Dsa, TiesGoToTheLowestToken) {
   const AttentionData a =

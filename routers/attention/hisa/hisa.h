@@ -9,8 +9,10 @@
 //   SCORE   DSA's indexer on them
 //   SELECT  the k best tokens
 //
-// NaN scores are never selected; a query without any other keeps its own token, so that a NaN query
-// comes out as NaN. O((keys / block + m * block) * index_heads * index_dim) a query.
+// The indexer is any of DSA's. NaN scores are never selected; a query without any other keeps its
+// own token, so that a NaN query comes out as NaN. O((keys / block + m * block) * index_heads *
+// index_dim) a query.
+#include "sluice/routers/attention/common/learned_index.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/sum.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
@@ -25,45 +27,61 @@ class Hisa {
       .arxiv = "2603.28458",
       .token_causal = true,
       .reads_index = true,
-      .full_budget = "k=2147483648,m=2147483648",
-      .small_budget = "k=24,m=6,block=16"};
+      .full_budget = "k=2147483648,m=2147483648,index=learned",
+      .small_budget = "k=24,m=6,block=16,index=learned"};
 
   struct Config {
     int64_t k = 2048;
     int64_t m = 64;
     int64_t block = 128;
+    IndexOf index = IndexOf::kGiven;
     template <class V>
     void VisitFields(V&& v) {
       v("k", k, Range<int64_t>{1, kEverything}, "tokens kept per query");
       v("m", m, Range<int64_t>{2, kEverything},
         "blocks whose tokens are scored; (m - 1) * block + 1 >= k");
       v("block", block, Range<int64_t>{8, 4096}, "index keys per block");
+      VisitIndex(v, index);
     }
+    bool Learns() const { return index == IndexOf::kLearned; }
   };
   struct Plan : RouterPlan {
     using RouterPlan::RouterPlan;
+    LearnedIndex::Layout index_of;  // its shape: the plan's where nothing is learned
     BlockMeans::Layout means;
     Scratch<float> scores, index;
     Scratch<uint32_t> ids, picked;
     Scratch<std::byte> top;
   };
 
+  static WeightKeys Weights(const Config& c, const AttentionShape& s) {
+    WeightKeys keys;
+    if (c.Learns()) LearnedIndex::Declare(s, keys);
+    return keys;
+  }
   static absl::StatusOr<Hisa> Create(const Config& c) {
-    const int64_t sure = (c.m - 1) * c.block + 1;  // the own block may hold one visible token
-    if (sure < c.k) {
-      return absl::InvalidArgumentError(absl::StrCat("m=", c.m, " blocks of ", c.block,
-                                                     " may hold only ", sure,
-                                                     " visible tokens, fewer than k=", c.k));
-    }
-    return Hisa(c);
+    if (c.Learns()) return NoIndexWeights();
+    return Checked(c);
+  }
+  static absl::StatusOr<Hisa> Create(const Config& c, const WeightSource& w) {
+    SLUICE_ASSIGN_OR_RETURN(Hisa r, Checked(c));
+    if (!c.Learns()) return UnusedIndexWeights();
+    SLUICE_ASSIGN_OR_RETURN(r.learned_, LearnedIndex::Read(w));
+    return r;
   }
 
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
     Plan plan(s);
+    plan.index_of.shape = s;
+    if (config_.Learns()) {
+      SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
+    }
+    const AttentionShape& indexed = plan.index_of.shape;
     const int64_t kept = std::min(config_.k, s.max_kv);
-    plan.means = BlockMeans::AddTo(plan, Indexer::Streams(s), config_.block, Indexer::Width(s));
+    plan.means =
+        BlockMeans::AddTo(plan, Indexer::Streams(indexed), config_.block, Indexer::Width(indexed));
     plan.scores = plan.AddScratch<float>(s.max_kv);
-    plan.index = plan.AddScratch<float>(Indexer::ScratchFloats(s, s.max_kv));
+    plan.index = plan.AddScratch<float>(Indexer::ScratchFloats(indexed, s.max_kv));
     plan.ids = plan.AddScratch<uint32_t>(s.max_kv);
     plan.picked = plan.AddScratch<uint32_t>(std::max(plan.means.blocks, kept));
     plan.top = plan.AddScratch<std::byte>(kernels::TopKScratchBytes(s.max_kv));
@@ -73,8 +91,12 @@ class Hisa {
 
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
                    const RunContext& ctx, PlanBuilder& out) const {
-    SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.shape, in));
-    const Indexer indexer(plan.shape, in);
+    AttentionInputs given = in;
+    if (config_.Learns()) {
+      SLUICE_ASSIGN_OR_RETURN(given, learned_.Project(plan, plan.index_of, in, state, ctx));
+    }
+    SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.index_of.shape, given));
+    const Indexer indexer(plan.index_of.shape, given);
     // A block's mean over keys later than the query is never read: the own block is forced, earlier
     // blocks are whole.
     BlockMeans means(state, plan.means);
@@ -106,6 +128,15 @@ class Hisa {
 
  private:
   explicit Hisa(const Config& c) : config_(c) {}
+  static absl::StatusOr<Hisa> Checked(const Config& c) {
+    const int64_t sure = (c.m - 1) * c.block + 1;  // the own block may hold one visible token
+    if (sure < c.k) {
+      return absl::InvalidArgumentError(absl::StrCat("m=", c.m, " blocks of ", c.block,
+                                                     " may hold only ", sure,
+                                                     " visible tokens, fewer than k=", c.k));
+    }
+    return Hisa(c);
+  }
 
   // The tokens of the best blocks, ascending, in plan.ids; returns how many.
   int64_t Candidates(const Plan& plan, const Indexer& indexer, const BlockMeans& means, int64_t i,
@@ -130,6 +161,7 @@ class Hisa {
   }
 
   Config config_;
+  LearnedIndex learned_;
 };
 }  // namespace attention
 SLUICE_END_NAMESPACE

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "sluice/routers/attention/common/learned_index_reference.h"
 #include "sluice/routers/attention/hisa/hisa_reference.h"
 #include "sluice/routers/builtin.h"
+#include "sluice/tests/support/indexer_weights.h"
 #include "sluice/tests/support/router_reference.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -35,6 +37,17 @@ TEST(Hisa, ListsAreTheReferences) {
       if (trained)
         o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 7, 24); };
       for (const Rule& rule : kRules) ExpectListsOf(rule.reference, rule.text, a, o);
+    }
+  }
+}
+TEST(Hisa, ListsOfATrainedIndexerAreTheReferences) {
+  for (const ReferenceCase& c : ReferenceCases()) {
+    const AttentionData a = c.Data(1);
+    for (const Rule& rule : kRules) {
+      const attention::WithLearnedIndex<attention::HisaReference> want = {
+          SyntheticIndexer("hisa:index=learned", a, 0), rule.reference};
+      ExpectListsOf(want, absl::StrCat(rule.text, ",weights=synthetic,index=learned"), a,
+                    c.Options());
     }
   }
 }
