@@ -1,0 +1,86 @@
+// Attentions and indexers whose weights were trained in PyTorch: a file holds inputs of its last
+// layer and what the trainer computed from them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "sluice/routers/attention/common/learned_index_reference.h"
+#include "sluice/routers/attention/dsa/dsa_reference.h"
+#include "sluice/runtime/host/policy.h"
+#include "sluice/runtime/weights/gguf.h"
+#include "sluice/tests/support/router_harness.h"
+
+SLUICE_BEGIN_NAMESPACE
+namespace host {
+namespace trained_attention_test {
+std::string File(const std::string& name) { return absl::StrCat(ModelsFolder(), "/", name); }
+
+// The inputs that a file holds, values and hidden states where they are there.
+struct Golden {
+  Gguf file;
+  AttentionData data;
+  std::vector<float> k_pre, o;
+
+  std::vector<float> Read(const std::string& name, int64_t inner) const {
+    return *file.ReadF32(absl::StrCat("golden.", name),
+                         {static_cast<uint64_t>(inner), static_cast<uint64_t>(data.q_count)});
+  }
+};
+Golden Open(const std::string& method, const std::string& name, int64_t queries) {
+  auto file = Gguf::Open(File(name));
+  EXPECT_TRUE(file.ok()) << file.status();
+  Golden g = {.file = *std::move(file)};
+  const auto size = [&](const char* of) {
+    return g.file.Int(absl::StrCat("sluice.", method, ".", of)).value_or(0);
+  };
+  AttentionData& a = g.data;
+  a.q_count = a.kv_len = queries;
+  a.heads = size("heads");
+  a.kv_heads = size("kv_heads") > 0 ? size("kv_heads") : a.heads / 2;
+  a.d = a.dv = size("head_dim");
+  a.q = g.Read("q", a.heads * a.d);
+  a.k = g.Read("k", a.kv_heads * a.d);
+  return g;
+}
+
+// A router with the weights of the file gives what the trainer's attention gave.
+void ExpectTrainers(const std::string& method, const std::string& name, const char* settings) {
+  constexpr int64_t kQueries = 128;
+  Golden g = Open(method, name, kQueries);
+  AttentionData& a = g.data;
+  a.width = *g.file.Int(absl::StrCat("sluice.", method, ".width"));
+  a.v = g.Read("v", a.kv_heads * a.d);
+  a.hidden = g.Read("hidden", a.width);
+  g.k_pre = g.Read("k_pre", a.kv_heads * a.d);
+  g.o = g.Read("o", a.heads * a.d);
+
+  Registry methods;
+  ASSERT_TRUE(AddBuiltinRouters(methods).ok());
+  methods.OpenWeightsWith(
+      [](const std::string& path) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
+        SLUICE_ASSIGN_OR_RETURN(Gguf file, Gguf::Open(path));
+        return std::unique_ptr<const WeightSource>(std::make_unique<Gguf>(std::move(file)));
+      });
+  HarnessOptions o;
+  o.methods = &methods;
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
+    s.layers = 1;
+    in.k_pre = in.k;
+    in.k_pre.data = g.k_pre.data();
+  };
+  const RoutedRun r = RunRouter(absl::StrCat(method, ":weights=", File(name), ",", settings), a, o);
+  ASSERT_TRUE(r.status.ok()) << r.status;
+  std::vector<uint32_t> last = r.lists.back();
+  last.erase(std::unique(last.begin(), last.end()), last.end());
+  EXPECT_LT(std::ssize(last), kQueries) << "nothing was left out";
+  for (size_t i = 0; i < g.o.size(); ++i) ASSERT_NEAR(r.o[i], g.o[i], 2e-3) << i;
+}
+TEST(TrainedAttention, NsaIsTheTrainers) {
+  ExpectTrainers("nsa", "planted-nsa.gguf", "l=32,stride=16,block=32,n=3,init=0,local=1,window=32");
+}
+TEST(TrainedAttention, SuperlinearIsTheTrainers) {
+  ExpectTrainers("superlinear", "planted-superlinear.gguf",
+                 "sw_index=5,k=2,p=0.5,e=0.5,back=2,ahead=0");
+}
+}  // namespace trained_attention_test
+}  // namespace host
+SLUICE_END_NAMESPACE
