@@ -60,6 +60,7 @@ class Indexer(nn.Module):
         g = torch.Generator().manual_seed(seed)
         draw = lambda *shape: nn.Parameter(torch.randn(*shape, generator=g) * shape[-1] ** -0.5)  # noqa: E731
         self.query, self.key, self.weight = draw(heads * dim, q), draw(dim, k), draw(heads, q)
+        self.scale = (heads * dim) ** -0.5  # a softmax of larger scores has no slope to begin from; a part of the stored weight
         self.key_norm, self.key_shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def turn(self, x, positions):
@@ -73,7 +74,7 @@ class Indexer(nn.Module):
         q = full(q[rows]).flatten(1)
         queries = self.turn((q @ self.query.T).unflatten(1, (self.heads, self.dim)), rows)
         keys = self.turn(keys[:, None], at)[:, 0]
-        score = torch.einsum("nh,nhs->ns", q @ self.weight.T, torch.einsum("nhd,sd->nhs", queries, keys).relu())
+        score = torch.einsum("nh,nhs->ns", q @ self.weight.T * self.scale, torch.einsum("nhd,sd->nhs", queries, keys).relu())
         return score.masked_fill(at > rows[:, None], -torch.inf)
 
 
@@ -178,6 +179,8 @@ def export(model, tasks, a, indexers, seed, path):
     """Weights as F16, and what the last layer's indexer says of one sequence, which a test reproduces."""
     tensors = []
     for i, x in enumerate(indexers):
+        x.weight.mul_(x.scale)
+        x.scale = 1.0
         for name, w in x.named_parameters():
             if w.ndim > 1:
                 w.copy_(w.half().float())

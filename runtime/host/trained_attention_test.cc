@@ -3,8 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "sluice/routers/attention/common/learned_index_reference.h"
-#include "sluice/routers/attention/dsa/dsa_reference.h"
+#include "sluice/routers/attention/common/reference.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/router_harness.h"
@@ -42,6 +41,20 @@ Golden Open(const std::string& method, const std::string& name, int64_t queries)
   return g;
 }
 
+const Registry& Methods() {
+  static const Registry* all = [] {
+    auto* made = new Registry;
+    EXPECT_TRUE(AddBuiltinRouters(*made).ok());
+    made->OpenWeightsWith(
+        [](const std::string& path) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
+          SLUICE_ASSIGN_OR_RETURN(Gguf file, Gguf::Open(path));
+          return std::unique_ptr<const WeightSource>(std::make_unique<Gguf>(std::move(file)));
+        });
+    return made;
+  }();
+  return *all;
+}
+
 // A router with the weights of the file gives what the trainer's attention gave.
 void ExpectTrainers(const std::string& method, const std::string& name, const char* settings) {
   constexpr int64_t kQueries = 128;
@@ -53,15 +66,8 @@ void ExpectTrainers(const std::string& method, const std::string& name, const ch
   g.k_pre = g.Read("k_pre", a.kv_heads * a.d);
   g.o = g.Read("o", a.heads * a.d);
 
-  Registry methods;
-  ASSERT_TRUE(AddBuiltinRouters(methods).ok());
-  methods.OpenWeightsWith(
-      [](const std::string& path) -> absl::StatusOr<std::unique_ptr<const WeightSource>> {
-        SLUICE_ASSIGN_OR_RETURN(Gguf file, Gguf::Open(path));
-        return std::unique_ptr<const WeightSource>(std::make_unique<Gguf>(std::move(file)));
-      });
   HarnessOptions o;
-  o.methods = &methods;
+  o.methods = &Methods();
   o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
     s.layers = 1;
     in.k_pre = in.k;
@@ -80,6 +86,37 @@ TEST(TrainedAttention, NsaIsTheTrainers) {
 TEST(TrainedAttention, SuperlinearIsTheTrainers) {
   ExpectTrainers("superlinear", "planted-superlinear.gguf",
                  "sw_index=5,k=2,p=0.5,e=0.5,back=2,ahead=0");
+}
+// DSA's lists are the best tokens of the scores that the trainer's indexer gave.
+TEST(TrainedAttention, IndexersAreTheTrainers) {
+  constexpr int64_t kQueries = 96;
+  constexpr int64_t kKept = 20;
+  const std::string name = "lightning_indexer.gguf";
+  Golden g = Open("lightning_indexer", name, kQueries);
+  AttentionData& a = g.data;
+  a.v = a.k;
+  const std::vector<float> score = g.Read("score", kQueries);
+  const int layers = static_cast<int>(*g.file.Int("sluice.lightning_indexer.layers"));
+  HarnessOptions o;
+  o.methods = &Methods();
+  o.layer = layers - 1;
+  o.adjust = [&](SessionOptions& s, AttentionInputs& in) {
+    s.layers = layers;
+    in.rope_base = 100000;
+    in.q_pre = {};
+    in.k_pre = {};
+  };
+  const RoutedRun r =
+      RunRouter(absl::StrCat("dsa:index=learned,k=", kKept, ",weights=", File(name)), a, o);
+  ASSERT_TRUE(r.status.ok()) << r.status;
+  int64_t other = 0;
+  for (int64_t i = 0; i < kQueries; ++i) {
+    const float* row = score.data() + i * kQueries;
+    const auto best = attention::reference::Best({row, row + i + 1}, kKept);
+    const std::vector<uint32_t> want(best.begin(), best.end());
+    other += r.lists[i * a.heads] != want;
+  }
+  EXPECT_LE(other, 1);  // scores that are equal but for rounding
 }
 }  // namespace trained_attention_test
 }  // namespace host
