@@ -48,6 +48,7 @@ P.add_argument("--mix", choices=["ste", "soft"], default="ste")
 P.add_argument("--labels", choices=["answers", "all"], default="answers",
                help="tokens that carry the language-model loss of retrieval prompts")
 P.add_argument("--megabytes", type=int, default=24, help="corpus text to read")
+P.add_argument("--without", nargs="*", default=[], help="token files (.u16); documents that share text with them are left out")
 P.add_argument("--device", default="cuda")
 P.add_argument("--eval-rows", type=int, default=8)
 A = P.parse_args()
@@ -141,6 +142,17 @@ def draw(tasks, rng, task, n, split="train", asked=None):
     return ids, np.ones(n, np.float32), prompt, np.zeros(n, bool)
 
 
+def constraint(lam, omega, target):
+    """The Lagrangian term of one task: omega [b], the sparse share of every sample's layers; lam: its two multipliers."""
+    off = omega - target
+    return (lam[0] * off.abs() + lam[1] * off ** 2).mean()
+
+
+def ascent_of(lam):
+    """The multipliers climb: they grow for as long as the target is missed."""
+    return torch.optim.AdamW([lam], lr=A.lambda_lr, betas=(0.9, 0.95), weight_decay=0.0, maximize=True)
+
+
 def train(model, tasks, seed):
     torch.manual_seed(seed)
     rng, noise = np.random.default_rng(seed), torch.Generator(DEV).manual_seed(seed)
@@ -148,7 +160,7 @@ def train(model, tasks, seed):
     routed = Routed(model, routers)
     lam = nn.Parameter(torch.rand(2, len(TASKS), device=DEV) * 0.5)
     opt = torch.optim.AdamW(routers.parameters(), lr=A.lr, betas=(0.9, 0.95), weight_decay=0.1)
-    ascent = torch.optim.AdamW([lam], lr=A.lambda_lr, betas=(0.9, 0.95), weight_decay=0.0, maximize=True)
+    ascent = ascent_of(lam)
     curve, warm = [], max(1, int(0.2 * A.steps))
     for step in range(A.steps):
         scale = min(1.0, (step + 1) / warm) * (
@@ -168,9 +180,8 @@ def train(model, tasks, seed):
         seen = {}
         for k, task in enumerate(TASKS):
             at = torch.tensor([i for i, t in enumerate(names) if t == task], device=DEV)
-            off = omega[at] - TARGET[task]
             lm = lm + nll(model, x[at], ids[at], weight[at]) / len(TASKS)
-            sparsity = sparsity + (lam[0, k] * off.abs() + lam[1, k] * off ** 2).mean() / len(TASKS)
+            sparsity = sparsity + constraint(lam[:, k], omega[at], TARGET[task]) / len(TASKS)
             seen[task] = omega[at].mean().item()
         loss = lm + sparsity
         opt.zero_grad()
@@ -251,7 +262,7 @@ def export(model, tasks, routed, seed, path):
 def main():
     os.makedirs(A.out, exist_ok=True)
     model = FrozenLlama(A.model, DEV)
-    tasks = Tasks(A.corpus, model.tokenizer(), A.megabytes, 1)
+    tasks = Tasks(A.corpus, model.tokenizer(), A.megabytes, 1, A.without)
     print({k: len(v) for k, v in tasks.streams.items()}, flush=True)
     for seed in A.seeds:
         began = time.time()

@@ -2,8 +2,11 @@
 """The gradient of every trainer's loss against finite differences, in double precision on tiny models of random weights.
 
 Gates are relaxed: their forward values are the soft ones whose gradient training uses. Exit code 77, skipped, without PyTorch."""
+import lzma
 import os
 import sys
+import tempfile
+import types
 
 try:
     import numpy as np
@@ -120,16 +123,16 @@ def graph(loss):
 
 
 def informed_checks():
-    for kind in ("distil", "text"):
-        ir = load("informed_routing", "--rank", "3", "--hidden", "5", "--loss", kind)
-        ir.A.loss = kind
+    for kind, budget in (("distil", "batch"), ("distil", "row"), ("text", "batch")):
+        ir = load("informed_routing", "--rank", "3", "--hidden", "5")
+        ir.A.loss, ir.A.budget = kind, budget
         model, ids = tiny_llama(2), ids_of(2, 10)
         both = lambda make: torch.nn.ModuleList(torch.nn.ModuleList(make() for _ in range(2)) for _ in range(2))  # noqa: E731
         lff, routers = randomised(both(lambda: ir.Forecaster(WIDTH)), 6), randomised(both(lambda: ir.Router(WIDTH, 5)), 7)
 
         def loss():
             return ir.routed_loss(model, ids, lff, routers, 0.25, 2.0, torch.Generator().manual_seed(4), torch.float64)[0]
-        yield check(f"informed_routing, {kind} loss", loss, [*lff.parameters(), *routers.parameters()])
+        yield check(f"informed_routing, {kind} loss, budget by {budget}", loss, [*lff.parameters(), *routers.parameters()])
 
 
 def flux_checks():
@@ -141,9 +144,22 @@ def flux_checks():
     def loss():
         noise = torch.Generator().manual_seed(4)
         x, z = routed.forward(ids, [10, 7], lambda l, c: flux.gate(routers[l](c), 1.3, noise), torch.float64)
-        off = 1 - z.mean(1) - 0.45
-        return flux.nll(model, x, ids, weight) + (0.3 * off.abs() + 0.2 * off ** 2).mean()
+        return flux.nll(model, x, ids, weight) + flux.constraint((0.3, 0.2), 1 - z.mean(1), 0.45)
     yield check("flux_attention", loss, routers.parameters())
+
+    # With sparsity held off its target on either side, both multipliers rise; on target they rest.
+    good = True
+    for omega in (0.8, 0.45, 0.2):
+        lam = torch.nn.Parameter(torch.full((2,), 0.3, dtype=torch.float64))
+        ascent = flux.ascent_of(lam)
+        for _ in range(5):
+            before = lam.detach().clone()
+            ascent.zero_grad()
+            flux.constraint(lam, torch.full((4,), omega, dtype=torch.float64), 0.45).backward()
+            ascent.step()
+            good &= bool((lam == before).all() if omega == 0.45 else (lam > before).all())
+    print(f"{'flux_attention, multipliers':44s} {'ok' if good else 'FAILED'}")
+    yield good
 
 
 def shrp_checks():
@@ -193,9 +209,35 @@ def indexer_checks():
     yield check("lightning_indexer", lambda: trainer.divergence(target, indexer(q, k, rows)), indexer.parameters())
 
 
+class Letters:
+    """A tokenizer of characters."""
+    def encode_batch(self, texts):
+        return [types.SimpleNamespace(ids=[ord(c) for c in t]) for t in texts]
+
+
+def tasks_checks():
+    """Documents that share text with a token file stay out of every split; others stay in."""
+    import tasks
+    rng = np.random.default_rng(3)
+    text = lambda n: "".join(map(chr, rng.integers(97, 123, n)))  # noqa: E731
+    held, own = text(600), [text(500) for _ in range(60)]
+    documents = [own[0] + held[100:400], held[7:300], *own, own[1] + held[:40]]
+    with tempfile.TemporaryDirectory() as d:
+        with lzma.open(os.path.join(d, "corpus.xz"), "wb") as f:
+            f.write("\0".join([*documents, ""]).encode())
+        np.array([ord(c) for c in held], "<u2").tofile(os.path.join(d, "held.u16"))
+        made = {w: tasks.Tasks(os.path.join(d, "corpus.xz"), Letters(), 1, 1, [os.path.join(d, "held.u16")] if w else [])
+                for w in (True, False)}
+    size = lambda t: sum(len(s) for s in t.streams.values())  # noqa: E731
+    good = made[True].left_out == 2 and made[False].left_out == 0
+    good &= size(made[False]) - size(made[True]) == len(documents[0]) + len(documents[1]) + 2
+    print(f"{'tasks, documents left out':44s} {'ok' if good else 'FAILED'}")
+    yield good
+
+
 def main():
     gates.RELAXED = True
-    results = [r for checks in (ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks, indexer_checks) for r in checks()]
+    results = [r for checks in (tasks_checks, ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks, indexer_checks) for r in checks()]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
 

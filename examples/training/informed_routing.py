@@ -40,6 +40,11 @@ P.add_argument("--steps", type=int, default=2000)
 P.add_argument("--rows", type=int, default=4)
 P.add_argument("--length", type=int, default=2048, help="of training windows: what attention adds depends on how far it looks back")
 P.add_argument("--budget-weight", type=float, default=8.0)
+P.add_argument("--budget", choices=["row", "batch"], default="batch",
+               help="row: every text meets the budget, so that it holds for texts of other kinds; batch: their mean does, as published")
+P.add_argument("--settle", type=int, default=0,
+               help="steps that the forecasters learn on under the decisions that are served; published: none")
+P.add_argument("--seconds", type=float, default=0, help="a budget's training is cut to so long, its schedules with it; 0: no limit")
 P.add_argument("--lr", type=float, default=2e-3)
 P.add_argument("--schedule", choices=["cosine", "constant"], default="cosine", help="published: constant")
 P.add_argument("--serve", choices=["calibrated", "raw"], default="calibrated",
@@ -57,6 +62,7 @@ P.add_argument("--gates", nargs="+", choices=["lff", "skip"], default=["lff", "s
 P.add_argument("--tag", default="", help="added to the names of the files")
 P.add_argument("--device", default="cuda")
 P.add_argument("--megabytes", type=int, default=12)
+P.add_argument("--without", nargs="*", default=[], help="token files (.u16); documents that share text with them are left out")
 P.add_argument("--eval-rows", type=int, default=12)
 A = P.parse_args()
 DEV = A.device
@@ -181,11 +187,12 @@ def routed_loss(model, ids, lff, routers, sparsity, tau, noise, dtype=torch.bflo
 
     def rule(layer, unit, h, u):
         z = pin(gates(routers[layer][unit](full(h)), tau, noise))
-        run.append(z[..., EXECUTE].mean())
+        run.append(z[..., EXECUTE].mean(1))
         return mix(z, u, lff[layer][unit](full(h)) if lff is not None else None)
     ce = task_loss(model, forward(model, ids, rule, dtype), ids)
-    executed = torch.stack(run).mean()
-    return ce + A.budget_weight * (1 - sparsity - executed).abs(), ce, executed
+    executed = torch.stack(run).mean(0)  # [rows]
+    off = 1 - sparsity - (executed if A.budget == "row" else executed.mean())
+    return ce + A.budget_weight * off.abs().mean(), ce, executed.mean()
 
 
 def train(model, tasks, lff, sparsity, seed, hidden):
@@ -198,24 +205,45 @@ def train(model, tasks, lff, sparsity, seed, hidden):
         lff = copy.deepcopy(lff).requires_grad_(True)
         groups.append({"params": list(lff.parameters()), "lr": A.joint_lr})
     opt = torch.optim.AdamW(groups, weight_decay=0.0)
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1.0 if A.schedule == "constant" else
-                                              0.5 * (1 + np.cos(np.pi * i / A.steps)))
-    curve = []
-    for step in range(A.steps):
-        tau = 5.0 - 4.0 * step / max(1, A.steps - 1)
+    curve, began, done, step = [], time.time(), 0.0, 0
+    while done < 1:
+        tau = 5.0 - 4.0 * done
+        for g, lr in zip(opt.param_groups, (A.lr, A.joint_lr)):
+            g["lr"] = lr * (1.0 if A.schedule == "constant" else 0.5 * (1 + np.cos(np.pi * done)))
         loss, ce, executed = routed_loss(model, batch(tasks, rng, A.rows, A.length), lff, routers, sparsity, tau, noise)
         opt.zero_grad()
         loss.backward()
         for g in groups:
             nn.utils.clip_grad_norm_(g["params"], 1.0)
         opt.step()
-        sched.step()
-        if step % 20 == 0 or step + 1 == A.steps:
-            curve.append([step, round(ce.item(), 4), round(1 - executed.item(), 4)])
+        step += 1
+        done = max(step / A.steps, (time.time() - began) / A.seconds if A.seconds > 0 else 0)
+        if step % 20 == 1 or done >= 1:
+            curve.append([step - 1, round(ce.item(), 4), round(1 - executed.item(), 4)])
     if lff is not None:
         lff.requires_grad_(False)
-        round_weights(lff)
     return routers, lff, curve
+
+
+def settle(model, tasks, lff, routers, seed):
+    """The forecasters learn on under the decisions that are served, which do not. -> curve."""
+    rng = np.random.default_rng(seed + 700)
+    lff.requires_grad_(True)
+    opt = torch.optim.AdamW(lff.parameters(), lr=A.joint_lr, weight_decay=0.0)
+    curve, served = [], argmax(routers)
+    for step in range(A.settle):
+        for g in opt.param_groups:
+            g["lr"] = 0.3 * A.joint_lr * 0.5 * (1 + np.cos(np.pi * step / A.settle))
+        ids = batch(tasks, rng, A.rows, A.length)
+        loss = task_loss(model, forward(model, ids, lambda a, b, h, u: mix(pin(served(a, b, h.detach())), u, lff[a][b](full(h)))), ids)
+        opt.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(lff.parameters(), 1.0)
+        opt.step()
+        if step % 20 == 0 or step + 1 == A.settle:
+            curve.append([step, round(loss.item(), 4)])
+    lff.requires_grad_(False)
+    return curve
 
 
 @torch.no_grad()
@@ -229,7 +257,8 @@ def calibrate(model, tasks, lff, routers, sparsity, seed):
             w = routers[layer][unit](full(h))
             margin.append((w[..., 1] - w[..., 0])[:, 1:].flatten())
             return mix(pin(F.one_hot(w.argmax(-1), 2).float()), u, lff[layer][unit](full(h)) if lff is not None else None)
-        forward(model, batch(tasks, rng, 8, A.length), rule)
+        for _ in range(4):
+            forward(model, batch(tasks, rng, 8, A.length), rule)
         margin = torch.cat(margin).sort().values
         offset = -margin[int((1 - sparsity) * len(margin))].item()
         for p in routers:
@@ -343,7 +372,8 @@ def export(model, tasks, lff, routers, hidden, sparsity, seed, path):
 def main():
     os.makedirs(A.out, exist_ok=True)
     model = FrozenLlama(A.model, DEV)
-    tasks = Tasks(A.corpus, model.tokenizer(), A.megabytes, 1)
+    tasks = Tasks(A.corpus, model.tokenizer(), A.megabytes, 1, A.without)
+    print({k: len(v) for k, v in tasks.streams.items()}, tasks.left_out, "documents left out", flush=True)
     one = torch.tensor([1.0, 0.0], device=DEV)
     dense, _ = evaluate(model, tasks, None, lambda l, u, h: one.expand(*h.shape[:2], 2))
     print("dense perplexity", round(dense, 4), flush=True)
@@ -364,6 +394,12 @@ def main():
                 round_weights(routers)
                 if A.serve == "calibrated":
                     calibrate(model, tasks, f, routers, s, seed)
+                if f is not None:
+                    if A.settle > 0:
+                        r["settle_curve"] = settle(model, tasks, f, routers.requires_grad_(False), seed)
+                    round_weights(f)
+                    if A.serve == "calibrated":
+                        calibrate(model, tasks, f, routers, s, seed)
                 ppl, share = evaluate(model, tasks, f, argmax(routers))
                 g = torch.Generator(DEV).manual_seed(seed)
                 rate = share.reshape(model.layers, 2)

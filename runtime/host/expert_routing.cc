@@ -57,11 +57,6 @@ absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
   return r;
 }
 
-bool ExpertRouter::reads_positions() const {
-  const RouteTraits& t = routers_.traits();
-  return ((t.reads | t.may_read) & kReadsPositions) != 0;
-}
-
 absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t begin, int64_t n,
                                const float* h, float* x, LayerMath& math) {
   const size_t at = static_cast<size_t>(layer);
@@ -71,7 +66,7 @@ absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t begi
   in.scores = {scores_.data(), n, experts_, experts_};
   in.hidden = {h, n, width_, width_};
   in.layer = layer;
-  if (reads_positions()) {
+  if (routers_.use_positions()) {
     std::iota(positions_.begin(), positions_.begin() + n, begin);
     in.positions = {positions_.data(), static_cast<size_t>(n)};
   }

@@ -34,7 +34,7 @@ class ExpertRouter {
   absl::Status Run(int64_t layer, const Layer& weights, int64_t begin, int64_t n, const float* h,
                    float* x, LayerMath& math);
   // Whether places matter to it: tokens that stand apart cannot be routed then.
-  bool reads_positions() const;
+  bool reads_positions() const { return routers_.use_positions(); }
 
   // Tokens that an expert computed.
   int64_t rows(int64_t layer, int64_t expert) const { return rows_[layer * experts_ + expert]; }

@@ -33,6 +33,10 @@ class ItemRouters {
   size_t size() const { return held_.size(); }
   bool empty() const { return held_.empty(); }
   const RouteTraits& traits() const { return held_[0].router->traits(); }
+  // Whether they use positions where they are given.
+  bool use_positions() const {
+    return ((traits().reads | traits().may_read) & kReadsPositions) != 0;
+  }
   const RoutePlanInfo& info(size_t i) const { return held_[i].plan->info(); }
   const Router& router(size_t i) const { return *held_[i].router; }
   const Router::Plan& plan(size_t i) const { return *held_[i].plan; }

@@ -134,8 +134,8 @@ TEST(LayerRouting, ChunksAndThreadsDoNotMatter) {
     if (modes.empty()) modes = e->modes();
     EXPECT_EQ(e->modes(), modes) << chunk;
   }
-  for (size_t n :
-       {1u, 2u, 99u, 100u, 101u, 199u, 201u}) {  // shorter than the pool, and than twice the pool
+  for (size_t n : {1u, 2u, 99u, 100u, 101u, 127u, 128u, 129u, 199u, 201u, 255u,
+                   257u}) {  // shorter than the pool, and than twice the pool
     const auto e = Make(Options());
     Logits(*e, {tokens.begin(), tokens.begin() + static_cast<int64_t>(n)}, 0);
     EXPECT_THAT(e->modes(), testing::Not(testing::Contains(LayerMode::kUndecided)));

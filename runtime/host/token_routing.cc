@@ -1,6 +1,7 @@
 #include "sluice/runtime/host/token_routing.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/counter_rng.h"
@@ -23,11 +24,11 @@ absl::StatusOr<TokenRouter> TokenRouter::Create(const TokenRouting& options,
 
   SLUICE_ASSIGN_OR_RETURN(const RouteTraits traits, TraitsOf(options.router));
   if (traits.domain != Domain::kToken || traits.combine != Combine::kWeightedSum ||
-      (traits.reads & ~kReadsHidden) != 0)
-    return absl::InvalidArgumentError(
-        absl::StrCat(traits.name,
-                     " cannot route tokens here; allowed: token routers that read hidden states at "
-                     "most, and whose units add to the residual stream"));
+      (traits.reads & ~(kReadsHidden | kReadsPositions)) != 0)
+    return absl::InvalidArgumentError(absl::StrCat(
+        traits.name,
+        " cannot route tokens here; allowed: token routers that read hidden states and "
+        "positions at most, and whose units add to the residual stream"));
 
   size_t memory = 0;
   for (size_t at = 0; at < units; ++at) {
@@ -58,6 +59,7 @@ absl::StatusOr<TokenRouter> TokenRouter::Create(const TokenRouting& options,
   r.drawn_.Reserve(max_rows, max_rows);
   r.workspace_.Resize(memory);
   r.sum_.resize(static_cast<size_t>(max_rows * shape.width));
+  r.positions_.resize(static_cast<size_t>(max_rows));
   return r;
 }
 
@@ -84,6 +86,10 @@ absl::StatusOr<int64_t> TokenRouter::Route(int64_t layer, int64_t unit, int64_t 
     in.items = n;
     in.hidden = {h, n, width_, width_};
     in.layer = layer;
+    if (routers_.use_positions()) {
+      std::iota(positions_.begin(), positions_.begin() + n, begin);
+      in.positions = {positions_.data(), static_cast<size_t>(n)};
+    }
     SLUICE_ASSIGN_OR_RETURN(assigned_, routers_.Run(at, in));
   } else {
     Draw(at, begin, n);

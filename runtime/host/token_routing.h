@@ -69,6 +69,7 @@ class TokenRouter {
   std::vector<Dispatch> dispatch_;  // one a router
   OwnedWorkspace workspace_;
   std::vector<float> sum_;
+  std::vector<int64_t> positions_;  // of a pass
 };
 }  // namespace host
 SLUICE_END_NAMESPACE

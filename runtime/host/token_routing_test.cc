@@ -17,7 +17,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace host {
 namespace token_routing_test {
-enum class Gate { kOff, kLearned, kApproximate, kRandom };
+enum class Gate { kOff, kLearned, kSampled, kApproximate, kRandom };
 const RandomWeights& Weights(int64_t rank) {
   static auto* made = new std::map<int64_t, RandomWeights>;
   return made
@@ -31,6 +31,7 @@ EngineOptions Options(Gate gate, int64_t rank = 16) {
   o.max_tokens = 1024;
   if (gate == Gate::kOff) return o;
   o.tokens.router = "informed_routing";
+  if (gate == Gate::kSampled) o.tokens.router += ":eval_mode=sampled,seed=5";
   if (gate == Gate::kApproximate) o.tokens.router += ":offset=-1000000";
   if (gate == Gate::kRandom) o.tokens.random = {0.4};
   o.tokens.weights = &Weights(rank);
@@ -102,9 +103,26 @@ TEST(TokenRouting, AllApproximateIsAModelOfForecasters) {
   }
   EXPECT_EQ(e->counters().exact_pairs, 0);
 }
+// One executing row among 64: the pinned first token is the dense model's, and what it leaves in
+// the cache changes nothing for the forecasts of the others.
+TEST(TokenRouting, OneExecutingRowAmongForecasts) {
+  const std::vector<int32_t> tokens = Tokens(64);
+  EngineOptions o = Options(Gate::kApproximate), none = o;
+  none.tokens.pin_first = false;
+  const auto e = Make(o);
+  const std::vector<float> got = Logits(*e, tokens, 0);
+  const std::vector<float> forecasts = Logits(*Make(none), tokens, 0);
+  const std::vector<float> dense = Logits(*Make(Options(Gate::kOff)), {tokens[0]}, 0);
+  const auto vocab = static_cast<size_t>(Mini().shape.vocab);
+  ExpectNear({got.begin(), got.begin() + static_cast<int64_t>(vocab)}, dense, 1e-3f);
+  ExpectNear({got.begin() + static_cast<int64_t>(vocab), got.end()},
+             {forecasts.begin() + static_cast<int64_t>(vocab), forecasts.end()}, 1e-4f);
+  for (int64_t unit = 0; unit < 12; ++unit)
+    EXPECT_EQ(e->token_counters(unit / 2, unit % 2).approximated, 63);
+}
 TEST(TokenRouting, DecodeEqualsOnePassAndChunksDoNotMatter) {
   const std::vector<int32_t> tokens = Tokens(300);
-  for (Gate gate : {Gate::kLearned, Gate::kRandom}) {
+  for (Gate gate : {Gate::kLearned, Gate::kSampled, Gate::kRandom}) {
     EngineOptions o = Options(gate), small = o;
     small.chunk = 64;
     small.threads = 1;

@@ -74,10 +74,11 @@ def main():
     p.add_argument("--work", required=True, help="folder for the downloaded packages")
     p.add_argument("--out", required=True, help="corpus file to write (.xz)")
     p.add_argument("--max-mb", type=int, default=90, help="stop after this much text")
+    p.add_argument("--packages", nargs="+", default=PACKAGES, help="default: those of sluice-mini")
     args = p.parse_args()
     tree = os.path.join(args.work, "x")
     os.makedirs(tree, exist_ok=True)
-    for package in PACKAGES:
+    for package in args.packages:
         if not glob.glob(os.path.join(args.work, package + "_*.deb")):
             subprocess.run(["apt-get", "download", "-qq", package], cwd=args.work, check=False)
         for deb in glob.glob(os.path.join(args.work, package + "_*.deb")):

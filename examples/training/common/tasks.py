@@ -1,5 +1,6 @@
 """Training text for routers on the bundled model: plain documentation, and documentation with planted facts that are
-asked about at the end. Documents the bundled model was tested on stay out of training here too."""
+asked about at the end. Documents the bundled model was tested on stay out of training here too: by their place in the
+corpus, and for a corpus of other documents by the text that they share with token files (`without`)."""
 import lzma
 
 import numpy as np
@@ -7,13 +8,33 @@ import numpy as np
 import facts
 
 
+RUN = 24  # tokens
+
+
+def runs(ids, step):
+    """Every RUN tokens in a row from each step-th place, as bytes."""
+    x = np.asarray(ids, np.uint16)
+    return [x[i:i + RUN].tobytes() for i in range(0, len(x) - RUN + 1, step)]
+
+
+def shares_text(ids, seen):
+    """Whether a tenth of a document's runs of tokens are among those seen."""
+    own = runs(ids, RUN)
+    return sum(r in seen for r in own) > 0.1 * len(own)
+
+
 class Tasks:
-    def __init__(self, corpus, tokenizer, megabytes, seed):
+    def __init__(self, corpus, tokenizer, megabytes, seed, without=()):
+        """without: files of little-endian 16 bit token ids that no document may share text with."""
         with lzma.open(corpus) as f:
             text = f.read(megabytes << 20).decode(errors="ignore")
         documents = text.split("\0")[:-1]
-        train, held = [], []
+        seen = {r for name in without for r in runs(np.fromfile(name, "<u2"), 1)}
+        train, held, self.left_out = [], [], 0
         for i, e in enumerate(tokenizer.encode_batch(documents)):
+            if seen and shares_text(e.ids, seen):
+                self.left_out += 1
+                continue
             (held if i % 50 == 7 else train).append(np.array(e.ids + [0], np.int64))
         order = np.random.default_rng(seed).permutation(len(train))
         self.streams = {"train": np.concatenate([train[i] for i in order]), "held": np.concatenate(held)}

@@ -10,6 +10,7 @@
 
 #include "sluice/api/one_unit.h"
 #include "sluice/api/router.h"
+#include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/kernels/linear.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -44,7 +45,9 @@ struct FeatureForecaster {
 // number executes.
 //
 //   SCORE   a two-layer ReLU network over the token's hidden state
-//   SELECT  approximate where its logit is the greater
+//   SELECT  approximate where its logit is the greater; eval_mode=sampled: where it is the greater
+//           after Gumbel noise of temperature 1, drawn by seed, layer, unit and position (the
+//           place in the call, where none are given), as the paper's released evaluation decides
 //   own     y = W2 SiLU(W1 h + b1) + b2: what the unit would have added to the residual stream
 //
 // O(items dim hidden), and O(dim rank) a forecast.
@@ -59,21 +62,28 @@ class InformedRouting {
       .decides = Decides::kToken,
       .learned = true,
       .reads = kReadsHidden,
+      .may_read = kReadsPositions,  // names the tokens whose noise is drawn
       .full_budget = "offset=1000000",
       .small_budget = "offset=-1000000",
   };
   enum Unit : int32_t { kExecute = 0, kApproximate = 1 };
+  enum class EvalMode : uint8_t { kArgmax, kSampled };
 
   struct Config {
     int64_t layer = 0;
     int64_t unit = 0;
     double offset = 0;
+    EvalMode eval_mode = EvalMode::kArgmax;
+    int64_t seed = 1;
     template <class V>
     void VisitFields(V&& v) {
       v("layer", layer, Range<int64_t>{0, 1 << 16}, "decoder layer");
       v("unit", unit, Range<int64_t>{0, 1}, "0: attention, 1: FFN");
       v("offset", offset, Range<double>{-1e6, 1e6},
         "added to the logit of executing, to serve another budget");
+      v("eval_mode", eval_mode, Choices{"argmax", "sampled"},
+        "the greater logit, or the greater after Gumbel noise, as the released evaluation has it");
+      v("seed", seed, Range<int64_t>{0, int64_t{1} << 62}, "of the noise");
     }
   };
   struct Plan : RoutePlanInfo {
@@ -83,7 +93,10 @@ class InformedRouting {
 
   static absl::StatusOr<InformedRouting> Create(const Config& c, const WeightSource& w) {
     InformedRouting r;
+    r.layer_ = c.layer;
     r.unit_ = c.unit;
+    r.eval_mode_ = c.eval_mode;
+    r.seed_ = static_cast<uint64_t>(c.seed);
     SLUICE_ASSIGN_OR_RETURN(const int64_t layers, w.Int("sluice.informed.layers"));
     SLUICE_ASSIGN_OR_RETURN(r.dim_, w.Int("sluice.informed.dim"));
     SLUICE_ASSIGN_OR_RETURN(const int64_t hidden, w.Int("sluice.informed.hidden"));
@@ -138,6 +151,22 @@ class InformedRouting {
     return logits[kApproximate] > logits[kExecute] ? kApproximate : kExecute;
   }
 
+  // What eval_mode=sampled adds to a logit of the token at a position: Gumbel noise.
+  double Noise(Unit logit, int64_t position) const {
+    constexpr double kGuard = 1e-8;
+    const double u =
+        RandomUniform({seed_, 0, static_cast<uint64_t>(layer_),
+                       static_cast<uint64_t>(2 * unit_ + logit), static_cast<uint64_t>(position)});
+    return -std::log(-std::log(u + kGuard) + kGuard);
+  }
+  // Sampled; a logit that is not a number executes.
+  Unit Sample(const float* logits, int64_t position) const {
+    const double execute = static_cast<double>(logits[kExecute]) + Noise(kExecute, position);
+    const double approximate =
+        static_cast<double>(logits[kApproximate]) + Noise(kApproximate, position);
+    return approximate > execute ? kApproximate : kExecute;
+  }
+
   // The cost of a forecast is in the multiply-adds of the unit that it stands for: 4 d^2 of
   // attention's projections, 8 d^2 of a feed-forward network. A forecaster of rank 0 is a skip.
   UnitInfo DescribeUnit(const Plan&, int64_t unit) const {
@@ -176,7 +205,8 @@ class InformedRouting {
     Logits(p, in.hidden, ctx, logits);
     one_unit::Assign(in.items, 2, out, [&](int64_t i) -> one_unit::Choice {
       const float* l = logits + 2 * i;
-      const Unit u = Decide(l);
+      const int64_t position = in.positions.empty() ? i : in.positions[static_cast<size_t>(i)];
+      const Unit u = eval_mode_ == EvalMode::kSampled ? Sample(l, position) : Decide(l);
       return {u, std::isnan(l[0]) || std::isnan(l[1]) ? NAN : l[u]};
     });
     return absl::OkStatus();
@@ -198,7 +228,10 @@ class InformedRouting {
   }
 
   int64_t dim_ = 0;
+  int64_t layer_ = 0;
   int64_t unit_ = 0;
+  EvalMode eval_mode_ = EvalMode::kArgmax;
+  uint64_t seed_ = 1;
   ReluPair router_;
   FeatureForecaster forecaster_;
 };

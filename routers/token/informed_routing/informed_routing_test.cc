@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "sluice/routers/builtin.h"
 #include "sluice/routers/token/informed_routing/informed_routing_reference.h"
 #include "sluice/routers/token/informed_routing/ridge_fit.h"
@@ -19,7 +21,8 @@ struct Ran {
   std::vector<int32_t> unit;
   std::vector<float> logits;
 };
-Ran Route(const InformedRouting& r, const std::vector<float>& x) {
+Ran Route(const InformedRouting& r, const std::vector<float>& x,
+          const std::vector<int64_t>& positions = {}) {
   const int64_t n = static_cast<int64_t>(x.size()) / r.dim();
   auto plan = r.MakePlan({.items = n, .hidden = r.dim()});
   EXPECT_TRUE(plan.ok()) << plan.status();
@@ -31,6 +34,7 @@ Ran Route(const InformedRouting& r, const std::vector<float>& x) {
   RouteInputs in;
   in.items = n;
   in.hidden = {x.data(), n, r.dim(), r.dim()};
+  in.positions = positions;
   EXPECT_TRUE(r.Run(*plan, in, ctx, buffer.view()).ok());
   EXPECT_TRUE(ValidateAssignment(buffer.view()).ok());
   Ran out{{buffer.view().unit.begin(), buffer.view().unit.end()}, std::vector<float>(2 * n)};
@@ -61,6 +65,61 @@ TEST(InformedRouting, LogitsAndForecastsMatchTheReference) {
       }
     }
   }
+}
+InformedRouting Sampled(int64_t layer, int64_t unit, int64_t seed, double offset = 0) {
+  return *InformedRouting::Create({layer, unit, offset, InformedRouting::EvalMode::kSampled, seed},
+                                  Weights());
+}
+TEST(InformedRouting, SampledMatchesTheReference) {
+  constexpr size_t kTokens = 200;
+  const std::vector<float> x = RandomFeatures(kTokens, 32, 5);
+  for (int64_t layer : {0, 1}) {
+    for (int64_t unit : {0, 1}) {
+      for (int64_t seed : {1, 9}) {
+        const Ran got = Route(Sampled(layer, unit, seed), x);
+        const std::string at =
+            absl::StrCat("blk.", layer, unit == 0 ? ".informed.attn." : ".informed.ffn.");
+        size_t against_argmax = 0;
+        for (size_t i = 0; i < kTokens; ++i) {
+          const std::vector<double> h(x.begin() + static_cast<long>(i * 32),
+                                      x.begin() + static_cast<long>(i * 32 + 32));
+          const std::vector<double> logits = reference::InformedLogits(Weights(), at, h, 12);
+          EXPECT_EQ(got.unit[i], reference::InformedSample(logits, static_cast<uint64_t>(seed),
+                                                           static_cast<uint64_t>(layer),
+                                                           static_cast<uint64_t>(unit), i));
+          against_argmax += got.unit[i] != (logits[1] > logits[0]);
+        }
+        EXPECT_GT(against_argmax, 5u);
+      }
+    }
+  }
+}
+// The noise belongs to the token, wherever the pass that brings it begins.
+TEST(InformedRouting, SampledDecisionsBelongToPositions) {
+  const InformedRouting r = Sampled(1, 1, 3);
+  const std::vector<float> x = RandomFeatures(90, 32, 7);
+  const Ran all = Route(r, x);
+  std::vector<int64_t> positions(50);
+  std::iota(positions.begin(), positions.end(), 40);
+  const std::vector<float> later(x.begin() + 40 * 32, x.end());
+  EXPECT_EQ(Route(r, later, positions).unit,
+            std::vector<int32_t>(all.unit.begin() + 40, all.unit.end()));
+  EXPECT_NE(Route(r, later).unit, std::vector<int32_t>(all.unit.begin() + 40, all.unit.end()));
+}
+// A token is approximated as often as the softmax of its logits says.
+TEST(InformedRouting, SampledRatesAreTheSoftmax) {
+  const InformedRouting r = Sampled(0, 0, 2);
+  constexpr int kDraws = 20000;
+  for (float margin : {-2.0f, 0.0f, 1.0f}) {
+    const float logits[] = {0.5f, 0.5f + margin};
+    int approximated = 0;
+    for (int i = 0; i < kDraws; ++i)
+      approximated += r.Sample(logits, i) == InformedRouting::kApproximate;
+    const double want = 1 / (1 + std::exp(-static_cast<double>(margin)));
+    EXPECT_NEAR(approximated / double{kDraws}, want, 4 * 0.5 / std::sqrt(kDraws)) << margin;
+  }
+  const float odd[] = {0, NAN};
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(r.Sample(odd, i), InformedRouting::kExecute);
 }
 TEST(InformedRouting, DecisionsDoNotDependOnNeighbours) {
   auto r = InformedRouting::Create({0, 0}, Weights());
@@ -220,6 +279,8 @@ TEST(InformedRouting, ErrorsSayWhatIsWrong) {
       {{"dim", 1 << 20}, {"layers", 2}, {"hidden", 12}, {"rank", 0}, {"silu", 1}});
   EXPECT_THAT(message(routers.Create("informed_routing", &hostile)),
               testing::HasSubstr("allowed 1 to 65536"));
+  EXPECT_THAT(message(routers.Create("informed_routing:eval_mode=soft", &w)),
+              testing::HasSubstr("argmax"));
   w.missing = "blk.0.informed.attn.up.weight";
   EXPECT_THAT(message(routers.Create("informed_routing", &w)),
               testing::HasSubstr("attn.up.weight"));
