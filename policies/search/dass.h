@@ -15,12 +15,12 @@
 //   discretise  the largest share of every slot, lowered where it does not fit; then plans drawn
 //               from the shares
 //
-// Inferred (the search loop was not published in a form that could be read): the budget as a
-// projection, mirror ascent in place of Adam, which would
-// make every slot matter the same, and how evaluations are divided. Of a problem without a
-// relaxation the expected quality of plans drawn from the shares is ascended, its gradient
-// estimated from a few of them (the score function's). No claim of the paper's figures goes with
-// this: nothing is trained.
+// Shares begin even; estimated gradients, at the best uniform plan within the budget. Inferred (the
+// search loop was not published in a form that could be read): the budget as a projection, mirror
+// ascent in place of Adam, which would make every slot matter the same, and how evaluations are
+// divided. Of a problem without a relaxation the expected quality of plans drawn from the shares is
+// ascended, its gradient estimated from a few of them (the score function's). No claim of the
+// paper's figures goes with this: nothing is trained.
 //
 // Never worse than its first plan, the discretised start. O(evaluations * slots * choices) besides
 // the evaluations.
@@ -122,6 +122,7 @@ class DassSearch {
           absl::StrCat("dass: rate ", d.rate, ", batches of ", d.batch, " and a share of ",
                        d.relaxed, " for the relaxation; allowed: (0, 10], 2 or more and (0, 1]"));
     SLUICE_RETURN_IF_ERROR(TryLargest());
+    SLUICE_RETURN_IF_ERROR(Start());
     const auto share = static_cast<int64_t>(d.relaxed * static_cast<double>(o_.evaluations));
     const int64_t relaxed = std::min(share, o_.evaluations - 1);  // the last one tries its plan
     for (int64_t step = 0; e_.count() < relaxed && step < 20 * relaxed; ++step) {
@@ -138,6 +139,20 @@ class DassSearch {
   }
 
  private:
+  // Without a gradient, plans drawn from even shares say little of the plans that matter: the
+  // shares begin at the best uniform plan, where that beats the discretised even ones.
+  absl::Status Start() {
+    const Plan even = e_.best.plan;
+    SLUICE_RETURN_IF_ERROR(TryUniform(p_, e_));
+    if (p_.relaxed || e_.best.plan == even) return absl::OkStatus();
+    for (size_t i = 0; i < logits_.size(); ++i) {
+      const auto others = static_cast<double>(logits_[i].size() - 1);
+      if (others > 0)
+        logits_[i][static_cast<size_t>(e_.best.plan[i])] = std::log(kTrust / (1 - kTrust) * others);
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status TryLargest() {
     return e_.Quality(Discretise(p_, e_, SharesWithin(p_, logits_))).status();
   }
@@ -222,6 +237,8 @@ class DassSearch {
         logits_[i][k] += o_.dass.rate * slope_[i][k] / measure_;
     }
   }
+
+  static constexpr double kTrust = 0.8;  // share of a start's choices
 
   const SearchProblem& p_;
   const SearchOptions& o_;

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "sluice/api/check.h"
 #include "sluice/policies/common/budget.h"
 #include "sluice/runtime/base/counter_rng.h"
@@ -29,12 +30,11 @@ struct GeneticResult {
 };
 using Fitness = std::function<absl::StatusOr<double>(const std::vector<double>&)>;
 // Maximises fitness(genes) over `length` genes in [0, max] that `repair` makes allowed. The first
-// population: `first`, `start` when there is one, and random genes. A fitness that is not a number
-// ranks last; ties keep the earlier. population * generations calls at most.
+// population: `starts`, as many as there is room for, and random genes. A fitness that is not a
+// number ranks last; ties keep the earlier. population * generations calls at most.
 inline absl::StatusOr<GeneticResult> Evolve(
-    size_t length, const std::vector<double>& first, const GeneticOptions& o,
+    size_t length, absl::Span<const std::vector<double>> starts, const GeneticOptions& o,
     const std::function<void(std::vector<double>&)>& repair, const Fitness& fitness,
-    const std::vector<double>& start = {},
     const std::function<void(int64_t, double)>& progress = {}) {
   if (o.fixed >= length || o.population < 2 || o.generations < 1 || o.tournament < 1 ||
       o.elite < 1 || o.elite >= o.population || !(o.max > 0 && o.max <= 1))
@@ -42,9 +42,11 @@ inline absl::StatusOr<GeneticResult> Evolve(
         absl::StrCat("genetic search of ", length, " genes, ", o.fixed, " fixed, population ",
                      o.population, ", elite ", o.elite, ", generations ", o.generations,
                      ", tournament ", o.tournament, ", max ", o.max));
-  if (!start.empty() && start.size() != length)
-    return absl::InvalidArgumentError(
-        absl::StrCat("a start of ", start.size(), " genes, wanted ", length));
+  for (const auto& start : starts) {
+    if (start.size() != length)
+      return absl::InvalidArgumentError(
+          absl::StrCat("a start of ", start.size(), " genes, wanted ", length));
+  }
   struct Member {
     std::vector<double> genes;
     double fitness;
@@ -62,11 +64,12 @@ inline absl::StatusOr<GeneticResult> Evolve(
   const auto better = [](const Member& a, const Member& b) { return a.fitness > b.fitness; };
   std::vector<Member> now;
   for (int64_t m = 0; m < o.population; ++m) {
-    std::vector<double> genes = first;
-    if (m == 1 && !start.empty())
-      genes = start;
-    else if (m > 0)
+    std::vector<double> genes(length);
+    if (m < std::ssize(starts)) {
+      genes = starts[static_cast<size_t>(m)];
+    } else {
       for (size_t i = 0; i < length; ++i) genes[i] = o.max * uniform(0, m, i);
+    }
     SLUICE_ASSIGN_OR_RETURN(Member made, rate(std::move(genes)));
     now.push_back(std::move(made));
   }
@@ -122,9 +125,11 @@ inline absl::StatusOr<GeneticResult> GeneticSearch(
     return absl::InvalidArgumentError(absl::StrCat("a mean of ", mean, " is out of reach for ",
                                                    length - o.fixed, " free genes of ", length,
                                                    " in [0, ", o.max, "]"));
+  std::vector<std::vector<double>> starts = {std::vector<double>(length, mean)};
+  if (!start.empty()) starts.push_back(start);
   return Evolve(
-      length, std::vector<double>(length, mean), o,
-      [&](std::vector<double>& genes) { WaterFill(genes, o.fixed, mean, o.max); }, fitness, start,
+      length, starts, o,
+      [&](std::vector<double>& genes) { WaterFill(genes, o.fixed, mean, o.max); }, fitness,
       progress);
 }
 SLUICE_END_NAMESPACE

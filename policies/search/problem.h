@@ -61,8 +61,9 @@ class Evaluations {
     return c;
   }
   bool Fits(double cost) const { return cost <= p_.budget * (1 + 1e-9); }
-  bool spent() const { return count() >= o_.evaluations; }
-  bool last() const { return count() + 1 >= o_.evaluations; }  // the one that is left is the last
+  int64_t left() const { return o_.evaluations - count(); }
+  bool spent() const { return left() <= 0; }
+  bool last() const { return left() <= 1; }  // the one that is left is the last
   absl::StatusOr<double> Quality(const Plan& plan) {
     auto at = known_.find(plan);
     const bool fresh = at == known_.end();
@@ -81,6 +82,11 @@ class Evaluations {
     }
     if (fresh) Spend();
     return at->second;
+  }
+  // NaN: was not tried.
+  double Known(const Plan& plan) const {
+    const auto at = known_.find(plan);
+    return at == known_.end() ? NAN : at->second;
   }
   // Precondition: the problem has a relaxation.
   absl::StatusOr<RelaxedQuality> Relaxed(const Mixture& mixture) {
@@ -140,6 +146,26 @@ inline Plan Extreme(const SearchProblem& p, bool dearest) {
     plan.push_back(static_cast<int>(at));
   }
   return plan;
+}
+
+// One choice everywhere; none where slots differ in how many they have.
+inline std::vector<Plan> UniformPlans(const SearchProblem& p) {
+  for (const auto& c : p.cost) {
+    if (c.size() != p.cost[0].size()) return {};
+  }
+  std::vector<Plan> plans;
+  for (size_t k = 0; k < p.cost[0].size(); ++k)
+    plans.emplace_back(p.cost.size(), static_cast<int>(k));
+  return plans;
+}
+// Where searches start: uniform plans need no search, keep the budget or do not at sight, and on
+// real models beat most plans that are drawn. The last evaluation is left.
+inline absl::Status TryUniform(const SearchProblem& p, Evaluations& e) {
+  for (const Plan& plan : UniformPlans(p)) {
+    if (e.last()) break;
+    if (e.Fits(e.Cost(plan))) SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
+  }
+  return absl::OkStatus();
 }
 }  // namespace search_internal
 SLUICE_END_NAMESPACE

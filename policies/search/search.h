@@ -17,6 +17,7 @@
 #include "sluice/policies/common/budget.h"
 #include "sluice/policies/search/dass.h"
 #include "sluice/policies/search/genetic.h"
+#include "sluice/policies/search/greedy.h"
 #include "sluice/policies/search/problem.h"
 #include "sluice/runtime/base/counter_rng.h"
 
@@ -26,54 +27,10 @@ inline constexpr const char* kSearchMethods[] = {"random",  "greedy", "genetic",
                                                  "dynamic", "budget", "dass"};
 
 namespace search_internal {
-// Starts at the dearest plan and takes, step by step, the change that loses the least quality a
-// cost saved. Losses found earlier stand until their change is the best one and is tried again
-// (lazy greedy, Minoux 1978); when only the last evaluation is left, which is the plan's
-// own, they decide as they are.
-inline absl::Status Greedy(const SearchProblem& p, Evaluations& e) {
-  struct Change {
-    size_t slot;
-    int choice;
-    double score;  // quality gained (mostly < 0) a cost saved
-    int64_t step;  // at which it was found
-  };
-  Plan now = Extreme(p, true);
-  SLUICE_ASSIGN_OR_RETURN(double quality, e.Quality(now));
-  std::vector<Change> changes;
-  for (size_t i = 0; i < now.size(); ++i) {
-    for (size_t k = 0; k < p.cost[i].size(); ++k)
-      changes.push_back({i, static_cast<int>(k), HUGE_VAL, -1});
-  }
-  for (int64_t step = 0; !e.Fits(e.Cost(now));) {
-    const Change* best = nullptr;
-    for (const Change& c : changes) {
-      const auto& cost = p.cost[c.slot];
-      if (!(cost[now[c.slot]] > cost[c.choice])) continue;
-      if (best == nullptr || c.score > best->score) best = &c;
-    }
-    Change& c = changes[best - changes.data()];
-    Plan changed = now;
-    changed[c.slot] = c.choice;
-    if (c.step == step || e.last()) {  // known for this plan, or never to be known better
-      now = changed;
-      ++step;
-      if (!e.last()) {
-        SLUICE_ASSIGN_OR_RETURN(quality, e.Quality(now));  // remembered: it was just tried
-      }
-      continue;
-    }
-    SLUICE_ASSIGN_OR_RETURN(const double q, e.Quality(changed));
-    const double saved = p.cost[c.slot][now[c.slot]] - p.cost[c.slot][c.choice];
-    // A change that loses nothing is better the more it saves.
-    c.score = q >= quality ? (q - quality) + saved * 1e-9 : (q - quality) / saved;
-    c.step = step;
-  }
-  return e.Quality(now).status();
-}
-// Gains of every choice alone, the others at the dearest plan.
+// Gains of every choice alone, the others as in `base`.
 inline absl::StatusOr<std::vector<std::vector<BudgetOption>>> Alone(const SearchProblem& p,
+                                                                    const Plan& base,
                                                                     Evaluations& e) {
-  const Plan base = Extreme(p, true);
   SLUICE_ASSIGN_OR_RETURN(const double reference, e.Quality(base));
   std::vector<std::vector<BudgetOption>> items(p.cost.size());
   for (size_t i = 0; i < p.cost.size(); ++i) {
@@ -167,8 +124,10 @@ inline absl::Status Random(const SearchProblem& p, const SearchOptions& o, Evalu
   }
   return absl::OkStatus();
 }
-// A gene a slot, in [0, 1]: its choices in equal parts.
+// A gene a slot, in [0, 1]: its choices in equal parts. Half of the first population is the best
+// uniform plan within the budget with every fourth slot drawn anew, the rest is drawn.
 inline absl::Status Genetic(const SearchProblem& p, const SearchOptions& o, Evaluations& e) {
+  SLUICE_RETURN_IF_ERROR(TryUniform(p, e));
   GeneticOptions g;
   g.population = std::clamp<int64_t>(o.evaluations / 8, 4, 32);
   g.generations = 20 * o.evaluations / g.population + 1;  // repeats cost nothing
@@ -176,12 +135,16 @@ inline absl::Status Genetic(const SearchProblem& p, const SearchOptions& o, Eval
   g.max = 1;
   g.seed = o.seed;
   g.mutation = 1;
+  const auto choices = [&](size_t slot) { return static_cast<double>(p.cost[slot].size()); };
+  const auto encode = [&](const Plan& plan) {
+    std::vector<double> genes;
+    for (size_t i = 0; i < plan.size(); ++i) genes.push_back((plan[i] + 0.5) / choices(i));
+    return genes;
+  };
   const auto decode = [&](const std::vector<double>& genes) {
     Plan plan;
-    for (size_t i = 0; i < genes.size(); ++i) {
-      const auto n = static_cast<double>(p.cost[i].size());
-      plan.push_back(static_cast<int>(std::clamp(genes[i] * n, 0.0, n - 1)));
-    }
+    for (size_t i = 0; i < genes.size(); ++i)
+      plan.push_back(static_cast<int>(std::clamp(genes[i] * choices(i), 0.0, choices(i) - 1)));
     return plan;
   };
   uint64_t draw = 0;
@@ -189,16 +152,27 @@ inline absl::Status Genetic(const SearchProblem& p, const SearchOptions& o, Eval
     Plan plan = decode(genes);
     e.Repair(plan, ++draw);
     if (draw % 2 == 1) e.Fill(plan, draw);  // as the control does
-    for (size_t i = 0; i < genes.size(); ++i)
-      genes[i] = (plan[i] + 0.5) / static_cast<double>(p.cost[i].size());
+    genes = encode(plan);
   };
   const auto fitness = [&](const std::vector<double>& genes) {
     return e.spent() ? absl::StatusOr<double>(-INFINITY) : e.Quality(decode(genes));
   };
-  const std::vector<double> first(p.cost.size(), 0.5);
-  return Evolve(p.cost.size(), first, g, repair, fitness).status();
+
+  std::vector<std::vector<double>> starts = {std::vector<double>(p.cost.size(), 0.5)};
+  for (int64_t m = 0; !e.best.plan.empty() && m < g.population / 2; ++m) {
+    const auto member = static_cast<uint64_t>(m);
+    starts.push_back(encode(e.best.plan));
+    for (size_t i = 0; m > 0 && i < p.cost.size(); ++i) {
+      if (RandomUniform({o.seed, member, i, 0, 5}) < 0.25)
+        starts.back()[i] = RandomUniform({o.seed, member, i, 1, 5});
+    }
+  }
+  return Evolve(p.cost.size(), starts, g, repair, fitness).status();
 }
-// Takes gains of single choices as additive.
+// Takes gains of single choices as additive, measured where the plan will be: around the best
+// uniform plan within the budget, not around the dearest, from which a plan of half its cost is too
+// far to tell. What evaluations are left for measures them again around the plan that came of it,
+// while that is an improvement.
 inline absl::Status Additive(const SearchProblem& p, const SearchOptions& o, SearchMethod method,
                              Evaluations& e) {
   size_t alone = 1;
@@ -206,11 +180,22 @@ inline absl::Status Additive(const SearchProblem& p, const SearchOptions& o, Sea
   if (static_cast<int64_t>(alone) + 1 > o.evaluations)
     return absl::InvalidArgumentError(absl::StrCat(
         "search: ", alone + 1, " evaluations are needed, ", o.evaluations, " allowed"));
-  SLUICE_ASSIGN_OR_RETURN(const auto items, Alone(p, e));
-  SLUICE_ASSIGN_OR_RETURN(const Plan plan, method == SearchMethod::kDynamic
-                                               ? DynamicProgram(items, p.budget)
-                                               : AllocateByGain(items, p.budget));
-  return e.Quality(plan).status();
+  // Uniform plans that the measurement leaves no room for are passed over.
+  const auto left = [&] { return e.left() - static_cast<int64_t>(alone); };
+  for (const Plan& plan : UniformPlans(p)) {
+    if (left() > 0 && e.Fits(e.Cost(plan))) SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
+  }
+  Plan base = e.best.plan.empty() ? Extreme(p, true) : e.best.plan;
+  do {
+    SLUICE_ASSIGN_OR_RETURN(const auto items, Alone(p, base, e));
+    SLUICE_ASSIGN_OR_RETURN(const Plan plan, method == SearchMethod::kDynamic
+                                                 ? DynamicProgram(items, p.budget)
+                                                 : AllocateByGain(items, p.budget));
+    SLUICE_RETURN_IF_ERROR(e.Quality(plan).status());
+    if (e.best.plan == base) break;
+    base = e.best.plan;
+  } while (left() >= 0);
+  return absl::OkStatus();
 }
 inline absl::Status Search(const SearchProblem& p, const SearchOptions& o, SearchMethod method,
                            Evaluations& e) {
