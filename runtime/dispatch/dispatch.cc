@@ -42,12 +42,16 @@ class DispatchRun {
     view_.item = {w.At<int32_t>(d.item_), entries};
     view_.slot = {w.At<int64_t>(d.slot_), entries};
     tasks_ = w.At<Task>(d.tasks_);
+    weight_ = w.At<float>(d.weight_);
     rows_in_ = w.At<float>(d.rows_in_);
     rows_out_ = w.At<float>(d.rows_out_);
   }
 
   absl::Status Check(Dispatch::DescribeUnit describe) {
-    for (int64_t u = 0; u < a_.units; ++u) units_[u] = describe(u);
+    for (int64_t u = 0; u < a_.units; ++u) {
+      units_[u] = describe(u);
+      skips_ = skips_ || !Computes(u);
+    }
     if (combine_ != Combine::kReplace) return absl::OkStatus();
     for (int64_t i = 0; i < a_.items; ++i) {
       int64_t live = 0;
@@ -74,6 +78,28 @@ class DispatchRun {
     ParallelFor(count, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t t = begin; t < end; ++t) {
         if (absl::Status s = RunTask(tasks_[t], worker, run); !s.ok()) Fail(t, std::move(s));
+      }
+    });
+    return std::move(error_);
+  }
+
+  absl::Status AddShares(Dispatch::AddUnit add) {
+    Transpose(a_, view_);
+    const int64_t entries = a_.entries();
+    for (int64_t e = 0; e < entries; ++e) weight_[view_.slot[e]] = a_.weight[e];
+
+    bool beside = true;
+    for (int64_t u = 0; u < a_.units; ++u)
+      beside = beside && (!Computes(u) || units_[u].concurrency == Concurrency::kRows);
+    if (!beside) return AddTile(0, a_.items, 0, ctx_.executor, add);
+
+    const int64_t most = d_.shape_.tile_items;
+    const int64_t tiles = (a_.items + most - 1) / most;
+    ParallelFor(tiles, 1, [&](int64_t first, int64_t last, int worker) {
+      for (int64_t t = first; t < last; ++t) {
+        const int64_t end = std::min((t + 1) * most, a_.items);
+        absl::Status s = AddTile(t * most, end, worker, nullptr, add);
+        if (!s.ok()) Fail(t, std::move(s));
       }
     });
     return std::move(error_);
@@ -125,17 +151,10 @@ class DispatchRun {
 
   // Gathers and computes the slots of a task, in calls of at most the unit's max_rows.
   absl::Status RunTask(const Task& t, int worker, Dispatch::RunUnit run) {
-    RunContext ctx = ctx_;
-    const size_t bytes = d_.shape_.unit_workspace_bytes;
-    ctx.workspace.data =
-        ctx_.workspace.data + d_.unit_workspace_ + static_cast<size_t>(worker) * Aligned(bytes);
-    ctx.workspace.bytes = bytes;
     // A unit that runs beside others has its thread and no more.
-    if (units_[t.unit].concurrency != Concurrency::kAlone) ctx.executor = nullptr;
-
-    const int64_t limit = units_[t.unit].max_rows;
-    const int64_t all = t.end - t.begin;
-    const int64_t most = limit > 0 ? std::min(limit, all) : all;
+    const bool alone = units_[t.unit].concurrency == Concurrency::kAlone;
+    const RunContext ctx = UnitContext(worker, alone ? ctx_.executor : nullptr);
+    const int64_t most = RowsAtOnce(t);
     for (int64_t b = t.begin; b < t.end; b += most) {
       const int64_t n = std::min(most, t.end - b);
       const UnitRows rows = {
@@ -149,6 +168,44 @@ class DispatchRun {
     return absl::OkStatus();
   }
 
+  // The items [begin, end), from their first values on, through all units in rising order.
+  absl::Status AddTile(int64_t begin, int64_t end, int worker, Executor* executor,
+                       Dispatch::AddUnit add) {
+    for (int64_t i = begin; i < end; ++i) BeginItem(i);
+    const RunContext ctx = UnitContext(worker, executor);
+    const int32_t* items = view_.item.data();
+    for (int64_t u = 0; u < a_.units; ++u) {
+      if (!Computes(u)) continue;
+      const int32_t* mine = items + view_.begin[u];
+      const int32_t* past = items + view_.begin[u + 1];
+      mine = std::lower_bound(mine, past, begin);
+      past = std::lower_bound(mine, past, end);
+      const Task t = {u, mine - items, past - items};
+      const int64_t most = RowsAtOnce(t);
+      for (int64_t b = t.begin; b < t.end; b += most) {
+        const auto n = static_cast<size_t>(std::min(most, t.end - b));
+        SLUICE_RETURN_IF_ERROR(add({u, {items + b, n}, {weight_ + b, n}, in_, out_}, ctx));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // What a unit gets: its worker's memory, and threads where it may use them.
+  RunContext UnitContext(int worker, Executor* executor) const {
+    RunContext ctx = ctx_;
+    const size_t bytes = d_.shape_.unit_workspace_bytes;
+    ctx.workspace.data =
+        ctx_.workspace.data + d_.unit_workspace_ + static_cast<size_t>(worker) * Aligned(bytes);
+    ctx.workspace.bytes = bytes;
+    ctx.executor = executor;
+    return ctx;
+  }
+  int64_t RowsAtOnce(const Task& t) const {
+    const int64_t limit = units_[t.unit].max_rows;
+    const int64_t all = t.end - t.begin;
+    return limit > 0 ? std::min(limit, all) : all;
+  }
+
   MatrixView<const float> Gather(int64_t begin, int64_t n, int worker) {
     const int32_t* items = &view_.item[begin];
     // Neighbours lie packed already.
@@ -159,14 +216,23 @@ class DispatchRun {
     return {to, n, in_.cols, in_.cols};
   }
 
-  void CombineItem(int64_t i) {
-    const int64_t begin = a_.row_ptr[i];
-    const int64_t end = a_.row_ptr[i + 1];
+  void BeginItem(int64_t i) {
     float sum = 0;
-    for (int64_t e = begin; e < end; ++e) sum += Computes(a_.unit[e]) ? a_.weight[e] : 0.0f;
+    for (int64_t e = a_.row_ptr[i]; e < a_.row_ptr[i + 1]; ++e)
+      sum += Computes(a_.unit[e]) ? a_.weight[e] : 0.0f;
     const float* x = pipeline::ReadsItem(combine_) ? in_.row(i) : nullptr;
     pipeline::CombineBegin(combine_, x, sum, out_.cols, out_.row(i));
+  }
 
+  void CombineItem(int64_t i) {
+    BeginItem(i);
+    const int64_t begin = a_.row_ptr[i];
+    const int64_t end = a_.row_ptr[i + 1];
+    if (!skips_ && combine_ != Combine::kReplace) {
+      kernels::AddRows(rows_out_, view_.slot.data() + begin, a_.weight.data() + begin, end - begin,
+                       out_.cols, out_.row(i));
+      return;
+    }
     for (int64_t e = begin; e < end; ++e) {
       if (!Computes(a_.unit[e])) continue;
       const float* y = rows_out_ + view_.slot[e] * out_.cols;
@@ -190,8 +256,10 @@ class DispatchRun {
   MatrixView<float> out_;
   const RunContext& ctx_;
   UnitInfo* units_;
+  bool skips_ = false;  // some unit computes nothing
   UnitMajor view_;
   Task* tasks_;
+  float* weight_;  // of RunAdding: beside view_.item
   float* rows_in_;
   float* rows_out_;
   std::mutex mutex_;
@@ -201,11 +269,11 @@ class DispatchRun {
 
 absl::StatusOr<Dispatch> Dispatch::Create(const DispatchShape& s) {
   if (s.max_items <= 0 || s.in_width <= 0 || s.out_width <= 0 || s.max_entries < 0 ||
-      s.max_units <= 0 || s.piece_rows <= 0 || s.workers <= 0) {
+      s.max_units <= 0 || s.piece_rows <= 0 || s.tile_items <= 0 || s.workers <= 0) {
     return Bad(absl::StrCat("items ", s.max_items, ", widths ", s.in_width, " and ", s.out_width,
                             ", entries ", s.max_entries, ", units ", s.max_units, ", pieces of ",
-                            s.piece_rows, " rows, workers ", s.workers,
-                            "; sizes must be positive"));
+                            s.piece_rows, " rows, tiles of ", s.tile_items, " items, workers ",
+                            s.workers, "; sizes must be positive"));
   }
   constexpr int64_t kMost = int64_t{1} << 40;
   if (s.max_items > std::numeric_limits<int32_t>::max() ||
@@ -220,18 +288,21 @@ absl::StatusOr<Dispatch> Dispatch::Create(const DispatchShape& s) {
   d.begin_ = d.layout_.Add<int64_t>(s.max_units + 1);
   d.item_ = d.layout_.Add<int32_t>(s.max_entries);
   d.slot_ = d.layout_.Add<int64_t>(s.max_entries);
-  d.tasks_ = d.layout_.Add<Task>(s.max_units + s.max_entries / s.piece_rows);
-  d.rows_in_ = d.layout_.Add<float>((d.reuses_rows() ? s.workers * s.max_items : s.max_entries) *
-                                    s.in_width);
-  d.rows_out_ = d.layout_.Add<float>(s.max_entries * s.out_width);
+  if (s.adds) {
+    d.weight_ = d.layout_.Add<float>(s.max_entries);
+  } else {
+    d.tasks_ = d.layout_.Add<Task>(s.max_units + s.max_entries / s.piece_rows);
+    const int64_t rows = d.reuses_rows() ? s.workers * s.max_items : s.max_entries;
+    d.rows_in_ = d.layout_.Add<float>(rows * s.in_width);
+    d.rows_out_ = d.layout_.Add<float>(s.max_entries * s.out_width);
+  }
   d.unit_workspace_ =
       d.layout_.Add<std::byte>(static_cast<int64_t>(Aligned(s.unit_workspace_bytes)) * s.workers);
   return d;
 }
 
-absl::Status Dispatch::Run(const Assignment& a, Combine combine, MatrixView<const float> in,
-                           MatrixView<float> out, const RunContext& ctx, DescribeUnit describe,
-                           RunUnit run, DispatchCounters* counters) const {
+absl::Status Dispatch::Check(const Assignment& a, Combine combine, MatrixView<const float> in,
+                             MatrixView<float> out, const RunContext& ctx) const {
   SLUICE_RETURN_IF_ERROR(ValidateAssignment(a));
   if (a.items > shape_.max_items || a.entries() > shape_.max_entries || a.units > shape_.max_units)
     return Bad(absl::StrCat(a.items, " items, ", a.entries(), " entries and ", a.units,
@@ -252,11 +323,33 @@ absl::Status Dispatch::Run(const Assignment& a, Combine combine, MatrixView<cons
   if (shape_.workers > 1 && ctx.executor != nullptr && ctx.executor->num_workers() > shape_.workers)
     return Bad(absl::StrCat("an executor of ", ctx.executor->num_workers(),
                             " workers; made for at most ", shape_.workers));
+  return absl::OkStatus();
+}
 
+absl::Status Dispatch::Run(const Assignment& a, Combine combine, MatrixView<const float> in,
+                           MatrixView<float> out, const RunContext& ctx, DescribeUnit describe,
+                           RunUnit run, DispatchCounters* counters) const {
+  if (shape_.adds) return Bad("made with adds = true, for RunAdding, not for Run");
+  SLUICE_RETURN_IF_ERROR(Check(a, combine, in, out, ctx));
   DispatchRun r(*this, a, combine, in, out, ctx);
   SLUICE_RETURN_IF_ERROR(r.Check(describe));
   SLUICE_RETURN_IF_ERROR(r.RunUnits(run));
   r.CombineItems();
+  if (counters != nullptr) r.Count(*counters);
+  return absl::OkStatus();
+}
+
+absl::Status Dispatch::RunAdding(const Assignment& a, Combine combine, MatrixView<const float> in,
+                                 MatrixView<float> out, const RunContext& ctx,
+                                 DescribeUnit describe, AddUnit add,
+                                 DispatchCounters* counters) const {
+  if (!shape_.adds) return Bad("made with adds = false, for Run, not for RunAdding");
+  if (combine == Combine::kReplace)
+    return Bad("replacing adds nothing: Run takes it, RunAdding sums, residuals and blends");
+  SLUICE_RETURN_IF_ERROR(Check(a, combine, in, out, ctx));
+  DispatchRun r(*this, a, combine, in, out, ctx);
+  SLUICE_RETURN_IF_ERROR(r.Check(describe));
+  SLUICE_RETURN_IF_ERROR(r.AddShares(add));
   if (counters != nullptr) r.Count(*counters);
   return absl::OkStatus();
 }

@@ -3,12 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
+#include <mutex>
 
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/runtime/dispatch/unit_major.h"
+#include "sluice/runtime/kernels/gather/gather.h"
 #include "sluice/tests/support/attention_data.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -126,6 +129,136 @@ TEST(Dispatch, TheSameBitsForAnyNumberOfThreads) {
     }
   }
 }
+
+// Affine's units, adding to the result: the same multiplications and additions as Run's
+// combination.
+absl::Status AddAffine(const UnitShare& share, const RunContext&) {
+  std::vector<float> y(share.in.cols);
+  for (size_t j = 0; j < share.items.size(); ++j) {
+    const float* x = share.in.row(share.items[j]);
+    const auto u = static_cast<float>(share.unit);
+    for (int64_t c = 0; c < share.in.cols; ++c) y[c] = x[c] * (u + 1) + u;
+    kernels::ScatterAddRows(y.data(), &share.items[j], &share.weight[j], 1, share.out.cols,
+                            share.out.data, share.out.row_stride);
+  }
+  return absl::OkStatus();
+}
+struct Adding {
+  Combine combine = Combine::kResidual;
+  int64_t tile_items = 1024;
+  int threads = 1;
+};
+Ran AddOn(Problem& p, const Adding& how, Dispatch::DescribeUnit describe,
+          Dispatch::AddUnit add = AddAffine) {
+  const auto d = Dispatch::Create({.max_items = p.items,
+                                   .in_width = p.width,
+                                   .out_width = p.width,
+                                   .max_entries = std::ssize(p.unit),
+                                   .max_units = p.units,
+                                   .workers = how.threads,
+                                   .adds = true,
+                                   .tile_items = how.tile_items});
+  EXPECT_TRUE(d.ok()) << d.status();
+  OwnedWorkspace ws(d->workspace_bytes());
+  const auto executor = MakeTbbExecutor(how.threads);
+  Ran r;
+  r.out.assign(p.in.size(), NAN);
+  r.status = d->RunAdding(p.View(), how.combine, {p.in.data(), p.items, p.width, p.width},
+                          {r.out.data(), p.items, p.width, p.width},
+                          {ws.workspace(), executor.get()}, describe, add, &r.counters);
+  return r;
+}
+// By rows, one unit skipped, one in calls of three.
+UnitInfo Rows(int64_t u) {
+  UnitInfo info = Mixed(u);
+  info.concurrency = Concurrency::kRows;
+  if (u == 2) info.kind = UnitKind::kSkip;
+  return info;
+}
+TEST(Dispatch, AddingIsRunningForAnyTilesAndThreads) {
+  for (Combine combine : {Combine::kWeightedSum, Combine::kResidual, Combine::kBlend}) {
+    Problem p(3);
+    for (Dispatch::DescribeUnit describe :
+         {Dispatch::DescribeUnit(Mixed), Dispatch::DescribeUnit(Rows)}) {
+      const Ran want = RunOn(p, combine, describe, 1);
+      for (int64_t tile : {1, 5, 37, 1024}) {
+        for (int threads : {1, 2, 8}) {
+          const Ran r = AddOn(p, {combine, tile, threads}, describe);
+          ASSERT_TRUE(r.status.ok()) << r.status;
+          EXPECT_EQ(r.out, want.out) << tile << " " << threads;
+          EXPECT_EQ(r.counters.executed_rows, want.counters.executed_rows);
+          EXPECT_EQ(r.counters.skipped_items, want.counters.skipped_items);
+          EXPECT_EQ(r.counters.cost, want.counters.cost);
+        }
+      }
+    }
+  }
+}
+TEST(Dispatch, SharesKeepToTheirTileAndTheirUnitsLimits) {
+  Problem p(3);
+  std::mutex mutex;
+  std::vector<std::vector<int32_t>> seen(p.units);
+  const auto add = [&](const UnitShare& share, const RunContext& ctx) {
+    std::lock_guard lock(mutex);
+    EXPECT_EQ(ctx.executor, nullptr);
+    EXPECT_EQ(share.items.size(), share.weight.size());
+    EXPECT_GT(share.items.size(), 0u);
+    if (share.unit == 4) {
+      EXPECT_LE(share.items.size(), 3u);
+    }
+    for (size_t j = 0; j < share.items.size(); ++j) {
+      const int32_t item = share.items[j];
+      EXPECT_EQ(item / 10, share.items[0] / 10);
+      seen[share.unit].push_back(item);
+      bool found = false;
+      for (int64_t e = p.row[item]; e < p.row[item + 1]; ++e)
+        found = found || (p.unit[e] == share.unit && p.weight[e] == share.weight[j]);
+      EXPECT_TRUE(found) << item << " " << share.unit;
+    }
+    return absl::OkStatus();
+  };
+  ASSERT_TRUE(AddOn(p, {.tile_items = 10, .threads = 3}, Rows, add).status.ok());
+  for (int64_t u = 0; u < p.units; ++u) {
+    std::vector<int32_t> want;
+    for (int64_t i = 0; i < p.items; ++i) {
+      for (int64_t e = p.row[i]; e < p.row[i + 1]; ++e) {
+        if (p.unit[e] == u && u != 2) want.push_back(static_cast<int32_t>(i));
+      }
+    }
+    std::sort(seen[u].begin(), seen[u].end());
+    EXPECT_EQ(seen[u], want);
+  }
+}
+TEST(Dispatch, AddingSaysWhatItDoesNotTake) {
+  Problem p(1);
+  EXPECT_THAT(AddOn(p, {Combine::kReplace}, Rows).status.message(),
+              testing::HasSubstr("replacing adds nothing"));
+  const auto fails = [](const UnitShare& share, const RunContext&) -> absl::Status {
+    if (share.items[0] < 10) return absl::OkStatus();
+    return absl::CancelledError(absl::StrCat("item ", share.items[0] / 10));
+  };
+  for (int threads : {1, 4}) {
+    const Ran r = AddOn(p, {.tile_items = 10, .threads = threads}, Rows, fails);
+    EXPECT_EQ(r.status.message(), "item 1");
+  }
+  const DispatchShape shape = {.max_items = 1,
+                               .in_width = 1,
+                               .out_width = 1,
+                               .max_entries = 1,
+                               .max_units = 1,
+                               .adds = true};
+  DispatchShape no_tiles = shape;
+  no_tiles.tile_items = 0;
+  EXPECT_THAT(Dispatch::Create(no_tiles).status().message(), testing::HasSubstr("tiles of 0"));
+  Assignment none;
+  const auto run = [](const UnitRows&, const RunContext&) { return absl::OkStatus(); };
+  EXPECT_THAT(
+      Dispatch::Create(shape)->Run(none, Combine::kResidual, {}, {}, {}, Mixed, run).message(),
+      testing::HasSubstr("for RunAdding, not for Run"));
+  EXPECT_THAT(Make(p)->RunAdding(none, Combine::kResidual, {}, {}, {}, Mixed, AddAffine).message(),
+              testing::HasSubstr("for Run, not for RunAdding"));
+}
+
 TEST(Dispatch, TheTransposeIsExact) {
   Problem p(3);
   const Assignment a = p.View();

@@ -2,14 +2,20 @@
 // other. 4,096 items, top 2, units that do little, so that what is measured is the dispatch itself.
 //
 // Then a layer of experts: 4,096 tokens over 64 gated feed-forward networks, 8 each. BM_Experts*
-// are the whole layer (gate, routing, experts, combination) by Dispatch, by a loop over tokens and
-// by a loop over experts, whose products are oneDNN's on all threads; BM_Part* are its parts alone.
+// are the whole layer (gate, routing, experts, combination): by RunAdding with weights packed once,
+// by Run with oneDNN's products, by a loop over tokens, and by a loop over experts whose products
+// are oneDNN's (blas:0) or OpenBLAS's (blas:1; its library is named by SLUICE_OPENBLAS) on all
+// threads. BM_Part* are its parts alone; BM_Ratios has the ratios that matter. All gate their
+// halves by the same kernel.
 #include <benchmark/benchmark.h>
+#include <dlfcn.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -19,6 +25,7 @@
 #include "sluice/runtime/dispatch/dispatch.h"
 #include "sluice/runtime/kernels/dot/dot.h"
 #include "sluice/runtime/kernels/gather/gather.h"
+#include "sluice/runtime/kernels/packed_gemm/packed_gemm.h"
 
 #ifdef SLUICE_HAVE_DNNL
 #include <oneapi/dnnl/dnnl.h>
@@ -131,6 +138,7 @@ BENCHMARK(BM_Dispatch)
 #ifdef SLUICE_HAVE_DNNL
 constexpr int64_t kExperts = 64;
 constexpr int64_t kOfExperts = 8;
+constexpr int64_t kTileItems = 1024;
 constexpr int64_t kRowsAtOnce = 256;  // of one expert's call: what it computes stays in the cache
 
 // y [rows, columns] = x [rows, depth] W^T by oneDNN, on `threads` threads of its OpenMP.
@@ -142,11 +150,54 @@ void MatMul(const float* x, const float* w, int64_t rows, int64_t columns, int64
   omp_set_num_threads(before);
 }
 
+// OpenBLAS, where SLUICE_OPENBLAS names its library: loaded when asked for, so that nothing else
+// that is linked meets its symbols.
+struct OpenBlas {
+  using Sgemm = void (*)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                         const float* a, int lda, const float* b, int ldb, float beta, float* c,
+                         int ldc);
+  Sgemm sgemm = nullptr;
+  void (*set_num_threads)(int) = nullptr;
+  std::string core;
+
+  static const OpenBlas& Get() {
+    static const OpenBlas blas = Load();
+    return blas;
+  }
+  void MatMul(const float* x, const float* w, int64_t rows, int64_t columns, int64_t depth,
+              float* y) const {
+    constexpr int kRowMajor = 101;
+    constexpr int kNoTranspose = 111;
+    constexpr int kTranspose = 112;
+    const auto m = static_cast<int>(rows);
+    const auto n = static_cast<int>(columns);
+    const auto k = static_cast<int>(depth);
+    sgemm(kRowMajor, kNoTranspose, kTranspose, m, n, k, 1, x, k, w, k, 0, y, n);
+  }
+
+ private:
+  static OpenBlas Load() {
+    OpenBlas b;
+    const char* path = std::getenv("SLUICE_OPENBLAS");
+    void* library = path == nullptr ? nullptr : dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) return b;
+    b.sgemm = reinterpret_cast<Sgemm>(dlsym(library, "cblas_sgemm"));
+    b.set_num_threads = reinterpret_cast<void (*)(int)>(dlsym(library, "openblas_set_num_threads"));
+    const auto core = reinterpret_cast<const char* (*)()>(dlsym(library, "openblas_get_corename"));
+    b.core = core == nullptr ? "unknown" : core();
+    return b;
+  }
+};
+
+// Whose products a loop uses.
+enum class Blas : int { kOneDnn, kOpenBlas };
+
 // Tokens, a gate and the experts' weights, all normal.
 struct Layer {
   int64_t width;
   int64_t ffn;
   int threads;
+  Blas blas;
   std::unique_ptr<Executor> executor;
   std::vector<float> tokens;
   std::vector<float> gate;
@@ -159,8 +210,15 @@ struct Layer {
   OwnedWorkspace memory;
   AssignmentBuffer buffer;
 
-  Layer(int64_t w, int n)
-      : width(w), ffn(w / 2), threads(n), executor(MakeTbbExecutor(n)), out(kItems * w) {
+  Layer(int64_t w, int n, Blas with = Blas::kOneDnn)
+      : width(w),
+        ffn(w / 2),
+        threads(n),
+        blas(with),
+        executor(MakeTbbExecutor(n)),
+        out(kItems * w) {
+    if (blas == Blas::kOpenBlas && OpenBlas::Get().sgemm != nullptr)
+      OpenBlas::Get().set_num_threads(n);
     const auto fill = [](std::vector<float>& x, int64_t size, uint64_t seed, double scale) {
       constexpr int64_t kRepeats = 1 << 18;  // drawing all of them would take longer than measuring
       x.resize(static_cast<size_t>(size));
@@ -183,7 +241,18 @@ struct Layer {
   const Assignment& a() const { return buffer.view(); }
 
   void Route() {
-    MatMul(tokens.data(), gate.data(), kItems, kExperts, width, logits.data(), threads);
+    Multiply(tokens.data(), gate.data(), kItems, kExperts, width, logits.data(), threads);
+    Choose();
+  }
+  void Multiply(const float* x, const float* w, int64_t rows, int64_t columns, int64_t depth,
+                float* y, int on_threads) const {
+    if (blas == Blas::kOpenBlas) {
+      OpenBlas::Get().MatMul(x, w, rows, columns, depth, y);
+    } else {
+      MatMul(x, w, rows, columns, depth, y, on_threads);
+    }
+  }
+  void Choose() {
     RouteInputs in;
     in.items = kItems;
     in.scores = {logits.data(), kItems, kExperts, kExperts};
@@ -194,17 +263,16 @@ struct Layer {
   static void Activate(const float* up, int64_t rows, int64_t ffn, float* y) {
     for (int64_t r = 0; r < rows; ++r) {
       const float* gate = up + r * 2 * ffn;
-      for (int64_t j = 0; j < ffn; ++j)
-        y[r * ffn + j] = gate[j] / (1.0f + std::exp(-gate[j])) * gate[ffn + j];
+      kernels::GateRows(gate, gate + ffn, ffn, y + r * ffn);
     }
   }
   // scratch: [rows, 3 ffn].
   void Expert(int64_t expert, const float* x, int64_t rows, float* y, float* scratch,
               int on_threads) const {
     float* act = scratch + rows * 2 * ffn;
-    MatMul(x, &gate_up[expert * 2 * ffn * width], rows, 2 * ffn, width, scratch, on_threads);
+    Multiply(x, &gate_up[expert * 2 * ffn * width], rows, 2 * ffn, width, scratch, on_threads);
     Activate(scratch, rows, ffn, act);
-    MatMul(act, &down[expert * width * ffn], rows, width, ffn, y, on_threads);
+    Multiply(act, &down[expert * width * ffn], rows, width, ffn, y, on_threads);
   }
   absl::StatusOr<Dispatch> MakeDispatch() const {
     return Dispatch::Create(
@@ -225,6 +293,127 @@ struct Layer {
   }
 };
 
+// The weights packed, and the layer made of them.
+struct PackedLayer : Layer {
+  OwnedWorkspace packed;  // aligned
+  float* packed_gate;
+  float* packed_up;    // per expert: its gate's half, then the other
+  float* packed_down;  // per expert
+  Dispatch dispatch;
+  OwnedWorkspace room;
+
+  PackedLayer(int64_t w, int n) : Layer(w, n), dispatch(*MakeAdding()) {
+    room.Resize(dispatch.workspace_bytes());
+    const int64_t half = kernels::PackedFloats(ffn, width);
+    const int64_t rest = kernels::PackedFloats(width, ffn);
+    WorkspaceLayout layout;
+    const size_t at_gate = layout.Add<float>(kernels::PackedFloats(kExperts, width));
+    const size_t at_up = layout.Add<float>(kExperts * 2 * half);
+    const size_t at_down = layout.Add<float>(kExperts * rest);
+    packed.Resize(layout.bytes());
+    packed_gate = packed.workspace().At<float>(at_gate);
+    packed_up = packed.workspace().At<float>(at_up);
+    packed_down = packed.workspace().At<float>(at_down);
+    kernels::PackRows(gate.data(), width, kExperts, width, packed_gate);
+    for (int64_t e = 0; e < 2 * kExperts; ++e)
+      kernels::PackRows(&gate_up[e * ffn * width], width, ffn, width, &packed_up[e * half]);
+    for (int64_t e = 0; e < kExperts; ++e)
+      kernels::PackRows(&down[e * width * ffn], ffn, width, ffn, &packed_down[e * rest]);
+  }
+  const float* Gate(int64_t expert) const {
+    return &packed_up[2 * expert * kernels::PackedFloats(ffn, width)];
+  }
+  const float* Up(int64_t expert) const { return Gate(expert) + kernels::PackedFloats(ffn, width); }
+  const float* Down(int64_t expert) const {
+    return &packed_down[expert * kernels::PackedFloats(width, ffn)];
+  }
+  void RoutePacked() {
+    executor->ParallelFor(kItems, 256, [&](int64_t begin, int64_t end, int) {
+      kernels::GemmPacked({&tokens[begin * width], width}, packed_gate, end - begin, kExperts,
+                          width, &logits[begin * kExperts], kExperts);
+    });
+    Choose();
+  }
+  absl::StatusOr<Dispatch> MakeAdding() const {
+    return Dispatch::Create(
+        {.max_items = kItems,
+         .in_width = width,
+         .out_width = width,
+         .max_entries = kItems * kOfExperts,
+         .max_units = kExperts,
+         .unit_workspace_bytes = static_cast<size_t>(kRowsAtOnce * ffn) * sizeof(float),
+         .workers = threads,
+         .adds = true,
+         .tile_items = kTileItems});
+  }
+  void Add() {
+    const auto describe = [](int64_t) -> UnitInfo {
+      return {UnitKind::kHost, 1.0 / kExperts, Concurrency::kRows, kRowsAtOnce};
+    };
+    const auto add = [&](const UnitShare& s, const RunContext& ctx) {
+      float* h = ctx.workspace.At<float>(0);
+      const auto n = static_cast<int64_t>(s.items.size());
+      kernels::GatedPacked({s.in.data, s.in.row_stride, s.items.data()}, Gate(s.unit), Up(s.unit),
+                           n, ffn, width, h, ffn);
+      kernels::GemmPackedAdd({h, ffn}, Down(s.unit), n, width, ffn, s.items.data(), s.weight.data(),
+                             s.out.data, s.out.row_stride);
+      return absl::OkStatus();
+    };
+    const absl::Status s = dispatch.RunAdding(a(), Combine::kWeightedSum, In(), Out(),
+                                              {room.workspace(), executor.get()}, describe, add);
+    if (!s.ok()) std::abort();
+  }
+  void Once() {
+    RoutePacked();
+    Add();
+  }
+};
+void BM_ExpertsPacked(benchmark::State& state) {
+  PackedLayer layer(state.range(0), static_cast<int>(state.range(1)));
+  for (auto _ : state) layer.Once();
+}
+
+// The experts of a PackedLayer alone, in pieces as there, on rows that lie ready, into memory that
+// stays in the cache: what the whole takes longer, less the routing, is the permutation.
+struct PackedProducts {
+  PackedLayer& layer;
+  std::vector<int64_t> rows = std::vector<int64_t>(kItems / kTileItems * kExperts);
+  std::vector<float> in;
+  std::vector<float> scratch;
+
+  explicit PackedProducts(PackedLayer& l)
+      : layer(l),
+        in(l.threads * kTileItems * l.width, 0.5f),
+        scratch(l.threads * kRowsAtOnce * (l.ffn + l.width)) {
+    layer.RoutePacked();
+    for (int64_t i = 0; i < kItems; ++i) {
+      for (int64_t e = layer.a().row_ptr[i]; e < layer.a().row_ptr[i + 1]; ++e)
+        ++rows[i / kTileItems * kExperts + layer.a().unit[e]];
+    }
+  }
+  void Once() {
+    layer.executor->ParallelFor(kItems / kTileItems, 1, [&](int64_t b, int64_t e, int worker) {
+      for (int64_t t = b * kExperts; t < e * kExperts; ++t) {
+        for (int64_t r = 0; r < rows[t]; r += kRowsAtOnce)
+          Expert(t % kExperts, r, std::min(kRowsAtOnce, rows[t] - r), worker);
+      }
+    });
+  }
+  void Expert(int64_t expert, int64_t row, int64_t n, int worker) {
+    const int64_t width = layer.width;
+    const int64_t ffn = layer.ffn;
+    float* h = &scratch[worker * kRowsAtOnce * (ffn + width)];
+    kernels::GatedPacked({&in[(worker * kTileItems + row) * width], width}, layer.Gate(expert),
+                         layer.Up(expert), n, ffn, width, h, ffn);
+    kernels::GemmPacked({h, ffn}, layer.Down(expert), n, width, ffn, h + kRowsAtOnce * ffn, width);
+  }
+};
+void BM_PartPackedProducts(benchmark::State& state) {
+  PackedLayer layer(state.range(0), static_cast<int>(state.range(1)));
+  PackedProducts products(layer);
+  for (auto _ : state) products.Once();
+}
+
 void BM_Experts(benchmark::State& state) {
   Layer layer(state.range(0), static_cast<int>(state.range(1)));
   const auto d = layer.MakeDispatch();
@@ -240,61 +429,130 @@ void BM_Experts(benchmark::State& state) {
   }
 }
 // Every token's experts one after the other, tokens beside each other.
-void BM_ExpertsByToken(benchmark::State& state) {
-  Layer layer(state.range(0), static_cast<int>(state.range(1)));
-  const int64_t width = layer.width;
-  const int64_t ffn = layer.ffn;
-  std::vector<float> scratch(layer.threads * 3 * ffn);
-  const auto token = [&](int64_t i, float* up) {
-    const Assignment& a = layer.a();
-    float* y = &layer.out[i * width];
+struct ByToken : Layer {
+  std::vector<float> scratch;
+
+  ByToken(int64_t w, int n) : Layer(w, n), scratch(n * 3 * ffn) {}
+  void Token(int64_t i, float* up) {
+    float* y = &out[i * width];
     std::fill_n(y, width, 0.0f);
-    for (int64_t e = a.row_ptr[i]; e < a.row_ptr[i + 1]; ++e) {
-      const float* x = &layer.tokens[i * width];
-      const float* w = &layer.gate_up[a.unit[e] * 2 * ffn * width];
+    for (int64_t e = a().row_ptr[i]; e < a().row_ptr[i + 1]; ++e) {
+      const float* x = &tokens[i * width];
+      const float* w = &gate_up[a().unit[e] * 2 * ffn * width];
       for (int64_t j = 0; j < 2 * ffn; ++j)
         up[j] = kernels::Dot(x, w + j * width, DType::kF32, width);
-      Layer::Activate(up, 1, ffn, up + 2 * ffn);
-      const float* down = &layer.down[a.unit[e] * width * ffn];
+      Activate(up, 1, ffn, up + 2 * ffn);
+      const float* d = &down[a().unit[e] * width * ffn];
       for (int64_t c = 0; c < width; ++c)
-        y[c] += a.weight[e] * kernels::Dot(up + 2 * ffn, down + c * ffn, DType::kF32, ffn);
+        y[c] += a().weight[e] * kernels::Dot(up + 2 * ffn, d + c * ffn, DType::kF32, ffn);
     }
-  };
-  for (auto _ : state) {
-    layer.Route();
-    layer.executor->ParallelFor(kItems, 16, [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t i = begin; i < end; ++i) token(i, &scratch[worker * 3 * ffn]);
+  }
+  void Once() {
+    Route();
+    executor->ParallelFor(kItems, 16, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin; i < end; ++i) Token(i, &scratch[worker * 3 * ffn]);
     });
   }
+};
+void BM_ExpertsByToken(benchmark::State& state) {
+  ByToken layer(state.range(0), static_cast<int>(state.range(1)));
+  for (auto _ : state) layer.Once();
 }
 // One expert after the other: its tokens are looked for, gathered, multiplied on all threads, and
 // added to the result.
-void BM_ExpertsByExpert(benchmark::State& state) {
-  Layer layer(state.range(0), static_cast<int>(state.range(1)));
-  const int64_t width = layer.width;
-  std::vector<int32_t> items(kItems);
-  std::vector<float> weights(kItems);
-  std::vector<float> in(kItems * width);
-  std::vector<float> out(kItems * width);
-  std::vector<float> scratch(kItems * 3 * layer.ffn);
-  for (auto _ : state) {
-    layer.Route();
-    std::fill(layer.out.begin(), layer.out.end(), 0.0f);
+struct ByExpert : Layer {
+  std::vector<int32_t> items = std::vector<int32_t>(kItems);
+  std::vector<float> weights = std::vector<float>(kItems);
+  std::vector<float> rows_in;
+  std::vector<float> rows_out;
+  std::vector<float> scratch;
+
+  ByExpert(int64_t w, int n, Blas with)
+      : Layer(w, n, with), rows_in(kItems * w), rows_out(kItems * w), scratch(kItems * 3 * ffn) {}
+  void Once() {
+    Route();
+    std::fill(out.begin(), out.end(), 0.0f);
     for (int32_t u = 0; u < kExperts; ++u) {
-      const int64_t n = ItemsOf(layer.a(), u, items, weights);
+      const int64_t n = ItemsOf(a(), u, items, weights);
       if (n == 0) continue;
-      kernels::GatherRows(layer.tokens.data(), width, items.data(), n, width, in.data());
-      layer.Expert(u, in.data(), n, out.data(), scratch.data(), layer.threads);
-      kernels::ScatterAddRows(out.data(), items.data(), weights.data(), n, width, layer.out.data(),
+      kernels::GatherRows(tokens.data(), width, items.data(), n, width, rows_in.data());
+      Expert(u, rows_in.data(), n, rows_out.data(), scratch.data(), threads);
+      kernels::ScatterAddRows(rows_out.data(), items.data(), weights.data(), n, width, out.data(),
                               width);
     }
   }
+};
+// False: `state` says that there is no such library.
+bool HasBlas(Blas blas, benchmark::State& state) {
+  if (blas == Blas::kOneDnn) return true;
+  if (OpenBlas::Get().sgemm == nullptr) {
+    state.SkipWithError("SLUICE_OPENBLAS names no library of OpenBLAS");
+    return false;
+  }
+  state.SetLabel(OpenBlas::Get().core);
+  return true;
+}
+void BM_ExpertsByExpert(benchmark::State& state) {
+  const Blas blas = static_cast<Blas>(state.range(2));
+  if (!HasBlas(blas, state)) return;
+  ByExpert layer(state.range(0), static_cast<int>(state.range(1)), blas);
+  for (auto _ : state) layer.Once();
+}
+
+// Wall clock and the processor time of all threads, of one call.
+struct Taken {
+  double wall, cpu;
+};
+template <class Layer>
+Taken Time(Layer& layer) {
+  timespec at[4];
+  clock_gettime(CLOCK_MONOTONIC, &at[0]);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at[1]);
+  layer.Once();
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at[2]);
+  clock_gettime(CLOCK_MONOTONIC, &at[3]);
+  const auto seconds = [](const timespec& from, const timespec& to) {
+    return static_cast<double>(to.tv_sec - from.tv_sec) +
+           1e-9 * static_cast<double>(to.tv_nsec - from.tv_nsec);
+  };
+  return {seconds(at[0], at[3]), seconds(at[1], at[2])};
+}
+double Median(std::vector<double> x) {
+  std::sort(x.begin(), x.end());
+  return x[x.size() / 2];
+}
+// The whole against its products alone and against the loop over experts, one call of each in turn:
+// medians of the ratios, which what else runs on the machine moves less than the times. extra: what
+// routing and permutation add to the products; loop: how many times as long the loop takes.
+void BM_Ratios(benchmark::State& state) {
+  const Blas blas = static_cast<Blas>(state.range(2));
+  if (!HasBlas(blas, state)) return;
+  PackedLayer whole(state.range(0), static_cast<int>(state.range(1)));
+  PackedProducts products(whole);
+  ByExpert loop(state.range(0), static_cast<int>(state.range(1)), blas);
+  std::vector<double> extra_wall;
+  std::vector<double> extra_cpu;
+  std::vector<double> loop_wall;
+  std::vector<double> loop_cpu;
+  for (auto _ : state) {
+    const Taken p = Time(products);
+    const Taken w = Time(whole);
+    const Taken l = Time(loop);
+    extra_wall.push_back(w.wall / p.wall - 1);
+    extra_cpu.push_back(w.cpu / p.cpu - 1);
+    loop_wall.push_back(l.wall / w.wall);
+    loop_cpu.push_back(l.cpu / w.cpu);
+  }
+  state.counters["extra"] = Median(extra_wall);
+  state.counters["extra_cpu"] = Median(extra_cpu);
+  state.counters["loop"] = Median(loop_wall);
+  state.counters["loop_cpu"] = Median(loop_cpu);
 }
 
 // The gate's product and the router.
 void BM_PartRouting(benchmark::State& state) {
-  Layer layer(state.range(0), static_cast<int>(state.range(1)));
-  for (auto _ : state) layer.Route();
+  PackedLayer layer(state.range(0), static_cast<int>(state.range(1)));
+  for (auto _ : state) layer.RoutePacked();
 }
 // Dispatch with experts that do nothing: gathering and combining.
 void BM_PartPermutation(benchmark::State& state) {
@@ -328,17 +586,32 @@ void BM_PartProducts(benchmark::State& state) {
     });
   }
 }
-void Layers(benchmark::internal::Benchmark* b) {
-  b->ArgsProduct({{512, 1024, 2048}, {1, 2}})->ArgNames({"width", "threads"})->UseRealTime();
+void Measured(benchmark::internal::Benchmark* b) {
+  b->UseRealTime();
   // The CPU column counts all threads: other work on the machine lengthens it least.
   b->MeasureProcessCPUTime()->Unit(benchmark::kMillisecond);
 }
+void Layers(benchmark::internal::Benchmark* b) {
+  b->ArgsProduct({{512, 1024, 2048}, {1, 2}})->ArgNames({"width", "threads"});
+  Measured(b);
+}
+void LoopsOverExperts(benchmark::internal::Benchmark* b) {
+  b->ArgsProduct({{512, 1024, 2048}, {1, 2}, {0, 1}})->ArgNames({"width", "threads", "blas"});
+  Measured(b);
+}
+BENCHMARK(BM_ExpertsPacked)->Apply(Layers);
 BENCHMARK(BM_Experts)->Apply(Layers);
 BENCHMARK(BM_ExpertsByToken)->Apply(Layers);
-BENCHMARK(BM_ExpertsByExpert)->Apply(Layers);
+BENCHMARK(BM_ExpertsByExpert)->Apply(LoopsOverExperts);
+BENCHMARK(BM_Ratios)
+    ->ArgsProduct({{512, 1024}, {1, 2}, {0, 1}})
+    ->ArgNames({"width", "threads", "blas"})
+    ->Iterations(11)
+    ->Unit(benchmark::kMillisecond);
 BENCHMARK(BM_PartRouting)->Apply(Layers);
 BENCHMARK(BM_PartPermutation)->Apply(Layers);
 BENCHMARK(BM_PartProducts)->Apply(Layers);
+BENCHMARK(BM_PartPackedProducts)->Apply(Layers);
 #endif
 }  // namespace
 SLUICE_END_NAMESPACE

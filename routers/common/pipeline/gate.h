@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "sluice/api/tensor_view.h"
 #include "sluice/runtime/kernels/linear.h"
+#include "sluice/runtime/kernels/softmax/softmax.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace pipeline {
@@ -21,12 +22,28 @@ struct Scores {
   absl::Span<float> rank, weight;  // [units]
 };
 
+// rank = weight + bias. Returns the NaN ranks.
+inline int64_t RankRow(absl::Span<const float> bias, Scores out) {
+  int64_t nans = 0;
+  for (size_t u = 0; u < out.rank.size(); ++u) {
+    out.rank[u] = bias.empty() ? out.weight[u] : out.weight[u] + bias[u];
+    nans += std::isnan(out.rank[u]) ? 1 : 0;
+  }
+  return nans;
+}
+
 // logits [units] -> weight = score(logit), rank = weight + bias. Softmax is over the logits that
 // are numbers; a NaN logit, or a NaN bias, is a NaN rank, which no selector takes. `bias`: [units],
 // or empty. Returns the NaN ranks. In single precision whatever the activations are. O(units).
 inline int64_t ScoreRow(ScoreKind kind, const float* logits, absl::Span<const float> bias,
                         Scores out) {
   const size_t n = out.rank.size();
+  if (kind == ScoreKind::kSoftmax) {
+    // The kernel's softmax, unless some logit is none that it could be taken over.
+    std::copy_n(logits, n, out.weight.begin());
+    if (std::isfinite(kernels::Softmax(out.weight.data(), static_cast<int64_t>(n))))
+      return RankRow(bias, out);
+  }
   float most = -std::numeric_limits<float>::infinity();
   if (kind == ScoreKind::kSoftmax) {
     for (size_t u = 0; u < n; ++u) most = logits[u] > most ? logits[u] : most;
@@ -43,13 +60,10 @@ inline int64_t ScoreRow(ScoreKind kind, const float* logits, absl::Span<const fl
     if (!std::isnan(s)) total += s;
   }
 
-  int64_t nans = 0;
-  for (size_t u = 0; u < n; ++u) {
-    if (kind == ScoreKind::kSoftmax) out.weight[u] /= total;
-    out.rank[u] = bias.empty() ? out.weight[u] : out.weight[u] + bias[u];
-    nans += std::isnan(out.rank[u]);
+  if (kind == ScoreKind::kSoftmax) {
+    for (float& w : out.weight) w /= total;
   }
-  return nans;
+  return RankRow(bias, out);
 }
 
 // A learned linear gate: logits [rows, units] of x [rows, in]. scratch:

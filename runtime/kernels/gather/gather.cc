@@ -10,6 +10,7 @@
 namespace sluice_kernels {
 HWY_EXPORT(GatherRows);
 HWY_EXPORT(ScatterAddRows);
+HWY_EXPORT(AddRows);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
@@ -20,6 +21,10 @@ void GatherRows(const float* in, int64_t stride, const int32_t* ids, int64_t n, 
 void ScatterAddRows(const float* in, const int32_t* ids, const float* weight, int64_t n,
                     int64_t width, float* out, int64_t stride) {
   HWY_DYNAMIC_DISPATCH(ScatterAddRows)(in, ids, weight, n, width, out, stride);
+}
+void AddRows(const float* rows, const int64_t* slot, const float* weight, int64_t n, int64_t width,
+             float* out) {
+  HWY_DYNAMIC_DISPATCH(AddRows)(rows, slot, weight, n, width, out);
 }
 }  // namespace sluice::kernels
 #endif

@@ -30,5 +30,24 @@ TEST(Gather, RoundTripAndRepeats) {
     GatherRows(nullptr, 0, nullptr, 0, 5, nullptr);
   });
 }
+TEST(Gather, AddingRowsAtOnceIsAddingThemInTurn) {
+  ForEachTarget([&](const char* target) {
+    for (int64_t width : {1, 3, 16, 63, 64, 101, 256}) {
+      const std::vector<float> rows = Normal(12 * width, 1);
+      const std::vector<int64_t> slots = {7, 0, 11, 11, 3};
+      const std::vector<float> weight = Normal(std::ssize(slots), 2);
+      for (int64_t n = 0; n <= std::ssize(slots); ++n) {
+        std::vector<float> sum = Normal(width, 3);
+        std::vector<float> want = sum;
+        AddRows(rows.data(), slots.data(), weight.data(), n, width, sum.data());
+        for (int64_t j = 0; j < n; ++j) {
+          constexpr int32_t kRow = 0;
+          ScatterAddRows(&rows[slots[j] * width], &kRow, &weight[j], 1, width, want.data(), width);
+        }
+        EXPECT_EQ(sum, want) << target << " " << width << " " << n;
+      }
+    }
+  });
+}
 }  // namespace gather_test
 }  // namespace sluice::kernels

@@ -20,6 +20,15 @@ HWY_INLINE uint32_t KeyOf(float x) {
   const uint32_t u = sluice::F32ToBits(x + 0.0f);  // -0 becomes +0
   return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
 }
+// The same of a vector of scores above -inf.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<DF>> KeysOfVector(VF x) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> du;
+  const hn::RebindToSigned<DF> di;
+  const auto u = hn::BitCast(du, hn::Add(x, hn::Zero(d)));
+  const auto sign = hn::BitCast(du, hn::ShiftRight<31>(hn::BitCast(di, u)));
+  return hn::Xor(u, hn::Or(sign, hn::Set(du, 0x80000000u)));
+}
 // Keys of selectable scores x[ids[i]].
 HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT ids, int64_t n,
                        uint32_t* HWY_RESTRICT keys) {
@@ -29,12 +38,8 @@ HWY_INLINE void KeysOf(const float* HWY_RESTRICT x, const uint32_t* HWY_RESTRICT
   const int64_t N = hn::Lanes(d);
   int64_t i = 0;
   for (; i + N <= n; i += N) {
-    const VF v =
-        hn::Add(hn::GatherIndex(d, x, hn::BitCast(di, hn::LoadU(du, ids + i))), hn::Zero(d));
-    const auto u = hn::BitCast(du, v);
-    const auto flip =
-        hn::Or(hn::BitCast(du, hn::ShiftRight<31>(hn::BitCast(di, u))), hn::Set(du, 0x80000000u));
-    hn::StoreU(hn::Xor(u, flip), du, keys + i);
+    const VF v = hn::GatherIndex(d, x, hn::BitCast(di, hn::LoadU(du, ids + i)));
+    hn::StoreU(KeysOfVector(v), du, keys + i);
   }
   for (; i < n; ++i) keys[i] = KeyOf(x[ids[i]]);
 }
@@ -119,6 +124,83 @@ HWY_INLINE int64_t Survivors(const float* HWY_RESTRICT x, int64_t n, float tau,
   *nans = static_cast<uint32_t>(nan);
   return count;
 }
+constexpr int64_t kFewScores = 256;
+
+// Whole vectors of keys[0, n) that are at least `least`.
+HWY_INLINE int64_t CountAtLeast(const uint32_t* HWY_RESTRICT keys, int64_t n, uint32_t least) {
+  const hn::RebindToUnsigned<DF> du;
+  const int64_t N = hn::Lanes(du);
+  const auto bound = hn::Set(du, least - 1);  // keys looked for are positive
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += N)
+    count += hn::CountTrue(du, hn::Gt(hn::LoadU(du, keys + i), bound));
+  return count;
+}
+// Rows of a router have few scores: bins would be mostly empty, and walking them would take longer
+// than everything else. Bisection instead, until a key parts k scores from the others. `keys`,
+// `ids` hold n and a vector more. 0 < k, 0 < n <= kFewScores.
+HWY_INLINE sluice::kernels::TopKCount TopKOfFew(const float* HWY_RESTRICT x, int64_t n, int64_t k,
+                                                uint32_t* HWY_RESTRICT index,
+                                                uint32_t* HWY_RESTRICT keys,
+                                                uint32_t* HWY_RESTRICT ids) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> du;
+  const int64_t N = hn::Lanes(d);
+  const VF never = hn::Set(d, -HUGE_VALF);
+  int64_t nans = 0;
+  int64_t padded = 0;
+  for (; padded + N <= n; padded += N) {
+    const VF v = hn::LoadU(d, x + padded);
+    nans += hn::CountTrue(d, hn::IsNaN(v));
+    const auto selectable = hn::RebindMask(du, hn::Gt(v, never));
+    hn::StoreU(hn::IfThenElseZero(selectable, KeysOfVector(v)), du, keys + padded);
+  }
+  if (padded < n) {
+    for (int64_t i = padded; i < padded + N; ++i) {
+      keys[i] = i < n ? KeyOf(x[i]) : 0;
+      nans += i < n && x[i] != x[i];
+    }
+    padded += N;
+  }
+
+  // Between `low`, which more than k keys reach, and `high`, which fewer do.
+  uint32_t low = 1;
+  uint32_t high = 0xFF800001u;  // above the key of +inf
+  int64_t above = 0;            // keys that reach `high`
+  const int64_t selectable = CountAtLeast(keys, padded, low);
+  bool parted = selectable <= k;
+  while (!parted && high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const int64_t count = CountAtLeast(keys, padded, middle);
+    parted = count == k;
+    const bool more = count >= k;
+    low = more ? middle : low;
+    high = more ? high : middle;
+    above = more ? above : count;
+  }
+
+  int64_t out = 0;
+  if (parted) {
+    const auto bound = hn::Set(du, low - 1);
+    auto id = hn::Iota(du, 0);
+    for (int64_t i = 0; i < padded; i += N) {
+      const auto in = hn::Gt(hn::LoadU(du, keys + i), bound);
+      hn::StoreU(hn::Compress(id, in), du, ids + out);
+      out += hn::CountTrue(du, in);
+      id = hn::Add(id, hn::Set(du, static_cast<uint32_t>(N)));
+    }
+    std::memcpy(index, ids, out * sizeof(uint32_t));
+  } else {
+    int64_t ties = k - above;  // keys equal to `low` that are in: the first ones
+    for (int64_t i = 0; i < n; ++i) {
+      const bool tie = keys[i] == low;
+      if (!(keys[i] > low) && !(tie && ties > 0)) continue;
+      ties -= tie ? 1 : 0;
+      index[out++] = static_cast<uint32_t>(i);
+    }
+  }
+  return {static_cast<uint32_t>(out), static_cast<uint32_t>(nans)};
+}
 HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float* HWY_RESTRICT x,
                                                                      int64_t n, int64_t k,
                                                                      uint32_t* HWY_RESTRICT index,
@@ -131,6 +213,7 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE sluice::kernels::TopKCount TopK(const float
     for (int64_t i = 0; i < n; ++i) nans += x[i] != x[i];
     return {0, nans};
   }
+  if (n <= kFewScores) return TopKOfFew(x, n, k, index, keys, ids);
   // A strided sample guesses a threshold that a little more than k scores pass; counting tells
   // whether it was right.
   float tau = -HUGE_VALF;
