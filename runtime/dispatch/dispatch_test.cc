@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <mutex>
+#include <thread>
 
 #include "sluice/runtime/base/counter_rng.h"
 #include "sluice/runtime/base/tbb_executor.h"
@@ -76,6 +78,12 @@ absl::StatusOr<Dispatch> Make(const Problem& p, int workers = 1) {
                            .piece_rows = 4,
                            .workers = workers});
 }
+// Memory that is NaN wherever it is read as floats.
+OwnedWorkspace Dirty(size_t bytes) {
+  OwnedWorkspace ws(bytes);
+  std::memset(ws.data(), 0xFF, bytes);
+  return ws;
+}
 struct Ran {
   absl::Status status;
   std::vector<float> out;
@@ -85,7 +93,7 @@ Ran RunOn(Problem& p, Combine combine, Dispatch::DescribeUnit describe, int thre
           Dispatch::RunUnit run = Affine) {
   auto d = Make(p, threads);
   EXPECT_TRUE(d.ok()) << d.status();
-  OwnedWorkspace ws(d->workspace_bytes());
+  OwnedWorkspace ws = Dirty(d->workspace_bytes());
   const auto executor = MakeTbbExecutor(threads);
   Ran r;
   r.out.assign(p.in.size(), NAN);
@@ -159,7 +167,7 @@ Ran AddOn(Problem& p, const Adding& how, Dispatch::DescribeUnit describe,
                                    .adds = true,
                                    .tile_items = how.tile_items});
   EXPECT_TRUE(d.ok()) << d.status();
-  OwnedWorkspace ws(d->workspace_bytes());
+  OwnedWorkspace ws = Dirty(d->workspace_bytes());
   const auto executor = MakeTbbExecutor(how.threads);
   Ran r;
   r.out.assign(p.in.size(), NAN);
@@ -228,6 +236,22 @@ TEST(Dispatch, SharesKeepToTheirTileAndTheirUnitsLimits) {
     std::sort(seen[u].begin(), seen[u].end());
     EXPECT_EQ(seen[u], want);
   }
+}
+TEST(Dispatch, UnitsThatDoNotRunByRowsGetOneTileFromTheCallingThread) {
+  Problem p(3);
+  std::vector<int64_t> calls;
+  const auto caller = std::this_thread::get_id();
+  const auto add = [&](const UnitShare& share, const RunContext& ctx) {
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    EXPECT_NE(ctx.executor, nullptr);
+    calls.push_back(share.unit);
+    return AddAffine(share, ctx);
+  };
+  const auto units = [](int64_t u) -> UnitInfo {
+    return {UnitKind::kHost, 1.0, u == 3 ? Concurrency::kUnits : Concurrency::kRows};
+  };
+  ASSERT_TRUE(AddOn(p, {.tile_items = 4, .threads = 4}, units, add).status.ok());
+  EXPECT_THAT(calls, testing::ElementsAre(0, 1, 2, 3, 4));
 }
 TEST(Dispatch, AddingSaysWhatItDoesNotTake) {
   Problem p(1);
