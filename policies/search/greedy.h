@@ -65,9 +65,9 @@ inline absl::Status Descend(const SearchProblem& p, Evaluations& e) {
 }
 
 // Climbs by what choices are expected to be worth: a slot's part of what a choice is worth in all
-// slots, then what moves have shown. A move
-// changes one slot, and where that costs too much, lowers those of the others that are expected to
-// lose least a cost saved. The move expected to gain most is tried next; one that gains is kept.
+// slots, then what moves have shown. A move changes one slot, and where that costs too much, lowers
+// those of the others that are expected to lose least a cost saved. The move expected to gain most
+// is tried next; one that gains is kept.
 class Climb {
  public:
   Climb(const SearchProblem& p, Evaluations& e) : p_(p), e_(e) {

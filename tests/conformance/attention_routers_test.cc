@@ -45,15 +45,7 @@ class AttentionRouters : public testing::TestWithParam<Method> {
   std::string Full() const { return Policy(traits().full_budget); }
 
   RoutedRun Run(const std::string& policy, const AttentionData& a, HarnessOptions o = {}) {
-    const AttentionShape shape = {.max_queries = a.q_count,
-                                  .max_kv = a.kv_len,
-                                  .heads = static_cast<int>(a.heads),
-                                  .kv_heads = static_cast<int>(a.kv_heads),
-                                  .head_dim = static_cast<int>(a.d),
-                                  .value_dim = static_cast<int>(a.dv),
-                                  .layers = 4,
-                                  .width = a.width};
-    const absl::Status weights = WithSyntheticWeights(policy, shape, 7, methods_);
+    const absl::Status weights = WithSyntheticWeights(policy, a.Shape(), 7, methods_);
     EXPECT_TRUE(weights.ok()) << weights;
     o.methods = &methods_;
     RoutedRun r = RunRouter(policy, a, o);

@@ -45,6 +45,17 @@ struct AttentionData {
             dv};
   }
   int64_t q_begin() const { return kv_len - q_count; }
+  // Of a model of four layers that takes this in one call.
+  AttentionShape Shape() const {
+    return {.max_queries = q_count,
+            .max_kv = kv_len,
+            .heads = static_cast<int>(heads),
+            .kv_heads = static_cast<int>(kv_heads),
+            .head_dim = static_cast<int>(d),
+            .value_dim = static_cast<int>(dv),
+            .layers = 4,
+            .width = width};
+  }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(d)); }
   AttentionInputs Inputs() const {
     AttentionInputs in;

@@ -7,16 +7,9 @@
 SLUICE_BEGIN_NAMESPACE
 inline attention::LearnedIndexReference SyntheticIndexer(const std::string& policy,
                                                          const AttentionData& a, int64_t layer) {
-  const AttentionShape shape = {.max_queries = a.q_count,
-                                .max_kv = a.kv_len,
-                                .heads = static_cast<int>(a.heads),
-                                .kv_heads = static_cast<int>(a.kv_heads),
-                                .head_dim = static_cast<int>(a.d),
-                                .value_dim = static_cast<int>(a.dv),
-                                .layers = 4};
   const Spec spec = *ParseSpec(policy);
   const auto* factory = *BuiltinRouters().attention.Find(spec.name);
-  const SyntheticWeights weights(*factory->Weights(spec.options, shape), 1);
+  const SyntheticWeights weights(*factory->Weights(spec.options, a.Shape()), 1);
   const auto size = [&](const char* name) {
     return *weights.Int(absl::StrCat("sluice.lightning_indexer.", name));
   };

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "sluice/api/config.h"
+#include "sluice/routers/attention/common/dims.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 
@@ -38,32 +38,33 @@ inline absl::Status UnusedIndexWeights() {
   return absl::InvalidArgumentError("weights are given, and index=given reads none");
 }
 
+// Made without weights it adds nothing: plans keep their shape, and inputs stay as they are.
 class LearnedIndex {
  public:
   struct Layout {
     AttentionShape shape;  // the plan's, with the indexer's heads and width
     State<float> keys;     // [max_kv, index_dim]
     Shared<float> queries, weights;
-    Scratch<float> rows, turn, gemm;
+    Scratch<float> rows, gemm;
+    Scratch<PairTurn> turns;
   };
 
-  static void Declare(const AttentionShape& s, WeightKeys& keys) {
+  static WeightKeys Weights(IndexOf index, const AttentionShape& s) {
+    WeightKeys keys;
+    if (index == IndexOf::kGiven) return keys;
     LearnedIndex made;
     made.dims_ = {s.layers, s.heads, s.kv_heads, s.head_dim, 4, 16, 8};
-    for (const auto& [name, member] : kDims) keys.ints.push_back({Key(name), made.dims_.*member});
+    DeclareDims(kMethod, kDims, made.dims_, keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
       for (const Tensor& t : made.Tensors(layer))
         keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
     }
+    return keys;
   }
   static absl::StatusOr<LearnedIndex> Read(const WeightSource& w) {
     LearnedIndex made;
     Dims& d = made.dims_;
-    for (const auto& [name, member] : kDims) {
-      SLUICE_ASSIGN_OR_RETURN(d.*member, w.Int(Key(name)));
-      if (d.*member < 0 || d.*member > kMostOfADim)
-        return absl::InvalidArgumentError(absl::StrCat(Key(name), " is ", d.*member));
-    }
+    SLUICE_RETURN_IF_ERROR(ReadDims(w, kMethod, kDims, d));
     if (d.index_heads < 1 || d.index_dim < 1 || d.rope > d.index_dim || d.rope % 2 != 0)
       return absl::InvalidArgumentError(
           absl::StrCat("an indexer of ", d.index_heads, " heads of width ", d.index_dim, ", ",
@@ -81,14 +82,15 @@ class LearnedIndex {
   absl::StatusOr<Layout> AddTo(RouterPlan& plan) const {
     const AttentionShape& s = plan.shape;
     const Dims& d = dims_;
+    Layout l;
+    l.shape = s;
+    if (none()) return l;
     if (d.layers < s.layers || d.heads != s.heads || d.kv_heads != s.kv_heads ||
         d.head_dim != s.head_dim)
       return absl::InvalidArgumentError(
           absl::StrCat("an indexer of ", d.layers, " layers, ", d.heads, "/", d.kv_heads,
                        " heads of width ", d.head_dim, "; the model has ", s.layers, ", ", s.heads,
                        "/", s.kv_heads, " and ", s.head_dim));
-    Layout l;
-    l.shape = s;
     l.shape.index_heads = static_cast<int>(d.index_heads);
     l.shape.index_dim = static_cast<int>(d.index_dim);
     const int64_t wide = s.heads * s.head_dim;
@@ -96,7 +98,7 @@ class LearnedIndex {
     l.queries = plan.AddShared<float>(s.max_queries * d.index_heads * d.index_dim);
     l.weights = plan.AddShared<float>(s.max_queries * d.index_heads);
     l.rows = plan.AddScratch<float>(kBatch * wide);
-    l.turn = plan.AddScratch<float>(2 * (s.head_dim + d.index_dim));
+    l.turns = plan.AddScratch<PairTurn>(std::max<int64_t>(s.head_dim, d.rope) / 2);
     l.gemm = AddGemmScratch(plan, wide);
     return l;
   }
@@ -105,6 +107,7 @@ class LearnedIndex {
   absl::StatusOr<AttentionInputs> Project(const RouterPlan& plan, const Layout& l,
                                           const AttentionInputs& in, const RouterState& state,
                                           const RunContext& ctx) const {
+    if (none()) return in;
     if (in.layer < 0 || in.layer >= std::ssize(layers_))
       return absl::InvalidArgumentError(
           absl::StrCat("layer ", in.layer, " of ", layers_.size(), " with weights"));
@@ -137,7 +140,7 @@ class LearnedIndex {
   }
 
  private:
-  static constexpr int64_t kMostOfADim = 1 << 20;
+  static constexpr absl::string_view kMethod = "lightning_indexer";
   static constexpr int64_t kBatch = 32;  // tokens
   struct Dims {
     int64_t layers = 0;
@@ -148,14 +151,13 @@ class LearnedIndex {
     int64_t index_dim = 0;
     int64_t rope = 0;
   };
-  static constexpr std::pair<const char*, int64_t Dims::*> kDims[] = {
-      {"layers", &Dims::layers},
-      {"heads", &Dims::heads},
-      {"kv_heads", &Dims::kv_heads},
-      {"head_dim", &Dims::head_dim},
-      {"index_heads", &Dims::index_heads},
-      {"index_dim", &Dims::index_dim},
-      {"rope", &Dims::rope}};
+  static constexpr DimName<Dims> kDims[] = {{"layers", &Dims::layers},
+                                            {"heads", &Dims::heads},
+                                            {"kv_heads", &Dims::kv_heads},
+                                            {"head_dim", &Dims::head_dim},
+                                            {"index_heads", &Dims::index_heads},
+                                            {"index_dim", &Dims::index_dim},
+                                            {"rope", &Dims::rope}};
   struct Layer {
     std::vector<float> query;                // [index_heads * index_dim, heads * head_dim]
     std::vector<float> key;                  // [index_dim, kv_heads * head_dim]
@@ -167,9 +169,7 @@ class LearnedIndex {
     std::vector<uint64_t> shape;  // fastest dimension first
     std::vector<float> Layer::*member;
   };
-  static std::string Key(const char* name) {
-    return absl::StrCat("sluice.lightning_indexer.", name);
-  }
+  bool none() const { return dims_.index_heads == 0; }
   std::vector<Tensor> Tensors(int64_t layer) const {
     const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
     const std::string prefix = absl::StrCat("lightning_indexer.", layer, ".");
@@ -184,39 +184,20 @@ class LearnedIndex {
             {prefix + "weight", {q, heads}, &Layer::weight}};
   }
 
-  // cosines and sines [dim / 2] of pairs at a position.
-  static void Turn(int64_t position, int64_t dim, float base, float* cosines, float* sines) {
-    for (int64_t i = 0; i < dim / 2; ++i) {
-      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(dim);
-      const double angle =
-          base > 0 ? static_cast<double>(position) * std::pow(static_cast<double>(base), exponent)
-                   : 0.0;
-      cosines[i] = static_cast<float>(std::cos(angle));
-      sines[i] = static_cast<float>(std::sin(angle));
-    }
-  }
-  static void Apply(const float* cosines, const float* sines, int64_t dim, float sign, float* x) {
-    for (int64_t i = 0; i < dim / 2; ++i) {
-      const float a = x[2 * i];
-      const float b = x[2 * i + 1];
-      x[2 * i] = a * cosines[i] - sign * b * sines[i];
-      x[2 * i + 1] = sign * a * sines[i] + b * cosines[i];
+  // Turns the first `dim` dimensions of each head, `stride` apart, to a position.
+  static void Turn(int64_t position, int64_t dim, float base, int64_t heads, int64_t stride,
+                   PairTurn* turns, float* x) {
+    for (int64_t i = 0; i < dim / 2; ++i) turns[i] = TurnOfPair(i, dim, position, base);
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t i = 0; i < dim / 2; ++i) TurnPair(turns[i], x + h * stride + 2 * i);
     }
   }
   // Takes RoPE back from the heads of a token, side by side.
-  void TurnBack(const Layout& l, int64_t position, float base, int64_t heads, float* x,
-                WorkerScratch scratch) const {
-    const int64_t d = dims_.head_dim;
-    float* cosines = scratch[l.turn];
-    Turn(position, d, base, cosines, cosines + d / 2);
-    for (int64_t h = 0; h < heads; ++h) Apply(cosines, cosines + d / 2, d, -1, x + h * d);
+  void TurnBack(int64_t position, float base, int64_t heads, PairTurn* turns, float* x) const {
+    Turn(-position, dims_.head_dim, base, heads, dims_.head_dim, turns, x);
   }
-  void TurnIndex(const Layout& l, int64_t position, float base, int64_t heads, float* x,
-                 WorkerScratch scratch) const {
-    float* cosines = scratch[l.turn];
-    Turn(position, dims_.rope, base, cosines, cosines + dims_.rope / 2);
-    for (int64_t h = 0; h < heads; ++h)
-      Apply(cosines, cosines + dims_.rope / 2, dims_.rope, 1, x + h * dims_.index_dim);
+  void TurnIndex(int64_t position, float base, int64_t heads, PairTurn* turns, float* x) const {
+    Turn(position, dims_.rope, base, heads, dims_.index_dim, turns, x);
   }
 
   // Index keys [at, at + n) of `keys`.
@@ -229,13 +210,13 @@ class LearnedIndex {
     for (int64_t j = 0; j < n; ++j) {
       float* x = rows + j * width;
       for (int64_t kv = 0; kv < dims_.kv_heads; ++kv) KeysAsFloat(in.k, kv, at + j, 1, x + kv * d);
-      TurnBack(l, at + j, in.rope_base, dims_.kv_heads, x, scratch);
+      TurnBack(at + j, in.rope_base, dims_.kv_heads, scratch[l.turns], x);
     }
     ScoreDot(rows, n, layer.key.data(), dim, width, keys + at * dim, scratch[l.gemm]);
     for (int64_t j = 0; j < n; ++j) {
       float* key = keys + (at + j) * dim;
       Normalise(layer, key);
-      TurnIndex(l, at + j, in.rope_base, 1, key, scratch);
+      TurnIndex(at + j, in.rope_base, 1, scratch[l.turns], key);
     }
   }
   void Normalise(const Layer& layer, float* x) const {
@@ -260,12 +241,13 @@ class LearnedIndex {
     for (int64_t j = 0; j < n; ++j) {
       float* x = rows + j * width;
       for (int64_t h = 0; h < dims_.heads; ++h) ScaledQueries(in.q, {at + j, 1}, h, 1, x + h * d);
-      TurnBack(l, in.q_begin + at + j, in.rope_base, dims_.heads, x, scratch);
+      TurnBack(in.q_begin + at + j, in.rope_base, dims_.heads, scratch[l.turns], x);
     }
     ScoreDot(rows, n, layer.query.data(), each, width, queries + at * each, scratch[l.gemm]);
     ScoreDot(rows, n, layer.weight.data(), heads, width, weights + at * heads, scratch[l.gemm]);
     for (int64_t j = 0; j < n; ++j)
-      TurnIndex(l, in.q_begin + at + j, in.rope_base, heads, queries + (at + j) * each, scratch);
+      TurnIndex(in.q_begin + at + j, in.rope_base, heads, scratch[l.turns],
+                queries + (at + j) * each);
   }
 
   Dims dims_;

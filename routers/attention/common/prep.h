@@ -51,20 +51,28 @@ inline void SubtractMean(float* x, int64_t n, int64_t d, const float* mean) {
   }
 }
 
+// How far RoPE turns pair i of a vector of width d at a position; by minus the position, back. A
+// base of 0 turns nothing.
+struct PairTurn {
+  float cosine, sine;
+};
+inline PairTurn TurnOfPair(int64_t i, int64_t d, int64_t position, float base) {
+  if (base <= 0) return {1, 0};
+  const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(d);
+  const double angle =
+      static_cast<double>(position) * std::pow(static_cast<double>(base), exponent);
+  return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
+}
+inline void TurnPair(PairTurn turn, float* x) {
+  const float a = x[0];
+  const float b = x[1];
+  x[0] = a * turn.cosine - b * turn.sine;
+  x[1] = a * turn.sine + b * turn.cosine;
+}
 // Turns a vector of interleaved pairs, as GGUF Llama files store them, to a position.
 inline void RotateTo(float* x, int64_t d, int64_t position, float base) {
   if (base <= 0) return;
-  for (int64_t i = 0; i < d / 2; ++i) {
-    const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(d);
-    const double angle =
-        static_cast<double>(position) * std::pow(static_cast<double>(base), exponent);
-    const float c = static_cast<float>(std::cos(angle));
-    const float s = static_cast<float>(std::sin(angle));
-    const float a = x[2 * i];
-    const float b = x[2 * i + 1];
-    x[2 * i] = a * c - b * s;
-    x[2 * i + 1] = a * s + b * c;
-  }
+  for (int64_t i = 0; i < d / 2; ++i) TurnPair(TurnOfPair(i, d, position, base), x + 2 * i);
 }
 
 // Signed 4-bit values, -7..7, of one vector; returns the scale (0 for a zero vector).

@@ -44,9 +44,7 @@ class Dsa {
   };
 
   static WeightKeys Weights(const Config& c, const AttentionShape& s) {
-    WeightKeys keys;
-    if (c.Learns()) LearnedIndex::Declare(s, keys);
-    return keys;
+    return LearnedIndex::Weights(c.index, s);
   }
   static absl::StatusOr<Dsa> Create(const Config& c) {
     if (c.Learns()) return NoIndexWeights();
@@ -61,10 +59,7 @@ class Dsa {
 
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
     Plan plan(s);
-    plan.index_of.shape = s;
-    if (config_.Learns()) {
-      SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
-    }
+    SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
     const AttentionShape& indexed = plan.index_of.shape;
     plan.scores = plan.AddScratch<float>(s.max_kv);
     plan.index = plan.AddScratch<float>(Indexer::ScratchFloats(indexed, s.max_kv));
@@ -75,10 +70,8 @@ class Dsa {
 
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
                    const RunContext& ctx, PlanBuilder& out) const {
-    AttentionInputs given = in;
-    if (config_.Learns()) {
-      SLUICE_ASSIGN_OR_RETURN(given, learned_.Project(plan, plan.index_of, in, state, ctx));
-    }
+    SLUICE_ASSIGN_OR_RETURN(const AttentionInputs given,
+                            learned_.Project(plan, plan.index_of, in, state, ctx));
     SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.index_of.shape, given));
     const Indexer indexer(plan.index_of.shape, given);
 

@@ -19,16 +19,8 @@ NsaReference RuleOf(const std::string& policy, bool learned, const AttentionData
   if (!learned) return r;
   Spec spec = *ParseSpec(policy);
   std::erase_if(spec.options, [](const KeyValue& kv) { return kv.first == "weights"; });
-  const AttentionShape shape = {.max_queries = a.q_count,
-                                .max_kv = a.kv_len,
-                                .heads = static_cast<int>(a.heads),
-                                .kv_heads = static_cast<int>(a.kv_heads),
-                                .head_dim = static_cast<int>(a.d),
-                                .value_dim = static_cast<int>(a.dv),
-                                .layers = 4,
-                                .width = a.width};
   const auto* factory = *BuiltinRouters().attention.Find("fsa");
-  const SyntheticWeights weights(*factory->Weights(spec.options, shape), 1);
+  const SyntheticWeights weights(*factory->Weights(spec.options, a.Shape()), 1);
   const auto d = static_cast<uint64_t>(a.d);
   const auto kv = static_cast<uint64_t>(a.kv_heads);
   r.phi = NsaReference::kLinear;

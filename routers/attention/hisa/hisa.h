@@ -55,9 +55,7 @@ class Hisa {
   };
 
   static WeightKeys Weights(const Config& c, const AttentionShape& s) {
-    WeightKeys keys;
-    if (c.Learns()) LearnedIndex::Declare(s, keys);
-    return keys;
+    return LearnedIndex::Weights(c.index, s);
   }
   static absl::StatusOr<Hisa> Create(const Config& c) {
     if (c.Learns()) return NoIndexWeights();
@@ -72,10 +70,7 @@ class Hisa {
 
   absl::StatusOr<Plan> MakePlan(const AttentionShape& s) const {
     Plan plan(s);
-    plan.index_of.shape = s;
-    if (config_.Learns()) {
-      SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
-    }
+    SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
     const AttentionShape& indexed = plan.index_of.shape;
     const int64_t kept = std::min(config_.k, s.max_kv);
     plan.means =
@@ -91,10 +86,8 @@ class Hisa {
 
   absl::Status Run(const Plan& plan, const AttentionInputs& in, RouterState& state,
                    const RunContext& ctx, PlanBuilder& out) const {
-    AttentionInputs given = in;
-    if (config_.Learns()) {
-      SLUICE_ASSIGN_OR_RETURN(given, learned_.Project(plan, plan.index_of, in, state, ctx));
-    }
+    SLUICE_ASSIGN_OR_RETURN(const AttentionInputs given,
+                            learned_.Project(plan, plan.index_of, in, state, ctx));
     SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.index_of.shape, given));
     const Indexer indexer(plan.index_of.shape, given);
     // A block's mean over keys later than the query is never read: the own block is forced, earlier

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "sluice/api/config.h"
+#include "sluice/routers/attention/common/dims.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/select.h"
@@ -88,8 +89,7 @@ class Msa {
                        .dim = s.head_dim,
                        .rope_dim = s.head_dim / 4 * 2,
                        .width = s.width};
-    for (const auto& [name, member] : kDims)
-      keys.ints.push_back({absl::StrCat("sluice.msa.", name), dims.*member});
+    DeclareDims(kTraits.name, kDims, dims, keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
       for (const Tensor& t : Tensors(dims, layer))
         keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
@@ -106,12 +106,7 @@ class Msa {
   static absl::StatusOr<Msa> Create(const Config& c, const WeightSource& w) {
     Msa r(c);
     if (!c.Learns()) return r;
-    for (const auto& [name, member] : kDims) {
-      SLUICE_ASSIGN_OR_RETURN(r.dims_.*member, w.Int(absl::StrCat("sluice.msa.", name)));
-      if (r.dims_.*member < 0 || r.dims_.*member > kMostOfADim)
-        return absl::InvalidArgumentError(
-            absl::StrCat("sluice.msa.", name, " is ", r.dims_.*member));
-    }
+    SLUICE_RETURN_IF_ERROR(ReadDims(w, kTraits.name, kDims, r.dims_));
     SLUICE_RETURN_IF_ERROR(r.dims_.Check());
     for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
       Layer& to = r.layers_.emplace_back();
@@ -199,9 +194,8 @@ class Msa {
     std::vector<uint64_t> shape;  // fastest dimension first
     std::vector<float> Layer::*member;
   };
-  static constexpr int64_t kMostOfADim = 1 << 20;
   static constexpr float kEpsilon = 1e-6f;
-  static constexpr std::pair<const char*, int64_t Dims::*> kDims[] = {
+  static constexpr DimName<Dims> kDims[] = {
       {"layers", &Dims::layers}, {"kv_heads", &Dims::kv_heads}, {"key_heads", &Dims::key_heads},
       {"dim", &Dims::dim},       {"rope_dim", &Dims::rope_dim}, {"width", &Dims::width}};
 

@@ -12,23 +12,13 @@ constexpr char kSmall[] = "nsa:weights=synthetic,l=8,stride=4,block=16,n=4,local
 constexpr char kPlain[] =
     "nsa:weights=synthetic,phi=mean,position=false,gates=fixed,l=8,stride=4,block=16";
 
-AttentionShape ShapeOf(const AttentionData& a) {
-  return {.max_queries = a.q_count,
-          .max_kv = a.kv_len,
-          .heads = static_cast<int>(a.heads),
-          .kv_heads = static_cast<int>(a.kv_heads),
-          .head_dim = static_cast<int>(a.d),
-          .value_dim = static_cast<int>(a.dv),
-          .layers = 4,
-          .width = a.width};
-}
 // The reference with the weights that the harness gives layer 2.
 NsaReference ReferenceOf(const std::string& policy, NsaReference::Phi phi, bool position,
                          const AttentionData& a) {
   Spec spec = *ParseSpec(policy);
   std::erase_if(spec.options, [](const KeyValue& kv) { return kv.first == "weights"; });
   const auto* factory = *BuiltinRouters().attention.Find("nsa");
-  const SyntheticWeights weights(*factory->Weights(spec.options, ShapeOf(a)), 1);
+  const SyntheticWeights weights(*factory->Weights(spec.options, a.Shape()), 1);
   const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
   const uint64_t d = u(a.d);
   const uint64_t dv = u(a.dv);

@@ -7,8 +7,7 @@
 //   PREP    queries and keys, normalised
 //   SCORE   their products with each centroid
 //   SELECT  of each centroid the w best queries and the w best keys, w = tokens / clusters:
-//   clusters
-//           of one size
+//           clusters of one size
 //   ATTEND  inside each cluster, causal by position
 //   MERGE   a query in several clusters gets the mean of its outputs, one in none zeros
 //
@@ -31,6 +30,7 @@
 #include <vector>
 
 #include "sluice/api/config.h"
+#include "sluice/routers/attention/common/dims.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
@@ -114,7 +114,7 @@ class RoutingTransformer {
     WeightKeys keys;
     if (!c.Learns()) return keys;
     const Dims dims = {s.layers, s.heads - c.LocalHeads(s.heads), c.clusters, s.head_dim};
-    for (const auto& [name, member] : kDims) keys.ints.push_back({Key(name), dims.*member});
+    DeclareDims(kTraits.name, kDims, dims, keys);
     const std::vector<uint64_t> shape = dims.Shape();
     for (int64_t layer = 0; layer < s.layers; ++layer)
       keys.tensors.push_back({TensorName(layer), {shape.begin(), shape.end()}});
@@ -130,11 +130,7 @@ class RoutingTransformer {
   static absl::StatusOr<RoutingTransformer> Create(const Config& c, const WeightSource& w) {
     RoutingTransformer r(c);
     if (!c.Learns()) return r;
-    for (const auto& [name, member] : kDims) {
-      SLUICE_ASSIGN_OR_RETURN(r.dims_.*member, w.Int(Key(name)));
-      if (r.dims_.*member < 0 || r.dims_.*member > kMostOfADim)
-        return absl::InvalidArgumentError(absl::StrCat(Key(name), " is ", r.dims_.*member));
-    }
+    SLUICE_RETURN_IF_ERROR(ReadDims(w, kTraits.name, kDims, r.dims_));
     if (r.dims_.clusters != c.clusters)
       return absl::InvalidArgumentError(
           absl::StrCat("clusters=", c.clusters, ", and the weights have ", r.dims_.clusters));
@@ -211,7 +207,6 @@ class RoutingTransformer {
   }
 
  private:
-  static constexpr int64_t kMostOfADim = 1 << 20;
   static constexpr uint16_t kNoCluster = 0xffff;
   struct Dims {
     int64_t layers = 0;
@@ -223,13 +218,10 @@ class RoutingTransformer {
               static_cast<uint64_t>(heads)};
     }
   };
-  static constexpr std::pair<const char*, int64_t Dims::*> kDims[] = {{"layers", &Dims::layers},
-                                                                      {"heads", &Dims::heads},
-                                                                      {"clusters", &Dims::clusters},
-                                                                      {"dim", &Dims::dim}};
-  static std::string Key(const char* name) {
-    return absl::StrCat("sluice.routing_transformer.", name);
-  }
+  static constexpr DimName<Dims> kDims[] = {{"layers", &Dims::layers},
+                                            {"heads", &Dims::heads},
+                                            {"clusters", &Dims::clusters},
+                                            {"dim", &Dims::dim}};
   static std::string TensorName(int64_t layer) {
     return absl::StrCat("routing_transformer.", layer, ".centroids");
   }

@@ -50,16 +50,8 @@ Reference ReferenceOf(const Rule& rule, const AttentionData& a, bool online = fa
   const std::string policy = Policy(rule);
   Spec spec = *ParseSpec(policy);
   std::erase_if(spec.options, [](const KeyValue& o) { return o.first == "weights"; });
-  const AttentionShape shape = {.max_queries = a.q_count,
-                                .max_kv = a.kv_len,
-                                .heads = static_cast<int>(a.heads),
-                                .kv_heads = static_cast<int>(a.kv_heads),
-                                .head_dim = static_cast<int>(a.d),
-                                .value_dim = static_cast<int>(a.dv),
-                                .layers = 4,
-                                .width = a.width};
   const auto* factory = *BuiltinRouters().attention.Find("routing_transformer");
-  const SyntheticWeights weights(*factory->Weights(spec.options, shape), 1);
+  const SyntheticWeights weights(*factory->Weights(spec.options, a.Shape()), 1);
   r.centroids = *weights.ReadF32("routing_transformer.0.centroids",
                                  {static_cast<uint64_t>(a.d), static_cast<uint64_t>(r.clusters),
                                   static_cast<uint64_t>(a.heads - r.local_heads)});

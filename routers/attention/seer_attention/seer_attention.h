@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "sluice/api/config.h"
+#include "sluice/routers/attention/common/dims.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/select.h"
@@ -80,7 +81,7 @@ class SeerAttention {
     WeightKeys keys;
     if (!c.Learns()) return keys;
     const Dims dims = {s.layers, s.heads, s.kv_heads, s.head_dim, c.block, c.block, 0};
-    for (const auto& [name, member] : kDims) keys.ints.push_back({Key(name), dims.*member});
+    DeclareDims(kTraits.name, kDims, dims, keys);
     for (int64_t layer = 0; layer < s.layers; ++layer)
       keys.tensors.push_back({MapName(layer, "key"), {3 * s.head_dim, s.heads * s.head_dim}});
     return keys;
@@ -223,7 +224,7 @@ class SeerAttention {
       return absl::OkStatus();
     }
   };
-  static constexpr std::pair<const char*, int64_t Dims::*> kDims[] = {
+  static constexpr DimName<Dims> kDims[] = {
       {"layers", &Dims::layers},        {"heads", &Dims::heads},
       {"kv_heads", &Dims::kv_heads},    {"dim", &Dims::dim},
       {"block", &Dims::block},          {"tile", &Dims::tile},

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "sluice/api/config.h"
+#include "sluice/routers/attention/common/dims.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/runtime/kernels/top_k/top_k.h"
@@ -101,8 +102,7 @@ class Superlinear {
     WeightKeys keys;
     if (!c.Learns()) return keys;
     const Dims dims = {s.layers, s.heads, s.head_dim, s.width};
-    for (const auto& [name, member] : kDims)
-      keys.ints.push_back({absl::StrCat("sluice.superlinear.", name), dims.*member});
+    DeclareDims(kTraits.name, kDims, dims, keys);
     const std::vector<uint64_t> shape = dims.QueryShape();
     for (int64_t layer = 0; layer < s.layers; ++layer)
       keys.tensors.push_back({TensorName(layer), {shape.begin(), shape.end()}});
@@ -117,12 +117,7 @@ class Superlinear {
   static absl::StatusOr<Superlinear> Create(const Config& c, const WeightSource& w) {
     Superlinear r(c);
     if (!c.Learns()) return r;
-    for (const auto& [name, member] : kDims) {
-      SLUICE_ASSIGN_OR_RETURN(r.dims_.*member, w.Int(absl::StrCat("sluice.superlinear.", name)));
-      if (r.dims_.*member < 0 || r.dims_.*member > kMostOfADim)
-        return absl::InvalidArgumentError(
-            absl::StrCat("sluice.superlinear.", name, " is ", r.dims_.*member));
-    }
+    SLUICE_RETURN_IF_ERROR(ReadDims(w, kTraits.name, kDims, r.dims_));
     for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
       SLUICE_ASSIGN_OR_RETURN(std::vector<float> query,
                               w.ReadF32(TensorName(layer), r.dims_.QueryShape()));
@@ -183,7 +178,6 @@ class Superlinear {
 
  private:
   static constexpr int64_t kMostSpans = PlanLayout::kMaxBranches - 1;
-  static constexpr int64_t kMostOfADim = 1 << 20;
   struct Dims {
     int64_t layers = 0;
     int64_t heads = 0;
@@ -193,10 +187,10 @@ class Superlinear {
       return {static_cast<uint64_t>(width), static_cast<uint64_t>(heads * head_dim)};
     }
   };
-  static constexpr std::pair<const char*, int64_t Dims::*> kDims[] = {{"layers", &Dims::layers},
-                                                                      {"heads", &Dims::heads},
-                                                                      {"head_dim", &Dims::head_dim},
-                                                                      {"width", &Dims::width}};
+  static constexpr DimName<Dims> kDims[] = {{"layers", &Dims::layers},
+                                            {"heads", &Dims::heads},
+                                            {"head_dim", &Dims::head_dim},
+                                            {"width", &Dims::width}};
   static std::string TensorName(int64_t layer) {
     return absl::StrCat("superlinear.", layer, ".query");
   }

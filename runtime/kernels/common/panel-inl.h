@@ -294,6 +294,14 @@ HWY_INLINE VF Exp2(VF x) {
   return hn::IfThenElse(hn::Eq(x, x), y, x);
 }
 
+// 1 / (1 + 2^-t): 2^-|t| cannot overflow; for negative t it is the same fraction turned over.
+HWY_INLINE VF Logistic2(VF t) {
+  const DF d;
+  const VF one = hn::Set(d, 1.0f);
+  const VF e = Exp2(hn::Neg(hn::Abs(t)));
+  return hn::Div(hn::IfThenElse(hn::Lt(t, hn::Zero(d)), e, one), hn::Add(one, e));
+}
+
 // Mask of vector lanes [at, at + Lanes) from a 64-bit word.
 HWY_INLINE hn::Mask<DF> LanesMask(uint64_t word, int64_t at) {
   const uint64_t bits = word >> at;
