@@ -714,6 +714,8 @@ void AttendRun::ExecutePhased() {
   }
   for (size_t bi = 0; bi < plan_.branches.size(); ++bi) {
     const AttentionBranch& b = plan_.branches[bi];
+    if (plan_.merge == Merge::kWeightedSum && b.init_from >= 0)
+      CopyStored(b.init_from, static_cast<int64_t>(bi));
     const Cut cut = CutOf(b);
     ForEachItem(cut, false, b, [&](int64_t item, int w) { PhasedItem(bi, cut, item, w); });
   }
@@ -739,7 +741,7 @@ void AttendRun::PhasedItem(size_t bi, const Cut& cut, int64_t item, int w) const
   PackQueries(r, w);
   PanelState p = RowSide(r, w, 0);
   const int64_t own = plan_.merge == Merge::kWeightedSum ? static_cast<int64_t>(bi) : 0;
-  Load(r, p, own != 0 && b.init_from >= 0 ? b.init_from : own);
+  Load(r, p, own);
   Walk(r, p, w, 0, kAllPanels);
   Store(r, p, own);
 }
@@ -766,6 +768,14 @@ void AttendRun::Store(const Rows& r, const PanelState& p, int64_t branch) const 
       std::memcpy(StoredO(branch) + at * p.dv, p.o + row * p.dv, p.dv * sizeof(float));
     }
   }
+}
+
+// A branch goes on from another's state in every row, also in those of queries that stand in none
+// of its tiles.
+void AttendRun::CopyStored(int64_t from, int64_t to) const {
+  std::copy_n(StoredM(from), a_.slots_, StoredM(to));
+  std::copy_n(StoredL(from), a_.slots_, StoredL(to));
+  std::copy_n(StoredO(from), a_.slots_ * a_.dv_pad_, StoredO(to));
 }
 
 void AttendRun::FinishStored() const {

@@ -115,6 +115,7 @@ class AttendRun {
   }
   void Load(const Rows& r, const PanelState& p, int64_t branch) const;
   void Store(const Rows& r, const PanelState& p, int64_t branch) const;
+  void CopyStored(int64_t from, int64_t to) const;
   float* StoredM(int64_t branch) const {
     return ws_.At<float>(a_.at_.state_m) + branch * a_.slots_;
   }

@@ -776,6 +776,39 @@ TEST(Attend, BranchesOfDifferentTilesAndScopes) {
   ExpectNear(RunPlan(p, a, {}, 2), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5,
              "init");
 }
+// A branch goes on from an earlier one for every query, also for those that stand in none of its
+// own tiles.
+TEST(Attend, QueriesOutsideABranchKeepTheStateItStartedFrom) {
+  for (bool none : {false, true}) {
+    AttentionData a = MakeAttentionData(DataKind::kGaussian, 200, 90, 4, 2, 16, 24, 33);
+    auto x = RandomPlan({Encoding::kTokens, ListScope::kQueryHead, 1, 1, 0, 0.2}, a, 1);
+    auto y = RandomPlan({Encoding::kTokens, ListScope::kKvHead, 16, 1, 0, 0.3}, a, 5);
+    Ordered own;
+    own.Apply(y->branches[0], 90, false, 7);
+    std::vector<AttentionBranch> branches = {x->branches[0], y->branches[0], y->branches[0]};
+    for (int64_t l = 0; l < y->branches[0].num_lists; ++l) {
+      for (int64_t tile = 0; tile <= y->branches[0].num_tiles; ++tile) {
+        int64_t& begin = own.tile_begin[l * (y->branches[0].num_tiles + 1) + tile];
+        begin = none ? 0 : std::min<int64_t>(begin, 40);
+      }
+    }
+    branches[1].init_from = 0;
+    branches[2].init_from = 1;
+    for (AttentionBranch& b : branches) {
+      if (!b.q_order.empty()) b.tile_begin = own.tile_begin;
+    }
+    std::vector<float> weights(3 * 90 * 4);
+    for (size_t i = 0; i < weights.size(); ++i)
+      weights[i] = 0.05f * static_cast<float>(i % 17) - 0.2f;
+    AttentionPlan p = x->plan;
+    p.branches = branches;
+    p.merge = Merge::kWeightedSum;
+    p.branch_weight = weights;
+    ASSERT_TRUE(CheckPlanBounds(p).ok()) << CheckPlanBounds(p);
+    ExpectNear(RunPlan(p, a, {}, 2), AttendReference(p, a.Q(), a.K(), a.V(), a.scale()), 2e-5,
+               "outside");
+  }
+}
 TEST(Attend, PermutationsOfHeads) {
   for (ListScope perm : {ListScope::kQueryHead, ListScope::kKvHead}) {
     AttentionData a = MakeAttentionData(DataKind::kGaussian, 160, 64, 4, 2, 16, 16, 51);
