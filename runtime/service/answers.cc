@@ -19,13 +19,15 @@ constexpr char kFallback = wire::Tag(v1::Fallbacks::kAgentsFieldNumber, wire::kB
 
 size_t SizeOfFallbacks(const Answers::Stage& s) {
   size_t n = s.num_fallbacks;  // a tag each
-  for (size_t i = 0; i < s.num_fallbacks; ++i) n += s.fallbacks[i]->bytes().size();
+  for (size_t i = 0; i < s.num_fallbacks; ++i) n += s.fallbacks[i]->size();
   return n;
 }
 }  // namespace
 
-AgentField::AgentField(absl::string_view id) : bytes_(wire::BytesSize(id.size()), '\0') {
-  wire::PutBytes(id, bytes_.data());
+AgentField::AgentField(absl::string_view id) : size_(wire::BytesSize(id.size())) {
+  long_.resize(size_);
+  wire::PutBytes(id, long_.data());
+  std::copy_n(long_.data(), std::min(size_, kSlack), short_.data());
 }
 
 void Answers::Clear() {
@@ -34,7 +36,8 @@ void Answers::Clear() {
 }
 
 char* Answers::Grow(size_t more) {
-  if (bytes_.size() < size_ + more) bytes_.resize(std::max(size_ + more, 2 * bytes_.size()));
+  const size_t wanted = size_ + more + AgentField::kSlack;
+  if (bytes_.size() < wanted) bytes_.resize(std::max(wanted, 2 * bytes_.size()));
   char* at = &bytes_[size_];
   size_ += more;
   return at;
@@ -50,7 +53,7 @@ void Answers::Add(const Decision& d) {
   for (int s = 0; s < d.stages; ++s) {
     const auto i = static_cast<size_t>(s);
     fallbacks[i] = SizeOfFallbacks(d.of[i]);
-    n += 1 + d.of[i].agent->bytes().size();
+    n += 1 + d.of[i].agent->size();
     n += 1 + wire::BytesSize(fallbacks[i]);
   }
   char* to = Grow(1 + wire::BytesSize(n));
@@ -61,7 +64,7 @@ void Answers::Add(const Decision& d) {
   to = wire::PutVarint(d.id, to);
   for (int s = 0; s < d.stages; ++s) {
     *to++ = kAgent;
-    to = wire::PutRaw(d.of[static_cast<size_t>(s)].agent->bytes(), to);
+    to = d.of[static_cast<size_t>(s)].agent->Put(to);
   }
   *to++ = kPropensity;
   to = wire::PutDouble(d.propensity, to);
@@ -75,7 +78,7 @@ void Answers::Add(const Decision& d) {
     to = wire::PutVarint(fallbacks[static_cast<size_t>(s)], to);
     for (size_t i = 0; i < stage.num_fallbacks; ++i) {
       *to++ = kFallback;
-      to = wire::PutRaw(stage.fallbacks[i]->bytes(), to);
+      to = stage.fallbacks[i]->Put(to);
     }
   }
   if (!d.kept) return;

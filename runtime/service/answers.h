@@ -4,6 +4,7 @@
 // more to fill and to serialise than the decision costs to make.
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "absl/strings/string_view.h"
@@ -12,15 +13,30 @@
 #include "sluice/v1/sidecar.pb.h"
 
 SLUICE_BEGIN_NAMESPACE
-// An agent's id as the text field of a message: its length, then the id. It is encoded once a team.
+// An agent's id as the text field of a message, without the field's number: its length, then the
+// id. It is encoded once a team. Most are short, and copying a fixed number of bytes is a few
+// instructions where copying as many as there are is a call.
 class AgentField {
  public:
+  // Bytes that must be free behind where it is put.
+  static constexpr size_t kSlack = 32;
+
   explicit AgentField(absl::string_view id);
-  // Without the field's number.
-  absl::string_view bytes() const { return bytes_; }
+  size_t size() const { return size_; }
+  // Returns where it ended.
+  char* Put(char* to) const {
+    if (size_ <= kSlack) {
+      std::memcpy(to, short_.data(), kSlack);
+    } else {
+      std::memcpy(to, long_.data(), size_);
+    }
+    return to + size_;
+  }
 
  private:
-  std::string bytes_;
+  size_t size_;
+  std::array<char, kSlack> short_{};
+  std::string long_;
 };
 
 class Answers {
@@ -50,6 +66,7 @@ class Answers {
 
  private:
   static constexpr size_t kMostKept = size_t{1} << 20;
+  // Room for so many bytes, and for the slack of what is put there.
   char* Grow(size_t more);
 
   std::string bytes_;  // filled up to size_

@@ -8,7 +8,6 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <vector>
 
 #include "absl/types/span.h"
 #include "sluice/api/agent_router.h"
@@ -20,26 +19,33 @@ class BestCandidates {
 
   // Of one stage's candidates at most kMost. O(candidates).
   void Find(absl::Span<const AgentCandidate> of) {
-    ranks_.resize(of.size());
-    for (size_t i = 0; i < of.size(); ++i) ranks_[i] = RankOf(of[i]);
-    for (size_ = 0; size_ < kMost; ++size_) {
-      uint64_t best = 0;
-      size_t at = 0;
-      for (size_t i = 0; i < of.size(); ++i) {
-        const bool better = ranks_[i] > best;
-        best = better ? ranks_[i] : best;
-        at = better ? i : at;
-      }
-      if (best == 0) return;
-      ranks_[at] = 0;
-      agents_[size_] = of[at].agent;
+    static_assert(kMost == 3);
+    Ranked first, second, third;
+    for (const AgentCandidate& c : of) {
+      const Ranked now = {RankOf(c), c.agent};
+      const bool above_first = now.rank > first.rank;
+      const bool above_second = now.rank > second.rank;
+      const bool above_third = now.rank > third.rank;
+      third = Either(above_second, second, Either(above_third, now, third));
+      second = Either(above_first, first, Either(above_second, now, second));
+      first = Either(above_first, now, first);
     }
+    agents_ = {first.agent, second.agent, third.agent};
+    size_ = static_cast<size_t>(first.rank != 0) + static_cast<size_t>(second.rank != 0) +
+            static_cast<size_t>(third.rank != 0);
   }
   size_t size() const { return size_; }
   // From the best.
   int32_t agent(size_t k) const { return agents_[k]; }
 
  private:
+  struct Ranked {
+    uint64_t rank = 0;
+    int32_t agent = 0;
+  };
+  static Ranked Either(bool yes, const Ranked& a, const Ranked& b) {
+    return {yes ? a.rank : b.rank, yes ? a.agent : b.agent};
+  }
   static uint64_t AllOnes(bool yes) { return uint64_t{0} - static_cast<uint64_t>(yes); }
   // Orders as the candidates do; what is no number comes last. 0: not to be offered.
   static uint64_t RankOf(const AgentCandidate& c) {
@@ -52,7 +58,6 @@ class BestCandidates {
     return rank & AllOnes(!c.chosen) & AllOnes(c.block == Block::kNone);
   }
 
-  std::vector<uint64_t> ranks_;
   std::array<int32_t, kMost> agents_{};
   size_t size_ = 0;
 };

@@ -57,7 +57,7 @@ TEST(Answers, AreTheBytesThatProtobufWrites) {
   v1::RouteResponse wanted;
   for (int stages : {1, 3, kMaxStages}) {
     for (size_t fallbacks : {0, 1, 3}) {
-      for (size_t length : {2, 100, 126, 127, 128, 300, 17000}) {
+      for (size_t length : {2, 28, 29, 30, 31, 100, 126, 127, 128, 300, 17000}) {
         for (uint64_t id : {uint64_t{1}, uint64_t{127}, uint64_t{128}, ~uint64_t{0}}) {
           Case c(stages, fallbacks, length, id, length % 2 == 0);
           answers.Add(c.told);

@@ -323,8 +323,8 @@ class AmroS {
         if (s.open[j]) eta[j] += hi > lo ? scale * ((x[j] - lo) / (hi - lo)) : scale;
       }
     } else if (hi > lo) {
-      const double range = hi - lo;
-      for (int j = 0; j < s.size; ++j) eta[j] += scale * ((x[j] - lo) / range);
+      const double per = scale / (hi - lo);
+      for (int j = 0; j < s.size; ++j) eta[j] += per * (x[j] - lo);
     } else {
       for (int j = 0; j < s.size; ++j) eta[j] += scale;
     }
@@ -357,7 +357,8 @@ class AmroS {
       if (s.open[j]) top = std::max(top, w.tau[j]);
     }
     Values tau, eta;
-    for (int j = 0; j < s.size; ++j) tau[j] = w.tau[j] / top;
+    const double scale = 1 / top;  // tau is at least 1e-200
+    for (int j = 0; j < s.size; ++j) tau[j] = scale * w.tau[j];
     std::copy_n(w.eta.begin(), s.size, eta.begin());
     Raise(config_.alpha, tau.data(), s.size);
     Raise(config_.beta, eta.data(), s.size);
