@@ -1,7 +1,7 @@
-// libggml-sluice.so: a ggml backend that takes attention (FLASH_ATTN_EXT) and leaves everything
-// else to the CPU backend. Named by GGML_BACKEND_PATH it is loaded by an unmodified llama.cpp;
-// SLUICE_GGML_CONFIG names its configuration. Links nothing of ggml: what it needs of it is found
-// in the process that loads it.
+// libggml-sluice.so: a ggml backend that takes attention (FLASH_ATTN_EXT) and token scores
+// (LIGHTNING_INDEXER) and leaves everything else to the CPU backend. Named by GGML_BACKEND_PATH it
+// is loaded by an unmodified llama.cpp; SLUICE_GGML_CONFIG names its configuration. Links nothing
+// of ggml: what it needs of it is found in the process that loads it.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -20,6 +20,7 @@
 #include "ggml-backend.h"
 #include "ggml-impl.h"
 #include "ggml.h"
+#include "sluice/plugins/ggml/indexer.h"
 #include "sluice/plugins/ggml/routed_attention.h"
 
 namespace {
@@ -158,6 +159,30 @@ const char* WhyNot(const ggml_tensor* op) {
   return nullptr;
 }
 
+// The same of LIGHTNING_INDEXER.
+const char* WhyNotScores(const ggml_tensor* op) {
+  const ggml_tensor *q = op->src[0], *k = op->src[1], *w = op->src[2], *mask = op->src[3];
+  if (!TheSettings().usable) return "the configuration is wrong";
+  if (q == nullptr || k == nullptr || w == nullptr || mask == nullptr)
+    return "an operand is missing";
+  const bool rows = op->type == GGML_TYPE_F32 && q->type == GGML_TYPE_F32 &&
+                    w->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float) &&
+                    q->nb[0] == sizeof(float) && w->nb[0] == sizeof(float);
+  if (!rows) return "an indexer's operands that are not rows of f32";
+  if (q->nb[1] != static_cast<size_t>(q->ne[0]) * sizeof(float))
+    return "an indexer's heads that lie apart";
+  if (!Readable(k)) return "an indexer's keys of a type that is not read here";
+  if (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)
+    return "a mask that is not f16, or one a head";
+  if (q->ne[2] > 1) return nullptr;
+  // As with attention the host probes with one query.
+  const sluice::ggml::Config& config = TheSettings().config;
+  if (!computed && config.early_steps == 0) return "a step before any prompt";
+  if (!sluice::ggml::TakesStep(config, k->ne[2], Bytes(k) * q->ne[1]))
+    return "a step over few keys";
+  return nullptr;
+}
+
 // Of all contexts of the process; kept where the configuration names a file for them.
 struct Totals {
   std::mutex mutex;
@@ -171,7 +196,37 @@ Totals& TheTotals() {
 
 struct Backend {
   std::unique_ptr<sluice::ggml::RoutedAttention> attention;
+  sluice::ggml::Indexer indexer;
 };
+
+// A part of a tensor: of its last dimension, `at`.
+const char* Part(const ggml_tensor* t, int64_t at) {
+  return static_cast<const char*>(t->data) + static_cast<size_t>(at) * t->nb[3];
+}
+int64_t Floats(size_t bytes) { return static_cast<int64_t>(bytes / sizeof(float)); }
+
+absl::Status Score(Backend& b, const ggml_tensor* op) {
+  const ggml_tensor *q = op->src[0], *k = op->src[1], *w = op->src[2], *mask = op->src[3];
+  const int64_t n_q = q->ne[2], heads = q->ne[1], n_kv = k->ne[2];
+  const DType type = *TypeOf(k->type);
+  for (int64_t s = 0; s < q->ne[3]; ++s) {
+    sluice::ggml::IndexerCall c;
+    c.q = {reinterpret_cast<const float*>(Part(q, s)),
+           n_q,
+           heads,
+           q->ne[0],
+           Floats(q->nb[2]),
+           Floats(q->nb[1])};
+    c.k = {Part(k, s), type, n_kv, 1, k->ne[0], Elements(type, k->nb[2]), 0};
+    c.weights = {reinterpret_cast<const float*>(Part(w, s)), n_q, 1, heads, Floats(w->nb[1]), 0};
+    c.mask = reinterpret_cast<const uint16_t*>(Part(mask, s % mask->ne[3]));
+    c.mask_stride = static_cast<int64_t>(mask->nb[1] / sizeof(uint16_t));
+    auto* out = reinterpret_cast<float*>(const_cast<char*>(Part(op, s)));
+    c.out = {out, n_q, 1, n_kv, Floats(op->nb[1]), 0};
+    SLUICE_RETURN_IF_ERROR(b.indexer.Run(c, b.attention->executor()));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor* op) {
   const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
@@ -185,31 +240,24 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
   c.sinks = sinks != nullptr ? static_cast<const float*>(sinks->data) : nullptr;
   const auto view = [](const ggml_tensor* t, int64_t batch) {
     const DType type = *TypeOf(t->type);
-    return sluice::KvView{static_cast<const char*>(t->data) + static_cast<size_t>(batch) * t->nb[3],
-                          type,
-                          t->ne[1],
-                          t->ne[2],
-                          t->ne[0],
-                          Elements(type, t->nb[1]),
-                          Elements(type, t->nb[2])};
+    return sluice::KvView{
+        Part(t, batch),          type, t->ne[1], t->ne[2], t->ne[0], Elements(type, t->nb[1]),
+        Elements(type, t->nb[2])};
   };
   for (int64_t b = 0; b < q->ne[3]; ++b) {
     const int64_t kb = b / (q->ne[3] / k->ne[3]);
     c.stream = StreamOf(k) + kb;
-    c.q = {reinterpret_cast<const float*>(static_cast<const char*>(q->data) +
-                                          static_cast<size_t>(b) * q->nb[3]),
+    c.q = {reinterpret_cast<const float*>(Part(q, b)),
            q->ne[1],
            q->ne[2],
            q->ne[0],
-           static_cast<int64_t>(q->nb[1] / sizeof(float)),
-           static_cast<int64_t>(q->nb[2] / sizeof(float))};
+           Floats(q->nb[1]),
+           Floats(q->nb[2])};
     c.k = view(k, kb);
     c.v = view(v, kb);
     if (mask != nullptr) {
-      const int64_t mb = b % mask->ne[3];
-      c.mask = reinterpret_cast<const uint16_t*>(static_cast<const char*>(mask->data) +
-                                                 static_cast<size_t>(mb) * mask->nb[3]);
-      c.mask_stride = static_cast<int64_t>(mask->nb[1] / 2);
+      c.mask = reinterpret_cast<const uint16_t*>(Part(mask, b % mask->ne[3]));
+      c.mask_stride = static_cast<int64_t>(mask->nb[1] / sizeof(uint16_t));
     }
     // [dv, heads, n_q, batch]
     c.out = {
@@ -244,10 +292,12 @@ ggml_status GraphCompute(ggml_backend_t backend, ggml_cgraph* graph) noexcept {
   try {
     for (int i = 0; i < graph->n_nodes; ++i) {
       const ggml_tensor* node = graph->nodes[i];
-      if (node->op != GGML_OP_FLASH_ATTN_EXT || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0)
-        continue;
+      const bool scores = node->op == GGML_OP_LIGHTNING_INDEXER;
+      if (!scores && node->op != GGML_OP_FLASH_ATTN_EXT) continue;
+      if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
       computed = true;
-      if (const absl::Status s = Compute(*b->attention, node); !s.ok()) {
+      const absl::Status s = scores ? Score(*b, node) : Compute(*b->attention, node);
+      if (!s.ok()) {
         std::fprintf(stderr, "sluice: %s: %s\n", node->name, std::string(s.message()).c_str());
         return GGML_STATUS_FAILED;
       }
@@ -289,7 +339,7 @@ ggml_backend_t DeviceInit(ggml_backend_dev_t dev, const char*) {
   backend->iface.free = Free;
   backend->iface.graph_compute = GraphCompute;
   backend->device = dev;
-  backend->context = new Backend{*std::move(attention)};
+  backend->context = new Backend{*std::move(attention), {}};
   return backend;
 }
 ggml_backend_buffer_type_t DeviceBufferType(ggml_backend_dev_t) { return CpuBufferType(); }
@@ -301,8 +351,9 @@ bool SupportsOp(ggml_backend_dev_t, const ggml_tensor* op) {
     case GGML_OP_PERMUTE:
     case GGML_OP_TRANSPOSE:
       return true;
-    case GGML_OP_FLASH_ATTN_EXT: {
-      const char* why = WhyNot(op);
+    case GGML_OP_FLASH_ATTN_EXT:
+    case GGML_OP_LIGHTNING_INDEXER: {
+      const char* why = op->op == GGML_OP_FLASH_ATTN_EXT ? WhyNot(op) : WhyNotScores(op);
       if (why != nullptr && !TheSettings().config.counters.empty()) {
         Totals& totals = TheTotals();
         const std::lock_guard<std::mutex> lock(totals.mutex);

@@ -9,7 +9,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
-constexpr uint16_t kHidden = LogitMask::kHidden;
+static_assert(kHidden == LogitMask::kHidden);
 constexpr int64_t kPanel = kernels::kPanelKeys;
 constexpr int64_t kTiles[] = {64, 16, 4, 1};
 
@@ -18,7 +18,18 @@ bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
   for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
   return off == 0;
 }
+// Nothing but 0, -0 and -inf. Without branches: compilers look at many at once.
+bool NoValues(const uint16_t* x, int64_t n) {
+  bool values = false;
+  for (int64_t i = 0; i < n; ++i) {
+    const bool zero = (x[i] & 0x7FFF) == 0;
+    values = values | (!zero & (x[i] != kHidden));
+  }
+  return !values;
+}
 }  // namespace
+
+bool AllHidden(const uint16_t* x, int64_t n) { return AllAre(x, n, kHidden); }
 
 using Bits = std::vector<uint64_t>;
 
@@ -140,11 +151,7 @@ MaskShape ReadMask(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_
     s.kind = MaskShape::Kind::kWindow;
     return s;
   }
-  for (int64_t i = 0; i < n_q && zeros; ++i) {
-    const uint16_t* row = mask + i * stride;
-    for (int64_t k = 0; k < n_kv; ++k)
-      zeros = zeros && (row[k] == kHidden || row[k] == 0 || row[k] == 0x8000);
-  }
+  for (int64_t i = 0; i < n_q && zeros; ++i) zeros = NoValues(mask + i * stride, n_kv);
   s.kind = zeros ? MaskShape::Kind::kRuns : MaskShape::Kind::kValues;
   return s;
 }
@@ -255,9 +262,15 @@ void MaskPlan::AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_
   by_key_ = true;
   for (int64_t i = 0; i < n_q; ++i) {
     const uint16_t* row = mask + i * stride;
+    // Which keys are visible no processor foretells: every one is written, and the visible ones
+    // stay.
+    size_t count = keys_.size();
+    keys_.resize(count + static_cast<size_t>(n_kv));
     for (int64_t k = 0; k < n_kv; ++k) {
-      if (row[k] != kHidden) keys_.push_back(static_cast<uint32_t>(k));
+      keys_[count] = static_cast<uint32_t>(k);
+      count += static_cast<size_t>(row[k] != kHidden);
     }
+    keys_.resize(count);
     Close();
   }
 }

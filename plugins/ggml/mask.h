@@ -9,6 +9,9 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
+inline constexpr uint16_t kHidden = 0xFC00;  // -inf
+bool AllHidden(const uint16_t* x, int64_t n);
+
 // What a mask shows, row by row.
 struct MaskShape {
   enum class Kind : uint8_t {

@@ -73,6 +73,7 @@ class RoutedAttention {
   // Masks that were read since this was made; not once a layer.
   int64_t masks_read() const { return masks_read_; }
   const Config& config() const { return config_; }
+  Executor& executor() { return *executor_; }
 
  private:
   struct Shape;  // everything that depends on heads, widths and soft-cap

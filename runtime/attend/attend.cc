@@ -396,8 +396,9 @@ void AttendRun::ExecuteFused() {
     ForEachItem(cut, true, first, [&](int64_t item, int w) { FusedItem(cut, item, w); });
     return;
   }
+  // All streams of a piece of the list, then the next piece: the heads of a key lie side by side.
   ex_.ParallelFor(cut.streams * splits_, 1, [&](int64_t begin, int64_t end, int w) {
-    for (int64_t i = begin; i < end; ++i) Split(cut, i / splits_, i % splits_, w);
+    for (int64_t i = begin; i < end; ++i) Split(cut, i % cut.streams, i / cut.streams, w);
   });
   for (int64_t stream = 0; stream < cut.streams; ++stream) MergeSplits(cut, stream);
 }
@@ -529,7 +530,7 @@ void AttendRun::Prefetch(const Panel& p, int64_t kv) const {
     for (const KvView* view : {&in_.k, &in_.v}) {
       const std::byte* at = view->at(key, kv);
       for (int64_t b = 0; b < DTypeBytes(view->dtype, view->dim); b += kLine)
-        __builtin_prefetch(at + b);
+        __builtin_prefetch(at + b, 0, 2);
     }
   }
 }

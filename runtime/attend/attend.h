@@ -5,7 +5,7 @@
 // gives o = 0 and lse = -inf. A NaN in q, k, a visible v, the scale or a bias comes out as NaN; a
 // hidden key contributes nothing whatever it holds. Runs are cut at absolute multiples of 64 keys,
 // so two plans of the same queries that list the same keys give the same bits, and so does any
-// number of workers; a call of at most 8 (query, head) pairs a KV head has last bits of its own.
+// number of workers; a call of at most 16 (query, head) pairs a KV head has last bits of its own.
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -48,7 +48,7 @@ struct AttendOptions {
   AttendMode mode = AttendMode::kQueryMajor;
   // What works on bf16 caches. A unit asked for by name must be there.
   kernels::Bf16Unit bf16 = kernels::Bf16Unit::kBest;
-  int64_t split_keys = 4096;  // decode: one query's list is cut every so many listed keys and
+  int64_t split_keys = 1024;  // decode: one query's list is cut every so many listed keys and
                               // merged in order; 0: never
   int64_t token_group = 8;    // per-query token lists run as the union of this many queries
   float softcap = 0;          // > 0: logit = cap * tanh(logit / cap)

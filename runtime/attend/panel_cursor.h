@@ -76,10 +76,12 @@ class PanelCursor {
     const int64_t row = b_.row_of(q_.list, tile);
     at_ = b_.rows.begin[row];
     end_ = at_ + b_.rows.count[row];
+    as_listed_ = ReadsAsListed();
   }
 
   // The next panel, or false. A panel stays valid until the next call.
   bool Next(Panel& p) {
+    if (as_listed_) return NextAsListed(p);
     if (held_) {  // a whole panel that had to wait for the gathered one before it
       held_ = false;
       Whole(p, hold_lo_, hold_hi_);
@@ -176,6 +178,7 @@ class PanelCursor {
  private:
   static constexpr int64_t kPanel = static_cast<int64_t>(kernels::kPanelKeys);
   static constexpr int64_t kWhole = 48;  // shorter pieces are gathered
+  static constexpr int64_t kApart = 4;   // mean distance of keys among which no piece is whole
   struct Run {
     int64_t lo = 0, hi = 0;
     MaskClass mask = MaskClass::kCausal;
@@ -220,6 +223,31 @@ class PanelCursor {
       for (int64_t j = 0; j < p.n; ++j) Fill(p, j, r, lo + j);
     }
     Pad(p);
+  }
+  // Tokens far apart that all queries of the tile see and of which nothing else is said: the list
+  // holds the panels as they are.
+  bool ReadsAsListed() const {
+    if (b_.encoding != Encoding::kTokens || b_.order != EntryOrder::kAscending || at_ == end_)
+      return false;
+    if (perm_ != nullptr || !plan_.key_bias.empty() || !b_.entry_bias.empty() ||
+        !b_.row_mask.empty())
+      return false;
+    const int64_t first = b_.tokens[at_];
+    const int64_t last = b_.tokens[end_ - 1];
+    const bool seen = b_.token_mask == MaskClass::kNone ||
+                      (b_.token_mask != MaskClass::kLowerBound && last <= q_.first);
+    return seen && last - first >= kApart * (end_ - at_);
+  }
+  bool NextAsListed(Panel& p) {
+    if (at_ == end_) return false;
+    p.start = 0;
+    p.n = std::min(kPanel, end_ - at_);
+    p.ids = &b_.tokens[at_];
+    p.table = 0;
+    p.mask = MaskClass::kNone;
+    p.has_bias = false;
+    at_ += p.n;
+    return true;
   }
   bool Flush(Panel& p, int64_t n) {
     p.start = 0;
@@ -314,6 +342,7 @@ class PanelCursor {
   int64_t kv_;
   int64_t tile_;
   bool pattern_;
+  bool as_listed_ = false;
   pattern::PatternRuns runs_;
   int64_t at_ = 0;
   int64_t end_ = 0;

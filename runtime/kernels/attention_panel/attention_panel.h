@@ -57,7 +57,7 @@ float AttendPanel(const AttentionPanel& p);
 // packed: reads p without kt and v. d and dv are multiples of kValuePad. Bits differ from
 // AttendPanel's, and depend neither on the other rows nor on the keys' places. Up to kFewRows rows
 // this is the faster way.
-inline constexpr int64_t kFewRows = 8;
+inline constexpr int64_t kFewRows = 16;
 float AttendRows(const AttentionPanel& p, const PanelSource& keys, const PanelSource& values);
 // Second pass: probabilities of the panel given final m and l; prob [rows, prob_stride]. Masked
 // keys give 0.
