@@ -86,7 +86,7 @@ class HardAttentionGates {
     void VisitFields(V&& v) {
       v("layer", layer, Range<int64_t>{0, 1 << 16}, "from 0");
       v("branch", branch, Choices{"attention", "ffn"}, "whose output is gated");
-      v("threshold", threshold, Range{0.0, 1.0}, "least gate of a channel that stays");
+      v("threshold", threshold, Range<double>{0, 1}, "least gate of a channel that stays");
     }
   };
   struct Plan : RoutePlanInfo {};
