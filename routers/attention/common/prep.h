@@ -74,16 +74,6 @@ inline void RotateTo(float* x, int64_t d, int64_t position, float base) {
   if (base <= 0) return;
   for (int64_t i = 0; i < d / 2; ++i) TurnPair(TurnOfPair(i, d, position, base), x + 2 * i);
 }
-
-// Signed 4-bit values, -7..7, of one vector; returns the scale (0 for a zero vector).
-inline float QuantiseInt4(const float* x, int64_t d, int8_t* out) {
-  float most = 0;
-  for (int64_t i = 0; i < d; ++i) most = std::max(most, std::fabs(x[i]));
-  const float scale = most / 7;
-  for (int64_t i = 0; i < d; ++i)
-    out[i] = scale > 0 ? static_cast<int8_t>(std::lrint(x[i] / scale)) : int8_t{0};
-  return scale;
-}
 }  // namespace attention
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_ATTENTION_COMMON_PREP_H_

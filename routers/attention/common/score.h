@@ -1,6 +1,7 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_COMMON_SCORE_H_
 #define SLUICE_ROUTERS_ATTENTION_COMMON_SCORE_H_
 // SCORE: what queries say of units.
+#include "sluice/routers/attention/common/int_keys.h"
 #include "sluice/routers/attention/common/plan.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/sum.h"
@@ -73,18 +74,6 @@ inline int64_t ScoreMeans(const AttentionInputs& in, TileRows rows, int64_t head
   return blocks;
 }
 
-// score [rows, n] = q_scale[row] * k_scale[key] * (q . k) of 4-bit vectors (QuantiseInt4).
-inline void ScoreInt4(const int8_t* q, const float* q_scale, int64_t rows, const int8_t* k,
-                      const float* k_scale, int64_t n, int64_t d, float* score) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      int32_t sum = 0;
-      for (int64_t x = 0; x < d; ++x) sum += int32_t{q[i * d + x]} * int32_t{k[j * d + x]};
-      score[i * n + j] = q_scale[i] * k_scale[j] * static_cast<float>(sum);
-    }
-  }
-}
-
 // Token scores I(t, s) = sum_j w(t, j) ReLU(q(t, j) . k(s)) for DSA and HISA. Where the host has no
 // trained indexer the attention's own queries and keys stand in: every query head is an index head
 // of weight 1 against its KV head's keys. That substitute costs as much as QK^T, and must be named
@@ -100,7 +89,8 @@ class Indexer {
   }
   // Floats of scratch for scoring up to n keys.
   static int64_t ScratchFloats(const AttentionShape& s, int64_t n) {
-    return kernels::IndexScratchFloats(Heads(s), Width(s)) + Heads(s) * (Width(s) + 1) + n + 64;
+    return OwnFloats(s) + kernels::IndexScratchFloats(Heads(s), 2 * Width(s)) +
+           Heads(s) * (Width(s) + 1) + n + 64;
   }
   static absl::Status Check(const AttentionShape& s, const AttentionInputs& in) {
     if (s.index_heads == 0) return absl::OkStatus();
@@ -115,13 +105,25 @@ class Indexer {
                      x.k.dim, "] of ", DTypeName(x.k.dtype), "; planned for ", s.index_heads,
                      " heads of width ", s.index_dim, " over ", in.kv_len(), " keys"));
   }
-  Indexer(const AttentionShape& s, const AttentionInputs& in) : s_(s), in_(in) {}
+  // The keys in few bits, if they are not empty, are what tokens are scored with.
+  Indexer(const AttentionShape& s, const AttentionInputs& in, const IntKeys& few_bits)
+      : s_(s), in_(in), few_bits_(few_bits) {}
 
   // The keys that are scored: [kv_len, streams, width].
   const KvView& Keys() const { return s_.index_heads > 0 ? in_.index.k : in_.k; }
 
-  // score [n] of query row i against keys ids[0, n), or the first n.
+  // score [n] of query row i against keys ids[0, n), ascending, or the first n.
   void ScoreKeys(int64_t i, const uint32_t* ids, int64_t n, float* score, float* scratch) const {
+    if (few_bits_.empty()) return ScoreKeysAsGiven(i, ids, n, score, scratch);
+    auto* rounded = reinterpret_cast<int8_t*>(scratch);
+    EachStream(i, n, score, scratch, [&](int64_t stream, float* q, float* w, float* to, float*) {
+      few_bits_.RoundQueries(q, Heads(s_), w, rounded);
+      few_bits_.Score(rounded, w, Heads(s_), stream, ids, n, to);
+    });
+  }
+  // The same whether or not there are keys in few bits.
+  void ScoreKeysAsGiven(int64_t i, const uint32_t* ids, int64_t n, float* score,
+                        float* scratch) const {
     const KvView& keys = Keys();
     EachStream(i, n, score, scratch,
                [&](int64_t stream, const float* q, const float* w, float* to, float* kernel) {
@@ -140,15 +142,37 @@ class Indexer {
                });
   }
 
+  // score [n]: what no key of the first n blocks scores above. A head of negative weight counts by
+  // the least product that its elements allow.
+  void ScoreBounds(int64_t i, const BlockBounds& bounds, int64_t n, float* score,
+                   float* scratch) const {
+    const int64_t width = Width(s_);
+    float* split = scratch;
+    EachStream(i, n, score, scratch,
+               [&](int64_t stream, const float* q, const float* w, float* to, float* kernel) {
+                 std::fill(split, split + Heads(s_) * 2 * width, 0.0f);
+                 for (int64_t h = 0; h < Heads(s_); ++h) {
+                   float* of_head = split + h * 2 * width;
+                   AddSplitBySign(q + h * width, width, 1, of_head);
+                   if (w[h] < 0) std::swap_ranges(of_head, of_head + width, of_head + width);
+                 }
+                 kernels::IndexScore(split, w, Heads(s_), 2 * width, bounds.At(stream, 0),
+                                     DType::kF32, 2 * width * int64_t{sizeof(float)}, nullptr, n,
+                                     to, kernel);
+               });
+  }
+
  private:
+  // What scores of one kind keep of a query: it rounded, or split by sign.
+  static int64_t OwnFloats(const AttentionShape& s) { return Heads(s) * 2 * (Width(s) + 4); }
   // Sums score(stream, queries, weights, to) over the streams.
   template <class ScoreOne>
   void EachStream(int64_t i, int64_t n, float* score, float* scratch, ScoreOne&& one) const {
     const int64_t heads = Heads(s_);
     const int64_t width = Width(s_);
     const bool own = s_.index_heads == 0;
-    float* kernel = scratch;
-    float* q = scratch + kernels::IndexScratchFloats(heads, width);
+    float* kernel = scratch + OwnFloats(s_);
+    float* q = kernel + kernels::IndexScratchFloats(heads, 2 * width);
     float* weight = q + heads * width;
     float* part = weight + heads;
     for (int64_t stream = 0; stream < Streams(s_); ++stream) {
@@ -164,6 +188,7 @@ class Indexer {
 
   const AttentionShape& s_;
   const AttentionInputs& in_;
+  const IntKeys& few_bits_;
 };
 }  // namespace attention
 SLUICE_END_NAMESPACE

@@ -1,18 +1,20 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
 #define SLUICE_ROUTERS_ATTENTION_DSA_DSA_H_
-// The lightning indexer of DeepSeek sparse attention (DSA). Scores are fp32 here (upstream:
-// Hadamard-rotated fp8; the rotation changes nothing in fp32). The indexer is the host's; with
+// The lightning indexer of DeepSeek sparse attention (DSA). The indexer is the host's; with
 // index=learned that of the weights (common/learned_index.h); where there is neither, the
 // substitute of common/score.h.
 //
+//   PREP    with score=int8 or int4: keys, Hadamard-rotated, in so many bits with a scale each,
+//           queries likewise in 8 (upstream: fp8 both)
 //   SCORE   sum_j w_j ReLU(q_j . k) of every earlier token
-//   SELECT  the k best tokens, one list a token, shared by all heads
+//   SELECT  the k best tokens, one list a token, shared by all heads; with rescore those whose rank
+//           few bits leave in doubt by scores as given (ours)
 //
 // NaN scores are never selected; a query without any other keeps its own token, so that a NaN query
-// comes out as NaN. O(keys * index_heads * index_dim) a query.
+// comes out as NaN; in whole numbers, what holds an infinite element scores NaN too. O(keys *
+// index_heads * index_dim) a query.
 #include "sluice/routers/attention/common/learned_index.h"
-#include "sluice/routers/attention/common/score.h"
-#include "sluice/runtime/kernels/top_k/top_k.h"
+#include "sluice/routers/attention/common/token_choice.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace attention {
@@ -27,11 +29,11 @@ class Dsa {
                                               .small_budget = "k=24,index=learned"};
 
   struct Config {
-    int64_t k = 2048;
+    TokenBudget budget;
     IndexOf index = IndexOf::kGiven;
     template <class V>
     void VisitFields(V&& v) {
-      v("k", k, Range<int64_t>{1, kEverything}, "tokens kept per query");
+      budget.VisitFields(v);
       VisitIndex(v, index);
     }
     bool Learns() const { return index == IndexOf::kLearned; }
@@ -39,18 +41,20 @@ class Dsa {
   struct Plan : RouterPlan {
     using RouterPlan::RouterPlan;
     LearnedIndex::Layout index_of;  // its shape: the plan's where nothing is learned
-    Scratch<float> scores, index;
-    Scratch<std::byte> top;
+    IntKeys::Layout few_bits;
+    TokenChoice::Layout choice;
   };
 
   static WeightKeys Weights(const Config& c, const AttentionShape& s) {
     return LearnedIndex::Weights(c.index, s);
   }
   static absl::StatusOr<Dsa> Create(const Config& c) {
+    SLUICE_RETURN_IF_ERROR(c.budget.Check());
     if (c.Learns()) return NoIndexWeights();
     return Dsa(c);
   }
   static absl::StatusOr<Dsa> Create(const Config& c, const WeightSource& w) {
+    SLUICE_RETURN_IF_ERROR(c.budget.Check());
     Dsa r(c);
     if (!c.Learns()) return UnusedIndexWeights();
     SLUICE_ASSIGN_OR_RETURN(r.learned_, LearnedIndex::Read(w));
@@ -61,10 +65,11 @@ class Dsa {
     Plan plan(s);
     SLUICE_ASSIGN_OR_RETURN(plan.index_of, learned_.AddTo(plan));
     const AttentionShape& indexed = plan.index_of.shape;
-    plan.scores = plan.AddScratch<float>(s.max_kv);
-    plan.index = plan.AddScratch<float>(Indexer::ScratchFloats(indexed, s.max_kv));
-    plan.top = plan.AddScratch<std::byte>(kernels::TopKScratchBytes(s.max_kv));
-    plan.layout.AddBranch({.rows = s.max_queries, .token_slots = std::min(config_.k, s.max_kv)});
+    plan.few_bits = IntKeys::AddTo(plan, config_.budget.score, Indexer::Streams(indexed),
+                                   Indexer::Width(indexed));
+    plan.choice = TokenChoice::AddTo(plan, indexed, config_.budget);
+    plan.layout.AddBranch(
+        {.rows = s.max_queries, .token_slots = std::min(config_.budget.k, s.max_kv)});
     return plan;
   }
 
@@ -73,7 +78,10 @@ class Dsa {
     SLUICE_ASSIGN_OR_RETURN(const AttentionInputs given,
                             learned_.Project(plan, plan.index_of, in, state, ctx));
     SLUICE_RETURN_IF_ERROR(Indexer::Check(plan.index_of.shape, given));
-    const Indexer indexer(plan.index_of.shape, given);
+    IntKeys few_bits(state, plan.few_bits);
+    const Indexer indexer(plan.index_of.shape, given, few_bits);
+    few_bits.Append(indexer.Keys(), plan, ctx);
+    const TokenChoice choice(plan.choice, config_.budget, indexer);
 
     Begin(plan.shape, in, out);
     SLUICE_ASSIGN_OR_RETURN(BranchWriter branch, out.AddBranch({.encoding = Encoding::kTokens,
@@ -82,11 +90,8 @@ class Dsa {
                                                                 .token_mask = MaskClass::kFull}));
     ForEachRow(branch, plan, ctx, [&](int64_t, int64_t i, WorkerScratch scratch) {
       const int64_t keys = in.q_begin + i + 1;
-      float* scores = scratch[plan.scores];
-      indexer.ScoreKeys(i, nullptr, keys, scores, scratch[plan.index]);
       uint32_t* tokens = branch.tokens(i);
-      int64_t count =
-          kernels::TopK(scores, keys, std::min(config_.k, keys), tokens, scratch[plan.top]).count;
+      int64_t count = choice.Best(i, nullptr, keys, scratch, tokens);
       if (count == 0) tokens[count++] = static_cast<uint32_t>(keys - 1);
       branch.set_count(i, count);
     });

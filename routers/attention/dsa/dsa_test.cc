@@ -26,6 +26,45 @@ TEST(Dsa, ListsAreTheReferences) {
     }
   }
 }
+// In whole numbers, with an indexer of the host's, one of the weights', and without one.
+TEST(Dsa, ListsInFewBitsAreTheReferences) {
+  for (const auto& [score, limit] : {std::pair{"int8", 127}, {"int4", 7}}) {
+    for (const ReferenceCase& c : ReferenceCases()) {
+      const AttentionData a = c.Data(1);
+      attention::DsaReference want{.k = 50, .limit = limit};
+      const std::string policy = absl::StrCat(Dsa(50), ",score=", score);
+      IndexData index;
+      HarnessOptions o = c.Options();
+      ExpectListsOf(want, policy, a, o);
+      ExpectListsOf(
+          attention::WithLearnedIndex<attention::DsaReference>{
+              SyntheticIndexer("dsa:index=learned", a, 0), want},
+          absl::StrCat(policy, ",weights=synthetic,index=learned"), a, o);
+      o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 7, 24); };
+      ExpectListsOf(want, policy, a, o);
+      for (double rescore : {0.1, 0.5, 1.0}) {
+        want.rescore = rescore;
+        ExpectListsOf(want, absl::StrCat(policy, ",rescore=", rescore), a, o);
+      }
+    }
+  }
+}
+// Eight bits find nearly the tokens that single precision finds, four most of them.
+TEST(Dsa, FewBitsFindNearlyTheSame) {
+  const AttentionData a = MakeAttentionData(DataKind::kGaussian, 1024, 64, 4, 2, 64, 32, 1);
+  const RoutedRun exact = RunRouter(Dsa(128), a);
+  const auto found = [&](const char* score) {
+    const RoutedRun run = RunRouter(absl::StrCat(Dsa(128), ",score=", score), a);
+    double sum = 0;
+    for (size_t i = 0; i < run.lists.size(); ++i) sum += IoU(run.lists[i], exact.lists[i]);
+    return sum / static_cast<double>(run.lists.size());
+  };
+  EXPECT_GT(found("int8"), 0.97);
+  EXPECT_GT(found("int4"), 0.75);
+  EXPECT_LT(found("int4"), found("int8"));
+  EXPECT_GT(found("int4,rescore=0.25"), 0.97);
+  EXPECT_GT(found("int8,rescore=0.1"), 0.999);
+}
 // With the projections of weights, of every layer its own.
 TEST(Dsa, ListsOfATrainedIndexerAreTheReferences) {
   for (const ReferenceCase& c : ReferenceCases()) {
@@ -72,6 +111,12 @@ TEST(Dsa, TrainedIndexersOfOtherModelsAreRefused) {
   EXPECT_THAT(why(RunRouter("dsa:weights=synthetic,index=learned", a, o).status),
               testing::HasSubstr("an indexer of 4 layers, 8/2 heads of width 32; the model has 4"));
 }
+TEST(Dsa, ScoresThatLeaveNoDoubtAreNotTakenAgain) {
+  const absl::Status s = BuiltinRouters().attention.Create("dsa:rescore=0.25").status();
+  EXPECT_THAT(std::string(s.message()),
+              testing::HasSubstr("rescore=0.25 with score=f32, which leaves no doubt"));
+  EXPECT_FALSE(BuiltinRouters().attention.Create("hisa:rescore=0.25").ok());
+}
 TEST(Dsa, TiesGoToTheLowestToken) {
   const AttentionData a =
       WithTies(MakeAttentionData(DataKind::kGaussian, 333, 100, 4, 2, 16, 24, 2), 16);
@@ -106,6 +151,8 @@ TEST(Dsa, NanAndInfiniteScores) {
   for (int64_t k : {50, 280, 4096}) {
     ExpectListsOf(attention::DsaReference{k}, Dsa(k), a);
     ExpectListsOf(attention::DsaReference{k}, Dsa(k), a, o);
+    ExpectListsOf(attention::DsaReference{k, 127}, Dsa(k) + ",score=int8", a);
+    ExpectListsOf(attention::DsaReference{k, 7}, Dsa(k) + ",score=int4", a, o);
   }
   EXPECT_TRUE(std::isnan(RunRouter(Dsa(50), a).o[7 * 4 * 24]));
 }

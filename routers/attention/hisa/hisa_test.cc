@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "sluice/routers/attention/common/learned_index_reference.h"
+#include "sluice/routers/attention/dsa/dsa_reference.h"
 #include "sluice/routers/attention/hisa/hisa_reference.h"
 #include "sluice/routers/builtin.h"
 #include "sluice/tests/support/indexer_weights.h"
@@ -19,6 +20,14 @@ struct Rule {
   const char* text;
   attention::HisaReference reference;
 };
+// With its blocks chosen by bounds.
+Rule ByBounds(const Rule& rule, std::string& text) {
+  Rule by = rule;
+  by.reference.bounds = true;
+  text = absl::StrCat(rule.text, ",bound=max");
+  by.text = text.c_str();
+  return by;
+}
 const Rule kRules[] = {
     {"hisa:k=17,m=2,block=16", {.k = 17, .m = 2, .block = 16}},
     {"hisa:k=16,m=5,block=8", {.k = 16, .m = 5, .block = 8}},
@@ -36,7 +45,78 @@ TEST(Hisa, ListsAreTheReferences) {
       HarnessOptions o = c.Options();
       if (trained)
         o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 7, 24); };
-      for (const Rule& rule : kRules) ExpectListsOf(rule.reference, rule.text, a, o);
+      for (const Rule& rule : kRules) {
+        ExpectListsOf(rule.reference, rule.text, a, o);
+        std::string text;
+        const Rule by = ByBounds(rule, text);
+        ExpectListsOf(by.reference, by.text, a, o);
+      }
+    }
+  }
+}
+// What is left out scores no more than the least bound of the blocks that were kept for theirs.
+TEST(Hisa, NoTokenAboveTheKeptBoundsIsLeftOut) {
+  for (bool trained : {false, true}) {
+    const AttentionData a = MakeAttentionData(DataKind::kNeedles, 400, 60, 4, 2, 32, 24, 5);
+    IndexData index;
+    AttentionInputs in = a.Inputs();
+    SessionOptions session;
+    HarnessOptions o;
+    o.adjust = [&](SessionOptions& s, AttentionInputs& x) {
+      if (trained) index.Attach(s, x, 5, 16);
+    };
+    o.adjust(session, in);
+    constexpr int64_t kBlock = 8;
+    constexpr int64_t kBlocks = 6;
+    // All candidates are kept, so that lists show which blocks were chosen.
+    const RoutedRun run = RunRouter("hisa:k=40,m=6,block=8,bound=max", a, o);
+    ASSERT_TRUE(run.status.ok()) << run.status;
+    int64_t left_out = 0;
+    for (int64_t i = 0; i < in.q.rows; ++i) {
+      const int64_t last = in.q_begin + i;
+      std::vector<double> bound;
+      for (int64_t b = 0; b * kBlock <= last; ++b)
+        bound.push_back(attention::HisaReference::Bound(in, i, b * kBlock,
+                                                        std::min(last + 1, (b + 1) * kBlock)));
+      std::vector<double> inner(bound.begin() + 1, bound.end() - 1);  // first and own are forced
+      std::sort(inner.begin(), inner.end(), std::greater<>());
+      const double kept = inner[kBlocks - 3];
+      std::vector<double> scores;
+      for (int64_t s = 0; s <= last; ++s) {
+        scores.push_back(attention::DsaReference::Score(in, i, s));
+        EXPECT_LE(scores.back(), bound[s / kBlock] + 1e-9);
+      }
+      // Of the tokens above the threshold only those may be missing that 40 better ones displace.
+      const std::vector<uint32_t>& list = run.lists[i * a.heads];
+      double least = HUGE_VAL;
+      for (uint32_t s : list) least = std::min(least, scores[s]);
+      for (int64_t s = 0; s <= last; ++s) {
+        const bool listed = std::binary_search(list.begin(), list.end(), static_cast<uint32_t>(s));
+        if (scores[s] > kept) EXPECT_TRUE(listed || scores[s] <= least) << i << " " << s;
+        left_out += !listed && scores[s] > least;
+      }
+    }
+    // It is a filter still.
+    EXPECT_GT(left_out, 0);
+  }
+}
+TEST(Hisa, ListsInFewBitsAreTheReferences) {
+  for (const auto& [score, limit] : {std::pair{"int8", 127}, {"int4", 7}}) {
+    for (const ReferenceCase& c : ReferenceCases()) {
+      const AttentionData a = c.Data(1);
+      IndexData index;
+      HarnessOptions o = c.Options();
+      for (const Rule& rule : kRules) {
+        attention::HisaReference want = rule.reference;
+        want.limit = limit;
+        ExpectListsOf(want, absl::StrCat(rule.text, ",score=", score), a, o);
+        want.rescore = 0.3;
+        ExpectListsOf(want, absl::StrCat(rule.text, ",rescore=0.3,score=", score), a, o);
+      }
+      o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 7, 24); };
+      attention::HisaReference want = kRules[1].reference;
+      want.limit = limit;
+      ExpectListsOf(want, absl::StrCat(kRules[1].text, ",score=", score), a, o);
     }
   }
 }
@@ -65,6 +145,10 @@ TEST(Hisa, TiesGoToTheLowestBlockAndToken) {
   for (const Rule& rule : kRules) {
     ExpectListsOf(rule.reference, rule.text, a);
     ExpectListsOf(rule.reference, rule.text, a, o);
+    std::string text;
+    const Rule by = ByBounds(rule, text);
+    ExpectListsOf(by.reference, by.text, a);
+    ExpectListsOf(by.reference, by.text, a, o);
   }
 }
 // A block with a NaN mean is no candidate unless it is forced, and a token of NaN is in no list.
@@ -86,6 +170,14 @@ TEST(Hisa, NanAndInfiniteScores) {
     ExpectListsOf(rule.reference, rule.text, a, o);
   }
   EXPECT_TRUE(std::isnan(RunRouter(kRules[0].text, a).o[7 * 4 * 24]));
+  // An infinite element makes a bound infinite or NaN, as its signs fall: not compared.
+  index.k[51 * 8 + 1] = NAN;
+  for (const Rule& rule : kRules) {
+    std::string text;
+    const Rule by = ByBounds(rule, text);
+    ExpectListsOf(by.reference, by.text, a);
+    ExpectListsOf(by.reference, by.text, a, o);
+  }
 }
 TEST(Hisa, EqualsDsaWhenEveryBlockIsKeptAndImprovesWithM) {
   const AttentionData a = MakeAttentionData(DataKind::kGaussian, 256, 60, 4, 2, 32, 32, 1);
@@ -96,6 +188,7 @@ TEST(Hisa, EqualsDsaWhenEveryBlockIsKeptAndImprovesWithM) {
       o.adjust = [&](SessionOptions& s, AttentionInputs& in) { index.Attach(s, in, 8, 16); };
     const RoutedRun dsa = RunRouter("dsa:k=16", a, o);
     EXPECT_EQ(RunRouter("hisa:k=16,m=16,block=16", a, o).lists, dsa.lists);
+    EXPECT_EQ(RunRouter("hisa:k=16,m=16,block=16,bound=max", a, o).lists, dsa.lists);
     double last = 0;
     for (const char* m : {"2", "4", "8", "12"}) {
       const RoutedRun h = RunRouter(absl::StrCat("hisa:k=16,block=16,m=", m), a, o);

@@ -13,6 +13,7 @@
 // exceeds tau is lost. Planning costs queries * keys * width in 4 bits, as upstream does.
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
+#include "sluice/runtime/kernels/int_score/int_score.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace attention {
@@ -29,6 +30,7 @@ class Sale {
       .full_budget = "tau=0,dense_below=0,dense_until=0",
       .small_budget = "block=16,tile=16,local=16,align=16,tau=0.9,dense_until=0"};
 
+  static constexpr kernels::KeyBits kInt4 = kernels::KeyBits::k4;
   enum class Products : uint8_t { kInt4, kExact };
   struct Config {
     int64_t block = 32;
@@ -68,11 +70,13 @@ class Sale {
     using RouterPlan::RouterPlan;
     int64_t blocks = 0;
     Shared<float> key_mean, query_mean;  // [kv_heads, d], [heads, d] times scale
-    Shared<int8_t> key4;                 // [kv_heads, max_kv, d]
+    Shared<uint8_t> key4;                // [kv_heads], packed
     Shared<float> key_scale;             // [kv_heads, max_kv]
     Shared<float> query_term;            // [heads, max_kv]: mean query . smoothed key
     Scratch<float> queries, query_scale, floor, keys, scores, gemm;
-    Scratch<int8_t> query4;
+    Scratch<int8_t> query4, key;
+    Scratch<int32_t> dots;
+    int64_t head_bytes() const { return kernels::IntKeyBytes(kInt4, shape.max_kv, shape.head_dim); }
   };
 
   static absl::StatusOr<Sale> Create(const Config& c) {
@@ -94,11 +98,13 @@ class Sale {
     plan.key_mean = plan.AddShared<float>(s.kv_heads * d);
     plan.query_mean = plan.AddShared<float>(s.heads * d);
     plan.query_term = plan.AddShared<float>(s.heads * s.max_kv);
-    const int64_t quantised = config_.products == Products::kInt4 ? s.kv_heads * s.max_kv : 0;
-    plan.key4 = plan.AddShared<int8_t>(quantised * d);
-    plan.key_scale = plan.AddShared<float>(quantised);
+    const int64_t quantised = config_.products == Products::kInt4 ? s.kv_heads : 0;
+    plan.key4 = plan.AddShared<uint8_t>(quantised * plan.head_bytes());
+    plan.key_scale = plan.AddShared<float>(quantised * s.max_kv);
     plan.queries = plan.AddScratch<float>(config_.tile * d);
-    plan.query4 = plan.AddScratch<int8_t>(config_.tile * d);
+    plan.query4 = plan.AddScratch<int8_t>(config_.tile * kernels::IntWidth(kInt4, d));
+    plan.key = plan.AddScratch<int8_t>(d);
+    plan.dots = plan.AddScratch<int32_t>(config_.tile * config_.block);
     plan.query_scale = plan.AddScratch<float>(config_.tile);
     plan.floor = plan.AddScratch<float>(config_.tile);
     plan.keys = plan.AddScratch<float>(config_.block * d);
@@ -190,18 +196,21 @@ class Sale {
     });
     if (config_.products == Products::kExact) return;
 
-    int8_t* key4 = plan.Get(ctx, plan.key4);
     float* scale = plan.Get(ctx, plan.key_scale);
     const int64_t keys = in.kv_len();
-    ctx.executor->ParallelFor(plan.shape.kv_heads * keys, 64,
-                              [&](int64_t begin, int64_t end, int w) {
-                                float* key = plan.Worker(ctx, w)[plan.keys];
-                                for (int64_t i = begin; i < end; ++i) {
-                                  const int64_t at = i / keys * plan.shape.max_kv + i % keys;
-                                  SmoothedKeys(plan, in, ctx, i / keys, i % keys, 1, key);
-                                  scale[at] = QuantiseInt4(key, d, key4 + at * d);
-                                }
-                              });
+    ctx.executor->ParallelFor(
+        plan.shape.kv_heads * keys, 64, [&](int64_t begin, int64_t end, int w) {
+          const WorkerScratch scratch = plan.Worker(ctx, w);
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t kv = i / keys;
+            const int64_t at = i % keys;
+            SmoothedKeys(plan, in, ctx, kv, at, 1, scratch[plan.keys]);
+            scale[kv * plan.shape.max_kv + at] = kernels::QuantiseInt(
+                scratch[plan.keys], d, kernels::IntLimit(kInt4), scratch[plan.key]);
+            kernels::PackIntKey(kInt4, scratch[plan.key], d, at,
+                                plan.Get(ctx, plan.key4) + kv * plan.head_bytes());
+          }
+        });
   }
 
   // The mean query of each head and its products with all smoothed keys.
@@ -247,8 +256,28 @@ class Sale {
     }
     SubtractMean(q, rows.count, d, plan.Get(ctx, plan.query_mean) + head * d);
     if (config_.products == Products::kExact) return;
+    const int64_t width = kernels::IntWidth(kInt4, d);
+    int8_t* rounded = scratch[plan.query4];
+    std::memset(rounded, 0, rows.count * width);
     for (int64_t i = 0; i < rows.count; ++i)
-      scratch[plan.query_scale][i] = QuantiseInt4(q + i * d, d, scratch[plan.query4] + i * d);
+      scratch[plan.query_scale][i] =
+          kernels::QuantiseInt(q + i * d, d, kernels::IntLimit(kInt4), rounded + i * width);
+  }
+
+  // plan.scores [rows, block] of a block in 4 bits.
+  void ScoreRounded(const Plan& plan, const RunContext& ctx, int64_t kv, int64_t b, int64_t rows,
+                    WorkerScratch scratch) const {
+    const int64_t n = config_.block;
+    kernels::IntDots(kInt4, scratch[plan.query4], rows, plan.shape.head_dim,
+                     plan.Get(ctx, plan.key4) + kv * plan.head_bytes(), b * n, n,
+                     scratch[plan.dots]);
+    const float* key_scale = plan.Get(ctx, plan.key_scale) + kv * plan.shape.max_kv + b * n;
+    for (int64_t i = 0; i < rows; ++i) {
+      const float query_scale = scratch[plan.query_scale][i];
+      for (int64_t j = 0; j < n; ++j)
+        scratch[plan.scores][i * n + j] =
+            query_scale * key_scale[j] * static_cast<float>(scratch[plan.dots][i * n + j]);
+    }
   }
 
   // Whether any element of a block exceeds its row's floor. NaN exceeds nothing.
@@ -257,16 +286,13 @@ class Sale {
     const int64_t d = in.q.dim;
     const int64_t n = config_.block;
     const int64_t kv = head / GroupSize(plan.shape);
-    const int64_t at = kv * plan.shape.max_kv + b * n;
     float* scores = scratch[plan.scores];
     if (config_.products == Products::kExact) {
       SmoothedKeys(plan, in, ctx, kv, b * n, n, scratch[plan.keys]);
       ScoreDot(scratch[plan.queries], rows.count, scratch[plan.keys], n, d, scores,
                scratch[plan.gemm]);
     } else {
-      ScoreInt4(scratch[plan.query4], scratch[plan.query_scale], rows.count,
-                plan.Get(ctx, plan.key4) + at * d, plan.Get(ctx, plan.key_scale) + at, n, d,
-                scores);
+      ScoreRounded(plan, ctx, kv, b, rows.count, scratch);
     }
     const float* term = plan.Get(ctx, plan.query_term) + head * plan.shape.max_kv + b * n;
     for (int64_t i = 0; i < rows.count; ++i) {
