@@ -37,10 +37,11 @@ import frozen_llama  # noqa: E402
 import gates  # noqa: E402
 
 
-def tiny_llama(layers):
+def tiny_llama(layers, experts=0):
     m = frozen_llama.FrozenLlama.__new__(frozen_llama.FrozenLlama)
     m.layers, m.width, m.heads, m.kv_heads, m.head = layers, WIDTH, HEADS, 1, HEAD
     m.eps, m.rope_base, m.name, m.keys, m.device = 1e-6, 100.0, "tiny", {}, "cpu"
+    m.experts_used = 2 if experts else 0
     g = torch.Generator().manual_seed(3)
     rand = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64) * 0.5  # noqa: E731
     m.w = {"token_embd.weight": rand(VOCAB, WIDTH), "output_norm.weight": 1 + rand(WIDTH)}
@@ -49,6 +50,10 @@ def tiny_llama(layers):
                                  ("attn_output", WIDTH, HEADS * HEAD), ("ffn_gate", FFN, WIDTH), ("ffn_up", FFN, WIDTH),
                                  ("ffn_down", WIDTH, FFN)):
             m.w[f"blk.{i}.{name}.weight"] = rand(rows, cols)
+        if experts:
+            m.w[f"blk.{i}.ffn_gate_inp.weight"] = rand(experts, WIDTH)
+            for name, rows, cols in (("gate", FFN, WIDTH), ("up", FFN, WIDTH), ("down", WIDTH, FFN)):
+                m.w[f"blk.{i}.ffn_{name}_exps.weight"] = rand(experts, rows, cols)
         for name in ("attn_norm", "ffn_norm"):
             m.w[f"blk.{i}.{name}.weight"] = 1 + rand(WIDTH)
     return m
@@ -209,6 +214,68 @@ def indexer_checks():
     yield check("lightning_indexer", lambda: trainer.divergence(target, indexer(q, k, rows)), indexer.parameters())
 
 
+def roma_checks():
+    roma = load("roma")
+    model, ids, last = tiny_llama(3, experts=4), ids_of(3, 9), torch.tensor([5, 6, 7])
+    answer = torch.zeros(3, 9, dtype=torch.bool)
+    answer[torch.arange(3), last + 1] = True
+    gates, rng = roma.gates_of(model, 2), np.random.default_rng(8)
+    others = torch.from_numpy(rng.random((3, 2, 8)))
+    weight = torch.tensor([[0.7, 0.3], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+
+    def loss():
+        ce, apart, *_ = roma.losses(model, gates, ids, answer, last, others, weight, torch.float64)
+        return ce + 0.8 * apart
+    yield check("roma", loss, gates.parameters())
+    # The term alone has a gradient: r_i is of the live pass. (In the public code it comes from a file.)
+    yield check("roma, manifold alone", lambda: roma.losses(model, gates, ids, answer, last, others, weight, torch.float64)[1], gates.parameters())
+
+    # The experts of a token against plain loops; neighbours: never the sample itself, never one that is wrong.
+    h, p = torch.from_numpy(rng.normal(size=(1, 5, WIDTH))), torch.from_numpy(rng.random((1, 5, 4)))
+    got, good = model.experts(0, h, p)[0], True
+    for t in range(5):
+        best, want = p[0, t].argsort(descending=True)[:2], 0
+        for e in best:
+            w = {k: model.w[f"blk.0.ffn_{k}_exps.weight"][e] for k in ("gate", "up", "down")}
+            want = want + p[0, t, e] / p[0, t, best].sum() * (w["down"] @ (F.silu(w["gate"] @ h[0, t]) * (w["up"] @ h[0, t])))
+        good &= bool((got[t] - want).abs().max() < 1e-9)
+    a, points = types.SimpleNamespace(neighbours=3, sigma=0.7), torch.from_numpy(rng.normal(size=(6, 2)))
+    right = torch.tensor([True, False, True, True, False, True])
+    index, weight = roma.neighbours(points, points, right, a, True)
+    for i in range(6):
+        d = ((points - points[i]) ** 2).sum(-1)
+        near = sorted((j for j in range(6) if j != i and right[j]), key=lambda j: d[j])[:3]
+        w = torch.exp(-d[near] / (2 * 0.7 ** 2))
+        good &= index[i].tolist() == near and bool((weight[i] - w / w.sum()).abs().max() < 1e-9)
+    good &= bool((roma.neighbours(points, points, torch.zeros(6, dtype=torch.bool), a, True)[1] == 0).all())
+    print(f"{'roma, experts and neighbours':44s} {'ok' if good else 'FAILED'}")
+    yield good
+
+
+def hag_checks():
+    hag = load("hard_attention_gates")
+    model, ids = tiny_llama(2), ids_of(2, 9)
+    gates = randomised(hag.Gates(2, WIDTH, 0.0, 1))
+    yield check("hard_attention_gates", lambda: hag.gate_loss(model, gates, ids, 0.3, torch.float64), gates.parameters())
+
+    # The model's step sees its own pass alone: with gates that cannot move, the gradient of one pass.
+    model.w = {k: torch.nn.Parameter(v) for k, v in model.w.items()}
+    main = list(model.w.values())
+    hag.cross_entropy(model, gates(), ids, torch.float64).backward()
+    want = [p.grad.clone() for p in main]
+    rest = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731
+    with torch.no_grad():
+        torch.nn.utils.clip_grad_norm_(main, 10)
+        want = [p.grad.clone() for p in main]
+    hag.two_passes(model, gates, rest(gates.parameters()), main, rest(main), ids, 0.3, torch.float64)
+    good = all(bool((p.grad - w).abs().max() < 1e-12) for p, w in zip(main, want))
+    # The lowest channels, and as many as were asked for.
+    g = torch.tensor([[[0.3, 0.9], [0.1, 0.5]]])
+    good &= hag.pruned(g, g, 0.5).tolist() == torch.tensor([[[0.0, 0.9], [0.0, 0.5]]]).tolist()
+    print(f"{'hard_attention_gates, two passes, pruning':44s} {'ok' if good else 'FAILED'}")
+    yield good
+
+
 class Letters:
     """A tokenizer of characters."""
     def encode_batch(self, texts):
@@ -237,7 +304,8 @@ def tasks_checks():
 
 def main():
     gates.RELAXED = True
-    results = [r for checks in (tasks_checks, ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks, indexer_checks) for r in checks()]
+    results = [r for checks in (tasks_checks, ftp_checks, informed_checks, flux_checks, shrp_checks, seer_checks, indexer_checks,
+                                roma_checks, hag_checks) for r in checks()]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
 

@@ -18,6 +18,7 @@ class FrozenLlama:
         self.kv_heads, self.head = key("attention.head_count_kv"), key("rope.dimension_count")
         self.eps, self.rope_base = key("attention.layer_norm_rms_epsilon"), key("rope.freq_base")
         self.name, self.keys, self.device = keys["general.name"], keys, device
+        self.experts_used = keys.get("llama.expert_used_count", 0)  # a token; 0: a dense FFN
         self.w = {k: torch.from_numpy(v.copy()).to(device) for k, v in t.items()}
 
     def tokenizer(self):
@@ -69,6 +70,20 @@ class FrozenLlama:
     def ffn(self, layer, h):
         return self.linear(f"blk.{layer}.ffn_down",
                            F.silu(self.linear(f"blk.{layer}.ffn_gate", h)) * self.linear(f"blk.{layer}.ffn_up", h))
+
+    def experts(self, layer, h, p):
+        """h [.., width], p [.., experts] the router's probabilities: the best experts' outputs by their shares of the sum."""
+        x, p = h.flatten(0, -2), p.flatten(0, -2)
+        weight, chosen = p.topk(self.experts_used, -1)
+        weight = weight / weight.sum(-1, keepdim=True)
+        matrices = [self.w[f"blk.{layer}.ffn_{part}_exps.weight"].to(h.dtype) for part in ("gate", "up", "down")]
+        y = torch.zeros_like(x)
+        for e in range(p.shape[-1]):
+            token, slot = (chosen == e).nonzero(as_tuple=True)
+            gate, up, down = (m[e].T for m in matrices)
+            of_one = (F.silu(x[token] @ gate) * (x[token] @ up)) @ down
+            y = y.index_add(0, token, of_one * weight[token, slot, None].to(h.dtype))
+        return y.view_as(h)
 
     def logits(self, x):
         name = "output.weight" if "output.weight" in self.w else "token_embd.weight"
