@@ -19,8 +19,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "sluice/api/check.h"
 #include "sluice/api/tensor_view.h"
-#include "sluice/routers/common/cholesky.h"
+#include "sluice/routers/common/linear_fit.h"
 #include "sluice/routers/expert/roma/neighbours.h"
 #include "sluice/runtime/kernels/linear.h"
 
@@ -143,32 +144,17 @@ class GateRefit {
   // One least-squares step of `gate`.
   static absl::Status Turn(const AlignedSamples& s, const AlignOptions& o, const NeighbourGraph& g,
                            const std::vector<double>& before, Linear& gate) {
-    const int64_t dim = gate.in;
     const int64_t experts = gate.out;
     const std::vector<double> r = Routes(gate, s.hidden);
-    std::vector<double> gram(static_cast<size_t>(dim * dim));
-    std::vector<double> right(static_cast<size_t>(dim * experts));
     std::vector<double> off(static_cast<size_t>(experts));
-    double trace = 0;
+    LinearFit step(gate.in, experts, /*with_bias=*/false);
     for (int64_t i = 0; i < s.hidden.rows; ++i) {
       if (g.row_ptr[i] == g.row_ptr[i + 1]) continue;
       Offset(o, g, i, &r[i * experts], before, off);
-      for (int64_t a = 0; a < dim; ++a) {
-        const auto h = static_cast<double>(s.hidden.row(i)[a]);
-        for (int64_t b = 0; b < dim; ++b)
-          gram[a * dim + b] += h * static_cast<double>(s.hidden.row(i)[b]);
-        for (int64_t e = 0; e < experts; ++e) right[a * experts + e] += h * off[e];
-        trace += h * h;
-      }
+      step.Add(s.hidden.row(i), off.data());
     }
-    for (int64_t a = 0; a < dim; ++a)
-      gram[a * dim + a] += o.ridge * trace / static_cast<double>(dim);
-    if (!CholeskySolve(dim, experts, gram, right))
-      return absl::FailedPreconditionError("the states do not span their space: give a ridge");
-    for (int64_t a = 0; a < dim; ++a) {
-      for (int64_t e = 0; e < experts; ++e)
-        gate.weight[e * dim + a] += static_cast<float>(right[a * experts + e]);
-    }
+    SLUICE_ASSIGN_OR_RETURN(const Linear change, step.Solve(o.ridge));
+    for (size_t i = 0; i < gate.weight.size(); ++i) gate.weight[i] += change.weight[i];
     return absl::OkStatus();
   }
 

@@ -290,7 +290,7 @@ TEST(Refit, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(error({}), HasSubstr("sample 0 is not finite"));
   s.hidden[3] = 0;
   for (int64_t i = 0; i < kSamples; ++i) s.hidden[i * kDim] = 0;
-  EXPECT_THAT(error({.ridge = 0}), HasSubstr("give a ridge"));
+  EXPECT_THAT(error({.ridge = 0}), HasSubstr("use ridge > 0"));
   s.correct.pop_back();
   EXPECT_THAT(error({}), HasSubstr("39 answers"));
 }

@@ -7,6 +7,7 @@
 
 #include "sluice/routers/common/pipeline/residency.h"
 #include "sluice/routers/expert/common/relu_ffn.h"
+#include "sluice/routers/expert/small_thinker/early_gate.h"
 #include "sluice/routers/expert/small_thinker/small_thinker_reference.h"
 #include "sluice/routers/expert/small_thinker/sparse_head.h"
 #include "sluice/tests/support/expert_run.h"
@@ -305,6 +306,51 @@ TEST(SparseHead, SomethingIsAlwaysComputedAndNaNHidesNothing) {
   odd[3] = NAN;
   EXPECT_EQ(h.Run(odd, logits), Head::kTokens);
   EXPECT_TRUE(std::isnan(logits[0]));
+}
+
+TEST(EarlyGate, BestAndOverlap) {
+  EXPECT_THAT(expert::BestExperts(std::vector<float>{0.5f, 2, 2, -1, 1}, 3), ElementsAre(1, 2, 4));
+  EXPECT_THAT(expert::BestExperts(std::vector<float>{1, 1}, 5), ElementsAre(0, 1));
+  const std::vector<int32_t> a = {3, 1, 7};
+  const std::vector<int32_t> b = {7, 2, 3};
+  EXPECT_EQ(expert::Overlap(a, b), 2);
+  EXPECT_EQ(expert::Overlap(a, {}), 0);
+}
+// Where what the late gate reads is a linear function of what the early one does, the fitted gate
+// names the same experts; a constant of all logits of a token, as any softmax ignores, is ignored.
+TEST(EarlyGate, FindsAGateThatIsThere) {
+  constexpr int64_t kDim = 12;
+  constexpr int64_t kExperts = 6;
+  constexpr int64_t kTokens = 200;
+  const std::vector<float> h = NormalRows(kTokens, kDim, 31);
+  const std::vector<float> w = NormalRows(kExperts, kDim, 32);
+  std::vector<float> logits(kTokens * kExperts);
+  expert::EarlyGateFit fit(kDim, kExperts);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t e = 0; e < kExperts; ++e) {
+      double z = 100 * std::sin(static_cast<double>(t));  // of the whole token
+      for (int64_t c = 0; c < kDim; ++c)
+        z += static_cast<double>(w[e * kDim + c]) * static_cast<double>(h[t * kDim + c]);
+      logits[t * kExperts + e] = static_cast<float>(z);
+    }
+    fit.Add(&h[t * kDim], &logits[t * kExperts]);
+  }
+  const auto gate = fit.Solve(1e-9);
+  ASSERT_TRUE(gate.ok()) << gate.status();
+  // What is common to all experts is not fitted.
+  for (int64_t c = 0; c < kDim; ++c) {
+    double common = 0;
+    for (int64_t e = 0; e < kExperts; ++e)
+      common += static_cast<double>(gate->weight[e * kDim + c]);
+    EXPECT_NEAR(common, 0, 1e-4) << c;
+  }
+  std::vector<float> early(kExperts);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    gate->Apply(&h[t * kDim], early.data());
+    EXPECT_EQ(expert::BestExperts(early, 2),
+              expert::BestExperts({&logits[t * kExperts], kExperts}, 2))
+        << t;
+  }
 }
 }  // namespace small_thinker_test
 SLUICE_END_NAMESPACE

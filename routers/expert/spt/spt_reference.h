@@ -54,6 +54,87 @@ struct RoutedFfn {
     return Affine(weights, at + "down", h, std::ssize(x));  // the bias once, whatever was chosen
   }
 };
+
+// How alike the activity of neurons is: |h| [tokens] of every neuron, centred, of length 1; zeros
+// where it does not vary but by rounding.
+inline std::vector<double> Centred(std::vector<double> x) {
+  double mean = 0;
+  double whole = 0;
+  for (double v : x) {
+    mean += v / static_cast<double>(x.size());
+    whole += v * v;
+  }
+  double square = 0;
+  for (double& v : x) {
+    v -= mean;
+    square += v * v;
+  }
+  for (double& v : x) v = square > 1e-24 * whole ? v / std::sqrt(square) : 0;
+  return x;
+}
+// The block of every neuron of `activity` [neurons][tokens], in plain loops: centroids, farthest
+// first from neuron 0; then the pair of free neuron and block with room that is the most alike, one
+// after another. Of equals the lowest neuron, then the lowest block.
+inline std::vector<int64_t> Clusters(const std::vector<std::vector<double>>& activity,
+                                     int64_t blocks, int64_t turns) {
+  const int64_t neurons = std::ssize(activity);
+  const auto dot = [](const std::vector<double>& a, const std::vector<double>& b) {
+    double s = 0;
+    for (size_t i = 0; i < a.size(); ++i) s += a[i] * b[i];
+    return s;
+  };
+  std::vector<std::vector<double>> f;
+  for (std::vector<double> x : activity) {
+    for (double& v : x) v = std::abs(v);
+    f.push_back(Centred(x));
+  }
+  std::vector<std::vector<double>> centroid = {f[0]};
+  while (std::ssize(centroid) < blocks) {
+    int64_t farthest = -1;
+    double least = 0;
+    for (int64_t j = 0; j < neurons; ++j) {
+      double nearest = -2;
+      for (const auto& c : centroid) nearest = std::max(nearest, dot(f[j], c));
+      if (farthest >= 0 && nearest >= least) continue;
+      farthest = j;
+      least = nearest;
+    }
+    centroid.push_back(f[farthest]);
+  }
+
+  std::vector<int64_t> block(neurons, -1);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    std::vector<int64_t> now(neurons, -1);
+    std::vector<int64_t> filled(blocks);
+    for (int64_t step = 0; step < neurons; ++step) {
+      int64_t neuron = -1;
+      int64_t to = -1;
+      double most = 0;
+      for (int64_t j = 0; j < neurons; ++j) {
+        for (int64_t b = 0; b < blocks; ++b) {
+          if (now[j] >= 0 || filled[b] == neurons / blocks) continue;
+          const double alike = dot(f[j], centroid[b]);
+          if (neuron >= 0 && alike <= most) continue;
+          neuron = j;
+          to = b;
+          most = alike;
+        }
+      }
+      now[neuron] = to;
+      ++filled[to];
+    }
+    if (now == block) break;
+    block = now;
+    for (int64_t b = 0; b < blocks; ++b) {
+      std::vector<double> sum(f[0].size());
+      for (int64_t j = 0; j < neurons; ++j) {
+        for (size_t t = 0; t < sum.size(); ++t) sum[t] += block[j] == b ? f[j][t] : 0;
+      }
+      centroid[b] = Centred(sum);
+    }
+  }
+  return block;
+}
 }  // namespace reference
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_ROUTERS_EXPERT_SPT_SPT_REFERENCE_H_

@@ -3,6 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
+
+#include "sluice/routers/expert/spt/clusters.h"
+#include "sluice/routers/expert/spt/split.h"
 #include "sluice/routers/expert/spt/spt_reference.h"
 #include "sluice/tests/support/expert_run.h"
 #include "sluice/tests/support/synthetic_weights.h"
@@ -223,6 +228,154 @@ TEST(Spt, ErrorByShareOfBlocks) {
     last = wrong[1] / all;
   }
   EXPECT_NEAR(last, 0, 1e-12);
+}
+
+// Neurons of `groups` groups, in turn: those of a group are active for the same tokens.
+std::vector<float> Planted(int64_t tokens, int64_t neurons, int64_t groups, double noise) {
+  std::vector<float> h = NormalRows(tokens, neurons, 31, noise);
+  const std::vector<float> active = NormalRows(tokens, groups, 32);
+  const std::vector<float> sign = NormalRows(tokens, neurons, 33);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t j = 0; j < neurons; ++j) {
+      const float size = std::max(0.0f, active[t * groups + j % groups]);
+      h[t * neurons + j] += sign[t * neurons + j] > 0 ? size : -size;
+    }
+  }
+  return h;
+}
+std::vector<int64_t> BlockOf(const std::vector<int32_t>& order, int64_t blocks) {
+  std::vector<int64_t> block(order.size());
+  for (size_t i = 0; i < order.size(); ++i)
+    block[order[i]] = static_cast<int64_t>(i) * blocks / std::ssize(order);
+  return block;
+}
+TEST(SptClusters, AreThoseOfPlainLoops) {
+  struct Case {
+    int64_t tokens, neurons, blocks, turns, groups;  // groups: of the neurons; 0: none
+  };
+  int64_t moved = 0;  // cases in which a turn after the first changes something
+  // Blocks of three and more: of two, both are as near to their mean, and rounding chooses.
+  const std::vector<Case> cases = {{40, 24, 4, 20, 0}, {7, 30, 5, 1, 0},   {60, 12, 4, 3, 0},
+                                   {9, 8, 1, 2, 0},    {50, 32, 2, 20, 0}, {40, 48, 4, 20, 3},
+                                   {30, 60, 6, 20, 5}, {25, 60, 3, 2, 7}};
+  for (const Case& c : cases) {
+    std::vector<float> h = c.groups > 0 ? Planted(c.tokens, c.neurons, c.groups, 0.6)
+                                        : NormalRows(c.tokens, c.neurons, 21);
+    for (int64_t t = 0; t < c.tokens; ++t) h[t * c.neurons + 1] = 0.1f;  // never varies
+    std::vector<std::vector<double>> activity(c.neurons);
+    for (int64_t j = 0; j < c.neurons; ++j) {
+      for (int64_t t = 0; t < c.tokens; ++t) activity[j].push_back(h[t * c.neurons + j]);
+    }
+    const auto order = expert::NeuronClusters::Order(RowsOf(h, c.neurons), c.blocks, c.turns);
+    ASSERT_TRUE(order.ok()) << order.status();
+    const auto want = reference::Clusters(activity, c.blocks, c.turns);
+    EXPECT_EQ(BlockOf(*order, c.blocks), want) << c.neurons << " neurons of " << c.groups;
+    moved += want != reference::Clusters(activity, c.blocks, 1);
+    for (int64_t b = 0; b < c.blocks; ++b) {
+      const auto begin = order->begin() + b * c.neurons / c.blocks;
+      EXPECT_TRUE(std::is_sorted(begin, begin + c.neurons / c.blocks)) << b;
+    }
+  }
+  EXPECT_GE(moved, 3);
+}
+TEST(SptClusters, NeuronsThatAreActiveTogetherStandTogether) {
+  constexpr int64_t kNeurons = 60;
+  constexpr int64_t kGroups = 5;
+  const std::vector<float> h = Planted(200, kNeurons, kGroups, 0.1);
+  const auto order = expert::NeuronClusters::Order(RowsOf(h, kNeurons), kGroups);
+  ASSERT_TRUE(order.ok()) << order.status();
+  const std::vector<int64_t> block = BlockOf(*order, kGroups);
+  for (int64_t j = 0; j < kNeurons; ++j) EXPECT_EQ(block[j], block[j % kGroups]) << j;
+}
+// The hidden activations keep their bits, each in its new place; the output is the same sum in
+// another order.
+TEST(SptClusters, TheDenseFunctionStays) {
+  constexpr int64_t kDim = 37;
+  constexpr int64_t kNeurons = 96;
+  const std::vector<float> x = NormalRows(kItems, kDim, 41);
+  const std::vector<float> up = NormalRows(kNeurons, kDim, 42, 0.2);
+  const std::vector<float> down = NormalRows(kDim, kNeurons, 43, 0.2);
+  const auto product = [](const std::vector<float>& a, const std::vector<float>& b, int64_t cols) {
+    const int64_t m = std::ssize(a) / cols;
+    const int64_t n = std::ssize(b) / cols;
+    std::vector<float> y(m * n);
+    std::vector<float> scratch(kernels::GemmScratchFloats(cols));
+    kernels::GemmNT(a.data(), cols, b.data(), cols, m, n, cols, y.data(), n, scratch.data());
+    return y;
+  };
+  const std::vector<float> h = product(x, up, kDim);
+  const auto order = expert::NeuronClusters::Order(RowsOf(h, kNeurons), 8);
+  ASSERT_TRUE(order.ok()) << order.status();
+  EXPECT_FALSE(std::is_sorted(order->begin(), order->end()));
+  const std::vector<float> up_there = expert::RowsInOrder(RowsOf(up, kDim), *order);
+  const std::vector<float> down_there = expert::ColumnsInOrder(RowsOf(down, kNeurons), *order);
+  const std::vector<float> h_there = product(x, up_there, kDim);
+  EXPECT_EQ(h_there, expert::ColumnsInOrder(RowsOf(h, kNeurons), *order));
+  const std::vector<float> y = product(h, down, kNeurons);
+  const std::vector<float> y_there = product(h_there, down_there, kNeurons);
+  for (size_t i = 0; i < y.size(); ++i) ASSERT_NEAR(y[i], y_there[i], 2e-5) << i;
+}
+TEST(SptSplit, BlocksAddUpToTheDenseOutput) {
+  constexpr int64_t kDim = 11;
+  constexpr int64_t kNeurons = 24;
+  constexpr int64_t kBlocks = 6;
+  const std::vector<float> h = NormalRows(kItems, kNeurons, 51);
+  const std::vector<float> down = NormalRows(kDim, kNeurons, 52);
+  std::vector<int32_t> order(kNeurons);
+  for (int32_t i = 0; i < kNeurons; ++i) order[i] = (7 * i + 3) % kNeurons;
+  const std::vector<float> y =
+      expert::BlockOutputs(RowsOf(h, kNeurons), RowsOf(down, kNeurons), order, kBlocks);
+  const std::vector<double> energy = expert::BlockEnergies(y, kDim);
+  for (int64_t t = 0; t < kItems; ++t) {
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      double square = 0;
+      for (int64_t c = 0; c < kDim; ++c) {
+        double want = 0;
+        for (int64_t j = b * 4; j < b * 4 + 4; ++j)
+          want += static_cast<double>(h[t * kNeurons + order[j]]) *
+                  static_cast<double>(down[c * kNeurons + order[j]]);
+        ASSERT_NEAR(y[(t * kBlocks + b) * kDim + c], want, 1e-4);
+        square += want * want;
+      }
+      ASSERT_NEAR(energy[t * kBlocks + b], square, 1e-3 * (1 + square));
+    }
+  }
+}
+// Energies that are exponentials of linear functions of the input are found.
+TEST(SptSplit, TheRouterSeesWhichBlocksAddMost) {
+  constexpr int64_t kDim = 9;
+  constexpr int64_t kBlocks = 4;
+  const std::vector<float> x = NormalRows(120, kDim, 61);
+  const std::vector<float> w = NormalRows(kBlocks, kDim, 62);
+  std::vector<double> energy;
+  for (int64_t t = 0; t < 120; ++t) {
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      double z = 0.3 * static_cast<double>(b);
+      for (int64_t c = 0; c < kDim; ++c)
+        z += static_cast<double>(w[b * kDim + c] * x[t * kDim + c]);
+      energy.push_back(std::exp(2 * z));
+    }
+  }
+  const auto router = expert::FitBlockRouter(RowsOf(x, kDim), energy, kBlocks, 1e-9);
+  ASSERT_TRUE(router.ok()) << router.status();
+  for (size_t i = 0; i < w.size(); ++i) EXPECT_NEAR(router->weight[i], w[i], 1e-4);
+  for (int64_t b = 0; b < kBlocks; ++b) EXPECT_NEAR(router->bias[b], 0.3 * b, 1e-4);
+}
+TEST(SptSplit, ErrorsSayWhatIsWrong) {
+  std::vector<float> h = NormalRows(5, 24, 71);
+  const auto said = [&](int64_t blocks, int64_t turns, int64_t tokens) {
+    const MatrixView<const float> seen = {h.data(), tokens, 24, 24};
+    return std::string(expert::NeuronClusters::Order(seen, blocks, turns).status().message());
+  };
+  EXPECT_THAT(said(5, 1, 5), HasSubstr("5 blocks of 24 neurons"));
+  EXPECT_THAT(said(0, 1, 5), HasSubstr("0 blocks"));
+  EXPECT_THAT(said(4, 0, 5), HasSubstr("0 turns"));
+  EXPECT_THAT(said(4, 1, 1), HasSubstr("1 tokens"));
+  h[24 + 3] = NAN;
+  EXPECT_THAT(said(4, 1, 5), HasSubstr("neuron 3 at token 1 is not finite"));
+  const std::vector<double> energy(9);
+  EXPECT_THAT(expert::FitBlockRouter(RowsOf(h, 24), energy, 2).status().message(),
+              HasSubstr("9 energies of 5 tokens and 2 blocks"));
 }
 }  // namespace spt_test
 SLUICE_END_NAMESPACE
