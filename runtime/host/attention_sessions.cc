@@ -1,5 +1,6 @@
 #include "sluice/runtime/host/attention_sessions.h"
 
+#include "absl/strings/str_cat.h"
 #include "sluice/runtime/dynload/installed.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -29,6 +30,9 @@ absl::StatusOr<AttentionSessions> AttentionSessions::Create(const ModelShape& sh
   AttentionSessions s;
   SLUICE_RETURN_IF_ERROR(make("dense", s.dense));
   SLUICE_RETURN_IF_ERROR(make(router, s.routed));
+  if (shape.window > 0)
+    SLUICE_RETURN_IF_ERROR(
+        make(absl::StrCat("sink_window:sink=0,window=", shape.window), s.window));
   if (!layers.on()) return s;
   SLUICE_RETURN_IF_ERROR(make(layers.sparse, s.sparse));
   SLUICE_RETURN_IF_ERROR(make(layers.sparse_decode, s.sparse_decode));

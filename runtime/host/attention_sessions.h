@@ -13,6 +13,8 @@ namespace host {
 struct AttentionSessions {
   std::unique_ptr<AttentionSession> dense;
   std::unique_ptr<AttentionSession> routed;
+  // Of layers that slide, whatever the policy; null where none does.
+  std::unique_ptr<AttentionSession> window;
   // Of sparse layers, for the prompt and for what follows it; null without layer routing.
   std::unique_ptr<AttentionSession> sparse;
   std::unique_ptr<AttentionSession> sparse_decode;
@@ -28,7 +30,7 @@ struct AttentionSessions {
 
   template <class F>
   void ForEach(const F& f) const {
-    for (const auto* session : {&dense, &routed, &sparse, &sparse_decode}) {
+    for (const auto* session : {&dense, &routed, &window, &sparse, &sparse_decode}) {
       if (*session != nullptr) f(**session);
     }
   }

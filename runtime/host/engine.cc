@@ -241,12 +241,22 @@ absl::Status Engine::RunLayer(const Pass& p) {
     Norm(unit == 0 ? layer.attn_norm : layer.ffn_norm, p.x, p.n);
     h.assign(impl_->h.begin(), impl_->h.begin() + floats);
     before.assign(p.x, p.x + floats);
+    if (unit == 0) SLUICE_RETURN_IF_ERROR(DecideEarly(p));
     SLUICE_RETURN_IF_ERROR(unit == 0 ? RunAttention(p) : RunFfn(p));
     if (!options_.observe) continue;
     for (int64_t i = 0; i < floats; ++i) before[i] = p.x[i] - before[i];
     options_.observe(p.layer, unit, p.n, h.data(), before.data());
   }
   return absl::OkStatus();
+}
+
+// Experts that are chosen before attention, with s.h what attention is given.
+absl::Status Engine::DecideEarly(const Pass& p) {
+  Impl& s = *impl_;
+  if (!model_.shape.early_gate()) return absl::OkStatus();
+  const bool entering = model_.shape.gate_input == GateInput::kEntering;
+  return s.routing.experts->Decide(p.layer, model_.layers[p.layer], p.begin, p.n,
+                                   entering ? p.x : s.h.data(), *s.math);
 }
 
 absl::Status Engine::RunAttention(const Pass& p) {
@@ -301,7 +311,11 @@ absl::Status Engine::RunAttention(const Pass& p) {
 absl::Status Engine::Ffn(int64_t layer, int64_t begin, int64_t n, const float* h, float* x) {
   const Layer& w = model_.layers[layer];
   Impl& s = *impl_;
-  if (s.routing.experts) return s.routing.experts->Run(layer, w, begin, n, h, x, *s.math);
+  if (s.routing.experts) {
+    if (!model_.shape.early_gate())
+      SLUICE_RETURN_IF_ERROR(s.routing.experts->Decide(layer, w, begin, n, h, *s.math));
+    return s.routing.experts->Run(layer, w, n, h, x, *s.math);
+  }
   s.math->Ffn(w, 0, h, n, x, true);
   return absl::OkStatus();
 }
@@ -362,7 +376,8 @@ absl::Status Engine::Attend(const Pass& p, const float* q, int64_t q_stride, int
   const int64_t q_width = m.heads * d;
   KvCache& cache = s.cache[p.layer];
   const AttentionSessions& a = s.attention;
-  AttentionSession& session = modes_[p.layer] == LayerMode::kSparse
+  AttentionSession& session = m.slides(p.layer) ? *a.window
+                              : modes_[p.layer] == LayerMode::kSparse
                                   ? (length_ == 0 ? *a.sparse : *a.sparse_decode)
                               : p.layer < options_.dense_layers ? *a.dense
                                                                 : *a.routed;
@@ -374,7 +389,7 @@ absl::Status Engine::Attend(const Pass& p, const float* q, int64_t q_stride, int
   in.q_positions = positions;
   in.prompt_end = p.end - cache.missing();
   in.scale = 1.0f / std::sqrt(static_cast<float>(d));
-  in.rope_base = m.rope_base;
+  in.rope_base = m.rotates(p.layer) ? m.rope_base : 0;
   if (s.keep_pre) {
     in.q_pre = {s.q_pre.data(), p.n, m.heads, d, q_width, d};
     in.k_pre = cache.keys_before_rope();
@@ -409,6 +424,7 @@ void Engine::Norm(const std::vector<float>& weight, const float* x, int64_t n) {
 }
 
 void Engine::Rotate(const Pass& p, int64_t place, int64_t heads, float* x) const {
+  if (!model_.shape.rotates(p.layer)) return;
   impl_->math->Rotate(x, heads, p.positions.empty() ? place : p.positions[place]);
 }
 }  // namespace host

@@ -30,7 +30,7 @@ struct EngineOptions {
   LayerRouting layers;
   TokenRouting tokens;
   TokenPruning pruning;
-  ExpertRouting experts;  // of a Mixture of Experts
+  ExpertRouting experts;  // of a Mixture of Experts, or instead of a dense FFN
   DType cache = DType::kF32;
   int64_t chunk = 512;       // prompt tokens per pass
   int64_t max_tokens = 0;    // 0: the model's context
@@ -131,6 +131,7 @@ class Engine {
   absl::Status RunPrunedFfn(int64_t layer, int64_t n);
   absl::Status RunChosen(int64_t n, const std::function<absl::Status(float* x)>& run);
   absl::Status RunLayer(const Pass& pass);
+  absl::Status DecideEarly(const Pass& pass);
   absl::Status RunAttention(const Pass& pass);
   absl::Status RunFfn(const Pass& pass);
   absl::Status Ffn(int64_t layer, int64_t begin, int64_t n, const float* h, float* x);

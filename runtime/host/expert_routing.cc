@@ -1,6 +1,7 @@
 #include "sluice/runtime/host/expert_routing.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -11,14 +12,20 @@ namespace host {
 absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
                                                   const ModelShape& shape, int64_t max_rows,
                                                   Executor* executor) {
-  const std::string text = options.on() ? options.router : "expert/top_k";
+  // A sigmoid's weights are shares of their sum even where it is one; top_k leaves that one as it
+  // is, and one of a softmax becomes 1.
+  const bool sigmoid = shape.sigmoid_gate && shape.experts_used > 1;
+  const std::string own = sigmoid ? "expert/top_k:score=sigmoid" : "expert/top_k";
+  const std::string text = options.on() ? options.router : own;
   SLUICE_ASSIGN_OR_RETURN(const RouteTraits traits, TraitsOf(text));
+  const auto readable = shape.experts > 0 ? kReadsScores | kReadsHidden : kReadsHidden;
   if (traits.domain != Domain::kExpert || traits.combine != Combine::kWeightedSum ||
-      (traits.reads & ~(kReadsScores | kReadsHidden)) != 0)
+      (traits.reads & ~readable) != 0)
     return absl::InvalidArgumentError(
-        absl::StrCat(traits.name,
-                     " cannot route experts here; allowed: expert routers that read the gate's "
-                     "scores and hidden states at most, and whose units are added up"));
+        absl::StrCat(traits.name, " cannot route experts here; allowed: expert routers that read ",
+                     shape.experts > 0 ? "the gate's scores and hidden states"
+                                       : "hidden states (the model has no experts and no gate)",
+                     " at most, and whose units are added up"));
 
   ExpertRouter r(shape, executor);
   const RouteShape route = {.items = max_rows,
@@ -26,15 +33,15 @@ absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
                             .workers = executor->num_workers(),
                             .hidden = shape.width};
   int64_t entries = 0;
+  int64_t units = 0;
   size_t unit_bytes = 0;
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    SLUICE_RETURN_IF_ERROR(r.routers_.Add(
-        text, {{"k", absl::StrCat(shape.experts_used), true}, {"layer", absl::StrCat(layer), true}},
-        options.weights, route));
+    std::vector<AddedKey> keys = {{"layer", absl::StrCat(layer), true}};
+    if (shape.experts > 0) keys.push_back({"k", absl::StrCat(shape.experts_used), true});
+    SLUICE_RETURN_IF_ERROR(r.routers_.Add(text, keys, options.weights, route));
+    SLUICE_RETURN_IF_ERROR(r.CheckUnits(static_cast<size_t>(layer)));
     const RoutePlanInfo& info = r.routers_.info(static_cast<size_t>(layer));
-    if (info.shape.units != shape.experts)
-      return absl::InvalidArgumentError(absl::StrCat(
-          traits.name, " has ", info.shape.units, " units, the model ", shape.experts, " experts"));
+    units = std::max(units, info.shape.units);
     entries = std::max(entries, info.max_entries);
     unit_bytes = std::max(unit_bytes, info.unit_workspace_bytes);
   }
@@ -45,7 +52,7 @@ absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
                                             .in_width = shape.width,
                                             .out_width = shape.width,
                                             .max_entries = entries,
-                                            .max_units = shape.experts,
+                                            .max_units = units,
                                             .unit_workspace_bytes = unit_bytes,
                                             .workers = executor->num_workers()}));
   r.workspace_.Resize(dispatch.workspace_bytes());
@@ -57,30 +64,61 @@ absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
   return r;
 }
 
-absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t begin, int64_t n,
-                               const float* h, float* x, LayerMath& math) {
-  const size_t at = static_cast<size_t>(layer);
-  math.MatMul(h, weights.expert_gate.data(), n, width_, experts_, scores_.data());
+// The units are the model's experts, or all of them are computed by the router.
+absl::Status ExpertRouter::CheckUnits(size_t layer) const {
+  const int64_t units = routers_.info(layer).shape.units;
+  if (experts_ > 0 && units != experts_)
+    return absl::InvalidArgumentError(absl::StrCat(routers_.traits().name, " has ", units,
+                                                   " units, the model ", experts_, " experts"));
+  for (int64_t u = 0; experts_ == 0 && u < units; ++u) {
+    if (routers_.unit(layer, u).kind == UnitKind::kHost)
+      return absl::InvalidArgumentError(
+          absl::StrCat(routers_.traits().name, " chooses among a model's experts, and the model ",
+                       "has none; allowed: routers whose units are all their own"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExpertRouter::Decide(int64_t layer, const Layer& weights, int64_t begin, int64_t n,
+                                  const float* h, LayerMath& math) {
   RouteInputs in;
   in.items = n;
-  in.scores = {scores_.data(), n, experts_, experts_};
+  if (experts_ > 0) {
+    math.MatMul(h, weights.expert_gate.data(), n, width_, experts_, scores_.data());
+    in.scores = {scores_.data(), n, experts_, experts_};
+  }
   in.hidden = {h, n, width_, width_};
   in.layer = layer;
   if (routers_.use_positions()) {
     std::iota(positions_.begin(), positions_.begin() + n, begin);
     in.positions = {positions_.data(), static_cast<size_t>(n)};
   }
-  SLUICE_ASSIGN_OR_RETURN(const Assignment* assigned, routers_.Run(at, in));
+  SLUICE_ASSIGN_OR_RETURN(assigned_, routers_.Run(static_cast<size_t>(layer), in));
+  return absl::OkStatus();
+}
 
+absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t n, const float* h,
+                               float* x, LayerMath& math) {
+  const size_t at = static_cast<size_t>(layer);
   const auto expert = [&](const UnitRows& rows, const RunContext&) {
     math.Ffn(weights, rows.unit, rows.in.data, rows.in.rows, rows.out.data, false);
     rows_[layer * experts_ + rows.unit] += rows.in.rows;
     return absl::OkStatus();
   };
-  SLUICE_RETURN_IF_ERROR(dispatch_->Run(routers_.router(at), routers_.plan(at), *assigned,
+  DispatchCounters counted;
+  SLUICE_RETURN_IF_ERROR(dispatch_->Run(routers_.router(at), routers_.plan(at), *assigned_,
                                         {h, n, width_, width_}, {sum_.data(), n, width_, width_},
                                         {{workspace_.data(), workspace_.bytes()}, executor_},
-                                        expert));
+                                        expert, &counted));
+  // What the router computed itself, by the cost that it declares; a row of the model's own FFN
+  // costs 1.
+  if (counted.own_rows > 0) {
+    const int64_t executed = counted.executed_rows - counted.own_rows;
+    const double cost = counted.cost - static_cast<double>(executed);
+    const auto weights_of_one = static_cast<double>(3 * width_ * ffn_);
+    math.Count(std::llround(cost * weights_of_one),
+               std::llround(cost / static_cast<double>(n) * weights_of_one));
+  }
   for (int64_t i = 0; i < n * width_; ++i) x[i] += sum_[i];
   return absl::OkStatus();
 }

@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_HOST_EXPERT_ROUTING_H_
 #define SLUICE_RUNTIME_HOST_EXPERT_ROUTING_H_
 // The FFN of a Mixture of Experts: the model's own gate scores every token's experts, a router
-// chooses among them by these scores, and only the chosen run.
+// chooses among them by these scores, and only the chosen run. A dense FFN can have a router that
+// brings its units with it in its place: slices of the FFN's own matrices, say.
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,34 +25,47 @@ struct ExpertRouting {
 
 class ExpertRouter {
  public:
-  // `max_rows`: tokens of one pass. InvalidArgument for a router that reads what is not here.
+  // `max_rows`: tokens of one pass. InvalidArgument for a router that reads what is not here, and
+  // of a dense model for one that wants the host's experts.
   static absl::StatusOr<ExpertRouter> Create(const ExpertRouting& options, const ModelShape& shape,
                                              int64_t max_rows, Executor* executor);
 
-  // x [n, width] += the chosen experts of every token, weighted, of the normalised states h. The
-  // tokens stand one behind another in a sequence, the first at `begin`; what a router that
-  // decides by places must know.
-  absl::Status Run(int64_t layer, const Layer& weights, int64_t begin, int64_t n, const float* h,
-                   float* x, LayerMath& math);
+  // Chooses the experts of n tokens by what the gate reads of them, h [n, width]; they stand one
+  // behind another in a sequence, the first at `begin`: what a router that decides by places must
+  // know. The choice stays until the next.
+  absl::Status Decide(int64_t layer, const Layer& weights, int64_t begin, int64_t n, const float* h,
+                      LayerMath& math);
+  // x [n, width] += the experts decided for every token, weighted, of the normalised states h.
+  absl::Status Run(int64_t layer, const Layer& weights, int64_t n, const float* h, float* x,
+                   LayerMath& math);
   // Whether places matter to it: tokens that stand apart cannot be routed then.
   bool reads_positions() const { return routers_.use_positions(); }
 
-  // Tokens that an expert computed.
-  int64_t rows(int64_t layer, int64_t expert) const { return rows_[layer * experts_ + expert]; }
+  // Tokens that an expert of the model computed; 0 of a dense model.
+  int64_t rows(int64_t layer, int64_t expert) const {
+    return experts_ > 0 ? rows_[layer * experts_ + expert] : 0;
+  }
   void ResetCounters();
 
  private:
   ExpertRouter(const ModelShape& shape, Executor* executor)
-      : width_(shape.width), experts_(shape.experts), executor_(executor), routers_(executor) {}
+      : width_(shape.width),
+        ffn_(shape.ffn),
+        experts_(shape.experts),
+        executor_(executor),
+        routers_(executor) {}
+  absl::Status CheckUnits(size_t layer) const;
 
   int64_t width_;
-  int64_t experts_;
+  int64_t ffn_;
+  int64_t experts_;  // of the model; 0: all units are the router's own
   Executor* executor_;
   ItemRouters routers_;
   std::optional<Dispatch> dispatch_;  // of all layers, which reserve alike
   OwnedWorkspace workspace_;
-  std::vector<float> scores_;  // [max_rows, experts]
-  std::vector<float> sum_;     // [max_rows, width]
+  const Assignment* assigned_ = nullptr;  // of the last Decide
+  std::vector<float> scores_;             // [max_rows, experts]
+  std::vector<float> sum_;                // [max_rows, width]
   std::vector<int64_t> positions_;
   std::vector<int64_t> rows_;  // [layers, experts]
 };

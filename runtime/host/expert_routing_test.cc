@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <numeric>
@@ -12,6 +13,7 @@
 #include "sluice/runtime/host/generate.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/weights/gguf.h"
 #include "sluice/tests/support/model_reference.h"
 #include "sluice/tests/support/read_file.h"
 #include "sluice/tests/support/tiny_model.h"
@@ -180,7 +182,7 @@ TEST(ExpertRouting, RefusesWhatCannotBe) {
   };
   const auto dense = Written({});
   ASSERT_TRUE(dense.ok()) << dense.status();
-  EXPECT_THAT(said(*dense, "expert/top_k:k=1"), HasSubstr("the model has none"));
+  EXPECT_THAT(said(*dense, "expert/top_k:k=1"), HasSubstr("the model has no experts and no gate"));
   EXPECT_THAT(said(Tiny(), "expert/top_k:k=9"), HasSubstr("9"));
   EXPECT_THAT(said(Tiny(), "expert/product_key_memory"), HasSubstr("expert"));
   EXPECT_THAT(said(Tiny(), "adapter/polytropon"), HasSubstr("which this method does not"));
@@ -205,6 +207,234 @@ TEST(ExpertRouting, RefusesWhatCannotBe) {
   TinyModel shared = TinyModel::WithExperts(5, 2);
   shared.tensors["blk.0.ffn_up_shexp.weight"] = {32, 64};
   EXPECT_THAT(Written(shared).status().message(), HasSubstr("'blk.0.ffn_up_shexp.weight'"));
+}
+
+// SmallThinker in plain loops, from its description: what enters a layer scores the experts, q and
+// k are as in the file and rotate by halves, and three layers of four see `window` keys.
+std::vector<std::vector<double>> SmallThinkerLogits(const std::string& path,
+                                                    const std::vector<int32_t>& tokens,
+                                                    int64_t window, bool sigmoid) {
+  const Gguf f = *Gguf::Open(path);
+  const auto size = [&](const char* key) { return *f.Int(std::string("smallthinker.") + key); };
+  const int64_t layers = size("block_count");
+  const int64_t experts = size("expert_count");
+  const int64_t used = size("expert_used_count");
+  constexpr int64_t kWidth = TinyModel::kWidth;
+  constexpr int64_t kD = TinyModel::kHeadDim;
+  constexpr int64_t kFfn = TinyModel::kFfn;
+  using Vector = std::vector<double>;
+  const auto read = [&](const std::string& name, std::vector<uint64_t> shape) {
+    const std::vector<float> w = *f.ReadF32(name + ".weight", shape);
+    return Vector(w.begin(), w.end());
+  };
+  // W [out, in] x, from row `first` on.
+  const auto times = [](const Vector& w, const Vector& x, int64_t first, int64_t out) {
+    Vector y(out);
+    for (int64_t o = 0; o < out; ++o) {
+      for (size_t i = 0; i < x.size(); ++i) y[o] += w[(first + o) * std::ssize(x) + i] * x[i];
+    }
+    return y;
+  };
+  const auto norm = [](const Vector& x, const Vector& w) {
+    double square = 0;
+    for (double v : x) square += v * v / static_cast<double>(x.size());
+    Vector y;
+    for (size_t i = 0; i < x.size(); ++i) y.push_back(x[i] / std::sqrt(square + 1e-5) * w[i]);
+    return y;
+  };
+  const auto turn = [](Vector& x, int64_t position) {
+    for (int64_t h = 0; h < std::ssize(x) / kD; ++h) {
+      for (int64_t i = 0; i < kD / 2; ++i) {
+        const double angle = static_cast<double>(position) * std::pow(10000.0, -2.0 * i / kD);
+        double& a = x[h * kD + i];
+        double& b = x[h * kD + i + kD / 2];
+        const double was = a;
+        a = was * std::cos(angle) - b * std::sin(angle);
+        b = was * std::sin(angle) + b * std::cos(angle);
+      }
+    }
+  };
+
+  const Vector embed = read("token_embd", {kWidth, 257});
+  std::vector<Vector> x;
+  for (int32_t t : tokens)
+    x.emplace_back(embed.begin() + t * kWidth, embed.begin() + (t + 1) * kWidth);
+  for (int64_t l = 0; l < layers; ++l) {
+    const std::string at = "blk." + std::to_string(l) + ".";
+    const auto e = static_cast<uint64_t>(experts);
+    const Vector gate_inp = read(at + "ffn_gate_inp", {kWidth, e});
+    const Vector gate = read(at + "ffn_gate_exps", {kWidth, kFfn, e});
+    const Vector up = read(at + "ffn_up_exps", {kWidth, kFfn, e});
+    const Vector down = read(at + "ffn_down_exps", {kFfn, kWidth, e});
+    const Vector wq = read(at + "attn_q", {kWidth, 32});
+    const Vector wk = read(at + "attn_k", {kWidth, 16});
+    const Vector wv = read(at + "attn_v", {kWidth, 16});
+    const Vector wo = read(at + "attn_output", {32, kWidth});
+    const Vector attn_norm = read(at + "attn_norm", {kWidth});
+    const Vector ffn_norm = read(at + "ffn_norm", {kWidth});
+    const bool full = l % 4 == 0;
+    std::vector<Vector> q, k, v;
+    for (size_t t = 0; t < x.size(); ++t) {
+      const Vector h = norm(x[t], attn_norm);
+      q.push_back(times(wq, h, 0, 32));
+      k.push_back(times(wk, h, 0, 16));
+      v.push_back(times(wv, h, 0, 16));
+      if (window > 0 && full) continue;
+      turn(q[t], static_cast<int64_t>(t));
+      turn(k[t], static_cast<int64_t>(t));
+    }
+    for (int64_t t = 0; t < std::ssize(x); ++t) {
+      const Vector score = times(gate_inp, x[t], 0, experts);  // before attention
+      Vector mix(32);
+      for (int64_t h = 0; h < TinyModel::kHeads; ++h) {
+        const int64_t kv = h / 2;
+        double sum = 0;
+        for (int64_t j = 0; j <= t; ++j) {
+          if (window > 0 && !full && t - j >= window) continue;
+          double dot = 0;
+          for (int64_t i = 0; i < kD; ++i) dot += q[t][h * kD + i] * k[j][kv * kD + i];
+          const double p = std::exp(dot / std::sqrt(static_cast<double>(kD)));
+          sum += p;
+          for (int64_t i = 0; i < kD; ++i) mix[h * kD + i] += p * v[j][kv * kD + i];
+        }
+        for (int64_t i = 0; i < kD; ++i) mix[h * kD + i] /= sum;
+      }
+      const Vector o = times(wo, mix, 0, kWidth);
+      for (int64_t i = 0; i < kWidth; ++i) x[t][i] += o[i];
+
+      const Vector h = norm(x[t], ffn_norm);
+      std::vector<int64_t> order(experts);
+      std::iota(order.begin(), order.end(), int64_t{0});
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int64_t a, int64_t b) { return score[a] > score[b]; });
+      Vector weight(experts);
+      double sum = 0;
+      for (int64_t c = 0; c < used; ++c) {
+        const double z = score[order[c]];
+        weight[order[c]] = sigmoid ? 1 / (1 + std::exp(-z)) : std::exp(z);
+        sum += weight[order[c]];
+      }
+      for (int64_t c = 0; c < experts; ++c) {
+        if (weight[c] == 0) continue;
+        Vector act = times(gate, h, c * kFfn, kFfn);
+        const Vector by = times(up, h, c * kFfn, kFfn);
+        for (int64_t i = 0; i < kFfn; ++i) act[i] = std::max(act[i], 0.0) * by[i];
+        const Vector y = times(down, act, c * kWidth, kWidth);
+        for (int64_t i = 0; i < kWidth; ++i) x[t][i] += weight[c] / sum * y[i];
+      }
+    }
+  }
+  const Vector last = read("output_norm", {kWidth});
+  std::vector<Vector> logits;
+  for (const Vector& state : x) logits.push_back(times(embed, norm(state, last), 0, 257));
+  return logits;
+}
+class SmallThinkerFile : public testing::Test {
+ protected:
+  void SetUp() override { ASSERT_NE(mkdtemp(folder_), nullptr); }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::string Path() const { return std::string(folder_) + "/model.gguf"; }
+  absl::StatusOr<Model> Load(const TinyModel& m) const {
+    const absl::Status written = m.Write(Path());
+    if (!written.ok()) return written;
+    return LoadModel(Path());
+  }
+  char folder_[32] = "/tmp/sluice-early-XXXXXX";
+};
+
+TEST_F(SmallThinkerFile, ComputesWhatPlainLoopsDo) {
+  struct Case {
+    int64_t layers, window;
+    uint64_t experts;
+    int64_t used;
+    bool sigmoid;
+  };
+  const std::vector<int32_t> tokens = Bytes(29);
+  for (const Case c : {Case{1, 0, 5, 2, true},
+                       {2, 0, 4, 2, false},
+                       {5, 6, 5, 2, true},
+                       {5, 64, 3, 3, false},
+                       {2, 1, 5, 1, true}}) {
+    TinyModel file = TinyModel::SmallThinker(c.layers, c.window, c.experts, c.used);
+    if (!c.sigmoid) file.keys["smallthinker.expert_gating_func"] = int64_t{1};
+    const auto m = Load(file);
+    ASSERT_TRUE(m.ok()) << m.status();
+    EngineOptions o;
+    o.chunk = 8;
+    const std::vector<float> got = Logits(*Make(*m, o), tokens);
+    const auto want = SmallThinkerLogits(Path(), tokens, c.window, c.sigmoid);
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      for (size_t v = 0; v < want[t].size(); ++v)
+        ASSERT_NEAR(got[t * want[t].size() + v], want[t][v], 1e-3)
+            << c.layers << " layers, window " << c.window << ", token " << t;
+    }
+    // The method of that name, with its gates from the file, is what the model does by itself.
+    const std::string same = absl::StrCat("expert/small_thinker:weights=", Path(),
+                                          ",score=", c.sigmoid ? "sigmoid" : "softmax");
+    const std::vector<float> named = Logits(*Make(*m, o, same), tokens);
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(named[i], got[i], 1e-4) << same;
+  }
+}
+TEST_F(SmallThinkerFile, StepsAreThePromptAndThreadsDoNotMatter) {
+  const auto m = Load(TinyModel::SmallThinker(6, 5));
+  ASSERT_TRUE(m.ok()) << m.status();
+  const std::vector<int32_t> tokens = Bytes(24);
+  EngineOptions o;
+  o.threads = 1;
+  const std::vector<float> whole = Logits(*Make(*m, o), tokens);
+  o.threads = 2;
+  EXPECT_EQ(Logits(*Make(*m, o), tokens), whole);
+  const auto steps = Make(*m, o);
+  std::vector<float> got;
+  for (int32_t t : tokens) {
+    const std::vector<float> one = Logits(*steps, {t});
+    got.insert(got.end(), one.end() - m->shape.vocab, one.end());
+  }
+  ASSERT_EQ(got.size(), whole.size());
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], whole[i], 1e-4) << i;
+}
+TEST_F(SmallThinkerFile, RefusesWhatItDoesNotCompute) {
+  const auto says = [&](const std::string& key, GgufValue value, const std::string& said) {
+    TinyModel m = TinyModel::SmallThinker(2, 6);
+    m.keys["smallthinker." + key] = std::move(value);
+    EXPECT_THAT(Load(m).status().message(),
+                testing::AllOf(HasSubstr("smallthinker." + key), HasSubstr(said)));
+  };
+  says("expert_gating_func", int64_t{3}, "is 3; implemented: 1 (softmax), 2 (sigmoid)");
+  says("expert_count", int64_t{0}, "is 0");
+  says("expert_used_count", int64_t{6}, "6; allowed: 1 to");
+  says("attention.sliding_window", int64_t{-1}, "is -1; allowed: 0");
+  says("attention.sliding_window_pattern", int64_t{2}, "is 2; implemented: 4");
+  says("rope.freq_base_swa", 500.0, "is 500; implemented: 10000");
+  says("expert_weights_scale", 2.5, "is 2.5; implemented: 1");
+  says("expert_weights_norm", false, "is false; implemented: true");
+  says("expert_shared_count", int64_t{1}, "not implemented");
+  says("rope.scaling.factor", 2.0, "not implemented");
+  TinyModel missing = TinyModel::SmallThinker(1, 0);
+  missing.keys.erase("smallthinker.expert_gating_func");
+  EXPECT_THAT(Load(missing).status().message(), HasSubstr("smallthinker.expert_gating_func"));
+  TinyModel bias = TinyModel::SmallThinker(1, 0);
+  bias.tensors["blk.0.attn_q.bias"] = {32};
+  EXPECT_THAT(Load(bias).status().message(), HasSubstr("'blk.0.attn_q.bias'"));
+  TinyModel llama = TinyModel::WithExperts(5, 2);
+  llama.keys["llama.expert_gating_func"] = int64_t{2};
+  EXPECT_THAT(Written(llama).status().message(), HasSubstr("llama.expert_gating_func"));
+  TinyModel other;
+  other.keys["general.architecture"] = std::string("mamba");
+  EXPECT_THAT(Written(other).status().message(), HasSubstr("'llama', 'smallthinker'"));
+
+  const auto m = Load(TinyModel::SmallThinker(4, 6));
+  ASSERT_TRUE(m.ok()) << m.status();
+  const auto refused = [&](const EngineOptions& o) {
+    return std::string(Engine::Create(*m, o).status().message());
+  };
+  EngineOptions tokens;
+  tokens.tokens.router = "token/informed_routing";
+  EXPECT_THAT(refused(tokens), HasSubstr("chosen for every token before attention"));
+  EngineOptions pruned;
+  pruned.pruning.router = "token/random";
+  pruned.pruning.sparsity = std::vector<double>(4, 0.1);
+  EXPECT_THAT(refused(pruned), HasSubstr("slide over 6 keys"));
 }
 }  // namespace expert_routing_test
 }  // namespace host

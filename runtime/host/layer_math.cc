@@ -76,6 +76,10 @@ void LayerMath::Ffn(const Layer& layer, int64_t expert, const float* h, int64_t 
     for (int64_t i = b; i < e; ++i) {
       const float* gate = &gate_up_[i * 2 * ffn];
       float* act = &act_[i * ffn];
+      if (shape_.activation == Activation::kRelu) {
+        for (int64_t j = 0; j < ffn; ++j) act[j] = std::max(gate[j], 0.0f) * gate[ffn + j];
+        continue;
+      }
       for (int64_t j = 0; j < ffn; ++j)
         act[j] = gate[j] / (1.0f + std::exp(-gate[j])) * gate[ffn + j];
     }

@@ -1,5 +1,6 @@
 #include "sluice/runtime/host/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -29,43 +30,74 @@ absl::StatusOr<float> ReadReal(const Gguf& f, const std::string& key, double low
   return static_cast<float>(x);
 }
 
-absl::Status ReadExperts(const Gguf& f, ModelShape& s) {
-  if (f.Has("llama.expert_count")) {
-    SLUICE_ASSIGN_OR_RETURN(s.experts, f.Int("llama.expert_count"));
+constexpr char kLlama[] = "llama";
+constexpr char kSmallThinker[] = "smallthinker";
+
+// `at`: the architecture's name and a point, with which its keys begin.
+absl::Status ReadExperts(const Gguf& f, const std::string& at, ModelShape& s) {
+  if (f.Has(at + "expert_count")) {
+    SLUICE_ASSIGN_OR_RETURN(s.experts, f.Int(at + "expert_count"));
   }
-  if (f.Has("llama.expert_used_count")) {
-    SLUICE_ASSIGN_OR_RETURN(s.experts_used, f.Int("llama.expert_used_count"));
+  if (f.Has(at + "expert_used_count")) {
+    SLUICE_ASSIGN_OR_RETURN(s.experts_used, f.Int(at + "expert_used_count"));
   }
-  const bool dense = s.experts == 0 && s.experts_used == 0;
+  const bool may_be_dense = at == absl::StrCat(kLlama, ".");
+  const bool dense = may_be_dense && s.experts == 0 && s.experts_used == 0;
   const bool fits = s.experts >= 1 && s.experts <= kMostExperts && s.experts_used >= 1 &&
                     s.experts_used <= s.experts;
   if (dense || fits) return absl::OkStatus();
-  return absl::OutOfRangeError(absl::StrCat(
-      "'llama.expert_count' is ", s.experts, " and 'llama.expert_used_count' ", s.experts_used,
-      "; allowed: both 0, or 1 to ", kMostExperts, " experts, of which 1 or more are used"));
+  return absl::OutOfRangeError(
+      absl::StrCat("'", at, "expert_count' is ", s.experts, " and '", at, "expert_used_count' ",
+                   s.experts_used, "; allowed: ", may_be_dense ? "both 0, or " : "", "1 to ",
+                   kMostExperts, " experts, of which 1 or more are used"));
 }
 
-absl::StatusOr<ModelShape> ReadShape(const Gguf& f) {
+// What of a shape only this architecture has.
+absl::Status ReadSmallThinker(const Gguf& f, const std::string& at, ModelShape& s) {
+  s.gate_input = GateInput::kEntering;
+  s.activation = Activation::kRelu;
+  constexpr int64_t kSoftmax = 1;
+  constexpr int64_t kSigmoid = 2;
+  SLUICE_ASSIGN_OR_RETURN(const int64_t gate, f.Int(at + "expert_gating_func"));
+  if (gate != kSoftmax && gate != kSigmoid)
+    return absl::UnimplementedError(absl::StrCat("'", at, "expert_gating_func' is ", gate,
+                                                 "; implemented: 1 (softmax), 2 (sigmoid)"));
+  s.sigmoid_gate = gate == kSigmoid;
+  if (f.Has(at + "expert_feed_forward_length")) {
+    SLUICE_ASSIGN_OR_RETURN(s.ffn, ReadSize(f, at + "expert_feed_forward_length"));
+  }
+  if (f.Has(at + "attention.sliding_window")) {
+    SLUICE_ASSIGN_OR_RETURN(s.window, f.Int(at + "attention.sliding_window"));
+    if (s.window < 0 || s.window > kMostOfAShape)
+      return absl::OutOfRangeError(absl::StrCat("'", at, "attention.sliding_window' is ", s.window,
+                                                "; allowed: 0 (none) to ", kMostOfAShape));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ModelShape> ReadShape(const Gguf& f, const std::string& arch) {
   ModelShape s;
-  SLUICE_ASSIGN_OR_RETURN(s.layers, ReadSize(f, "llama.block_count"));
-  SLUICE_ASSIGN_OR_RETURN(s.width, ReadSize(f, "llama.embedding_length"));
-  SLUICE_ASSIGN_OR_RETURN(s.heads, ReadSize(f, "llama.attention.head_count"));
+  const std::string at = arch + ".";
+  SLUICE_ASSIGN_OR_RETURN(s.layers, ReadSize(f, at + "block_count"));
+  SLUICE_ASSIGN_OR_RETURN(s.width, ReadSize(f, at + "embedding_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.heads, ReadSize(f, at + "attention.head_count"));
   s.kv_heads = s.heads;
-  if (f.Has("llama.attention.head_count_kv")) {
-    SLUICE_ASSIGN_OR_RETURN(s.kv_heads, ReadSize(f, "llama.attention.head_count_kv"));
+  if (f.Has(at + "attention.head_count_kv")) {
+    SLUICE_ASSIGN_OR_RETURN(s.kv_heads, ReadSize(f, at + "attention.head_count_kv"));
   }
-  SLUICE_ASSIGN_OR_RETURN(s.ffn, ReadSize(f, "llama.feed_forward_length"));
-  SLUICE_ASSIGN_OR_RETURN(s.context, ReadSize(f, "llama.context_length"));
-  SLUICE_RETURN_IF_ERROR(ReadExperts(f, s));
-  SLUICE_ASSIGN_OR_RETURN(s.eps, ReadReal(f, "llama.attention.layer_norm_rms_epsilon", 1e-12, 1));
-  if (f.Has("llama.rope.freq_base")) {
-    SLUICE_ASSIGN_OR_RETURN(s.rope_base, ReadReal(f, "llama.rope.freq_base", 1, 1e12));
+  SLUICE_ASSIGN_OR_RETURN(s.ffn, ReadSize(f, at + "feed_forward_length"));
+  SLUICE_ASSIGN_OR_RETURN(s.context, ReadSize(f, at + "context_length"));
+  SLUICE_RETURN_IF_ERROR(ReadExperts(f, at, s));
+  SLUICE_ASSIGN_OR_RETURN(s.eps, ReadReal(f, at + "attention.layer_norm_rms_epsilon", 1e-12, 1));
+  if (f.Has(at + "rope.freq_base")) {
+    SLUICE_ASSIGN_OR_RETURN(s.rope_base, ReadReal(f, at + "rope.freq_base", 1, 1e12));
   }
+  if (arch == kSmallThinker) SLUICE_RETURN_IF_ERROR(ReadSmallThinker(f, at, s));
   if (s.heads % s.kv_heads != 0)
     return absl::InvalidArgumentError(
         absl::StrCat(s.heads, " heads are no multiple of ", s.kv_heads, " KV heads"));
-  if (f.Has("llama.attention.key_length")) {
-    SLUICE_ASSIGN_OR_RETURN(s.head_dim, ReadSize(f, "llama.attention.key_length"));
+  if (f.Has(at + "attention.key_length")) {
+    SLUICE_ASSIGN_OR_RETURN(s.head_dim, ReadSize(f, at + "attention.key_length"));
   } else {
     if (s.width % s.heads != 0)
       return absl::InvalidArgumentError(
@@ -80,7 +112,8 @@ absl::StatusOr<ModelShape> ReadShape(const Gguf& f) {
 
 // All of a file that the host computes with, and what changes nothing. Whatever is not here is
 // refused: a model that runs without it answers, but as another model.
-absl::Status CheckContent(const Gguf& f, const ModelShape& s) {
+absl::Status CheckContent(const Gguf& f, const std::string& arch, const ModelShape& s) {
+  const std::string at = arch + ".";
   GgufAccepts a;
   a.KeyPrefix("general.").KeyIs("general.type", {std::string("model")}).KeyPrefix("quantize.");
   a.KeyPrefix("tokenizer.");  // Tokenizer::Load has a list of its own
@@ -88,21 +121,31 @@ absl::Status CheckContent(const Gguf& f, const ModelShape& s) {
        {"block_count", "embedding_length", "attention.head_count", "attention.head_count_kv",
         "feed_forward_length", "context_length", "attention.layer_norm_rms_epsilon",
         "rope.freq_base", "expert_count", "expert_used_count"})
-    a.Key(absl::StrCat("llama.", read));
+    a.Key(at + read);
   // Keys whose one implemented value is how the host computes anyway.
-  a.KeyIs("llama.vocab_size", {s.vocab})
-      .KeyIs("llama.rope.dimension_count", {s.head_dim})
-      .KeyIs("llama.rope.scaling.type", {std::string("none")})
-      .KeyIs("llama.attention.key_length", {s.head_dim})
-      .KeyIs("llama.attention.value_length", {s.head_dim})
-      .KeyIs("llama.attention.causal", {true})
-      .KeyIs("llama.attention.sliding_window", {int64_t{0}})
-      .KeyIs("llama.attention.clamp_kqv", {0.0})
-      .KeyIs("llama.logit_scale", {1.0})
-      .KeyIs("llama.tensor_data_layout", {std::string("Meta AI original pth")})
+  a.KeyIs(at + "vocab_size", {s.vocab})
+      .KeyIs(at + "rope.dimension_count", {s.head_dim})
+      .KeyIs(at + "rope.scaling.type", {std::string("none")})
+      .KeyIs(at + "attention.key_length", {s.head_dim})
+      .KeyIs(at + "attention.value_length", {s.head_dim})
+      .KeyIs(at + "attention.causal", {true})
+      .KeyIs(at + "attention.clamp_kqv", {0.0})
+      .KeyIs(at + "logit_scale", {1.0})
+      .KeyIs(at + "tensor_data_layout", {std::string("Meta AI original pth")})
       .KeyIs("split.count", {int64_t{0}, int64_t{1}})
       .KeyIs("split.no", {int64_t{0}})
       .KeyIs("split.tensors.count", {static_cast<int64_t>(f.tensors().size())});
+  if (arch == kSmallThinker) {
+    a.Key(at + "expert_gating_func")
+        .Key(at + "expert_feed_forward_length")
+        .Key(at + "attention.sliding_window")
+        .KeyIs(at + "attention.sliding_window_pattern", {ModelShape::kFullEvery})
+        .KeyIs(at + "rope.freq_base_swa", {static_cast<double>(s.rope_base)})
+        .KeyIs(at + "expert_weights_norm", {true})
+        .KeyIs(at + "expert_weights_scale", {1.0});
+  } else {
+    a.KeyIs(at + "attention.sliding_window", {int64_t{0}});
+  }
   a.Tensor("token_embd.weight").Tensor("output_norm.weight").Tensor("output.weight");
   for (int64_t i = 0; i < s.layers; ++i) {
     for (const char* name : {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"})
@@ -149,7 +192,22 @@ absl::Status ReadExpertsOf(const Gguf& f, const ModelShape& s, const std::string
   }
   return absl::OkStatus();
 }
-absl::Status ReadLayer(const Gguf& f, const ModelShape& s, int64_t i, Layer& l) {
+// The rows of heads whose pairs are (i, i + d / 2), in the order of pairs (2 i, 2 i + 1): products
+// of queries and keys that are both moved so stay the same. `rows` [heads d, width].
+void InterleavePairs(const ModelShape& s, float* rows, int64_t heads) {
+  const int64_t half = s.head_dim / 2;
+  std::vector<float> head(static_cast<size_t>(s.head_dim * s.width));
+  for (int64_t h = 0; h < heads; ++h) {
+    float* at = rows + h * s.head_dim * s.width;
+    std::copy_n(at, head.size(), head.begin());
+    for (int64_t i = 0; i < s.head_dim; ++i) {
+      const int64_t to = i < half ? 2 * i : 2 * (i - half) + 1;
+      std::copy_n(head.begin() + i * s.width, s.width, at + to * s.width);
+    }
+  }
+}
+absl::Status ReadLayer(const Gguf& f, const std::string& arch, const ModelShape& s, int64_t i,
+                       Layer& l) {
   const std::string p = absl::StrCat("blk.", i, ".");
   const int64_t q = s.heads * s.head_dim;
   const int64_t kv = s.kv_heads * s.head_dim;
@@ -157,6 +215,7 @@ absl::Status ReadLayer(const Gguf& f, const ModelShape& s, int64_t i, Layer& l) 
   SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_q.weight", s.width, q, l.qkv));
   SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_k.weight", s.width, kv, l.qkv));
   SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_v.weight", s.width, kv, l.qkv));
+  if (arch == kSmallThinker) InterleavePairs(s, l.qkv.data(), s.heads + s.kv_heads);
   SLUICE_RETURN_IF_ERROR(Append(f, p + "attn_output.weight", q, s.width, l.attn_out));
   SLUICE_RETURN_IF_ERROR(Append(f, p + "ffn_norm.weight", s.width, 0, l.ffn_norm));
   if (s.experts > 0) return ReadExpertsOf(f, s, p, l);
@@ -167,26 +226,26 @@ absl::Status ReadLayer(const Gguf& f, const ModelShape& s, int64_t i, Layer& l) 
 
 absl::StatusOr<Model> ReadModel(const Gguf& f) {
   SLUICE_ASSIGN_OR_RETURN(const std::string arch, f.Text("general.architecture"));
-  if (arch != "llama")
-    return absl::UnimplementedError(
-        absl::StrCat("architecture '", arch, "'; only 'llama' is supported"));
+  if (arch != kLlama && arch != kSmallThinker)
+    return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; supported: '", kLlama,
+                                                 "', '", kSmallThinker, "'"));
   Model m;
-  SLUICE_ASSIGN_OR_RETURN(m.shape, ReadShape(f));
+  SLUICE_ASSIGN_OR_RETURN(m.shape, ReadShape(f, arch));
   ModelShape& s = m.shape;
   SLUICE_ASSIGN_OR_RETURN(m.tokenizer, Tokenizer::Load(f));
   s.vocab = m.tokenizer.size();
   // More layers than tensors cannot be, and would be a long list to check against.
   if (s.layers > static_cast<int64_t>(f.tensors().size()))
-    return absl::InvalidArgumentError(absl::StrCat("'llama.block_count' is ", s.layers,
+    return absl::InvalidArgumentError(absl::StrCat("'", arch, ".block_count' is ", s.layers,
                                                    ", but the file has ", f.tensors().size(),
                                                    " tensors"));
-  SLUICE_RETURN_IF_ERROR(CheckContent(f, s));
+  SLUICE_RETURN_IF_ERROR(CheckContent(f, arch, s));
   SLUICE_RETURN_IF_ERROR(Append(f, "token_embd.weight", s.width, s.vocab, m.embed));
   SLUICE_RETURN_IF_ERROR(Append(f, "output_norm.weight", s.width, 0, m.norm));
   if (f.tensors().count("output.weight") > 0)
     SLUICE_RETURN_IF_ERROR(Append(f, "output.weight", s.width, s.vocab, m.output));
   for (int64_t i = 0; i < s.layers; ++i)
-    SLUICE_RETURN_IF_ERROR(ReadLayer(f, s, i, m.layers.emplace_back()));
+    SLUICE_RETURN_IF_ERROR(ReadLayer(f, arch, s, i, m.layers.emplace_back()));
   return m;
 }
 }  // namespace

@@ -11,6 +11,15 @@ absl::StatusOr<UnitRouting> UnitRouting::Create(const ModelShape& shape, const L
                                                 const AttentionSessions& attention,
                                                 const AttentionSessions::Limits& limits) {
   UnitRouting r;
+  if (shape.window > 0 && (layers.on() || pruning.on()))
+    return absl::InvalidArgumentError(
+        absl::StrCat("layers of this model slide over ", shape.window,
+                     " keys, which layer routing and token pruning would change; allowed: routers "
+                     "of attention, tokens and experts"));
+  if (shape.early_gate() && (tokens.on() || pruning.on()))
+    return absl::InvalidArgumentError(
+        "this model's experts are chosen for every token before attention, and token routing or "
+        "pruning leaves some out; allowed: routers of attention and experts");
   if (layers.on()) {
     SLUICE_ASSIGN_OR_RETURN(r.layers,
                             LayerRouter::Create(layers, shape, limits.max_kv, limits.executor));
@@ -31,10 +40,7 @@ absl::StatusOr<UnitRouting> UnitRouting::Create(const ModelShape& shape, const L
         r.tokens, TokenRouter::Create(tokens, shape, limits.max_queries, limits.executor));
   }
 
-  if (experts.on() && shape.experts == 0)
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", experts.router, "' routes experts, and the model has none"));
-  if (shape.experts > 0) {
+  if (shape.experts > 0 || experts.on()) {
     SLUICE_ASSIGN_OR_RETURN(
         r.experts, ExpertRouter::Create(experts, shape, limits.max_queries, limits.executor));
     if (r.experts->reads_positions() && (tokens.on() || pruning.on()))

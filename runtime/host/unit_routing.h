@@ -15,7 +15,7 @@ struct UnitRouting {
   std::optional<LayerRouter> layers;
   std::optional<TokenRouter> tokens;
   std::optional<TokenPruner> pruning;
-  std::optional<ExpertRouter> experts;  // of a Mixture of Experts
+  std::optional<ExpertRouter> experts;  // of a Mixture of Experts, or instead of a dense FFN
 
   static absl::StatusOr<UnitRouting> Create(const ModelShape& shape, const LayerRouting& layers,
                                             const TokenRouting& tokens, const TokenPruning& pruning,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Random models of ten architectures give the same logits in an unmodified llama.cpp with and without the backend, which
+"""Random models of eleven architectures give the same logits in an unmodified llama.cpp with and without the backend, which
 takes every attention operation of theirs: prompts in chunks, steps, two sequences with caches of their own and in one,
 steps after a shift of the context. Usage: architectures_test.py OUT LLAMA_LOGITS BACKEND LIBS, or without LLAMA_LOGITS: 77."""
 import array

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """An unmodified llama.cpp with the backend: the same answers when it routes densely, fewer pairs when it does not, and
-its own attention when the configuration is wrong; and the same likelihoods as this host, of a Mixture of Experts and of
-pruned files; speed alone, of random models too. Usage: llama_test.py SLUICE MODELS OUT LLAMA_COMPARE, or without LLAMA_COMPARE: 77."""
+its own attention when the configuration is wrong; and the same likelihoods as this host, of a Mixture of Experts, of
+random SmallThinkers and of pruned files; speed alone, of random models too. Usage: llama_test.py SLUICE MODELS OUT LLAMA_COMPARE, or without LLAMA_COMPARE: 77."""
+import array
 import json
 import os
 import re
 import subprocess
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import tiny_models  # noqa: E402
 
 if len(sys.argv) < 5:
     print("skipped: no llama.cpp in this build (npm and git fetch it, or -DSLUICE_GGML_DIR= names one)")
@@ -65,6 +69,16 @@ for name, method, sparsity in ((mini, "wanda", "0.5"), (mini, "layers", "0.2"), 
     assert r.returncode == 0, r.stdout + r.stderr
     print(f"pruned by {method}: perplexity", agree(pruned, name + "-eval.u16"))
     os.remove(pruned)
+
+# Random experts chosen before attention, with layers that slide and do not rotate in turn, and without.
+ids = os.path.join(out, "random.u16")
+with open(ids, "wb") as f:
+    f.write(array.array("H", [(i * 2654435761 >> 7) % 256 for i in range(4 * 512)]).tobytes())
+for window in (4096, 0):
+    early = os.path.join(out, "early.gguf")
+    tiny_models.smallthinker(1, window, tiny_models.BYTES).write(early)
+    print(f"smallthinker, window {window}: perplexity", agree(early, ids))
+    os.remove(early)
 
 
 def speed(*options):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes random models of ten architectures as GGUF, a few hundred KB each, without any library: what llama.cpp does with
+"""Writes random models of eleven architectures as GGUF, a few hundred KB each, without any library: what llama.cpp does with
 heads, windows, sinks, soft-caps and latent keys, at widths that compute in no time. The same seed gives the same bytes.
 Usage: tiny_models.py ARCHITECTURE OUT.gguf [SEED], or: tiny_models.py --list"""
 import array
@@ -9,6 +9,7 @@ import struct
 import sys
 
 U32, I32, F32, STRING, ARRAY = 4, 5, 6, 8, 9
+BYTES = "bytes"  # a tokenizer whose tokens are the bytes, and "ab"
 VOCABULARY = 96
 WINDOW = 48  # of sliding layers
 KINDS = {int: (U32, "<I"), float: (F32, "<f")}
@@ -19,25 +20,38 @@ def text(s):
 
 
 def field(key, value):
+    if isinstance(value, list):
+        return text(key) + struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(text, value))
     if isinstance(value, str):
         return text(key) + struct.pack("<I", STRING) + text(value)
     kind, form = KINDS[type(value)]
     return text(key) + struct.pack("<I", kind) + struct.pack(form, value)
 
 
+def printable(byte):
+    """GPT-2's printable stand-in for a byte."""
+    plain = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
+    return chr(byte if byte in plain else 256 + sum(b not in plain for b in range(byte)))
+
+
 class Model:
     """Keys and tensors of one architecture. Shapes are in ggml's order: the width of a row comes first."""
 
-    def __init__(self, architecture, seed, *, width, heads, kv_heads, head, layers, ffn, norm="rms", **keys):
+    def __init__(self, architecture, seed, *, width, heads, kv_heads, head, layers, ffn, norm="rms", tokenizer=None, **keys):
         self.architecture, self.random = architecture, random.Random(f"{architecture} {seed}")
         self.width, self.heads, self.kv_heads, self.head, self.layers, self.ffn = width, heads, kv_heads, head, layers, ffn
         self.keys = {"context_length": 4096, "embedding_length": width, "block_count": layers, "feed_forward_length": ffn,
                      "attention.head_count": heads, "attention.head_count_kv": kv_heads, "attention.key_length": head,
-                     "attention.value_length": head, "rope.dimension_count": head, "vocab_size": VOCABULARY,
+                     "attention.value_length": head, "rope.dimension_count": head,
                      "attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon": 1e-5}
         self.keys.update({k.replace("__", "."): v for k, v in keys.items()})
+        self.tokenizer = {"model": "none"}
+        if tokenizer == BYTES:
+            tokens = [printable(b) for b in range(256)] + ["ab"]
+            self.tokenizer = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": ["a b"], "eos_token_id": 0}
+        vocabulary = self.keys["vocab_size"] = len(self.tokenizer.get("tokens", range(VOCABULARY)))
         self.tensors = []
-        self.matrix("token_embd.weight", width, VOCABULARY, scale=math.sqrt(width))
+        self.matrix("token_embd.weight", width, vocabulary, scale=math.sqrt(width))
         self.vector("output_norm.weight", width, about=1)
 
     def add(self, name, shape, values):
@@ -84,7 +98,8 @@ class Model:
         return self
 
     def write(self, path):
-        fields = [field("general.architecture", self.architecture), field("general.name", "random"), field("tokenizer.ggml.model", "none")]
+        fields = [field("general.architecture", self.architecture), field("general.name", "random")]
+        fields += [field(f"tokenizer.ggml.{k}", v) for k, v in self.tokenizer.items()]
         fields += [field(f"{self.architecture}.{k}", v) for k, v in self.keys.items()]
         table, offset = [], 0
         for name, shape, values in self.tensors:
@@ -114,6 +129,17 @@ def mixtral(seed):
         m.attention(i)
         m.vector(f"blk.{i}.ffn_norm.weight", m.width, about=1)
         m.experts(i, 8, m.ffn)
+    return m
+
+
+def smallthinker(seed, window=4096, tokenizer=None):
+    """Experts that are chosen before attention; three layers of four slide, the fourth does not rotate."""
+    m = Model("smallthinker", seed, width=64, heads=4, kv_heads=2, head=32, layers=5, ffn=32, expert_count=8, expert_used_count=2,
+              expert_feed_forward_length=32, expert_gating_func=2, tokenizer=tokenizer, **({"attention__sliding_window": window} if window else {}))
+    for i in range(m.layers):
+        m.attention(i)
+        m.vector(f"blk.{i}.ffn_norm.weight", m.width, about=1)
+        m.experts(i, 8, 32)
     return m
 
 
@@ -220,7 +246,7 @@ def stablelm(seed):
     return m
 
 
-MODELS = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gemma2": gemma2, "gemma3": gemma3, "phi3": phi3, "mixtral": mixtral,
+MODELS = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gemma2": gemma2, "gemma3": gemma3, "phi3": phi3, "mixtral": mixtral, "smallthinker": smallthinker,
           "gpt-oss": gpt_oss, "deepseek2": deepseek2, "stablelm": stablelm}
 
 

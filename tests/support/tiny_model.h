@@ -75,6 +75,29 @@ struct TinyModel {
     m.tensors["blk.0.ffn_gate_inp.weight"] = {32, experts};
     return m;
   }
+  // SmallThinker: experts chosen before attention by a sigmoid, of a ReLU; `layers` layers, of
+  // which three of four slide over `window` keys, or none where it is 0.
+  static TinyModel SmallThinker(int64_t layers, int64_t window, uint64_t experts = 5,
+                                int64_t used = 2) {
+    TinyModel m = WithExperts(experts, used);
+    std::map<std::string, GgufValue> keys;
+    for (const auto& [key, value] : m.keys) {
+      const bool own = key.rfind("llama.", 0) == 0;
+      keys[own ? "smallthinker." + key.substr(6) : key] = value;
+    }
+    m.keys = keys;
+    m.keys["general.architecture"] = std::string("smallthinker");
+    m.keys["smallthinker.block_count"] = layers;
+    m.keys["smallthinker.expert_gating_func"] = int64_t{2};
+    if (window > 0) m.keys["smallthinker.attention.sliding_window"] = window;
+    const std::map<std::string, std::vector<uint64_t>> first = m.tensors;
+    for (const auto& [name, shape] : first) {
+      if (name.rfind("blk.0.", 0) != 0) continue;
+      for (int64_t i = 1; i < layers; ++i)
+        m.tensors["blk." + std::to_string(i) + name.substr(5)] = shape;
+    }
+    return m;
+  }
   absl::Status Write(const std::string& path) const {
     GgufWriter w;
     for (const auto& [key, value] : keys) w.Set(key, value);

@@ -11,6 +11,15 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
+// Files are changed by the keys of one architecture, whose rows of q and k stand in the host as in
+// the file.
+inline absl::Status CheckArchitecture(const Gguf& file, const std::string& path) {
+  SLUICE_ASSIGN_OR_RETURN(const std::string architecture, file.Text("general.architecture"));
+  if (architecture == "llama") return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat(path, ": pruning the architecture '", architecture, "'; implemented: 'llama'"));
+}
+
 struct LayerMatrix {
   std::string part;  // "attn_q"; its tensor is blk.LAYER.attn_q.weight
   host::MatrixInput input;

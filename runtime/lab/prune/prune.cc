@@ -19,6 +19,7 @@
 #include "sluice/runtime/lab/compare/totals.h"
 #include "sluice/runtime/lab/progress.h"
 #include "sluice/runtime/lab/prune/held_out.h"
+#include "sluice/runtime/lab/prune/layer_matrices.h"
 #include "sluice/runtime/lab/prune/prune_experts.h"
 #include "sluice/runtime/lab/prune/prune_heads.h"
 #include "sluice/runtime/lab/prune/prune_layers.h"
@@ -388,6 +389,7 @@ absl::Status RunPrune(const PruneOptions& o) {
   SLUICE_RETURN_IF_ERROR(ReadPruneTarget(o).status());
   SLUICE_ASSIGN_OR_RETURN(const Gguf file, Gguf::Open(o.in));
   SLUICE_ASSIGN_OR_RETURN(host::Model model, host::LoadModel(o.in));
+  SLUICE_RETURN_IF_ERROR(CheckArchitecture(file, o.in));
   SLUICE_RETURN_IF_ERROR(CheckLength("a window", o.window, 2, model));
   SLUICE_RETURN_IF_ERROR(CheckMethod(model, o));
   SLUICE_RETURN_IF_ERROR(CheckWritable(o.out));
