@@ -9,9 +9,14 @@
 SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
-absl::Status Evaluate(const std::string& method, const std::string& model_path,
-                      const lab::EvaluateOptions& o) {
+// `model_path` empty: the bundled model that the method is for, with its held-out text.
+absl::Status Evaluate(const std::string& method, std::string model_path, lab::EvaluateOptions o) {
   if (method == "shrp") return lab::EvaluateShrp(o);  // an encoder; it needs no language model
+  const bool experts = method == "small_thinker";
+  if (model_path.empty()) {
+    model_path = experts ? o.folder + "/sluice-mini-moe-q8_0.gguf" : LabModel().path;
+    if (experts && o.tokens.empty()) o.tokens = o.folder + "/sluice-mini-moe-eval.u16";
+  }
   const auto model = host::LoadModel(model_path);
   if (!model.ok()) return model.status();
   SLUICE_RETURN_IF_ERROR(lab::CheckLength("a prompt", o.length, 512, *model));
@@ -19,11 +24,13 @@ absl::Status Evaluate(const std::string& method, const std::string& model_path,
     SLUICE_RETURN_IF_ERROR(lab::CheckLength("a timed prompt", o.speed_length, 256, *model));
   if (method == "flux_attention") return lab::EvaluateFluxAttention(*model, o);
   if (method == "informed_routing") return lab::EvaluateInformedRouting(*model, o);
+  if (experts) return lab::EvaluateSmallThinker(*model, o);
+  if (method == "spt") return lab::EvaluateSpt(*model, o);
   return lab::EvaluateFtp(*model, o);
 }
 void AddEvaluate(CLI::App& app, const Exit& exit) {
   struct Args {
-    std::string method, model = LabModel().path;
+    std::string method, model;
     lab::EvaluateOptions o;
   };
   auto a = std::make_shared<Args>();
@@ -33,8 +40,9 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
                                "Trained quality of a learned method, over its training seeds");
   AddEvaluateAttention(*s, exit);
   s->add_option("method", a->method, "learned method; or the command attention")
-      ->check(CLI::IsMember({"flux_attention", "informed_routing", "ftp", "shrp"}));
-  s->add_option("--prompts", a->o.prompts, "prompts a task")
+      ->check(CLI::IsMember(
+          {"flux_attention", "informed_routing", "ftp", "shrp", "small_thinker", "spt"}));
+  s->add_option("--prompts", a->o.prompts, "prompts a task; small_thinker, spt: windows of text")
       ->capture_default_str()
       ->check(Allowed<int64_t>(1, 1000));
   s->add_option("--length", a->o.length, "tokens of a prompt, at most the model's context")
@@ -49,8 +57,9 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
   AddThreads(*s, a->o.threads);
   s->add_option("--weights", a->o.folder, "folder of the trained weights and held-out tokens")
       ->capture_default_str();
-  s->add_option("--model", a->model, "GGUF file that the weights were trained for")
-      ->capture_default_str();
+  s->add_option("--model", a->model,
+                absl::StrCat("GGUF file that the weights were trained for (default: ",
+                             LabModel().path, "; small_thinker: the bundled Mixture of Experts)"));
   s->add_option("--tokens", a->o.tokens,
                 absl::StrCat("held-out text of --model, ", kTokensHelp, " (default: the bundled)"));
   s->add_option("--data", a->o.data, "shrp: folder of the query sets pool_a and mmlu_pro")
@@ -63,18 +72,52 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
     if (a->method.empty())
       return exit(Fail(absl::InvalidArgumentError(
           "evaluate: nothing was named; allowed: attention, flux_attention, informed_routing, ftp, "
-          "shrp")));
+          "shrp, small_thinker, spt")));
     exit(Done(Evaluate(a->method, a->model, a->o)));
   });
+}
+void AddCalibrateSpt(CLI::App& calibrate, const Exit& exit) {
+  auto o = std::make_shared<lab::CalibrateSptRun>();
+  o->model = LabModel().path;
+  auto* s = calibrate.add_subcommand(
+      "spt", "Cut a dense model's FFN into routed blocks, by what its neurons do on a text");
+  s->add_option("--model", o->model, "GGUF file")->capture_default_str();
+  s->add_option("--tokens", o->tokens, kTokensHelp)->required();
+  s->add_option("--skip", o->skip, "tokens to skip")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(0, kMostTokens));
+  s->add_option("--count", o->count, "tokens to fit on")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(2, kMostTokens));
+  s->add_option("--window", o->fit.window, "tokens a sequence, at most the model's context")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(2, kMostTokens));
+  s->add_option("--blocks", o->fit.blocks, "of the hidden neurons, which they divide")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(1, 1 << 20));
+  s->add_option("--turns", o->fit.turns, "of the clustering, at most")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(1, 10000));
+  s->add_option("--ridge", o->fit.ridge, "regularisation of the router")
+      ->capture_default_str()
+      ->check(Allowed(1e-12, 1e12));
+  AddThreads(*s, o->fit.threads);
+  s->add_option("--out", o->out, "GGUF file to write")->capture_default_str();
+  s->footer(
+      "Example: sluice calibrate spt --tokens eval.u16 --count 8192 --out spt.gguf\n"
+      "         sluice perplexity --tokens eval.u16 --router expert/spt:weights=spt.gguf,m=3");
+  s->callback([=] { exit(Done(lab::RunCalibrateSpt(*o))); });
 }
 void AddCalibrate(CLI::App& app, const Exit& exit) {
   auto o = std::make_shared<lab::CalibrateRun>();
   o->model = LabModel().path;
   auto* s = app.add_subcommand(
       "calibrate",
-      "Fit Informed Routing's forecasters and routers in closed form, without training");
+      "Fit a learned method in closed form, without training: Informed Routing's forecasters and "
+      "routers, or with the command spt SPT's routed FFN");
+  AddCalibrateSpt(*s, exit);
   s->add_option("--model", o->model, "GGUF file")->capture_default_str();
-  s->add_option("--tokens", o->tokens, kTokensHelp)->required();
+  s->add_option("--tokens", o->tokens, kTokensHelp);
   s->add_option("--skip", o->skip, "tokens to skip")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, kMostTokens));
@@ -98,7 +141,12 @@ void AddCalibrate(CLI::App& app, const Exit& exit) {
   s->footer(
       "Example: sluice calibrate --tokens eval.u16 --count 16384 --sparsity 0.25 --out "
       "informed.gguf");
-  s->callback([=] { exit(Done(lab::RunCalibrate(*o))); });
+  s->callback([=] {
+    if (!s->get_subcommands().empty()) return;  // has done its work
+    if (o->tokens.empty())
+      return exit(Fail(absl::InvalidArgumentError("calibrate: --tokens is required")));
+    exit(Done(lab::RunCalibrate(*o)));
+  });
 }
 void AddSearchSchedule(CLI::App& app, const Exit& exit) {
   auto o = std::make_shared<lab::ScheduleRun>();

@@ -12,6 +12,15 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
+namespace {
+void Tell(const std::string& what) { std::fprintf(stderr, "\r%-60s", what.c_str()); }
+absl::Status WriteWeights(const std::string& path, const std::string& bytes) {
+  SLUICE_RETURN_IF_ERROR(WriteWholeFile(path, bytes));
+  std::printf("\nwrote %s (%zu bytes)\n", path.c_str(), bytes.size());
+  return absl::OkStatus();
+}
+}  // namespace
+
 absl::Status RunCalibrate(const CalibrateRun& run) {
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));
   SLUICE_RETURN_IF_ERROR(CheckLength("a sequence", run.fit.window, 2, model));
@@ -21,14 +30,18 @@ absl::Status RunCalibrate(const CalibrateRun& run) {
   SLUICE_RETURN_IF_ERROR(CheckWritable(run.out));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
                           ReadTokens(run.tokens, run.skip, run.count));
-  const auto progress = [](const std::string& what) {
-    std::fprintf(stderr, "\r%-60s", what.c_str());
-  };
   SLUICE_ASSIGN_OR_RETURN(const std::string bytes,
-                          CalibrateInformedRouting(model, tokens, run.fit, progress));
-  SLUICE_RETURN_IF_ERROR(WriteWholeFile(run.out, bytes));
-  std::printf("\nwrote %s (%zu bytes)\n", run.out.c_str(), bytes.size());
-  return absl::OkStatus();
+                          CalibrateInformedRouting(model, tokens, run.fit, Tell));
+  return WriteWeights(run.out, bytes);
+}
+absl::Status RunCalibrateSpt(const CalibrateSptRun& run) {
+  SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));
+  SLUICE_RETURN_IF_ERROR(CheckLength("a sequence", run.fit.window, 2, model));
+  SLUICE_RETURN_IF_ERROR(CheckWritable(run.out));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                          ReadTokens(run.tokens, run.skip, run.count));
+  SLUICE_ASSIGN_OR_RETURN(const std::string bytes, CalibrateSpt(model, tokens, run.fit, Tell));
+  return WriteWeights(run.out, bytes);
 }
 absl::Status RunSearchSchedule(ScheduleRun run) {
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, host::LoadModel(run.model));

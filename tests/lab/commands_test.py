@@ -9,6 +9,9 @@ import shutil
 import subprocess
 import sys
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "plugins"))
+import tiny_models  # noqa: E402
+
 sluice, models, out = sys.argv[1:]
 shutil.rmtree(out, ignore_errors=True)
 os.makedirs(out)
@@ -132,6 +135,12 @@ assert "wrote sparse.gguf" in said and run("perplexity", "--tokens", TOKENS, "--
 calibrate = ["calibrate", "--tokens", TOKENS, "--count", "512", "--window", "256", "--rank", "4"]
 run(*calibrate, "--out", "informed.gguf")
 assert "informed_routing" in run("demo", "--length", "512", "--facts", "2", "--routers", "dense", "informed_routing:weights=informed.gguf")
+spt = ["calibrate", "spt", "--tokens", TOKENS, "--count", "400", "--window", "200", "--blocks", "8", "--turns", "2"]
+run(*spt, "--out", "spt.gguf")
+routed = ["perplexity", "--tokens", TOKENS, "--count", "256", "--router"]
+ppl = [float(re.search(r"perplexity ([\d.]+)", run(*routed, r)).group(1)) for r in ("dense", "expert/spt:weights=spt.gguf,m=0", "expert/spt:weights=spt.gguf,m=4")]
+assert abs(ppl[1] / ppl[0] - 1) < 2e-3 and ppl[2] > ppl[0], ppl
+assert "Example: sluice calibrate spt" in run("calibrate", "spt", "--help")
 compare = ["compare", "--policy", "dense", "--context", "256", "--documents", "1", "--facts", "2", "--no-times", "--report", "compare"]
 run(*compare)
 within = ["search", "--within", "perplexity=90%,facts=100", "--context", "512", "--documents", "1", "--facts", "2", "--evaluations", "3", "--palette", "dense",
@@ -213,6 +222,14 @@ for option, value in (("--ridge", "nan"), ("--ridge", "0"), ("--sparsity", "nan"
     refused(*calibrate, option, value, says=[f"'{value}' was given", "allowed: "])
 refused(*calibrate, "--rank", "385", says="allowed: 0 to the model's width of 384")
 refused(*calibrate, "--count", "384", says="needs more than the width")
+refused("calibrate", says="--tokens is required")
+refused(*spt, "--count", "384", says="more than the width, 384")
+refused(*spt, "--blocks", "5", says="5 blocks of 896 neurons")
+refused(*spt, "--blocks", "0", says=["'0' was given", "allowed: "])
+early = file("early.gguf")
+tiny_models.smallthinker(1, 4096, tiny_models.BYTES).write(early)
+refused("prune", early, "no.gguf", "--calibrate", TOKENS, says="pruning the architecture 'smallthinker'; implemented: 'llama'")
+refused("evaluate", "small_thinker", "--model", MODEL, says="the model has no experts")
 for option, value in (("--prompts", "0"), ("--length", "10"), ("--speed-length", "-1"), ("--repeats", "0"), ("--threads", "2000")):
     refused("evaluate", "flux_attention", option, value, says=[f"'{value}' was given", "allowed: "])
 refused("evaluate", says="evaluate: nothing was named; allowed: attention, flux_attention")

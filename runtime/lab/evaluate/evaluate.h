@@ -1,7 +1,8 @@
 #ifndef SLUICE_RUNTIME_LAB_EVALUATE_EVALUATE_H_
 #define SLUICE_RUNTIME_LAB_EVALUATE_EVALUATE_H_
-// Trained quality of the learned methods on the bundled model: each prints a table with mean and
-// spread over the training seeds, beside dense and beside a random choice at the same rate.
+// Quality of the learned methods on a bundled model: each prints a table with mean and spread over
+// the training seeds (or the draws of its control), beside dense and beside a random choice at the
+// same rate.
 #include <string>
 
 #include "absl/status/status.h"
@@ -22,6 +23,12 @@ struct EvaluateOptions {
 absl::Status EvaluateFluxAttention(const host::Model& model, const EvaluateOptions& options);
 absl::Status EvaluateInformedRouting(const host::Model& model, const EvaluateOptions& options);
 absl::Status EvaluateFtp(const host::Model& model, const EvaluateOptions& options);
+// Fitted, not trained: `prompts` windows of held-out text, and blocks of neurons as clustered, as
+// they stand and at random.
+absl::Status EvaluateSpt(const host::Model& model, const EvaluateOptions& options);
+// Fitted, not trained: gates before attention for a Mixture of Experts whose own stand after it;
+// how often both name the same experts, and `prompts` windows of held-out text.
+absl::Status EvaluateSmallThinker(const host::Model& model, const EvaluateOptions& options);
 absl::Status EvaluateShrp(const EvaluateOptions& options);
 // Its last table alone: throughput and size of the bundled encoder, dense and pruned.
 absl::Status ShrpSpeed(const EvaluateOptions& options);

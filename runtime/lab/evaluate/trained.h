@@ -2,6 +2,7 @@
 #define SLUICE_RUNTIME_LAB_EVALUATE_TRAINED_H_
 // What an evaluation reads: text that no training saw, and the weights that each training seed
 // gave.
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
 #include "sluice/runtime/host/engine.h"
+#include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/lab/evaluate/evaluate.h"
 #include "sluice/runtime/text/token_file.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -21,6 +23,24 @@ inline absl::StatusOr<std::vector<int32_t>> ReadHeldOut(const EvaluateOptions& o
 inline absl::StatusOr<Gguf> OpenTrained(const EvaluateOptions& o, absl::string_view name,
                                         int seed) {
   return Gguf::Open(absl::StrCat(o.folder, "/", name, "-s", seed, ".gguf"));
+}
+
+// Tokens of a window of text, which starts from nothing.
+constexpr int64_t kTextWindow = 1024;
+// Of a text in such windows, whole ones only.
+inline absl::StatusOr<double> WindowPerplexity(host::Engine& engine,
+                                               const std::vector<int32_t>& tokens) {
+  double nll = 0;
+  int64_t windows = 0;
+  for (int64_t at = 0; at + kTextWindow <= std::ssize(tokens); at += kTextWindow) {
+    engine.Reset();
+    SLUICE_ASSIGN_OR_RETURN(
+        const double ppl,
+        host::Perplexity(engine, {tokens.begin() + at, tokens.begin() + at + kTextWindow}));
+    nll += std::log(ppl);
+    ++windows;
+  }
+  return std::exp(nll / static_cast<double>(windows));
 }
 
 // One engine dense and one routed, fed the same tokens in turn.
