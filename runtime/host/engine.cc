@@ -103,6 +103,8 @@ void Engine::Reset() {
 
 const LinearCounters& Engine::linear() const { return impl_->math->counters(); }
 int64_t Engine::cache_rows(int64_t layer) const { return impl_->cache[layer].rows(); }
+KvView Engine::keys(int64_t layer) const { return impl_->cache[layer].keys(); }
+KvView Engine::values(int64_t layer) const { return impl_->cache[layer].values(); }
 float Engine::layer_score(int64_t layer) const {
   return impl_->routing.layers ? impl_->routing.layers->score(layer) : 0;
 }

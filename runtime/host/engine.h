@@ -95,6 +95,9 @@ class Engine {
   const LinearCounters& linear() const;
   const PlanQuality& quality() const { return quality_; }
   int64_t cache_rows(int64_t layer) const;  // keys kept now
+  // They and their values, [cache_rows, kv_heads, head_dim]; until the next Feed or Reset.
+  KvView keys(int64_t layer) const;
+  KvView values(int64_t layer) const;
 
   // Layer routing: what was decided for this sequence, undecided before the prefill, and by which
   // score of the router.

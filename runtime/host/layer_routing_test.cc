@@ -52,36 +52,38 @@ TEST(LayerRouting, ForcedFullIsBitIdenticalToDense) {
   EngineOptions dense;
   dense.max_tokens = 2048;
   const std::vector<int32_t> tokens = Golden(Weights(), 0);
-  EXPECT_EQ(Logits(*Make(Options({6, kF})), tokens, 0), Logits(*Make(dense), tokens, 0));
+  const auto forced = Make(Options({6, kF})), plain = Make(dense);
+  EXPECT_EQ(Logits(*forced, tokens, 0), Logits(*plain, tokens, 0));
+  ExpectSameCaches(*forced, *plain);
+  const std::vector<int32_t> more(tokens.begin(), tokens.begin() + 20);
+  EXPECT_EQ(Decode(*forced, more), Decode(*plain, more));
+  ExpectSameCaches(*forced, *plain);
 }
 // Against a model in double precision whose sparse layers see the first keys and the last ones: the
 // pattern as its definition has it, not as a router wrote it.
 TEST(LayerRouting, ForcedSparseAgreesWithAMaskedModel) {
   constexpr size_t kTokens = 40, kSink = 3, kWindow = 8;
   const std::vector<int32_t> tokens = Tokens(kTokens);
-  const std::vector<LayerMode> modes = {kS, kF, kS, kS, kF, kS};
-  EngineOptions o = Options(modes);
-  o.layers.sparse = o.layers.sparse_decode = "sink_window:sink=3,window=8";
-  const auto e = Make(o);
-  const std::vector<float> got = Logits(*e, tokens, 0);
-
-  reference::Rows x = reference::Embed(Mini(), tokens);
   const std::vector<bool> all(kTokens, true);
-  int64_t pairs = 0;
-  for (size_t layer = 0; layer < 6; ++layer) {
-    const bool full = modes[layer] == kF;
-    const auto sees = [&](size_t t, size_t j) { return full || j < kSink || j + kWindow > t; };
-    for (size_t t = 0; t < kTokens; ++t)
-      for (size_t j = 0; j <= t; ++j) pairs += sees(t, j);
-    reference::MaskedBlock(Mini().shape, Mini().layers[layer], all, sees, x);
+  for (const std::vector<LayerMode>& modes :
+       {std::vector<LayerMode>(6, kS), std::vector<LayerMode>{kS, kF, kS, kS, kF, kS}}) {
+    EngineOptions o = Options(modes);
+    o.layers.sparse = o.layers.sparse_decode = "sink_window:sink=3,window=8";
+    const auto e = Make(o);
+    const std::vector<float> got = Logits(*e, tokens, 0);
+
+    reference::Rows x = reference::Embed(Mini(), tokens);
+    int64_t pairs = 0;
+    for (size_t layer = 0; layer < 6; ++layer) {
+      const bool full = modes[layer] == kF;
+      const auto sees = [&](size_t t, size_t j) { return full || j < kSink || j + kWindow > t; };
+      for (size_t t = 0; t < kTokens; ++t)
+        for (size_t j = 0; j <= t; ++j) pairs += sees(t, j);
+      reference::MaskedBlock(Mini().shape, Mini().layers[layer], all, sees, x);
+    }
+    EXPECT_LE(reference::RelativeError(Mini(), x, got, 97), 1e-5);
+    EXPECT_EQ(e->counters().exact_pairs, pairs * Mini().shape.heads);
   }
-  const size_t vocab = static_cast<size_t>(Mini().shape.vocab);
-  for (size_t t = 0; t < kTokens; ++t) {
-    const std::vector<double> want = reference::LogitsOf(Mini(), x[t], 97);
-    for (size_t v = 0; v < want.size(); ++v)
-      ASSERT_NEAR(got[t * vocab + 97 * v], want[v], 2e-3) << t;
-  }
-  EXPECT_EQ(e->counters().exact_pairs, pairs * Mini().shape.heads);
 }
 TEST(LayerRouting, AWideWindowIsDense) {
   const std::vector<int32_t> tokens = Golden(Weights(), 1);
@@ -151,6 +153,48 @@ TEST(LayerRouting, DecodeEqualsOnePassUnderTheSameDecisions) {
   const std::vector<float> whole = Logits(*Make(Options(e->modes())), tokens, 900);
   ASSERT_EQ(decoded.size(), whole.size());
   for (size_t i = 0; i < whole.size(); ++i) ASSERT_NEAR(decoded[i], whole[i], 2e-3);
+}
+// An engine holds one sequence, so a batch is engines over one model: their prompts and steps in
+// turn, of other lengths and routes, are what each is alone.
+TEST(LayerRouting, SequencesInTurnAreAsAlone) {
+  struct Sequence {
+    EngineOptions options;
+    std::vector<int32_t> prompt, rest;
+  };
+  std::vector<Sequence> batch;
+  for (int64_t i = 0; i < 4; ++i) {
+    const std::vector<int32_t> tokens = Golden(Weights(), i);
+    const auto cut = tokens.begin() + 300 + 150 * i;
+    batch.push_back({Options(i == 0 ? std::vector<LayerMode>{kF, kS, kS, kF, kS, kF}
+                                    : std::vector<LayerMode>{}),
+                     {tokens.begin(), cut},
+                     {cut, cut + 12}});
+  }
+
+  std::vector<std::unique_ptr<Engine>> engines;
+  std::vector<std::vector<float>> got(batch.size());
+  const auto feed = [&](size_t i, const std::vector<int32_t>& tokens) {
+    const int64_t last = engines[i]->length() + std::ssize(tokens) - 1;
+    const std::vector<float> logits = Logits(*engines[i], tokens, last);
+    got[i].insert(got[i].end(), logits.begin(), logits.end());
+  };
+  for (const Sequence& s : batch) engines.push_back(Make(s.options));
+  for (size_t i = 0; i < batch.size(); ++i) feed(i, batch[i].prompt);
+  for (size_t step = 0; step < 12; ++step)
+    for (size_t i = 0; i < batch.size(); ++i) feed(i, {batch[i].rest[step]});
+
+  std::vector<LayerMode> modes;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const auto alone = Make(batch[i].options);
+    std::vector<float> want = Logits(*alone, batch[i].prompt, std::ssize(batch[i].prompt) - 1);
+    const std::vector<float> steps = Decode(*alone, batch[i].rest);
+    want.insert(want.end(), steps.begin(), steps.end());
+    EXPECT_EQ(got[i], want) << i;
+    EXPECT_EQ(engines[i]->modes(), alone->modes()) << i;
+    ExpectSameCaches(*engines[i], *alone);
+    modes.insert(modes.end(), alone->modes().begin(), alone->modes().end());
+  }
+  EXPECT_THAT(modes, testing::AllOf(testing::Contains(kF), testing::Contains(kS)));
 }
 TEST(LayerRouting, DecisionIsFrozenForDecode) {
   const std::vector<int32_t> tokens = Golden(Weights(), 1);

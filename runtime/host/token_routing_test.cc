@@ -74,6 +74,65 @@ TEST(TokenRouting, ExecutedTokensAreDense) {
     approximated += e->token_counters(unit / 2, unit % 2).approximated;
   EXPECT_EQ(approximated, drawn);
 }
+// The trained routers run; that they let every token execute is the offset's doing.
+TEST(TokenRouting, AllExecutingIsBitIdenticalToDense) {
+  const std::vector<int32_t> tokens = Tokens(600);
+  EngineOptions o = Options(Gate::kLearned);
+  o.tokens.router += ":offset=1000000";
+  o.tokens.pin_first = false;
+  const auto all = Make(o), dense = Make(Options(Gate::kOff));
+  EXPECT_EQ(Logits(*all, tokens, 0), Logits(*dense, tokens, 0));
+  ExpectSameCaches(*all, *dense);
+  for (int64_t unit = 0; unit < 12; ++unit)
+    EXPECT_EQ(all->token_counters(unit / 2, unit % 2).executed, 600);
+}
+// Tokens drawn for every unit, in double precision: those that execute attend to every earlier key,
+// of approximated tokens too, or with masked ones to executed tokens' keys alone.
+TEST(TokenRouting, DrawnTokensAgreeWithAModelInDoublePrecision) {
+  constexpr size_t kTokens = 40;
+  constexpr double kShare = 0.5;
+  const std::vector<int32_t> tokens = Tokens(kTokens);
+  for (bool masked : {false, true}) {
+    EngineOptions o = Options(Gate::kRandom);
+    o.tokens.random = {kShare};
+    o.tokens.seed = 9;
+    o.tokens.mask_approximated = masked;
+    o.chunk = 16;
+    const auto e = Make(o);
+    const std::vector<float> got = Logits(*e, tokens, 0);
+
+    reference::Rows x = reference::Embed(Mini(), tokens);
+    const std::vector<bool> none(kTokens, false);
+    for (size_t layer = 0; layer < 6; ++layer) {
+      const Layer& l = Mini().layers[layer];
+      for (size_t unit : {0u, 1u}) {
+        std::vector<bool> executes(kTokens);
+        for (size_t t = 0; t < kTokens; ++t)
+          executes[t] =
+              t == 0 || sluice::RandomUniform({o.tokens.seed, 0, layer, unit, t}) >= kShare;
+        const std::vector<bool> all(kTokens, true);
+        reference::Rows y = x;
+        if (unit == 0) {
+          const auto sees = [&](size_t, size_t key) { return !masked || executes[key]; };
+          reference::MaskedBlock(Mini().shape, l, all, none, sees, y);
+        } else {
+          reference::MaskedBlock(
+              Mini().shape, l, none, executes, [](size_t, size_t) { return true; }, y);
+        }
+        for (size_t t = 0; t < kTokens; ++t) {
+          if (executes[t]) continue;
+          const std::vector<double> f = sluice::reference::Forecast(
+              Weights(16), absl::StrCat("blk.", layer, ".informed.", unit == 0 ? "attn." : "ffn."),
+              reference::Norm(Mini().shape, x[t], unit == 0 ? l.attn_norm : l.ffn_norm), 16, true);
+          y[t] = x[t];
+          for (size_t i = 0; i < f.size(); ++i) y[t][i] += f[i];
+        }
+        x = y;
+      }
+    }
+    EXPECT_LE(reference::RelativeError(Mini(), x, got, 97), 1e-5) << masked;
+  }
+}
 TEST(TokenRouting, AllApproximateIsAModelOfForecasters) {
   const std::vector<int32_t> tokens = Tokens(20);
   EngineOptions o = Options(Gate::kApproximate);

@@ -3,6 +3,7 @@
 // The bundled model and the engine over it, as its tests need them.
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,19 @@ inline std::vector<float> Logits(Engine& e, const std::vector<int32_t>& tokens, 
                  out.insert(out.end(), x, x + vocab);
                }).ok());
   return out;
+}
+// Keys and values of both hold the same bits in every layer.
+inline void ExpectSameCaches(const Engine& a, const Engine& b) {
+  for (int64_t layer = 0; layer < a.model().shape.layers; ++layer) {
+    const auto same = [&](const KvView& x, const KvView& y) {
+      ASSERT_EQ(x.rows, y.rows) << layer;
+      ASSERT_EQ(x.dtype, y.dtype) << layer;
+      const auto bytes = static_cast<size_t>(DTypeBytes(x.dtype, x.rows * x.row_stride));
+      EXPECT_EQ(std::memcmp(x.data, y.data, bytes), 0) << layer;
+    };
+    same(a.keys(layer), b.keys(layer));
+    same(a.values(layer), b.values(layer));
+  }
 }
 inline void ExpectNear(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
   ASSERT_EQ(a.size(), b.size());

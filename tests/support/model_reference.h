@@ -153,6 +153,23 @@ inline std::vector<double> LogitsOf(const Model& model, const std::vector<double
   }
   return out;
 }
+// How far `got`, the logits of every token, lie from those of the states x at vocabulary entries 0,
+// stride, 2 stride, ..., relative to their length.
+inline double RelativeError(const Model& model, const Rows& x, const std::vector<float>& got,
+                            int64_t stride) {
+  double error = 0;
+  double square = 0;
+  for (size_t t = 0; t < x.size(); ++t) {
+    const std::vector<double> want = LogitsOf(model, x[t], stride);
+    const float* row = &got[t * static_cast<size_t>(model.shape.vocab)];
+    for (size_t v = 0; v < want.size(); ++v) {
+      const double apart = static_cast<double>(row[static_cast<size_t>(stride) * v]) - want[v];
+      error += apart * apart;
+      square += want[v] * want[v];
+    }
+  }
+  return std::sqrt(error / square);
+}
 }  // namespace host::reference
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_TESTS_SUPPORT_MODEL_REFERENCE_H_

@@ -23,11 +23,12 @@ class PrefixSuffixPool {
       : prompt_(prompt), pool_(std::min(pool, prompt)), dim_(dim), sums_(sums) {
     std::fill(sums, sums + 2 * dim, 0.0);
   }
-  // q [rows, heads, dim]; row 0 stands at `begin`. Rows that the pool does not want are not read.
+  // q [rows, heads, dim]; row 0 stands at `begin`. Rows that the pool does not want are not read,
+  // nor are those before or behind the prompt: padding.
   void Add(const HeadsView<const float>& q, int64_t begin) {
     for (int64_t i = 0; i < q.rows; ++i) {
       const int64_t p = begin + i;
-      if (p < pool_) AddRow(q, i, sums_);
+      if (p >= 0 && p < pool_) AddRow(q, i, sums_);
       if (p >= prompt_ - pool_ && p < prompt_) AddRow(q, i, sums_ + dim_);
     }
   }

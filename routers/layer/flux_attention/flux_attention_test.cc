@@ -124,6 +124,53 @@ TEST(FluxAttention, DecidesPromptsByTheRowsThatThePlanNames) {
     EXPECT_EQ(units[i], want[1] > want[0] ? 1 : 0) << lengths[i];
   }
 }
+// A batch whose prompts were padded to one length, on the left and on the right: the rows of the
+// padding are there, at places outside the prompt, and decide nothing.
+TEST(FluxAttention, PaddingIsNotPooled) {
+  constexpr int64_t kHeads = 2, kDim = 16, kPadded = 40;
+  const RandomWeights w = Weights(kDim);
+  auto made = BuiltinRouters().routers.Create("layer/flux_attention", &w);
+  ASSERT_TRUE(made.ok()) << made.status();
+  const std::vector<int64_t> lengths = {1, 5, 12, 25, 40};
+  const int64_t n = std::ssize(lengths);
+  auto plan =
+      (*made)->MakePlan({.items = n, .rows = n * kPadded, .heads = kHeads, .head_dim = kDim});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  OwnedWorkspace memory((*plan)->info().workspace_bytes);
+  AssignmentBuffer out;
+  out.Reserve(n, (*plan)->info().max_entries);
+
+  for (bool left : {true, false}) {
+    std::vector<float> q;
+    std::vector<int64_t> positions, item_rows = {0};
+    for (int64_t i = 0; i < n; ++i) {
+      const auto x = RandomFeatures(lengths[i], kHeads * kDim, static_cast<uint64_t>(i));
+      const std::vector<float> padding((kPadded - lengths[i]) * kHeads * kDim, 1e3f);
+      if (left) q.insert(q.end(), padding.begin(), padding.end());
+      q.insert(q.end(), x.begin(), x.end());
+      if (!left) q.insert(q.end(), padding.begin(), padding.end());
+      for (int64_t t = 0; t < kPadded; ++t)
+        positions.push_back(left ? t - (kPadded - lengths[i]) : t);
+      item_rows.push_back(std::ssize(positions));
+    }
+    RouteInputs in;
+    in.items = n;
+    in.queries = {q.data(), n * kPadded, kHeads, kDim, kHeads * kDim, kDim};
+    in.positions = positions;
+    in.item_rows = item_rows;
+    in.lengths = lengths;
+    const absl::Status s = (*made)->Run(**plan, in, {memory.workspace(), nullptr}, out.view());
+    ASSERT_TRUE(s.ok()) << s;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto x = RandomFeatures(lengths[i], kHeads * kDim, static_cast<uint64_t>(i));
+      const HeadsView<const float> rows = {x.data(), lengths[i], kHeads, kDim, kHeads * kDim, kDim};
+      const std::vector<double> want =
+          reference::FluxLogits(w, 0, reference::PrefixSuffixPool(rows, 10));
+      EXPECT_NEAR(out.view().score[i], std::max(want[0], want[1]), 1e-4) << left << lengths[i];
+      EXPECT_EQ(out.view().unit[i], want[1] > want[0] ? 1 : 0) << left << lengths[i];
+    }
+  }
+}
 TEST(FluxAttention, MissingRowsAndOtherWidthsAreErrors) {
   const RandomWeights w = Weights(16);
   auto made = BuiltinRouters().routers.Create("flux_attention", &w);
