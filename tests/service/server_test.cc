@@ -8,6 +8,7 @@
 #include <set>
 
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/service/learner.h"
 #include "sluice/tests/support/ask_server.h"
 #include "sluice/tests/support/redis_server.h"
 #include "sluice/tests/support/running_server.h"
@@ -581,6 +582,51 @@ TEST(Server, AFullFeedbackQueueIsAnsweredAndKeepsNothing) {
   EXPECT_THAT(c->Call(q).status().message(),
               HasSubstr("9 outcomes in one request; the feedback queue holds 8"));
   for (const v1::Outcome& o : all) EXPECT_EQ(c->Feedback(o)->status(), v1::FeedbackResult::APPLIED);
+}
+
+// The buffer between serving and learning, while the learner waits for more: what does not fit is
+// left with the caller at once, what was taken is kept, and reading what is learned goes on.
+TEST(Learner, AFullBufferDropsAndNeverBlocks) {
+  auto settings = ParseSettings(kTwoStages, "test");
+  ASSERT_TRUE(settings.ok()) << settings.status();
+  const std::unique_ptr<Store> store = MakeMemoryStore();
+  Learner::Options options;
+  options.queue = 8;
+  options.commit_ms = int64_t{1} << 20;
+  uint64_t id = 0;
+  const auto job = [&](size_t outcomes) {
+    auto j = std::make_unique<FeedbackJob>();
+    for (size_t i = 0; i < outcomes; ++i) {
+      OutcomeRecord o;
+      o.decision.id = ++id;
+      j->outcomes.push_back(std::move(o));
+      j->slot.push_back(static_cast<int>(i));
+    }
+    j->reasons.resize(outcomes);
+    j->results.resize(outcomes);
+    return j;
+  };
+  {
+    auto learner = Learner::Start(std::make_shared<const ServerSettings>(*std::move(settings)),
+                                  *store, options, [] {});
+    ASSERT_TRUE(learner.ok()) << learner.status();
+    auto first = job(5);
+    auto second = job(4);
+    auto third = job(3);
+    EXPECT_TRUE((*learner)->Submit(first));
+    for (int i = 0; i < 100; ++i) {
+      ASSERT_FALSE((*learner)->Submit(second)) << "nine outcomes, room for eight";
+      ASSERT_NE(second, nullptr);
+      ASSERT_NE(Published<LearnedState>::Guard((*learner)->published(), 0).get(), nullptr);
+    }
+    EXPECT_EQ((*learner)->queued(), 5u);
+    EXPECT_TRUE((*learner)->Submit(third));
+    EXPECT_EQ((*learner)->queued(), 8u);
+    auto last = job(1);
+    EXPECT_FALSE((*learner)->Submit(last));
+    EXPECT_EQ(*store->Newest(), 0u);
+  }
+  EXPECT_EQ(*store->Newest(), 8u);  // drained at the end
 }
 
 TEST(Server, ReloadsOrKeepsWhatItHad) {
