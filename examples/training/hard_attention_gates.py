@@ -36,7 +36,7 @@ P.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
 P.add_argument("--train", choices=["gates", "both"], default="gates")
 P.add_argument("--steps", type=int, default=600)
 P.add_argument("--batch", type=int, default=16, help="sequences a step")
-P.add_argument("--length", type=int, default=1024)
+P.add_argument("--length", type=int, default=1024, help="tokens of a sequence, from 256: planted facts must fit")
 P.add_argument("--gate-lr", type=float, default=1e-2)
 P.add_argument("--lr", type=float, default=1e-4, help="of the model")
 P.add_argument("--press", type=float, default=0.0, help="weight of the gates' mean in the first pass")
@@ -184,6 +184,8 @@ def export(model, gates, a, seed, path):
 
 def main():
     a = P.parse_args()
+    if a.length < 256:
+        P.error(f"--length {a.length}; allowed: from 256, planted facts must fit")
     torch.backends.cuda.matmul.allow_tf32 = True
     os.makedirs(a.out, exist_ok=True)
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
