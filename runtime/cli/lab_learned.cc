@@ -76,22 +76,28 @@ void AddEvaluate(CLI::App& app, const Exit& exit) {
     exit(Done(Evaluate(a->method, a->model, a->o)));
   });
 }
+// What a fit reads; returns the option of its text. `o` must outlive the command.
+template <class Run>
+CLI::Option* AddFit(CLI::App& s, Run& o) {
+  s.add_option("--model", o.model, "GGUF file")->capture_default_str();
+  CLI::Option* tokens = s.add_option("--tokens", o.tokens, kTokensHelp);
+  s.add_option("--skip", o.skip, "tokens to skip")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(0, kMostTokens));
+  s.add_option("--count", o.count, "tokens to fit on")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(2, kMostTokens));
+  s.add_option("--window", o.fit.window, "tokens a sequence, at most the model's context")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(2, kMostTokens));
+  return tokens;
+}
 void AddCalibrateSpt(CLI::App& calibrate, const Exit& exit) {
   auto o = std::make_shared<lab::CalibrateSptRun>();
   o->model = LabModel().path;
   auto* s = calibrate.add_subcommand(
       "spt", "Cut a dense model's FFN into routed blocks, by what its neurons do on a text");
-  s->add_option("--model", o->model, "GGUF file")->capture_default_str();
-  s->add_option("--tokens", o->tokens, kTokensHelp)->required();
-  s->add_option("--skip", o->skip, "tokens to skip")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(0, kMostTokens));
-  s->add_option("--count", o->count, "tokens to fit on")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(2, kMostTokens));
-  s->add_option("--window", o->fit.window, "tokens a sequence, at most the model's context")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(2, kMostTokens));
+  AddFit(*s, *o)->required();
   s->add_option("--blocks", o->fit.blocks, "of the hidden neurons, which they divide")
       ->capture_default_str()
       ->check(Allowed<int64_t>(1, 1 << 20));
@@ -116,17 +122,7 @@ void AddCalibrate(CLI::App& app, const Exit& exit) {
       "Fit a learned method in closed form, without training: Informed Routing's forecasters and "
       "routers, or with the command spt SPT's routed FFN");
   AddCalibrateSpt(*s, exit);
-  s->add_option("--model", o->model, "GGUF file")->capture_default_str();
-  s->add_option("--tokens", o->tokens, kTokensHelp);
-  s->add_option("--skip", o->skip, "tokens to skip")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(0, kMostTokens));
-  s->add_option("--count", o->count, "tokens to fit on")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(2, kMostTokens));
-  s->add_option("--window", o->fit.window, "tokens a sequence, at most the model's context")
-      ->capture_default_str()
-      ->check(Allowed<int64_t>(2, kMostTokens));
+  AddFit(*s, *o);
   s->add_option("--rank", o->fit.rank, "of the forecasters; 0: skip")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, 1 << 20));

@@ -47,17 +47,10 @@ class EarlyGates {
       return absl::InvalidArgumentError(
           absl::StrCat("the model has ", m.experts == 0 ? "no experts" : "its gates there already",
                        "; allowed: a Mixture of Experts whose gates stand after attention"));
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> all, ReadHeldOut(o_));
-    const int64_t half = std::ssize(all) / 2;
-    const int64_t held = std::min(half / kTextWindow, o_.prompts) * kTextWindow;
-    if (half < kFitWindows * kTextWindow || held < kOverlapWindows * kTextWindow)
-      return absl::InvalidArgumentError(absl::StrCat(
-          "held-out text of ", all.size(), " tokens and ", o_.prompts, " windows; allowed: from ",
-          2 * kFitWindows * kTextWindow, " tokens and from ", kOverlapWindows, " windows"));
-    held_.assign(all.begin(), all.begin() + held);
+    SLUICE_ASSIGN_OR_RETURN(FitText text, ReadFitText(o_, kFitWindows, kOverlapWindows));
+    held_ = std::move(text.held);
     Note("observing");
-    SLUICE_ASSIGN_OR_RETURN(
-        fitted_on_, Observe({all.begin() + half, all.begin() + half + kFitWindows * kTextWindow}));
+    SLUICE_ASSIGN_OR_RETURN(fitted_on_, Observe(text.fit));
     SLUICE_ASSIGN_OR_RETURN(
         unseen_, Observe({held_.begin(), held_.begin() + kOverlapWindows * kTextWindow}));
     ClearNote();

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/routers/expert/spt/split.h"
@@ -41,19 +42,11 @@ class SptEvaluation {
   };
 
   absl::Status Load() {
-    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> all, ReadHeldOut(o_));
-    const int64_t half = std::ssize(all) / 2;
-    const int64_t held = std::min(half / kTextWindow, o_.prompts) * kTextWindow;
-    if (half < kCalibrationWindows * kTextWindow || held < kErrorWindows * kTextWindow)
-      return absl::InvalidArgumentError(absl::StrCat(
-          "held-out text of ", all.size(), " tokens and ", o_.prompts, " windows; allowed: from ",
-          2 * kCalibrationWindows * kTextWindow, " tokens and from ", kErrorWindows, " windows"));
-    held_.assign(all.begin(), all.begin() + held);
+    SLUICE_ASSIGN_OR_RETURN(FitText text, ReadFitText(o_, kCalibrationWindows, kErrorWindows));
+    held_ = std::move(text.held);
     Note("observing");
-    const std::vector<int32_t> calibration(all.begin() + half,
-                                           all.begin() + half + kCalibrationWindows * kTextWindow);
     const std::vector<int32_t> errors(held_.begin(), held_.begin() + kErrorWindows * kTextWindow);
-    SLUICE_ASSIGN_OR_RETURN(seen_, ObserveFfn(model_, calibration, kTextWindow, o_.threads));
+    SLUICE_ASSIGN_OR_RETURN(seen_, ObserveFfn(model_, text.fit, kTextWindow, o_.threads));
     SLUICE_ASSIGN_OR_RETURN(unseen_, ObserveFfn(model_, errors, kTextWindow, o_.threads));
     SLUICE_ASSIGN_OR_RETURN(dense_, Perplexity({}));
     ClearNote();

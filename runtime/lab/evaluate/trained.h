@@ -2,6 +2,7 @@
 #define SLUICE_RUNTIME_LAB_EVALUATE_TRAINED_H_
 // What an evaluation reads: text that no training saw, and the weights that each training seed
 // gave.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -41,6 +42,25 @@ inline absl::StatusOr<double> WindowPerplexity(host::Engine& engine,
     ++windows;
   }
   return std::exp(nll / static_cast<double>(windows));
+}
+
+// Text to fit on, and other text that figures are of, in whole windows.
+struct FitText {
+  std::vector<int32_t> fit, held;
+};
+// `fit_windows` from the middle of the held-out text; of its first half o.prompts windows, as far
+// as it reaches, and no fewer than `least`.
+inline absl::StatusOr<FitText> ReadFitText(const EvaluateOptions& o, int64_t fit_windows,
+                                           int64_t least) {
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> all, ReadHeldOut(o));
+  const int64_t half = std::ssize(all) / 2;
+  const int64_t held = std::min(half / kTextWindow, o.prompts) * kTextWindow;
+  const int64_t fit = fit_windows * kTextWindow;
+  if (half < fit || held < least * kTextWindow)
+    return absl::InvalidArgumentError(absl::StrCat("held-out text of ", all.size(), " tokens and ",
+                                                   o.prompts, " windows; allowed: from ", 2 * fit,
+                                                   " tokens and from ", least, " windows"));
+  return FitText{{all.begin() + half, all.begin() + half + fit}, {all.begin(), all.begin() + held}};
 }
 
 // One engine dense and one routed, fed the same tokens in turn.
