@@ -134,6 +134,16 @@ bool Readable(const ggml_tensor* t) {
   return t->ne[0] % Unit(*type) == 0 && t->nb[0] == UnitBytes(*type) &&
          Elements(*type, t->nb[1]) > 0 && Elements(*type, t->nb[2]) > 0;
 }
+// Of a step over so many keys, for which so many bytes are read. With `-fa auto` the host probes
+// with one query, and turns flash attention (and likewise the fused indexer) off when another
+// device than the layer's would take it: no step is taken before anything was computed, they come
+// after a prompt.
+const char* WhyNotStep(int64_t keys, int64_t bytes) {
+  const sluice::ggml::Config& config = TheSettings().config;
+  if (!computed && config.early_steps == 0) return "a step before any prompt";
+  if (!sluice::ggml::TakesStep(config, keys, bytes)) return "a step over few keys";
+  return nullptr;
+}
 // Why an operation stays with the host; null: it is taken.
 const char* WhyNot(const ggml_tensor* op) {
   const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3],
@@ -149,14 +159,7 @@ const char* WhyNot(const ggml_tensor* op) {
   if (k->ne[2] != v->ne[2] || q->ne[2] % k->ne[2] != 0) return "heads that do not divide";
   if (k->ne[3] != v->ne[3] || q->ne[3] % k->ne[3] != 0) return "streams that do not divide";
   if (q->ne[1] > 1) return nullptr;
-  // With `-fa auto` the host probes with one query, and turns flash attention off when another
-  // device than the layer's would take it: no step is taken before anything was computed, they
-  // come after a prompt.
-  const sluice::ggml::Config& config = TheSettings().config;
-  if (!computed && config.early_steps == 0) return "a step before any prompt";
-  if (!sluice::ggml::TakesStep(config, k->ne[1], Bytes(k) + Bytes(v)))
-    return "a step over few keys";
-  return nullptr;
+  return WhyNotStep(k->ne[1], Bytes(k) + Bytes(v));
 }
 
 // The same of LIGHTNING_INDEXER.
@@ -175,12 +178,7 @@ const char* WhyNotScores(const ggml_tensor* op) {
   if (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2)
     return "a mask that is not f16, or one a head";
   if (q->ne[2] > 1) return nullptr;
-  // As with attention the host probes with one query.
-  const sluice::ggml::Config& config = TheSettings().config;
-  if (!computed && config.early_steps == 0) return "a step before any prompt";
-  if (!sluice::ggml::TakesStep(config, k->ne[2], Bytes(k) * q->ne[1]))
-    return "a step over few keys";
-  return nullptr;
+  return WhyNotStep(k->ne[2], Bytes(k) * q->ne[1]);
 }
 
 // Of all contexts of the process; kept where the configuration names a file for them.

@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "sluice/api/dtype.h"
 #include "sluice/plugins/ggml/mask.h"
-#include "sluice/runtime/kernels/attention_panel/attention_panel.h"
+#include "sluice/runtime/attend/attend.h"
 #include "sluice/runtime/kernels/index_score/index_score.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -32,7 +32,7 @@ void ScorePiece(const IndexerCall& c, int64_t query, int64_t lo, int64_t hi, flo
                           c.k.at(begin, 0), c.k.dtype, c.k.row_bytes(), nullptr, end - begin,
                           out + begin, scratch);
       for (int64_t s = begin; s < end; ++s)
-        out[s] = mask[s] == kHidden ? -HUGE_VALF : out[s] + F16ToF32(mask[s]);
+        out[s] = mask[s] == LogitMask::kHidden ? -HUGE_VALF : out[s] + F16ToF32(mask[s]);
     }
     begin = end;
   }

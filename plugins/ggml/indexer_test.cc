@@ -16,6 +16,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace indexer_test {
+constexpr uint16_t kHidden = 0xFC00;
 // A call over data of its own. Rows of weights, mask and scores lie further apart than they are
 // long.
 struct Problem {

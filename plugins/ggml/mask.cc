@@ -9,7 +9,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace {
-static_assert(kHidden == LogitMask::kHidden);
+constexpr uint16_t kHidden = LogitMask::kHidden;
 constexpr int64_t kPanel = kernels::kPanelKeys;
 constexpr int64_t kTiles[] = {64, 16, 4, 1};
 

@@ -9,7 +9,7 @@
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
-inline constexpr uint16_t kHidden = 0xFC00;  // -inf
+// Nothing but LogitMask::kHidden.
 bool AllHidden(const uint16_t* x, int64_t n);
 
 // What a mask shows, row by row.

@@ -10,6 +10,7 @@ SLUICE_BEGIN_NAMESPACE
 namespace ggml {
 namespace mask_test {
 using Kind = MaskShape::Kind;
+constexpr uint16_t kHidden = 0xFC00;
 
 struct Matrix {
   int64_t n_q, n_kv;
