@@ -1,10 +1,12 @@
 #ifndef SLUICE_ROUTERS_ATTENTION_COMMON_DIMS_H_
 #define SLUICE_ROUTERS_ATTENTION_COMMON_DIMS_H_
-// The sizes that trained weights say of themselves: one integer a member of a method's Dims, under
-// "sluice.METHOD.NAME".
+// What trained weights hold: the sizes that they say of themselves, one integer a member of a
+// method's Dims, under "sluice.METHOD.NAME"; and the tensors of a layer, one a member of its Layer.
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/api/check.h"
@@ -32,6 +34,26 @@ absl::Status ReadDims(const WeightSource& w, absl::string_view method,
     SLUICE_ASSIGN_OR_RETURN(dims.*member, w.Int(key));
     if (dims.*member < 0 || dims.*member > kMost)
       return absl::InvalidArgumentError(absl::StrCat(key, " is ", dims.*member));
+  }
+  return absl::OkStatus();
+}
+
+template <class Layer>
+struct LayerTensor {
+  std::string name;
+  std::vector<uint64_t> shape;  // fastest dimension first
+  std::vector<float> Layer::*member;
+};
+template <class Layer>
+void DeclareTensors(const std::vector<LayerTensor<Layer>>& tensors, WeightKeys& keys) {
+  for (const LayerTensor<Layer>& t : tensors)
+    keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
+}
+template <class Layer>
+absl::Status ReadTensors(const WeightSource& w, const std::vector<LayerTensor<Layer>>& tensors,
+                         Layer& to) {
+  for (const LayerTensor<Layer>& t : tensors) {
+    SLUICE_ASSIGN_OR_RETURN(to.*t.member, w.ReadF32(t.name, t.shape));
   }
   return absl::OkStatus();
 }

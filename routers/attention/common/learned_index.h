@@ -56,8 +56,7 @@ class LearnedIndex {
     made.dims_ = {s.layers, s.heads, s.kv_heads, s.head_dim, 4, 16, 8};
     DeclareDims(kMethod, kDims, made.dims_, keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
-      for (const Tensor& t : made.Tensors(layer))
-        keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
+      DeclareTensors(made.Tensors(layer), keys);
     }
     return keys;
   }
@@ -71,9 +70,7 @@ class LearnedIndex {
                        d.rope, " of it turned; allowed: 1 or more, and an even part of the width"));
     for (int64_t layer = 0; layer < d.layers; ++layer) {
       Layer& to = made.layers_.emplace_back();
-      for (const Tensor& t : made.Tensors(layer)) {
-        SLUICE_ASSIGN_OR_RETURN(to.*t.member, w.ReadF32(t.name, t.shape));
-      }
+      SLUICE_RETURN_IF_ERROR(ReadTensors(w, made.Tensors(layer), to));
     }
     return made;
   }
@@ -164,13 +161,8 @@ class LearnedIndex {
     std::vector<float> key_norm, key_shift;  // [index_dim]
     std::vector<float> weight;               // [index_heads, heads * head_dim]
   };
-  struct Tensor {
-    std::string name;
-    std::vector<uint64_t> shape;  // fastest dimension first
-    std::vector<float> Layer::*member;
-  };
   bool none() const { return dims_.index_heads == 0; }
-  std::vector<Tensor> Tensors(int64_t layer) const {
+  std::vector<LayerTensor<Layer>> Tensors(int64_t layer) const {
     const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
     const std::string prefix = absl::StrCat("lightning_indexer.", layer, ".");
     const uint64_t q = u(dims_.heads * dims_.head_dim);

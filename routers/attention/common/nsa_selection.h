@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "sluice/api/config.h"
+#include "sluice/routers/attention/common/dims.h"
 #include "sluice/routers/attention/common/prep.h"
 #include "sluice/routers/attention/common/score.h"
 #include "sluice/routers/attention/common/select.h"
@@ -142,19 +143,13 @@ struct NsaKeyWeights {
   std::vector<float> key_map;   // [kv_heads, l] or [kv_heads, d, l * d]
 };
 template <class Layer>
-struct NsaTensor {
-  std::string name;
-  std::vector<uint64_t> shape;  // fastest dimension first
-  std::vector<float> Layer::*member;
-};
-template <class Layer>
-std::vector<NsaTensor<Layer>> NsaKeyTensors(const NsaRule& rule, const NsaDims& dims,
-                                            int64_t layer) {
+std::vector<LayerTensor<Layer>> NsaKeyTensors(const NsaRule& rule, const NsaDims& dims,
+                                              int64_t layer) {
   const std::string prefix = absl::StrCat("nsa.", layer, ".");
   const auto l = static_cast<uint64_t>(rule.l);
   const auto kv = static_cast<uint64_t>(dims.kv_heads);
   const auto d = static_cast<uint64_t>(dims.head_dim);
-  std::vector<NsaTensor<Layer>> all;
+  std::vector<LayerTensor<Layer>> all;
   if (rule.position) all.push_back({prefix + "position", {d, l, kv}, &Layer::position});
   if (rule.phi == NsaRule::Map::kWeighted)
     all.push_back({prefix + "key_map", {l, kv}, &Layer::key_map});

@@ -55,8 +55,7 @@ class Fsa {
     const NsaDims dims = NsaDims::Of(s);
     dims.AddTo(keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
-      for (const auto& t : NsaKeyTensors<NsaKeyWeights>(c.rule, dims, layer))
-        keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
+      DeclareTensors(NsaKeyTensors<NsaKeyWeights>(c.rule, dims, layer), keys);
     }
     return keys;
   }
@@ -74,9 +73,8 @@ class Fsa {
     SLUICE_ASSIGN_OR_RETURN(r.dims_, NsaDims::Read(w));
     for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
       NsaKeyWeights& to = r.layers_.emplace_back();
-      for (const auto& t : NsaKeyTensors<NsaKeyWeights>(c.rule, r.dims_, layer)) {
-        SLUICE_ASSIGN_OR_RETURN(to.*t.member, w.ReadF32(t.name, t.shape));
-      }
+      SLUICE_RETURN_IF_ERROR(
+          ReadTensors(w, NsaKeyTensors<NsaKeyWeights>(c.rule, r.dims_, layer), to));
     }
     return r;
   }

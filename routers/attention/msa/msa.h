@@ -91,8 +91,7 @@ class Msa {
                        .width = s.width};
     DeclareDims(kTraits.name, kDims, dims, keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
-      for (const Tensor& t : Tensors(dims, layer))
-        keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
+      DeclareTensors(Tensors(dims, layer), keys);
     }
     return keys;
   }
@@ -110,9 +109,7 @@ class Msa {
     SLUICE_RETURN_IF_ERROR(r.dims_.Check());
     for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
       Layer& to = r.layers_.emplace_back();
-      for (const Tensor& t : Tensors(r.dims_, layer)) {
-        SLUICE_ASSIGN_OR_RETURN(to.*t.member, w.ReadF32(t.name, t.shape));
-      }
+      SLUICE_RETURN_IF_ERROR(ReadTensors(w, Tensors(r.dims_, layer), to));
     }
     return r;
   }
@@ -189,11 +186,6 @@ class Msa {
           "a group"));
     }
   };
-  struct Tensor {
-    std::string name;
-    std::vector<uint64_t> shape;  // fastest dimension first
-    std::vector<float> Layer::*member;
-  };
   static constexpr float kEpsilon = 1e-6f;
   static constexpr DimName<Dims> kDims[] = {
       {"layers", &Dims::layers}, {"kv_heads", &Dims::kv_heads}, {"key_heads", &Dims::key_heads},
@@ -201,7 +193,7 @@ class Msa {
 
   explicit Msa(const Config& c) : config_(c) {}
 
-  static std::vector<Tensor> Tensors(const Dims& dims, int64_t layer) {
+  static std::vector<LayerTensor<Layer>> Tensors(const Dims& dims, int64_t layer) {
     const std::string prefix = absl::StrCat("msa.", layer, ".");
     const uint64_t width = static_cast<uint64_t>(dims.width);
     const uint64_t dim = static_cast<uint64_t>(dims.dim);

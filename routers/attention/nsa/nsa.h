@@ -74,8 +74,7 @@ class Nsa {
     const NsaDims dims = NsaDims::Of(s);
     if (c.rule.Learns() || c.LearnsGates()) dims.AddTo(keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
-      for (const auto& t : Tensors(c, dims, layer))
-        keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
+      DeclareTensors(Tensors(c, dims, layer), keys);
     }
     return keys;
   }
@@ -87,9 +86,7 @@ class Nsa {
     SLUICE_ASSIGN_OR_RETURN(r.dims_, NsaDims::Read(w));
     for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
       Layer& to = r.layers_.emplace_back();
-      for (const auto& t : Tensors(c, r.dims_, layer)) {
-        SLUICE_ASSIGN_OR_RETURN(to.*t.member, w.ReadF32(t.name, t.shape));
-      }
+      SLUICE_RETURN_IF_ERROR(ReadTensors(w, Tensors(c, r.dims_, layer), to));
     }
     return r;
   }
@@ -160,14 +157,14 @@ class Nsa {
     return absl::OkStatus();
   }
 
-  static std::vector<NsaTensor<Layer>> Tensors(const Config& c, const NsaDims& dims,
-                                               int64_t layer) {
+  static std::vector<LayerTensor<Layer>> Tensors(const Config& c, const NsaDims& dims,
+                                                 int64_t layer) {
     const auto u = [](int64_t n) { return static_cast<uint64_t>(n); };
     const std::string prefix = absl::StrCat("nsa.", layer, ".");
     const uint64_t l = u(c.rule.l);
     const uint64_t kv = u(dims.kv_heads);
     const uint64_t dv = u(dims.value_dim);
-    std::vector<NsaTensor<Layer>> all = NsaKeyTensors<Layer>(c.rule, dims, layer);
+    std::vector<LayerTensor<Layer>> all = NsaKeyTensors<Layer>(c.rule, dims, layer);
     if (c.rule.phi == NsaRule::Map::kWeighted)
       all.push_back({prefix + "value_map", {l, kv}, &Layer::value_map});
     if (c.rule.phi == NsaRule::Map::kLinear)

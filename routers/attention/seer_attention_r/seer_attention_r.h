@@ -84,8 +84,7 @@ class SeerAttentionR {
     const Dims dims = {s.layers, s.heads, s.kv_heads, s.head_dim, c.block};
     DeclareDims(kTraits.name, kDims, dims, keys);
     for (int64_t layer = 0; layer < s.layers; ++layer) {
-      for (const Tensor& t : Tensors(dims, layer))
-        keys.tensors.push_back({t.name, {t.shape.begin(), t.shape.end()}});
+      DeclareTensors(Tensors(dims, layer), keys);
     }
     return keys;
   }
@@ -95,9 +94,7 @@ class SeerAttentionR {
     SLUICE_RETURN_IF_ERROR(r.dims_.Check(c));
     for (int64_t layer = 0; layer < r.dims_.layers; ++layer) {
       Layer& to = r.layers_.emplace_back();
-      for (const Tensor& t : Tensors(r.dims_, layer)) {
-        SLUICE_ASSIGN_OR_RETURN(to.*t.member, w.ReadF32(t.name, t.shape));
-      }
+      SLUICE_RETURN_IF_ERROR(ReadTensors(w, Tensors(r.dims_, layer), to));
     }
     return r;
   }
@@ -178,11 +175,6 @@ class SeerAttentionR {
       return absl::OkStatus();
     }
   };
-  struct Tensor {
-    std::string name;
-    std::vector<uint64_t> shape;  // fastest dimension first
-    std::vector<float> Layer::*member;
-  };
   static constexpr float kEpsilon = 1e-6f;
   static constexpr DimName<Dims> kDims[] = {{"layers", &Dims::layers},
                                             {"heads", &Dims::heads},
@@ -192,7 +184,7 @@ class SeerAttentionR {
 
   explicit SeerAttentionR(const Config& c) : config_(c) {}
 
-  static std::vector<Tensor> Tensors(const Dims& dims, int64_t layer) {
+  static std::vector<LayerTensor<Layer>> Tensors(const Dims& dims, int64_t layer) {
     const std::string prefix = absl::StrCat(kTraits.name, ".", layer, ".");
     const uint64_t dim = static_cast<uint64_t>(dims.dim);
     const uint64_t rows = static_cast<uint64_t>(dims.kv_heads) * dim;
