@@ -229,7 +229,7 @@ class AmroS {
                                                   "tau_max",       "clip",          "evaporate",
                                                   "importance",    "ability",       "optimism",
                                                   "rho_by_intent", "normalise_rows"}
-                 : std::vector<absl::string_view>{"sharpen", "doubt", "share", "alarm"};
+                 : std::vector<absl::string_view>{"sharpen", "share", "alarm"};
     const std::string given = PrintConfig(c);
     const std::string normal = PrintConfig(Config{});
     const std::vector<absl::string_view> settings = absl::StrSplit(given, ',');

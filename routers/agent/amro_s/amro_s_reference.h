@@ -64,7 +64,7 @@ struct RelativeReference {
     double Mean() const { return n > 0 ? sum / n : 0; }
   };
   using Row = std::vector<Edge>;
-  double sharpen = 0.3, doubt = 0.1, share = 20, alarm = 2.5, memory = 1e9, prior = 4;
+  double sharpen = 0.03, share = 15, alarm = 2, memory = 1e9, prior = 4;
   std::vector<std::vector<std::vector<Row>>> edges;  // [task][stage][agent before][agent]
   // What the configuration says of an agent over its stage's mean; stages that are missing: the
   // same of all.
@@ -93,6 +93,7 @@ struct RelativeReference {
         if (lately >= e.Mean() || evidence <= alarm + std::log(row.size())) continue;
         const Edge now = {e.lately_n, e.lately_sum, e.squares * e.lately_n / e.n, e.lately_n,
                           e.lately_sum};
+        for (Row& other : edges[t][s]) other[path[s]] = Edge{};
         std::fill(row.begin(), row.end(), Edge{});
         row[path[s]] = now;
       }
@@ -152,8 +153,7 @@ struct RelativeReference {
         z = std::pow(advantage[best] - advantage[j], 2) /
             (2 * squares / degrees * (1 / known[j] + 1 / known[best]));
       }
-      const double against = std::max(0.0, z - doubt * std::log(1 + n / row.size()));
-      tau.push_back(std::exp(-(1 + sharpen * std::sqrt(n)) * against));
+      tau.push_back(std::exp(-(1 + sharpen * n / row.size()) * z));
     }
     return tau;
   }

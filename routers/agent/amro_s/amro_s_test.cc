@@ -229,13 +229,11 @@ TEST(AmroSRelative, EpochsOfOneOutcomeAreTheReference) {
     for (Agent& agent : stage) agent.cost_usd = 0;
   }
   for (int j = 0; j < 3; ++j) graph->stages[0][j].ability = {0.3 + 0.2 * j, 0.9 - 0.3 * j};
-  AgentUnderTest a(
-      "amro_s:pheromone=relative,cost_weight=2,memory=300,share=7,doubt=0.05,sharpen=0.2,prior=3",
-      graph);
+  AgentUnderTest a("amro_s:pheromone=relative,cost_weight=2,memory=300,share=7,sharpen=0.2,prior=3",
+                   graph);
   RelativeReference ref(2, {3, 4});
   ref.memory = 300;
   ref.share = 7;
-  ref.doubt = 0.05;
   ref.sharpen = 0.2;
   ref.prior = 3;
   // Abilities over their stage's mean; the second stage's agents are said to be alike.
@@ -301,6 +299,22 @@ TEST(AmroSRelative, WhatAnAgentDidInOtherTasksCountsUntilItsOwnDoes) {
   EXPECT_LT(Tau(a, 1, 0), 0.1);
 }
 
+TEST(AmroSRelative, AnAgentThatFellIsForgottenInTheTasksOtherRows) {
+  AgentUnderTest a("amro_s:pheromone=relative,load_weight=0", MakeGraph(1, {2, 3}));
+  RelativeReference ref(1, {2, 3});
+  const auto learn = [&](int first, int second, double quality) {
+    a.Learn({1}, {first, 2 + second}, quality, true);
+    ref.Update({1}, {first, second}, quality);
+  };
+  for (int i = 0; i < 300; ++i) learn(i % 2, i % 3, i % 3 == 1 ? 0.9 : 0.4 + 0.2 * (i % 5 == 0));
+  const int64_t of_other_row = 2 + 3;
+  EXPECT_LT(Tau(a, 0, of_other_row), 0.1) << "the second is the best there";
+  for (int i = 0; i < 60; ++i) learn(0, 1, 0.1);
+  const std::vector<double> tau = ref.Tau(0, 1, 1);
+  for (int j = 0; j < 3; ++j) EXPECT_NEAR(Tau(a, 0, of_other_row + j), tau[j], 1e-5) << j;
+  EXPECT_GT(Tau(a, 0, of_other_row), 0.9);
+}
+
 TEST(AmroSRelative, OrderOfArrivalDoesNotChangeABit) {
   const std::string spec = "amro_s:pheromone=relative,memory=200,alarm=0.5,cost_weight=1";
   AgentUnderTest there(spec, MakeGraph(2, {3, 4}), 64), back(spec, MakeGraph(2, {3, 4}), 64);
@@ -326,8 +340,8 @@ TEST(AmroSRelative, NamesSettingsThatDoNothing) {
               testing::HasSubstr("rho=0.1 does nothing with pheromone=relative; leave it out"));
   EXPECT_THAT(error("amro_s:pheromone=relative,ability=measured"),
               testing::HasSubstr("ability=measured does nothing"));
-  EXPECT_THAT(error("amro_s:doubt=0.3"),
-              testing::HasSubstr("doubt=0.3 does nothing with pheromone=published"));
+  EXPECT_THAT(error("amro_s:share=3"),
+              testing::HasSubstr("share=3 does nothing with pheromone=published"));
 }
 
 TEST(AmroS, NamesAWrongSetting) {

@@ -6,18 +6,17 @@
 //
 //   evidence    n, sum u, sum u^2 of the utilities u seen over edge e; each visit leaves
 //               exp(-1 / memory) of what e knew (evaporation on the path, as published)
-//               when one of 50 visits lately does much worse than before, its row starts anew
+//               when one of 50 visits lately does much worse than before, its row starts anew,
+//               and what its agent did in the task's other rows is forgotten
 //   advantage   D_e = sum u - n m, m the mean utility of e's row: what e gained over its row
 //               A_e = (D_e + share B) / (n_e + share), B the same of e's agent in the task's other
 //               rows with share / 2 outcomes of it in the other tasks, and `prior` as configured
 //   pheromone   z = (A_best - A_e)^2 / (2 v (1 / n_e + 1 / n_best)), v the row's variance
-//               log tau_e = -(1 + sharpen sqrt(N)) max(0, z - doubt log(1 + N / size)), N of the
-//               row
+//               log tau_e = -(1 + sharpen N / size) z, N of the row
 //
 // exp(-z) is Maillard's sampling (Apprentissage sequentiel, thesis, 2013): an edge is drawn as
-// often as it may still be the best. The row sharpens as it learns; doubt keeps edges that were
-// unlucky early. All of it is sums over outcomes, so their order does not matter. Derive costs
-// O(tasks * edges).
+// often as it may still be the best. The row sharpens as it learns. All of it is sums over
+// outcomes, so their order does not matter. Derive costs O(tasks * edges).
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -28,13 +27,11 @@
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
 struct RelativeConfig {
-  double sharpen = 0.3, doubt = 0.1, share = 20, alarm = 2.5;
+  double sharpen = 0.03, share = 15, alarm = 2;
   template <class V>
   void VisitFields(V&& v) {
     v("sharpen", sharpen, Range<double>{0, 1000},
-      "relative pheromone: how fast a row of n outcomes settles, by 1 + sharpen sqrt(n)");
-    v("doubt", doubt, Range<double>{0, 1000},
-      "relative pheromone: evidence, times log n, that an edge's worse look must pass");
+      "relative pheromone: how fast a row settles: by 1 + sharpen times outcomes an edge");
     v("share", share, Range<double>{0, 1e9},
       "relative pheromone: outcomes that an agent's evidence elsewhere counts for");
     v("alarm", alarm, Range<double>{0, 1e9},
@@ -72,17 +69,23 @@ class RelativePheromone {
     }
   }
   void Fold(absl::Span<const int64_t> sums, absl::Span<double> evidence) const {
+    std::vector<int> fallen;  // edge of each of a stage's rows; -1: none
     for (int t = 0; t < l_.tasks; ++t) {
-      ForEachRow([&](const Row& r) {
-        const int64_t first = t * l_.edges + r.first_edge;
-        double* row = &evidence[kColumns * first];
-        int fallen = -1;
-        for (int j = 0; j < r.size; ++j) {
-          double* e = row + kColumns * j;
-          if (Add(&sums[kSums * (first + j)], e) && Fallen(e, r.size)) fallen = j;
+      for (int s = 0; s < l_.stages; ++s) {
+        fallen.assign(rows(s), -1);
+        for (int i = 0; i < rows(s); ++i) {
+          const Row r = RowAt(s, i);
+          const int64_t first = t * l_.edges + r.first_edge;
+          fallen[i] = FoldRow(&sums[kSums * first], &evidence[kColumns * first], r.size);
         }
-        if (fallen >= 0) StartAnew(row, r.size, fallen);
-      });
+        for (int i = 0; i < rows(s); ++i) {
+          for (const int j : fallen) {
+            if (j < 0 || j == fallen[i]) continue;
+            const int64_t edge = t * l_.edges + RowAt(s, i).first_edge + j;
+            std::fill_n(&evidence[kColumns * edge], kColumns, 0.0);
+          }
+        }
+      }
     }
   }
   // Evidence of all edges, [tasks][edges][columns] -> tau, [tasks][edges], at most 1.
@@ -161,10 +164,22 @@ class RelativePheromone {
   template <class F>
   void ForEachRow(const F& f) const {
     for (int s = 0; s < l_.stages; ++s) {
-      const int rows = s == 0 ? 1 : l_.size[s - 1];
-      for (int i = 0; i < rows; ++i)
-        f(Row{l_.size[s], l_.first_agent[s], l_.first_edge[s] + int64_t{i} * l_.size[s]});
+      for (int i = 0; i < rows(s); ++i) f(RowAt(s, i));
     }
+  }
+  int rows(int stage) const { return stage == 0 ? 1 : l_.size[stage - 1]; }
+  Row RowAt(int s, int i) const {
+    return {l_.size[s], l_.first_agent[s], l_.first_edge[s] + int64_t{i} * l_.size[s]};
+  }
+  // The edge that does worse lately and began the row anew; -1: none.
+  int FoldRow(const int64_t* sums, double* row, int size) const {
+    int fallen = -1;
+    for (int j = 0; j < size; ++j) {
+      double* e = row + kColumns * j;
+      if (Add(sums + kSums * j, e) && Fallen(e, size)) fallen = j;
+    }
+    if (fallen >= 0) StartAnew(row, size, fallen);
+    return fallen;
   }
   // Variance around each edge's own mean, four outcomes of variance 1/4 added: a row of few
   // outcomes is taken for coin tosses.
@@ -256,16 +271,15 @@ class RelativePheromone {
     for (const Belief& b : edges) {
       if (b.n > 0 && (best == nullptr || b.advantage > best->advantage)) best = &b;
     }
-    const double n = std::max(0.0, row.n);
-    const double sharp = 1 + config_.sharpen * std::sqrt(n);
-    const double doubt = config_.doubt * std::log1p(n / static_cast<double>(edges.size()));
+    const double n = std::max(0.0, row.n) / static_cast<double>(edges.size());
+    const double sharp = 1 + config_.sharpen * n;
     for (size_t j = 0; j < edges.size(); ++j) {
       tau[j] = 1;
       if (edges[j].n <= 0) continue;
       const double gap = best->advantage - edges[j].advantage;
       const double z = gap * gap / (2 * row.variance * (1 / edges[j].n + 1 / best->n));
       // Pheromone stays positive whatever is seen.
-      if (z > doubt) tau[j] = std::exp(std::max(-sharp * (z - doubt), -460.0));
+      tau[j] = std::exp(std::max(-sharp * z, -460.0));
     }
   }
 
