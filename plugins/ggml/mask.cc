@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "sluice/runtime/attend/attend.h"
 
@@ -18,14 +19,28 @@ bool AllAre(const uint16_t* x, int64_t n, uint16_t value) {
   for (int64_t i = 0; i < n; ++i) off = static_cast<uint16_t>(off | (x[i] ^ value));
   return off == 0;
 }
-// Nothing but 0, -0 and -inf. Without branches: compilers look at many at once.
+// Nothing but 0, -0 and -inf. Without branches and in 16 bits: compilers look at many at once.
 bool NoValues(const uint16_t* x, int64_t n) {
-  bool values = false;
+  uint16_t values = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const bool zero = (x[i] & 0x7FFF) == 0;
-    values = values | (!zero & (x[i] != kHidden));
+    const auto counts = static_cast<uint16_t>((x[i] & 0x7FFF) == 0 ? 0 : 0xFFFF);
+    values = static_cast<uint16_t>(values | (counts & (x[i] ^ kHidden)));
   }
-  return !values;
+  return values == 0;
+}
+// Bit k: key k of a panel is not hidden. The bytes of eight keys are gathered by a multiplication
+// that moves byte i to bit 56 + i.
+uint64_t VisibleKeys(const uint16_t* x, int64_t n) {
+  constexpr uint64_t kGather = 0x0102040810204080;
+  uint8_t seen[kPanel] = {};
+  for (int64_t k = 0; k < n; ++k) seen[k] = static_cast<uint8_t>(x[k] != kHidden);
+  uint64_t bits = 0;
+  for (int64_t k = 0; k < kPanel; k += 8) {
+    uint64_t eight = 0;
+    std::memcpy(&eight, seen + k, sizeof eight);
+    bits |= (eight * kGather >> 56) << k;
+  }
+  return bits;
 }
 }  // namespace
 
@@ -41,17 +56,28 @@ class MaskPlan::Panels {
     words_ = (count_ + 63) / 64;
     seen_.assign(n_q * words_, 0);
     zero_.assign(n_q * words_, 0);
+    visible_.resize(n_q * count_);
+    pairs_ = 0;
     for (int64_t i = 0; i < n_q; ++i) {
       for (int64_t p = 0; p < count_; ++p) {
         const int64_t n = std::min(kPanel, n_kv - p * kPanel);
         const uint16_t* x = mask + i * stride + p * kPanel;
         const uint64_t bit = uint64_t{1} << (p % 64);
-        if (!AllAre(x, n, kHidden)) seen_[i * words_ + p / 64] |= bit;
-        if (AllAre(x, n, 0)) zero_[i * words_ + p / 64] |= bit;
+        // Whole panels have a loop of a length that the compiler knows.
+        const uint64_t visible = n == kPanel ? VisibleKeys(x, kPanel) : VisibleKeys(x, n);
+        const int64_t keys = std::popcount(visible);
+        visible_[i * count_ + p] = visible;
+        pairs_ += keys;
+        if (keys > 0) seen_[i * words_ + p / 64] |= bit;
+        if (keys == n && AllAre(x, n, 0)) zero_[i * words_ + p / 64] |= bit;
       }
     }
   }
   int64_t count() const { return count_; }
+  // Pairs of a query and a key that it sees.
+  int64_t pairs() const { return pairs_; }
+  // The keys of a panel that a query sees, as bits.
+  uint64_t Visible(int64_t query, int64_t panel) const { return visible_[query * count_ + panel]; }
   // Any of the queries [first, last) sees something; until the next call.
   const Bits& Seen(int64_t first, int64_t last) {
     any_.assign(words_, 0);
@@ -72,6 +98,8 @@ class MaskPlan::Panels {
  private:
   int64_t count_ = 0;
   int64_t words_ = 0;
+  int64_t pairs_ = 0;
+  Bits visible_;
   Bits seen_;
   Bits zero_;
   Bits any_;
@@ -102,11 +130,6 @@ double CostOfTiles(MaskPlan::Panels& all, int64_t n_q, int64_t group, int64_t ti
 double CostOfKeys(int64_t visible, int64_t group) {
   constexpr double kScattered = 3;
   return static_cast<double>(visible) / kPanel * kScattered * PanelCost(group);
-}
-int64_t CountVisible(const uint16_t* row, int64_t n) {
-  int64_t count = 0;
-  for (int64_t k = 0; k < n; ++k) count += row[k] != kHidden;
-  return count;
 }
 }  // namespace
 
@@ -246,31 +269,25 @@ void MaskPlan::AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t str
     least = cost;
     tile_ = tile;
   }
-  int64_t visible = 0;
-  for (int64_t i = 0; i < n_q; ++i) visible += CountVisible(mask + i * stride, n_kv);
-  if (CostOfKeys(visible, group) < least) {
+  if (CostOfKeys(panels_->pairs(), group) < least) {
     wants_mask_ = shape.kind == MaskShape::Kind::kValues;
-    AddKeys(mask, stride, n_q, n_kv);
+    AddKeys(n_q);
   } else {
     wants_mask_ = true;
     AddPanels(n_q, n_kv);
   }
 }
 
-void MaskPlan::AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv) {
+void MaskPlan::AddKeys(int64_t n_q) {
+  const Panels& panels = *panels_;
   tile_ = 1;
   by_key_ = true;
+  keys_.reserve(static_cast<size_t>(panels.pairs()));
   for (int64_t i = 0; i < n_q; ++i) {
-    const uint16_t* row = mask + i * stride;
-    // Which keys are visible no processor foretells: every one is written, and the visible ones
-    // stay.
-    size_t count = keys_.size();
-    keys_.resize(count + static_cast<size_t>(n_kv));
-    for (int64_t k = 0; k < n_kv; ++k) {
-      keys_[count] = static_cast<uint32_t>(k);
-      count += static_cast<size_t>(row[k] != kHidden);
+    for (int64_t p = 0; p < panels.count(); ++p) {
+      for (uint64_t left = panels.Visible(i, p); left != 0; left &= left - 1)
+        keys_.push_back(static_cast<uint32_t>(p * kPanel + std::countr_zero(left)));
     }
-    keys_.resize(count);
     Close();
   }
 }

@@ -70,7 +70,7 @@ class MaskPlan {
   void Close();
   void AddSeen(const MaskShape& shape, const uint16_t* mask, int64_t stride, int64_t n_q,
                int64_t n_kv, int64_t group);
-  void AddKeys(const uint16_t* mask, int64_t stride, int64_t n_q, int64_t n_kv);
+  void AddKeys(int64_t n_q);
   void AddPanels(int64_t n_q, int64_t n_kv);
 
   int64_t tile_ = 64;

@@ -52,6 +52,10 @@ TEST(ReadMask, KnowsWhatItIs) {
   EXPECT_EQ(kind().kind, Kind::kRuns);
   c.x[3] = F32ToF16(-1);
   EXPECT_EQ(kind().kind, Kind::kValues);
+  c.x[3] = 0x8000;  // -0
+  EXPECT_EQ(kind().kind, Kind::kRuns);
+  c.x[76] = 1;  // the least number, in the row's last place
+  EXPECT_EQ(kind().kind, Kind::kValues);
   EXPECT_EQ(ReadMask(nullptr, 0, 5, 40).kind, Kind::kAll);
 }
 
@@ -149,6 +153,13 @@ TEST(MaskPlan, TilesGoByWhatNeighboursSee) {
   for (uint16_t& x : scattered.x) x = x == 0 ? F32ToF16(-0.5f) : x;
   EXPECT_TRUE(scattered.plan().wants_mask());
   EXPECT_EQ(scattered.plan().zero(), nullptr);
+
+  Matrix ragged{2, 1999};  // keys beyond the last whole panel, and at both ends
+  ragged.Show([](int64_t i, int64_t k) { return k % 97 == i || k == 1998; });
+  ExpectCovers(ragged, ragged.plan(1));
+  EXPECT_EQ(ragged.plan(1).branch().encoding, Encoding::kTokens);
+  EXPECT_EQ(ragged.plan(1).branch().rows.count[0], 22u);
+  EXPECT_EQ(ragged.plan(1).branch().tokens[21], 1998u);
 
   Matrix nothing{3, 100};
   ExpectCovers(nothing, nothing.plan());

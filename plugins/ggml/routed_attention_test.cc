@@ -195,6 +195,28 @@ TEST(RoutedAttention, DenseIsRightForEveryMaskTypeAndLength) {
   }
 }
 
+TEST(RoutedAttention, BitsDoNotDependOnThreads) {
+  const auto once = [](int threads, const std::function<void(Case&)>& set) {
+    Case c(300, 700, true);
+    set(c);
+    const auto r = Make("");
+    r->SetThreads(threads);
+    EXPECT_TRUE(r->Run(c.call).ok());
+    c.ExpectRight(threads == 1 ? "one worker" : "many workers");
+    return c.out;
+  };
+  const auto window = [](Case& c) {
+    c.Show([](int64_t i, int64_t k) { return k <= 400 + i && k > 400 + i - 150; });
+  };
+  EXPECT_EQ(once(1, window), once(16, window));
+  const auto all = [](Case& c) { c.call.mask = nullptr; };
+  EXPECT_EQ(once(1, all), once(16, all));
+  const auto scattered = [](Case& c) {
+    c.Show([](int64_t i, int64_t k) { return (k * 7 + i * 13) % 61 == 0; });
+  };
+  EXPECT_EQ(once(1, scattered), once(16, scattered));
+}
+
 TEST(RoutedAttention, AQueryThatSeesNothingGivesZero) {
   Case c(2, 64, false);
   c.Show([](int64_t i, int64_t) { return i == 1; });
