@@ -472,13 +472,23 @@ void AttendRun::Finish(const Rows& r, const PanelState& p, int w) const {
 }
 
 float AttendRun::Fold(PanelState& p, const KvView& k, const KvView& v, int64_t kv,
-                      const Panel& panel, int w) const {
-  const int64_t start = panel.ids != nullptr ? 0 : panel.start;
-  const kernels::PanelSource ks{k.at(start, kv), k.dtype, k.row_bytes(), panel.ids};
-  const kernels::PanelSource vs{v.at(start, kv), v.dtype, v.row_bytes(), panel.ids};
+                      const Panel& panel, const Panel* next, int w) const {
+  const kernels::PanelSource ks = PanelRows(k, kv, panel);
+  const kernels::PanelSource vs = PanelRows(v, kv, panel);
   p.n = panel.n;
   p.bias = panel.has_bias ? panel.bias : nullptr;
-  if (few_rows_ && p.rows <= kernels::kFewRows) return kernels::AttendRows(p, ks, vs);
+  if (few_rows_ && p.rows <= kernels::kFewRows) {
+    kernels::PanelAhead ahead;
+    // A row or two are done with a panel before its successor is there, and so are a few where a
+    // long cache is read from end to end: they ask for all of it at once. More rows, and keys that
+    // lie anywhere, ask for it while they are multiplied.
+    const int64_t burst_rows = next != nullptr && next->ids != nullptr ? 2 : 4;
+    const bool spread = next != nullptr && p.rows > burst_rows;
+    if (spread) ahead = {PanelRows(in_.k, kv, *next), PanelRows(in_.v, kv, *next), next->n};
+    if (next != nullptr && !spread) Prefetch(*next, kv);
+    return kernels::AttendRows(p, ks, vs, ahead);
+  }
+  if (next != nullptr) Prefetch(*next, kv);
   // What hidden keys hold must not leak through zeros times infinity.
   if (bf16_ != nullptr && k.dtype == DType::kBF16 && v.dtype == DType::kBF16 &&
       p.row_bias == nullptr && (p.mask == nullptr || kernels::AllFinite(vs, p.n, v.dim))) {
@@ -599,11 +609,11 @@ void AttendRun::Walk(const Rows& r, PanelState& p, int w, int64_t first, int64_t
     more = cursor.Next(next);
     if (index < first) continue;
     if (index >= last) break;
-    if (more && next.table == 0) Prefetch(next, r.kv);
     const KvView& k = panel.table > 0 ? plan_.tables[panel.table - 1].k : in_.k;
     const KvView& v = panel.table > 0 ? plan_.tables[panel.table - 1].v : in_.v;
     SetMasks(r, cursor, panel, p, w);
-    const float gain = Fold(p, k, v, r.kv, panel, w);
+    const Panel* ahead = more && next.table == 0 ? &next : nullptr;
+    const float gain = Fold(p, k, v, r.kv, panel, ahead, w);
     Count(p, panel.table > 0, k, v, w);
     if (b.stop == StopRule::kGain && gain < b.stop_tau) {
       counters.stopped_panels += more;
@@ -624,9 +634,7 @@ void AttendRun::WalkProbabilities(const Rows& r, PanelState& p, int w) const {
     p.n = panel.n;
     SetMasks(r, cursor, panel, p, w);
     p.bias = panel.has_bias ? panel.bias : nullptr;
-    const int64_t start = panel.ids != nullptr ? 0 : panel.start;
-    kernels::PackKeyPanel({in_.k.at(start, r.kv), in_.k.dtype, in_.k.row_bytes(), panel.ids}, p.n,
-                          p.d, Worker<float>(w, a_.at_.kt));
+    kernels::PackKeyPanel(PanelRows(in_.k, r.kv, panel), p.n, p.d, Worker<float>(w, a_.at_.kt));
     p.kt = Worker<float>(w, a_.at_.kt);
     kernels::PanelProbabilities(p, prob, kPanelKeys);
     Worker<AttentionCounters>(w, a_.at_.counters)->feedback_pairs += p.rows * p.n;
@@ -883,7 +891,7 @@ void AttendRun::FoldWanted(const PanelState& p, int64_t kv, const Panel& panel, 
     std::memcpy(some.o + to * p.dv, p.o + row * p.dv, p.dv * sizeof(float));
   }
   if (some.rows == 0) return;
-  Fold(some, in_.k, in_.v, kv, panel, w);
+  Fold(some, in_.k, in_.v, kv, panel, nullptr, w);
   Count(some, false, in_.k, in_.v, w);
   int64_t from = 0;
   for (int64_t row = 0; row < p.rows; ++row) {
@@ -936,7 +944,7 @@ void AttendRun::Group(const Rows& r, const Cut& cut, int64_t, int w) const {
       FoldWanted(p, r.kv, panel, w);
       return;
     }
-    Fold(p, in_.k, in_.v, r.kv, panel, w);
+    Fold(p, in_.k, in_.v, r.kv, panel, nullptr, w);
     Count(p, false, in_.k, in_.v, w);
   };
   int64_t pending = 0;

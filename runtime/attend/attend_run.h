@@ -77,8 +77,14 @@ class AttendRun {
   void Finish(const Rows& r, const PanelState& p, int w) const;
   void WeightedSum(const Rows& r, int w) const;
 
+  // A panel's rows of one KV head.
+  static kernels::PanelSource PanelRows(const KvView& view, int64_t kv, const Panel& panel) {
+    const int64_t start = panel.ids != nullptr ? 0 : panel.start;
+    return {view.at(start, kv), view.dtype, view.row_bytes(), panel.ids};
+  }
+  // `next`: the panel after this one, of the cache; null: not known.
   float Fold(PanelState& p, const KvView& k, const KvView& v, int64_t kv, const Panel& panel,
-             int w) const;
+             const Panel* next, int w) const;
   void PackFp32(PanelState& p, const kernels::PanelSource& ks, const kernels::PanelSource& vs,
                 int64_t dv, int w) const;
   void Count(const PanelState& p, bool summary, const KvView& k, const KvView& v, int w) const;

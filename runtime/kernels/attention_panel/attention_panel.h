@@ -58,7 +58,16 @@ float AttendPanel(const AttentionPanel& p);
 // AttendPanel's, and depend neither on the other rows nor on the keys' places. Up to kFewRows rows
 // this is the faster way.
 inline constexpr int64_t kFewRows = 16;
-float AttendRows(const AttentionPanel& p, const PanelSource& keys, const PanelSource& values);
+// The panel that comes after: its rows are asked for while this one's are multiplied. One head's
+// rows lie apart in a cache of all heads, and listed ones anywhere, so that no processor asks for
+// them by itself.
+struct PanelAhead {
+  PanelSource keys;
+  PanelSource values;
+  int64_t n = 0;  // 0: none
+};
+float AttendRows(const AttentionPanel& p, const PanelSource& keys, const PanelSource& values,
+                 const PanelAhead& ahead = {});
 // Second pass: probabilities of the panel given final m and l; prob [rows, prob_stride]. Masked
 // keys give 0.
 void PanelProbabilities(const AttentionPanel& p, float* prob, int64_t prob_stride);

@@ -13,6 +13,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice_kernels {
 namespace HWY_NAMESPACE {
+using sluice::kernels::PanelAhead;
+
 // The addresses of a panel's rows. Those past its end repeat the last one.
 struct RowPointers {
   const uint8_t* at[kPanelKeys];
@@ -21,37 +23,56 @@ HWY_INLINE void PointAt(const PanelSource& s, int64_t n, RowPointers& rows) {
   for (int64_t j = 0; j < kPanelKeys; ++j) rows.at[j] = SourceRow(s, HWY_MIN(j, n - 1));
 }
 
-// The rows after a panel's, which are the next one's where nothing is listed. One head's rows lie
-// apart in a cache of all heads, so that no processor asks for them by itself.
-struct RowsAhead {
-  const uint8_t* first = nullptr;  // null: not known
-  int64_t row_bytes = 0;
-  int64_t bytes = 0;  // of a row
-
-  HWY_INLINE void Fetch(int64_t j, int64_t n) const {
-    constexpr int64_t kLine = 64;
-    if (first == nullptr) return;
-    for (; n > 0; ++j, --n) {
-      for (int64_t b = 0; b < bytes; b += kLine) {
-        __builtin_prefetch(first + j * row_bytes + b, 0, 2);
+// Rows of the panel that comes after, asked for while a few keys of this one are multiplied: a line
+// of memory of each at a step of the width. Many lines asked for at once would be waited for.
+class RowsAhead {
+ public:
+  static constexpr int64_t kMost = 4;
+  // `turns`: how often a few keys of this panel are multiplied.
+  RowsAhead(const PanelAhead& panel, int64_t turns)
+      : panel_(panel), rows_(panel.n == 0 ? 0 : HWY_MIN((panel.n + turns - 1) / turns, kMost)) {
+    if (rows_ == 3) rows_ = kMost;
+  }
+  // Of a turn: 0, 1, 2 or kMost.
+  int64_t rows() const { return rows_; }
+  // A turn begins.
+  HWY_INLINE void Turn() {
+    for (int64_t i = 0; i < rows_; ++i) {
+      const int64_t row = HWY_MIN(panel_.n - 1, next_ + i);
+      at_[0][i] = SourceRow(panel_.keys, row);
+      at_[1][i] = SourceRow(panel_.values, row);
+    }
+    next_ += rows_;
+  }
+  // Step `i / N` over elements of a type; kRows is rows(). Steps of less than a line take keys and
+  // values by turns.
+  template <DType kType, int kRows>
+  HWY_INLINE void Fetch(int64_t i, int64_t N) const {
+    if constexpr (kRows > 0) {
+      constexpr int64_t kLine = 64;
+      const int64_t byte = static_cast<int64_t>(sluice::DTypeBytes(kType, i)) / kLine * kLine;
+      const uint8_t* const* rows = at_[i / N % 2];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows[r] + byte, 0, 2);
+      if constexpr (kType == DType::kF32) {
+        const uint8_t* const* others = at_[(i / N + 1) % 2];
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) __builtin_prefetch(others[r] + byte, 0, 2);
       }
     }
   }
+
+ private:
+  const PanelAhead& panel_;
+  int64_t rows_;
+  int64_t next_ = 0;
+  const uint8_t* at_[2][kMost];
 };
-struct PanelsAhead {
-  RowsAhead keys, values;
-};
-HWY_INLINE RowsAhead After(const PanelSource& s, int64_t n, int64_t width) {
-  if (s.ids != nullptr || n < kPanelKeys) return {};
-  return {static_cast<const uint8_t*>(s.base) + n * s.row_bytes, s.row_bytes,
-          static_cast<int64_t>(sluice::DTypeBytes(s.dtype, width))};
-}
 
 #if HWY_TARGET == HWY_SCALAR
 template <DType kType>
 HWY_INLINE void RowLogits(const float* HWY_RESTRICT q, int64_t d, int64_t rows,
-                          const RowPointers& keys, int64_t n, const PanelsAhead&,
-                          float* HWY_RESTRICT s) {
+                          const RowPointers& keys, int64_t n, RowsAhead&, float* HWY_RESTRICT s) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       float sum = 0;
@@ -85,9 +106,9 @@ HWY_INLINE auto SumFour(VF a, VF b, VF c, VF e) {
 
 // Logits of R rows against K keys. Every accumulator sums the width in rising order, so that bits
 // depend neither on R nor on K.
-template <DType kType, int R, int K>
+template <DType kType, int R, int K, int kAhead>
 HWY_INLINE void LogitTile(const float* HWY_RESTRICT q, int64_t width, const uint8_t* const* keys,
-                          float* HWY_RESTRICT s) {
+                          const RowsAhead& ahead, float* HWY_RESTRICT s) {
   const DF d;
   const int64_t N = hn::Lanes(d);
   VF acc[R][K];
@@ -97,6 +118,7 @@ HWY_INLINE void LogitTile(const float* HWY_RESTRICT q, int64_t width, const uint
     for (int k = 0; k < K; ++k) acc[r][k] = hn::Zero(d);
   }
   for (int64_t i = 0; i < width; i += N) {
+    ahead.Fetch<kType, kAhead>(i, N);
     VF key[K];
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) key[k] = LoadF32<kType>(d, keys[k], i);
@@ -117,23 +139,36 @@ HWY_INLINE void LogitTile(const float* HWY_RESTRICT q, int64_t width, const uint
     }
   }
 }
-template <DType kType, int R>
+template <DType kType, int R, int kAhead>
 HWY_INLINE void RowLogitsOf(const float* HWY_RESTRICT q, int64_t d, const RowPointers& keys,
-                            int64_t n, const PanelsAhead& ahead, float* HWY_RESTRICT s) {
+                            int64_t n, RowsAhead& ahead, float* HWY_RESTRICT s) {
 #if HWY_TARGET <= HWY_AVX3
   constexpr int kKeys = R <= 2 ? 8 : 4;  // of 32 registers: accumulators, keys and one query
 #else
   constexpr int kKeys = 4;
 #endif
   for (int64_t j = 0; j < n; j += kKeys) {
-    ahead.keys.Fetch(j, kKeys);
-    ahead.values.Fetch(j, kKeys);
-    LogitTile<kType, R, kKeys>(q, d, keys.at + j, s + j);
+    ahead.Turn();
+    LogitTile<kType, R, kKeys, kAhead>(q, d, keys.at + j, ahead, s + j);
+  }
+}
+template <DType kType, int R>
+HWY_INLINE void RowLogitsOf(const float* HWY_RESTRICT q, int64_t d, const RowPointers& keys,
+                            int64_t n, RowsAhead& ahead, float* HWY_RESTRICT s) {
+  switch (ahead.rows()) {
+    case 0:
+      return RowLogitsOf<kType, R, 0>(q, d, keys, n, ahead, s);
+    case 1:
+      return RowLogitsOf<kType, R, 1>(q, d, keys, n, ahead, s);
+    case 2:
+      return RowLogitsOf<kType, R, 2>(q, d, keys, n, ahead, s);
+    default:
+      return RowLogitsOf<kType, R, RowsAhead::kMost>(q, d, keys, n, ahead, s);
   }
 }
 template <DType kType>
 HWY_INLINE void RowLogits(const float* HWY_RESTRICT q, int64_t d, int64_t rows,
-                          const RowPointers& keys, int64_t n, const PanelsAhead& ahead,
+                          const RowPointers& keys, int64_t n, RowsAhead& ahead,
                           float* HWY_RESTRICT s) {
   switch (rows) {
     case 1:
@@ -209,7 +244,7 @@ HWY_INLINE void RowValues(const float* HWY_RESTRICT weights, const RowPointers& 
 }
 
 HWY_INLINE void RowLogits(DType type, const float* HWY_RESTRICT q, int64_t d, int64_t rows,
-                          const RowPointers& keys, int64_t n, const PanelsAhead& ahead,
+                          const RowPointers& keys, int64_t n, RowsAhead& ahead,
                           float* HWY_RESTRICT s) {
   switch (type) {
     case DType::kF32:
@@ -246,8 +281,8 @@ HWY_INLINE void RowValues(DType type, const float* HWY_RESTRICT weights, const R
 }
 
 HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendRows(const AttentionPanel& p,
-                                                      const PanelSource& ks,
-                                                      const PanelSource& vs) {
+                                                      const PanelSource& ks, const PanelSource& vs,
+                                                      const PanelAhead& next) {
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
   const bool extra = HasExtra(p);
   constexpr int64_t kRows = 4;
@@ -255,14 +290,14 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendRows(const AttentionPanel& p,
   RowPointers values;
   PointAt(ks, p.n, keys);
   PointAt(vs, p.n, values);
-  PanelsAhead ahead = {After(ks, p.n, p.d), After(vs, p.n, p.dv)};
+  constexpr int64_t kKeys = 4;
+  RowsAhead ahead(next, (p.rows + kRows - 1) / kRows * ((p.n + kKeys - 1) / kKeys));
   float gain = 0;
   for (int64_t r0 = 0; r0 < p.rows; r0 += kRows) {
     const int64_t rows = HWY_MIN(p.rows - r0, kRows);
     float* s = p.scratch;
     if (p.n < kPanelKeys) std::memset(s, 0, static_cast<size_t>(rows * kPanelKeys) * sizeof(float));
     RowLogits(ks.dtype, p.q + r0 * p.d, p.d, rows, keys, p.n, ahead, s);
-    ahead = {};
     for (int64_t r = 0; r < rows; ++r) {
       const float row_gain = FinishRow(p, r0 + r, all, extra, s + r * kPanelKeys);
       if (row_gain > gain) gain = row_gain;

@@ -10,8 +10,9 @@ HWY_EXPORT(AttendRows);
 }  // namespace sluice_kernels
 namespace sluice::kernels {
 using namespace sluice_kernels;  // the dispatch tables
-float AttendRows(const AttentionPanel& p, const PanelSource& keys, const PanelSource& values) {
-  return HWY_DYNAMIC_DISPATCH(AttendRows)(p, keys, values);
+float AttendRows(const AttentionPanel& p, const PanelSource& keys, const PanelSource& values,
+                 const PanelAhead& ahead) {
+  return HWY_DYNAMIC_DISPATCH(AttendRows)(p, keys, values, ahead);
 }
 }  // namespace sluice::kernels
 #endif
