@@ -129,6 +129,53 @@ HWY_INLINE void AccumulateAround(const AttentionPanel& p, int64_t r0, int64_t ro
   }
 }
 
+// The keys of a panel, [first, end), that some of its rows see.
+struct SeenKeys {
+  int64_t first = 0;
+  int64_t end = 0;
+};
+HWY_INLINE SeenKeys SeenBy(const AttentionPanel& p, int64_t r0, int64_t rows, uint64_t all) {
+  if (p.mask == nullptr) return {0, p.n};
+  uint64_t any = 0;
+  for (int64_t r = 0; r < rows; ++r) any |= p.mask[r0 + r];
+  any &= all;
+  if (any == 0) return {0, 0};
+  return {static_cast<int64_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(any)),
+          kPanelKeys - static_cast<int64_t>(hwy::Num0BitsAboveMS1Bit_Nonzero64(any))};
+}
+
+// Products of rows with the columns of a panel, NV vectors of them.
+template <int NV>
+HWY_INLINE void ColumnLogits(int64_t rows, const float* HWY_RESTRICT q, int64_t d,
+                             const float* HWY_RESTRICT kt, float* HWY_RESTRICT s) {
+  for (int64_t r = 0; r < rows; r += 6)
+    MicroRows<NV, false>(HWY_MIN(rows - r, int64_t{6}), q + r * d, d, kt, kPanelKeys, d,
+                         s + r * kPanelKeys, kPanelKeys);
+}
+// s [rows, 64]: products with the keys that are seen; what stands at others is to be masked. A
+// triangle's panel has a half that nobody sees.
+HWY_INLINE void PanelLogits(const AttentionPanel& p, int64_t r0, int64_t rows, SeenKeys seen,
+                            float* HWY_RESTRICT s) {
+  const float* q = p.q + r0 * p.d;
+#if HWY_TARGET <= HWY_AVX3
+  constexpr int64_t kLanes = 16;
+  const int64_t first = seen.first / kLanes * kLanes;
+  switch ((seen.end - first + kLanes - 1) / kLanes) {
+    case 1:
+      return ColumnLogits<1>(rows, q, p.d, p.kt + first, s + first);
+    case 2:
+      return ColumnLogits<2>(rows, q, p.d, p.kt + first, s + first);
+    case 3:
+      return ColumnLogits<3>(rows, q, p.d, p.kt + first, s + first);
+    default:
+      break;
+  }
+#else
+  (void)seen;
+#endif
+  PanelGemm<false>(rows, q, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, s, kPanelKeys);
+}
+
 HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) {
   const uint64_t all = p.n == kPanelKeys ? ~uint64_t{0} : (uint64_t{1} << p.n) - 1;
   const bool extra = HasExtra(p);
@@ -137,13 +184,9 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) 
   float gain = 0;
   for (int64_t r0 = 0; r0 < p.rows; r0 += sluice::kernels::kAttentionRowGroup) {
     const int64_t rows = HWY_MIN(p.rows - r0, sluice::kernels::kAttentionRowGroup);
-    if (p.mask != nullptr) {
-      uint64_t any = 0;
-      for (int64_t r = 0; r < rows; ++r) any |= p.mask[r0 + r];
-      if ((any & all) == 0) continue;
-    }
-    PanelGemm<false>(rows, p.q + r0 * p.d, p.d, p.kt, kPanelKeys, p.d, kPanelKeys, p.scratch,
-                     kPanelKeys);
+    const SeenKeys seen = SeenBy(p, r0, rows, all);
+    if (seen.end == 0) continue;
+    PanelLogits(p, r0, rows, seen, p.scratch);
     for (int64_t r = 0; r < rows; ++r) {
       const float row_gain = FinishRow(p, r0 + r, all, extra, p.scratch + r * kPanelKeys);
       if (row_gain > gain) gain = row_gain;
@@ -151,8 +194,8 @@ HWY_MAYBE_UNUSED static HWY_NOINLINE float AttendPanel(const AttentionPanel& p) 
     if (bad != 0) {
       AccumulateAround(p, r0, rows, bad);
     } else {
-      PanelGemm<true>(rows, p.scratch, kPanelKeys, p.v, p.v_stride, p.n, p.dv, p.o + r0 * p.dv,
-                      p.dv);
+      PanelGemm<true>(rows, p.scratch + seen.first, kPanelKeys, p.v + seen.first * p.v_stride,
+                      p.v_stride, seen.end - seen.first, p.dv, p.o + r0 * p.dv, p.dv);
     }
   }
   return gain;

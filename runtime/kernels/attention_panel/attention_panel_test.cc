@@ -17,6 +17,7 @@ struct Problem {
   DType type;
   float softcap = 0;
   bool masked = false, biased = false, gathered = false;
+  int64_t window = 0;  // > 0: row r sees the keys (2 r - window, 2 r]
 };
 std::vector<float> Round(const std::vector<float>& x, DType t, std::vector<uint32_t>& raw) {
   raw.resize(x.size() + 16);
@@ -44,6 +45,7 @@ double RunProblem(const Problem& p, bool by_rows = false) {
   for (float& e : qs) e *= scale * kLog2E;
   std::vector<uint64_t> mask(p.rows);
   const auto sees = [&](int64_t r, int64_t pos) {
+    if (p.window > 0) return pos <= 2 * r && pos > 2 * r - p.window;
     return !p.masked || (r % 5 != 0 && (pos * 7 + r * 3) % 4 != 0);
   };
   for (int64_t at = 0; at < p.keys; at += kPanelKeys) {
@@ -65,8 +67,10 @@ double RunProblem(const Problem& p, bool by_rows = false) {
     a.m = m.data();
     a.l = l.data();
     a.o = o.data();
+    // What a step leaves there must not reach the next one.
+    std::fill(scratch.begin(), scratch.end(), NAN);
     a.scratch = scratch.data();
-    if (p.masked) {
+    if (p.masked || p.window > 0) {
       for (int64_t r = 0; r < p.rows; ++r) {
         mask[r] = 0;
         for (int64_t j = 0; j < n; ++j) mask[r] |= static_cast<uint64_t>(sees(r, at + j)) << j;
@@ -77,7 +81,12 @@ double RunProblem(const Problem& p, bool by_rows = false) {
       for (int64_t j = 0; j < 64; ++j) b2[j] = j < n ? bias[at + j] * kLog2E : 0;
       a.bias = b2.data();
     }
-    const float gain = by_rows ? AttendRows(a, ks, vs) : AttendPanel(a);
+    PanelAhead ahead;
+    if (at + n < p.keys) {
+      ahead = {ks, vs, std::min(kPanelKeys, p.keys - at - n)};
+      ahead.keys.ids = ahead.values.ids = &order[at + n];
+    }
+    const float gain = by_rows ? AttendRows(a, ks, vs, ahead) : AttendPanel(a);
     EXPECT_GE(gain, 0);
     EXPECT_LE(gain, 1);
   }
@@ -117,7 +126,10 @@ std::vector<Problem> Problems(DType type) {
           {49, 64, 64, 128, type},
           {100, 300, 96, 16, type, 0, true, true},
           {6, 77, 64, 64, type, 2.0f, true, true, true},
-          {256, 65, 64, 64, type, 0, true}};
+          {256, 65, 64, 64, type, 0, true},
+          {130, 200, 64, 48, type, 0, false, false, false, 3},
+          {130, 290, 40, 64, type, 0, false, true, false, 100},
+          {70, 200, 64, 16, type, 2.0f, false, false, true, 30}};
 }
 TEST(AttentionPanel, AgreesWithTheReference) {
   ForEachTarget([&](const char* target) {

@@ -279,8 +279,10 @@ HWY_INLINE VF Exp2(VF x) {
   const hn::RebindToSigned<DF> di;
   const auto tiny = hn::Lt(x, hn::Set(d, -126.0f));
   const VF xc = hn::Max(x, hn::Set(d, -126.0f));
-  const VF n = hn::Round(xc);
-  const VF f = hn::Sub(xc, n);
+  // Adding this rounds to the nearest whole number, which then lies in the sum's last bits.
+  const VF magic = hn::Set(d, 0x1.8p23f);
+  const VF whole = hn::Add(xc, magic);
+  const VF f = hn::Sub(xc, hn::Sub(whole, magic));
   // Taylor of 2^f at 0 with its last two terms adjusted for |f| <= 1/2.
   VF p = hn::Set(d, 1.5353362e-4f);
   p = hn::MulAdd(p, f, hn::Set(d, 1.3398874e-3f));
@@ -289,7 +291,7 @@ HWY_INLINE VF Exp2(VF x) {
   p = hn::MulAdd(p, f, hn::Set(d, 2.4022648e-1f));
   p = hn::MulAdd(p, f, hn::Set(d, 6.9314720e-1f));
   p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
-  const auto e = hn::ShiftLeft<23>(hn::ConvertTo(di, n));
+  const auto e = hn::ShiftLeft<23>(hn::BitCast(di, whole));
   const VF y = hn::IfThenZeroElse(tiny, hn::BitCast(d, hn::Add(hn::BitCast(di, p), e)));
   return hn::IfThenElse(hn::Eq(x, x), y, x);
 }
