@@ -480,12 +480,13 @@ float AttendRun::Fold(PanelState& p, const KvView& k, const KvView& v, int64_t k
   if (few_rows_ && p.rows <= kernels::kFewRows) {
     kernels::PanelAhead ahead;
     // A row or two are done with a panel before its successor is there, and so are a few where a
-    // long cache is read from end to end: they ask for all of it at once. More rows, and keys that
-    // lie anywhere, ask for it while they are multiplied.
-    const int64_t burst_rows = next != nullptr && next->ids != nullptr ? 2 : 4;
-    const bool spread = next != nullptr && p.rows > burst_rows;
-    if (spread) ahead = {PanelRows(in_.k, kv, *next), PanelRows(in_.v, kv, *next), next->n};
-    if (next != nullptr && !spread) Prefetch(*next, kv);
+    // long cache is read from end to end: they ask for all of it at once. Three rows and more ask
+    // for it while they multiply, a few of them for what was lost of so many questions at once.
+    const bool all_at_once =
+        p.rows <= 2 || (p.rows <= 4 && next != nullptr && next->ids == nullptr);
+    if (next != nullptr && all_at_once) Prefetch(*next, kv);
+    if (next != nullptr && p.rows > 2)
+      ahead = {PanelRows(in_.k, kv, *next), PanelRows(in_.v, kv, *next), next->n};
     return kernels::AttendRows(p, ks, vs, ahead);
   }
   if (next != nullptr) Prefetch(*next, kv);
