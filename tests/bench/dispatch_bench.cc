@@ -5,8 +5,8 @@
 // are the whole layer (gate, routing, experts, combination): by RunAdding with weights packed once,
 // by Run with oneDNN's products, by a loop over tokens, and by a loop over experts whose products
 // are oneDNN's (blas:0) or OpenBLAS's (blas:1; its library is named by SLUICE_OPENBLAS) on all
-// threads. BM_Part* are its parts alone; BM_Ratios has the ratios that matter. All gate their
-// halves by the same kernel.
+// threads. BM_Part* are its parts alone; BM_Ratios has the ratios that matter, and on one thread
+// how near its sides are to what the core can multiply. All gate their halves by the same kernel.
 #include <benchmark/benchmark.h>
 #include <dlfcn.h>
 #include <time.h>
@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -138,8 +139,10 @@ BENCHMARK(BM_Dispatch)
 #ifdef SLUICE_HAVE_DNNL
 constexpr int64_t kExperts = 64;
 constexpr int64_t kOfExperts = 8;
-constexpr int64_t kTileItems = 1024;
 constexpr int64_t kRowsAtOnce = 256;  // of one expert's call: what it computes stays in the cache
+
+// Of RunAdding: every worker's share, so that it reads an expert's weights once.
+int64_t TileItems(int threads) { return kItems / threads; }
 
 // y [rows, columns] = x [rows, depth] W^T by oneDNN, on `threads` threads of its OpenMP.
 void MatMul(const float* x, const float* w, int64_t rows, int64_t columns, int64_t depth, float* y,
@@ -344,7 +347,7 @@ struct PackedLayer : Layer {
          .unit_workspace_bytes = static_cast<size_t>(kRowsAtOnce * ffn) * sizeof(float),
          .workers = threads,
          .adds = true,
-         .tile_items = kTileItems});
+         .tile_items = TileItems(threads)});
   }
   void Add() {
     const auto describe = [](int64_t) -> UnitInfo {
@@ -377,22 +380,21 @@ void BM_ExpertsPacked(benchmark::State& state) {
 // stays in the cache: what the whole takes longer, less the routing, is the permutation.
 struct PackedProducts {
   PackedLayer& layer;
-  std::vector<int64_t> rows = std::vector<int64_t>(kItems / kTileItems * kExperts);
+  int64_t tile = TileItems(layer.threads);
+  std::vector<int64_t> rows = std::vector<int64_t>(kItems / tile * kExperts);
   std::vector<float> in;
   std::vector<float> scratch;
 
   explicit PackedProducts(PackedLayer& l)
-      : layer(l),
-        in(l.threads * kTileItems * l.width, 0.5f),
-        scratch(l.threads * kRowsAtOnce * (l.ffn + l.width)) {
+      : layer(l), in(kItems * l.width, 0.5f), scratch(l.threads * kRowsAtOnce * (l.ffn + l.width)) {
     layer.RoutePacked();
     for (int64_t i = 0; i < kItems; ++i) {
       for (int64_t e = layer.a().row_ptr[i]; e < layer.a().row_ptr[i + 1]; ++e)
-        ++rows[i / kTileItems * kExperts + layer.a().unit[e]];
+        ++rows[i / tile * kExperts + layer.a().unit[e]];
     }
   }
   void Once() {
-    layer.executor->ParallelFor(kItems / kTileItems, 1, [&](int64_t b, int64_t e, int worker) {
+    layer.executor->ParallelFor(kItems / tile, 1, [&](int64_t b, int64_t e, int worker) {
       for (int64_t t = b * kExperts; t < e * kExperts; ++t) {
         for (int64_t r = 0; r < rows[t]; r += kRowsAtOnce)
           Expert(t % kExperts, r, std::min(kRowsAtOnce, rows[t] - r), worker);
@@ -403,7 +405,7 @@ struct PackedProducts {
     const int64_t width = layer.width;
     const int64_t ffn = layer.ffn;
     float* h = &scratch[worker * kRowsAtOnce * (ffn + width)];
-    kernels::GatedPacked({&in[(worker * kTileItems + row) * width], width}, layer.Gate(expert),
+    kernels::GatedPacked({&in[(worker * tile + row) * width], width}, layer.Gate(expert),
                          layer.Up(expert), n, ffn, width, h, ffn);
     kernels::GemmPacked({h, ffn}, layer.Down(expert), n, width, ffn, h + kRowsAtOnce * ffn, width);
   }
@@ -482,6 +484,26 @@ struct ByExpert : Layer {
     }
   }
 };
+// The products of a ByExpert alone, on rows that lie ready.
+struct ByExpertProducts {
+  ByExpert& loop;
+  std::vector<int64_t> rows = std::vector<int64_t>(kExperts);
+
+  explicit ByExpertProducts(ByExpert& l) : loop(l) {
+    loop.Once();
+    for (int64_t e = 0; e < loop.a().entries(); ++e) ++rows[loop.a().unit[e]];
+  }
+  void Once() {
+    const int64_t width = loop.width;
+    const int64_t ffn = loop.ffn;
+    for (int64_t u = 0; u < kExperts; ++u) {
+      loop.Multiply(loop.rows_in.data(), &loop.gate_up[u * 2 * ffn * width], rows[u], 2 * ffn,
+                    width, loop.scratch.data(), loop.threads);
+      loop.Multiply(loop.scratch.data(), &loop.down[u * width * ffn], rows[u], width, ffn,
+                    loop.rows_out.data(), loop.threads);
+    }
+  }
+};
 // False: `state` says that there is no such library.
 bool HasBlas(Blas blas, benchmark::State& state) {
   if (blas == Blas::kOneDnn) return true;
@@ -517,36 +539,89 @@ Taken Time(Layer& layer) {
   };
   return {seconds(at[0], at[3]), seconds(at[1], at[2])};
 }
+// Multiply-adds that one thread does of registers, where this knows the CPU's; else null.
+using MultiplyAdds = int64_t (*)(int64_t rounds);
+#if defined(__x86_64__) && defined(__GNUC__)
+template <class V>
+__attribute__((always_inline)) inline int64_t MultiplyAddsOf(int64_t rounds) {
+  constexpr int64_t kSums = 12;  // of 16 registers; enough to hide what one takes
+  V sums[kSums] = {};
+  const V by = V{} + 0.999f;
+  const V add = V{} + 1e-3f;
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (V& sum : sums) {
+      sum = sum * by + add;
+      asm volatile("" : "+v"(sum));
+    }
+  }
+  return rounds * kSums * static_cast<int64_t>(sizeof(V) / sizeof(float));
+}
+using Floats8 = float __attribute__((vector_size(32)));
+using Floats16 = float __attribute__((vector_size(64)));
+__attribute__((target("avx2,fma"))) int64_t MultiplyAdds256(int64_t rounds) {
+  return MultiplyAddsOf<Floats8>(rounds);
+}
+__attribute__((target("avx512f"))) int64_t MultiplyAdds512(int64_t rounds) {
+  return MultiplyAddsOf<Floats16>(rounds);
+}
+MultiplyAdds FastestMultiplyAdds() {
+  if (__builtin_cpu_supports("avx512f")) return MultiplyAdds512;
+  if (__builtin_cpu_supports("fma")) return MultiplyAdds256;
+  return nullptr;
+}
+#else
+MultiplyAdds FastestMultiplyAdds() { return nullptr; }
+#endif
+// What one thread could multiply now, in multiply-adds a second of processor time; 0: unknown.
+struct Peak {
+  MultiplyAdds run = FastestMultiplyAdds();
+  int64_t done = 0;
+  void Once() { done = run(2'000'000); }
+  double Read() {
+    if (run == nullptr) return 0;
+    const Taken taken = Time(*this);
+    return static_cast<double>(done) / taken.cpu;
+  }
+};
 double Median(std::vector<double> x) {
   std::sort(x.begin(), x.end());
   return x[x.size() / 2];
 }
 // The whole against its products alone and against the loop over experts, one call of each in turn:
 // medians of the ratios, which what else runs on the machine moves less than the times. extra: what
-// routing and permutation add to the products; loop: how many times as long the loop takes.
+// routing and permutation add to the products; loop: how many times as long the loop takes. On one
+// thread also, of the multiply-adds that the core can do beside them: what the whole, the loop and
+// the loop's products alone reach. No dispatch is faster than 1 / of_peak_loop times the loop.
 void BM_Ratios(benchmark::State& state) {
   const Blas blas = static_cast<Blas>(state.range(2));
   if (!HasBlas(blas, state)) return;
   PackedLayer whole(state.range(0), static_cast<int>(state.range(1)));
   PackedProducts products(whole);
   ByExpert loop(state.range(0), static_cast<int>(state.range(1)), blas);
-  std::vector<double> extra_wall;
-  std::vector<double> extra_cpu;
-  std::vector<double> loop_wall;
-  std::vector<double> loop_cpu;
+  ByExpertProducts loop_products(loop);
+  Peak peak;
+  const double experts = 3.0 * kItems * kOfExperts * loop.width * loop.ffn;
+  const double all = experts + 1.0 * kItems * kExperts * loop.width;
+  std::map<std::string, std::vector<double>> figures;
   for (auto _ : state) {
+    const double first = peak.Read();
     const Taken p = Time(products);
     const Taken w = Time(whole);
     const Taken l = Time(loop);
-    extra_wall.push_back(w.wall / p.wall - 1);
-    extra_cpu.push_back(w.cpu / p.cpu - 1);
-    loop_wall.push_back(l.wall / w.wall);
-    loop_cpu.push_back(l.cpu / w.cpu);
+    const Taken b = Time(loop_products);
+    figures["extra"].push_back(w.wall / p.wall - 1);
+    figures["extra_cpu"].push_back(w.cpu / p.cpu - 1);
+    figures["loop"].push_back(l.wall / w.wall);
+    figures["loop_cpu"].push_back(l.cpu / w.cpu);
+    const double most = std::max(first, peak.Read());
+    if (loop.threads > 1 || most == 0) continue;
+    figures["peak_gflops"].push_back(2e-9 * most);
+    figures["of_peak"].push_back(all / w.cpu / most);
+    figures["of_peak_loop"].push_back(all / l.cpu / most);
+    figures["of_peak_blas"].push_back(experts / b.cpu / most);
   }
-  state.counters["extra"] = Median(extra_wall);
-  state.counters["extra_cpu"] = Median(extra_cpu);
-  state.counters["loop"] = Median(loop_wall);
-  state.counters["loop_cpu"] = Median(loop_cpu);
+  for (const auto& [name, values] : figures) state.counters[name] = Median(values);
 }
 
 // The gate's product and the router.

@@ -102,10 +102,11 @@ HWY_NOINLINE void StoreTile(int64_t count, const float* const* rows, const float
               [&](int r) HWY_ATTR { return tile + r * stride; });
 }
 // body(i, count, j, columns, rows): rows i to i + count of A by the panel that begins at row j of
-// B. Blocks of rows stay in the second cache while panels pass by.
+// B. A panel stays in the second cache while the rows of a block pass by it, so that weights are
+// read once a block; rows are read once a panel, which is a twelfth of what the products read.
 template <class Body>
 HWY_INLINE void ForEachTile(const RowsAt& a, int64_t m, int64_t n, int64_t k, const Body& body) {
-  constexpr int64_t kBlockFloats = int64_t{1} << 16;
+  constexpr int64_t kBlockFloats = int64_t{1} << 18;
   const int64_t block =
       HWY_MAX(kBlockFloats / HWY_MAX(k, int64_t{1}) / kTileRows, int64_t{1}) * kTileRows;
   const auto row = [&](int64_t i) { return a.base + (a.ids != nullptr ? a.ids[i] : i) * a.stride; };
