@@ -62,7 +62,7 @@ def agree(model, tokens):
 
 mini, moe = (os.path.join(models, f"sluice-{m}") for m in ("mini", "mini-moe"))
 print("mixture of experts: perplexity", agree(moe + "-q8_0.gguf", moe + "-eval.u16"))
-for name, method, sparsity in ((mini, "wanda", "0.5"), (mini, "layers", "0.2"), (mini, "neurons", "0.25"), (mini, "heads", "0.5"), (moe, "experts", "0.25")):
+for name, method, sparsity in ((mini, "wanda", "0.5"), (mini, "layers", "0.2"), (mini, "neurons", "0.25"), (mini, "heads", "0.5"), (mini, "query_heads", "0.34"), (moe, "experts", "0.25")):
     pruned = os.path.join(out, f"{method}.gguf")
     r = subprocess.run([sluice, "prune", name + "-q8_0.gguf", pruned, "--method", method, "--sparsity", sparsity, "--calibrate", name + "-eval.u16",
                         "--skip", "8192", "--count", "2048", "--window", "512", "--held-out-count", "512"], capture_output=True, text=True)

@@ -18,6 +18,7 @@
 #include "sluice/runtime/dynload/installed.h"
 #include "sluice/runtime/lab/compare/totals.h"
 #include "sluice/runtime/lab/progress.h"
+#include "sluice/runtime/lab/prune/column_groups.h"
 #include "sluice/runtime/lab/prune/held_out.h"
 #include "sluice/runtime/lab/prune/layer_matrices.h"
 #include "sluice/runtime/lab/prune/prune_experts.h"
@@ -195,15 +196,16 @@ absl::Status CheckWhole(const Texts& texts, const PruneOptions& o) {
       absl::StrCat(o.method, " are measured on a text; give one to calibrate on"));
 }
 
-// The masks that keep `stay` of the blocks of `wide` columns of every layer's tensor `.part`, by
-// the sum of Wanda's scores: what a weight adds to the outputs over the text.
+// The masks that keep `stay` of the blocks of `wide` columns in each of `groups` equal parts of
+// every layer's tensor `.part`, by the sum of Wanda's scores: what a weight adds to the outputs
+// over the text.
 absl::StatusOr<std::map<std::string, Mask>> MaskColumns(const Gguf& file, host::Model& model,
                                                         const Texts& texts, const PruneOptions& o,
-                                                        const std::string& part, int64_t wide,
-                                                        int64_t stay) {
+                                                        const std::string& part, int64_t groups,
+                                                        int64_t wide, int64_t stay) {
+  SLUICE_ASSIGN_OR_RETURN(auto wanda, InstalledMethods().registry.pruners.Create("weight/wanda"));
   PruneStages stages;
-  SLUICE_ASSIGN_OR_RETURN(stages.emplace_back(),
-                          InstalledMethods().registry.pruners.Create("weight/wanda"));
+  stages.push_back(std::make_unique<ColumnGroups>(std::move(wanda), groups));
   WeightPruning how = {.stages = stages, .window = o.window, .threads = o.threads};
   how.target_of = [&](const std::string& name, int64_t rows,
                       int64_t) -> std::optional<PruneTarget> {
@@ -232,7 +234,7 @@ absl::StatusOr<GgufWriter> PruneToNeurons(const Gguf& file, host::Model& model, 
         "a share of ", o.sparsity, " of ", neurons, " neurons a layer, of which blocks of 32 stay",
         "; allowed: a share by which at least one block goes and one stays"));
   SLUICE_ASSIGN_OR_RETURN(const auto masks,
-                          MaskColumns(file, model, texts, o, ".ffn_down.weight", 1, stay));
+                          MaskColumns(file, model, texts, o, ".ffn_down.weight", 1, 1, stay));
   std::printf("%lld of %lld neurons a layer stay\n", static_cast<long long>(stay),
               static_cast<long long>(neurons));
   return WithoutNeurons(file, masks);
@@ -246,10 +248,25 @@ absl::StatusOr<GgufWriter> PruneToHeads(const Gguf& file, host::Model& model, co
   const int64_t shared = s.heads / s.kv_heads;
   SLUICE_ASSIGN_OR_RETURN(
       const auto masks,
-      MaskColumns(file, model, texts, o, ".attn_output.weight", shared * s.head_dim, stay));
+      MaskColumns(file, model, texts, o, ".attn_output.weight", 1, shared * s.head_dim, stay));
   std::printf("%lld of %lld KV heads a layer stay, each with its %lld query heads\n",
               static_cast<long long>(stay), static_cast<long long>(s.kv_heads),
               static_cast<long long>(shared));
+  return WithoutHeads(file, s, masks);
+}
+
+absl::StatusOr<GgufWriter> PruneToQueryHeads(const Gguf& file, host::Model& model,
+                                             const Texts& texts, const PruneOptions& o) {
+  SLUICE_RETURN_IF_ERROR(CheckWhole(texts, o));
+  const host::ModelShape& s = model.shape;
+  const int64_t shared = s.heads / s.kv_heads;
+  SLUICE_ASSIGN_OR_RETURN(const int64_t stay, QueryHeadsThatStay(shared, s.kv_heads, o.sparsity));
+  SLUICE_ASSIGN_OR_RETURN(
+      const auto masks,
+      MaskColumns(file, model, texts, o, ".attn_output.weight", s.kv_heads, s.head_dim, stay));
+  std::printf("%lld of %lld query heads of each of %lld KV heads a layer stay\n",
+              static_cast<long long>(stay), static_cast<long long>(shared),
+              static_cast<long long>(s.kv_heads));
   return WithoutHeads(file, s, masks);
 }
 
@@ -296,6 +313,7 @@ absl::StatusOr<GgufWriter> PruneBy(const Gguf& file, host::Model& model, const T
   if (o.method == "layers") return PruneToLayers(file, model, texts, o);
   if (o.method == "neurons") return PruneToNeurons(file, model, texts, o);
   if (o.method == "heads") return PruneToHeads(file, model, texts, o);
+  if (o.method == "query_heads") return PruneToQueryHeads(file, model, texts, o);
   if (o.method == "experts") return PruneToExperts(file, model, texts, o);
   return PruneToWeights(file, model, texts, o);
 }
@@ -366,11 +384,12 @@ absl::Status CheckMethod(const host::Model& model, const PruneOptions& o) {
   const bool experts = model.shape.experts > 0;
   if (o.method == "layers") return absl::OkStatus();
   if (o.method == "experts")
-    return experts
-               ? absl::OkStatus()
-               : absl::InvalidArgumentError(absl::StrCat(
-                     o.in, " has no experts to prune; allowed: layers, neurons, heads, weights"));
-  const bool whole = o.method == "neurons" || o.method == "heads";
+    return experts ? absl::OkStatus()
+                   : absl::InvalidArgumentError(
+                         absl::StrCat(o.in,
+                                      " has no experts to prune; allowed: layers, neurons, heads, "
+                                      "query_heads, weights"));
+  const bool whole = o.method == "neurons" || o.method == "heads" || o.method == "query_heads";
   if (!whole) SLUICE_RETURN_IF_ERROR(MakePruneStages(o).status());
   if (!experts) return absl::OkStatus();
   return absl::UnimplementedError(

@@ -14,13 +14,13 @@
 SLUICE_BEGIN_NAMESPACE
 namespace lab {
 struct PruneOptions {
-  std::string in, out;  // GGUF files
-  std::string method =
-      "wanda";        // a pruner of weights, name:key=value,...; layers, heads, neurons, experts
-  std::string start;  // the pruner whose mask a repair starts from; "": wanda
-  double sparsity = 0.5;      // share that goes, [0, 1)
-  std::string pattern;        // "N:M": N of every M neighbours stay; "BxC": blocks; "": any
-  std::string scope = "row";  // of the share: row or layer (the whole matrix)
+  std::string in, out;           // GGUF files
+  std::string method = "wanda";  // a pruner of weights, name:key=value,...; layers, heads,
+                                 // query_heads, neurons, experts
+  std::string start;             // the pruner whose mask a repair starts from; "": wanda
+  double sparsity = 0.5;         // share that goes, [0, 1)
+  std::string pattern;           // "N:M": N of every M neighbours stay; "BxC": blocks; "": any
+  std::string scope = "row";     // of the share: row or layer (the whole matrix)
   bool repair_attention_only = false;
 
   std::string calibrate;  // text, or token ids (IsTokenFile); "": none

@@ -14,6 +14,7 @@
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/host/scoring.h"
+#include "sluice/runtime/lab/prune/column_groups.h"
 #include "sluice/runtime/lab/prune/input_stats.h"
 #include "sluice/runtime/lab/prune/prune_experts.h"
 #include "sluice/runtime/lab/prune/prune_heads.h"
@@ -414,48 +415,153 @@ TEST(PruneHeads, AtLeastOneGoesAndOneStays) {
     EXPECT_THAT(std::string(GroupsThatStay(2, ratio).status().message()),
                 HasSubstr("of 2 KV heads a layer"));
 }
-// The cut model computes what the whole one does with the heads' columns of attn_output at 0.
-TEST(PruneHeads, CutOutIsTheSameAsZero) {
-  const Gguf file = *Gguf::Open(kMini);
-  host::Model model = *host::LoadModel(kMini);
-  const host::ModelShape shape = model.shape;
-  const int64_t wide = shape.heads / shape.kv_heads * shape.head_dim;
-  std::map<std::string, Mask> masks;
-  for (int64_t l = 0; l < shape.layers; ++l) {
-    Mask& mask = masks[absl::StrCat("blk.", l, ".attn_output.weight")];
-    mask = Mask(shape.width, shape.heads * shape.head_dim, false);
-    for (int64_t r = 0; r < shape.width; ++r) {
-      for (int64_t c = 0; c < mask.cols(); ++c) mask.Set(r, c, c / wide == l % 2);
-      for (int64_t c = 0; c < mask.cols(); ++c)
-        if (!mask.kept(r, c)) model.layers[l].attn_out[r * mask.cols() + c] = 0;
+TEST(PruneHeads, OfAGroupAtLeastOneGoesAndOneStays) {
+  EXPECT_EQ(*QueryHeadsThatStay(4, 2, 0.5), 2);
+  EXPECT_EQ(*QueryHeadsThatStay(3, 2, 0.34), 2);
+  EXPECT_EQ(*QueryHeadsThatStay(3, 2, 0.9), 1);
+  for (double ratio : {0.3, 1.0, -0.5, double{NAN}})
+    EXPECT_THAT(std::string(QueryHeadsThatStay(3, 2, ratio).status().message()),
+                HasSubstr("of 3 query heads of each of 2 KV heads a layer; allowed: a share by "
+                          "which at least one goes and one stays, 1/3 to below 1"));
+  EXPECT_THAT(std::string(QueryHeadsThatStay(1, 6, 0.5).status().message()),
+              HasSubstr("of two or more"));
+}
+// Of every group the blocks whose scores sum highest, whatever the other groups hold.
+TEST(ColumnGroups, AreMatricesOfTheirOwn) {
+  constexpr int64_t kRows = 3;
+  constexpr int64_t kGroups = 3;
+  constexpr int64_t kBlocks = 4;  // of a group
+  constexpr int64_t kWide = 2;
+  constexpr int64_t kCols = kGroups * kBlocks * kWide;
+  std::vector<float> weights = RandomFeatures(kRows, kCols, 1);
+  for (int64_t i = 0; i < kRows * kCols; ++i) {  // the last group's are by far the largest
+    if (i % kCols >= 2 * kBlocks * kWide) weights[static_cast<size_t>(i)] *= 100;
+  }
+  std::vector<float> squares(kCols);
+  for (int64_t c = 0; c < kCols; ++c)
+    squares[static_cast<size_t>(c)] = static_cast<float>(1 + c % 5);
+  PruneInputs in;
+  in.weights = {weights.data(), kRows, kCols, kCols};
+  in.stats = {.tokens = 7, .sum_squares = squares};
+  in.target = {.kind = PruneTarget::Kind::kCount,
+               .scope = PruneTarget::Scope::kBlock,
+               .count = 2,
+               .block_rows = kRows,
+               .block_cols = kWide};
+  const auto make = [] { return *BuiltinPruners().pruners.Create("weight/wanda"); };
+  const auto mask = ColumnGroups(make(), kGroups).Prune(in, {});
+  ASSERT_TRUE(mask.ok()) << mask.status();
+  for (int64_t g = 0; g < kGroups; ++g) {
+    std::vector<std::pair<double, int64_t>> scores;
+    for (int64_t b = g * kBlocks; b < (g + 1) * kBlocks; ++b) {
+      double score = 0;
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t c = b * kWide; c < (b + 1) * kWide; ++c)
+          score += std::abs(double{weights[static_cast<size_t>(r * kCols + c)]}) *
+                   std::sqrt(double{squares[static_cast<size_t>(c)]});
+      }
+      scores.push_back({-score, b});
+    }
+    std::sort(scores.begin(), scores.end());
+    for (int64_t i = 0; i < kBlocks; ++i) {
+      const int64_t block = scores[static_cast<size_t>(i)].second;
+      for (int64_t c = block * kWide; c < (block + 1) * kWide; ++c)
+        EXPECT_EQ(mask->kept(1, c), i < 2) << "group " << g << " column " << c;
     }
   }
-  const auto writer = WithoutHeads(file, shape, masks);
-  ASSERT_TRUE(writer.ok()) << writer.status();
-  const std::string path = testing::TempDir() + "/heads.gguf";
-  ASSERT_TRUE(writer->Write(path).ok());
-  const auto cut = host::LoadModel(path);
-  ASSERT_TRUE(cut.ok()) << cut.status();
-  EXPECT_EQ(cut->shape.kv_heads, 1);
-  EXPECT_EQ(cut->shape.heads, shape.heads / 2);
-  EXPECT_EQ(cut->shape.head_dim, shape.head_dim);
-  const std::vector<int32_t> tokens = *ReadTokens(kEval, 0, 96);
-  const auto perplexity = [&](const host::Model& m) {
+  EXPECT_THAT(std::string(ColumnGroups(make(), 5).Prune(in, {}).status().message()),
+              HasSubstr("24 columns in 5 groups; allowed: groups of equal width"));
+}
+// The cut model computes what the whole one does with the heads' columns of attn_output at 0.
+class HeadsCutOut : public testing::Test {
+ protected:
+  // stays(layer, head), of the query heads.
+  template <class Stays>
+  void CutBy(const Stays& stays) {
+    for (int64_t l = 0; l < shape_.layers; ++l) {
+      Mask& mask = masks_[absl::StrCat("blk.", l, ".attn_output.weight")];
+      mask = Mask(shape_.width, shape_.heads * shape_.head_dim, false);
+      for (int64_t r = 0; r < shape_.width; ++r) {
+        for (int64_t c = 0; c < mask.cols(); ++c) {
+          mask.Set(r, c, stays(l, c / shape_.head_dim));
+          if (!mask.kept(r, c)) model_.layers[l].attn_out[r * mask.cols() + c] = 0;
+        }
+      }
+    }
+  }
+  // The file's heads are these, and it says what the model does.
+  void ExpectTheSame(int64_t heads, int64_t kv_heads) {
+    const auto writer = WithoutHeads(file_, shape_, masks_);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    const std::string path = testing::TempDir() + "/heads.gguf";
+    ASSERT_TRUE(writer->Write(path).ok());
+    const auto cut = host::LoadModel(path);
+    std::filesystem::remove(path);
+    ASSERT_TRUE(cut.ok()) << cut.status();
+    EXPECT_EQ(cut->shape.heads, heads);
+    EXPECT_EQ(cut->shape.kv_heads, kv_heads);
+    EXPECT_EQ(cut->shape.head_dim, shape_.head_dim);
+    EXPECT_NEAR(Perplexity(*cut) / Perplexity(model_), 1, 1e-5);
+  }
+  std::string Refusal() const {
+    return std::string(WithoutHeads(file_, shape_, masks_).status().message());
+  }
+  static double Perplexity(const host::Model& m) {
     host::EngineOptions o;
     o.max_tokens = 96;
     const auto engine = *host::Engine::Create(m, o);
-    return *host::Perplexity(*engine, tokens);
-  };
-  EXPECT_NEAR(perplexity(*cut) / perplexity(model), 1, 1e-3);
-  std::filesystem::remove(path);
+    return *host::Perplexity(*engine, *ReadTokens(kEval, 0, 96));
+  }
 
-  Mask& first = masks.begin()->second;
-  for (int64_t r = 0; r < shape.width; ++r) first.Set(r, 0, false);
-  EXPECT_THAT(std::string(WithoutHeads(file, shape, masks).status().message()),
-              HasSubstr("allowed: whole groups"));
-  masks.erase(masks.begin());
-  EXPECT_THAT(std::string(WithoutHeads(file, shape, masks).status().message()),
-              HasSubstr("blk.0.attn_output.weight keeps 0 KV heads"));
+  const Gguf file_ = *Gguf::Open(kMini);
+  host::Model model_ = *host::LoadModel(kMini);
+  const host::ModelShape shape_ = model_.shape;
+  const int64_t shared_ = shape_.heads / shape_.kv_heads;
+  std::map<std::string, Mask> masks_;
+};
+TEST_F(HeadsCutOut, KvHeadsWithTheirQueryHeads) {
+  CutBy([&](int64_t layer, int64_t head) { return head / shared_ == layer % 2; });
+  ExpectTheSame(shared_, 1);
+}
+// Another one in every KV head and layer.
+TEST_F(HeadsCutOut, QueryHeadsOfEveryKvHead) {
+  CutBy([&](int64_t layer, int64_t head) {
+    return head % shared_ != (layer + head / shared_) % shared_;
+  });
+  ExpectTheSame(shape_.heads - shape_.kv_heads, shape_.kv_heads);
+}
+TEST_F(HeadsCutOut, QueryHeadsAndKvHeads) {
+  CutBy([&](int64_t layer, int64_t head) { return head == (layer + 2) % shape_.heads; });
+  ExpectTheSame(1, 1);
+}
+TEST_F(HeadsCutOut, WhatNoFileHoldsIsRefused) {
+  CutBy([&](int64_t, int64_t head) { return head != 0; });
+  EXPECT_THAT(Refusal(), HasSubstr("blk.0.attn_output.weight keeps 3 query heads of KV head 1 and "
+                                   "5 of all 2 KV heads that stay; allowed: as many of each"));
+  CutBy([&](int64_t layer, int64_t head) { return layer == 0 ? head % 3 == 0 : head % 3 != 0; });
+  EXPECT_THAT(Refusal(), HasSubstr("blk.1.attn_output.weight keeps 4 query and 2 KV heads, another "
+                                   "layer 2 and 2; allowed: as many in each"));
+  CutBy([&](int64_t layer, int64_t head) { return head / shared_ == layer % 2; });
+  Mask& first = masks_.begin()->second;
+  for (int64_t r = 0; r < shape_.width; ++r) first.Set(r, 0, false);
+  EXPECT_THAT(Refusal(), HasSubstr("allowed: whole heads"));
+  masks_.erase(masks_.begin());
+  EXPECT_THAT(Refusal(), HasSubstr("blk.0.attn_output.weight keeps 0 query and 0 KV heads"));
+}
+TEST_F(Prune, QueryHeadsGo) {
+  PruneOptions o = Options();
+  o.method = "query_heads";
+  o.sparsity = 0.34;
+  const absl::Status s = RunPrune(o);
+  ASSERT_TRUE(s.ok()) << s;
+  const auto model = host::LoadModel(o.out);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->shape.kv_heads, 2);
+  EXPECT_EQ(model->shape.heads, 4);
+  EXPECT_LT(Bytes(o.out).size(), Bytes(kMini).size());
+  std::filesystem::remove(o.out);
+  o.sparsity = 0.3;
+  Refused(o, "allowed: a share by which at least one goes and one stays, 1/3 to below 1");
 }
 TEST_F(Prune, HeadsGo) {
   PruneOptions o = Options();
