@@ -91,6 +91,10 @@ void LabModel::AddRoutedTo(CLI::App& app) {
                  "policy, name:key=value,...: a router of attention, layers or tokens, or a "
                  "composition  (`sluice list` names them)")
       ->capture_default_str();
+  app.add_option("--sparse-weights", engine.sparse_weights,
+                 "how the layers' pruned matrices are multiplied: off (as if they were not), "
+                 "bitmap, N:M (at most N of M neighbours kept) or RxC (blocks)")
+      ->capture_default_str();
   app.add_option("--dense-layers", engine.dense_layers, "first layers that stay dense")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, 1 << 20));

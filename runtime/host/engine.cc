@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/tbb_executor.h"
@@ -28,7 +29,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   s.executor = MakeTbbExecutor(options.threads);
   s.capacity = options.max_tokens > 0 ? options.max_tokens : m.context;
   s.rows = std::min(options.chunk, s.capacity);
-  s.math.emplace(m, s.rows, s.capacity, s.executor.get());
+  SLUICE_ASSIGN_OR_RETURN(SparseWeights sparse,
+                          SparseWeights::Create(model, options.sparse_weights));
+  s.math.emplace(m, s.rows, s.capacity, s.executor.get(), std::move(sparse));
   const AttentionSessions::Limits limits = {s.rows, s.capacity, s.executor.get()};
   SLUICE_ASSIGN_OR_RETURN(s.attention,
                           AttentionSessions::Create(m, options.router, options.layers, limits));
@@ -102,6 +105,7 @@ void Engine::Reset() {
 }
 
 const LinearCounters& Engine::linear() const { return impl_->math->counters(); }
+const SparseWeights::Held& Engine::sparse_weights() const { return impl_->math->sparse().held(); }
 int64_t Engine::cache_rows(int64_t layer) const { return impl_->cache[layer].rows(); }
 KvView Engine::keys(int64_t layer) const { return impl_->cache[layer].keys(); }
 KvView Engine::values(int64_t layer) const { return impl_->cache[layer].values(); }

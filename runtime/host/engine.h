@@ -14,6 +14,7 @@
 #include "sluice/runtime/host/layer_math.h"
 #include "sluice/runtime/host/layer_routing.h"
 #include "sluice/runtime/host/model.h"
+#include "sluice/runtime/host/sparse_weights.h"
 #include "sluice/runtime/host/token_pruning.h"
 #include "sluice/runtime/host/token_routing.h"
 
@@ -36,6 +37,8 @@ struct EngineOptions {
   int64_t max_tokens = 0;    // 0: the model's context
   int64_t dense_layers = 0;  // first layers that stay dense
   int threads = 0;           // 0: one per CPU
+  // How matrices that a pruner has thinned are held, beside the plain ones: SparseWeights::Create.
+  std::string sparse_weights = "off";
   // Sees what every residual unit (0: attention, 1: FFN) was given (normalised) and added, both [n,
   // width], packed.
   std::function<void(int64_t layer, int64_t unit, int64_t n, const float* h, const float* u)>
@@ -81,8 +84,9 @@ class Engine {
                     const std::function<void(int64_t done)>& progress = {});
 
   // One layer by itself, on the residual stream x [n, width] of a sequence from its beginning, in
-  // place. Forgets the sequence. Reads the model's weights as they are now: how a calibration goes
-  // through a model layer by layer. InvalidArgument for another layer or length, or where layers or
+  // place. Forgets the sequence. Reads the model's weights as they are now, but those that were
+  // packed when the engine was made: how a calibration goes through a model layer by layer.
+  // InvalidArgument for another layer or length, or where layers or
   // tokens of a prompt are left out.
   absl::Status RunLayerAlone(int64_t layer, int64_t n, float* x);
 
@@ -93,6 +97,7 @@ class Engine {
   // Planning and attending of one layer.
   double attention_seconds(int64_t layer) const { return layer_attention_s_[layer]; }
   const LinearCounters& linear() const;
+  const SparseWeights::Held& sparse_weights() const;
   const PlanQuality& quality() const { return quality_; }
   int64_t cache_rows(int64_t layer) const;  // keys kept now
   // They and their values, [cache_rows, kv_heads, head_dim]; until the next Feed or Reset.

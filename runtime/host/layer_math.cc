@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 #include "sluice/runtime/kernels/dot/dot.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
@@ -41,8 +42,11 @@ void MatMulPiece(const float* x, const float* w, int64_t rows, int64_t columns, 
 }  // namespace
 
 LayerMath::LayerMath(const ModelShape& shape, int64_t max_rows, int64_t capacity,
-                     Executor* executor)
-    : shape_(shape), executor_(executor) {
+                     Executor* executor, SparseWeights sparse)
+    : shape_(shape),
+      executor_(executor),
+      sparse_(std::move(sparse)),
+      panels_(sparse_.workspace_bytes(max_rows, executor->num_workers())) {
   const int64_t half = shape.head_dim / 2;
   cos_.resize(static_cast<size_t>(capacity * half));
   sin_.resize(cos_.size());
@@ -94,6 +98,12 @@ void LayerMath::Count(int64_t multiply_adds, int64_t weights) {
 
 void LayerMath::MatMul(const float* x, const float* w, int64_t n, int64_t in, int64_t out, float* y,
                        bool accumulate) {
+  if (const SparseMatrix* packed = sparse_.Find(w, out, n); packed != nullptr) {
+    counters_.macs += n * packed->kept();
+    counters_.weight_bytes += packed->bytes();
+    packed->MatMul({x, n, in, in}, {y, n, out, out}, accumulate, {panels_.workspace(), executor_});
+    return;
+  }
   Count(n * in * out, in * out);
   if (n == 1) {
     executor_->ParallelFor(out, kColumnPiece, [&](int64_t begin, int64_t end, int) {

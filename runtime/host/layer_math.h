@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "sluice/api/executor.h"
+#include "sluice/api/workspace.h"
 #include "sluice/runtime/host/model.h"
+#include "sluice/runtime/host/sparse_weights.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
@@ -19,7 +21,8 @@ struct LinearCounters {
 class LayerMath {
  public:
   // `max_rows`: tokens of one pass; `capacity`: of a sequence.
-  LayerMath(const ModelShape& shape, int64_t max_rows, int64_t capacity, Executor* executor);
+  LayerMath(const ModelShape& shape, int64_t max_rows, int64_t capacity, Executor* executor,
+            SparseWeights sparse = {});
 
   // y [n, width] = RMSNorm(x), scaled by weight [width].
   void Norm(const std::vector<float>& weight, const float* x, int64_t n, float* y) const;
@@ -30,12 +33,13 @@ class LayerMath {
            bool accumulate);
   // What the last Ffn multiplied its last matrix with, [n, ffn].
   const float* activations() const { return act_.data(); }
-  // y [n, out] = x [n, in] W^T (+ y when accumulate).
+  // y [n, out] = x [n, in] W^T (+ y when accumulate), by the packed W where that is faster.
   void MatMul(const float* x, const float* w, int64_t n, int64_t in, int64_t out, float* y,
               bool accumulate = false);
   // Work done elsewhere.
   void Count(int64_t multiply_adds, int64_t weights);
 
+  const SparseWeights& sparse() const { return sparse_; }
   const LinearCounters& counters() const { return counters_; }
   void set_counters(const LinearCounters& c) { counters_ = c; }
 
@@ -43,6 +47,8 @@ class LayerMath {
   ModelShape shape_;
   Executor* executor_;
   LinearCounters counters_;
+  SparseWeights sparse_;
+  OwnedWorkspace panels_;         // of products with packed weights
   std::vector<float> cos_, sin_;  // [capacity, head_dim / 2]
   std::vector<float> gate_up_;    // [max_rows, 2 ffn]
   std::vector<float> act_;        // [max_rows, ffn]

@@ -116,6 +116,10 @@ for at, after, before, change in windows:
         measured = re.match(r"perplexity (\d+\.\d+)", run(*of_file, path, "--skip", at))
         assert abs(float(measured[1]) / float(expected) - 1) < 1e-3, (path, measured[1], expected)
     assert abs(math.log(float(after) / float(before)) - float(change)) < 1e-3, said
+packed = run(*of_file, "half.gguf", "--skip", windows[0][0], "--sparse-weights", "2:4")
+assert abs(float(re.match(r"perplexity (\d+\.\d+)", packed)[1]) / float(windows[0][1]) - 1) < 1e-3, packed
+refused(*of_file, "half.gguf", "--sparse-weights", "on", says="allowed: off, bitmap, N:M")
+refused(*of_file, MODEL, "--sparse-weights", "2:4", says="none of the layers' 24 matrices is sparse enough")
 mean = sum(float(w[3]) for w in windows) / 2
 assert abs(math.log(float(told[1]) / float(told[2])) - mean) < 1e-3, said
 between = re.search(r"log perplexity (\S+) \[(\S+), (\S+)\] a window \(95 %, 2 windows\)", said)
