@@ -95,6 +95,8 @@ void LabModel::AddRoutedTo(CLI::App& app) {
                  "how the layers' pruned matrices are multiplied: off (as if they were not), "
                  "bitmap, N:M (at most N of M neighbours kept) or RxC (blocks)")
       ->capture_default_str();
+  app.add_flag("--packed-experts", engine.experts.packed,
+               "hold the experts of a Mixture of Experts as panels too, for prompts");
   app.add_option("--dense-layers", engine.dense_layers, "first layers that stay dense")
       ->capture_default_str()
       ->check(Allowed<int64_t>(0, 1 << 20));

@@ -27,7 +27,7 @@ struct LabModel {
   LabModel();
   // --model, --cache, --chunk, --threads.
   void AddTo(CLI::App& app);
-  // --router, --sparse-weights and --dense-layers as well.
+  // --router, --sparse-weights, --packed-experts and --dense-layers as well.
   void AddRoutedTo(CLI::App& app);
   // The model; fills `engine.cache`.
   absl::StatusOr<host::Model> Load();

@@ -38,6 +38,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Model& model,
   SLUICE_ASSIGN_OR_RETURN(s.routing,
                           UnitRouting::Create(m, options.layers, options.tokens, options.pruning,
                                               options.experts, s.attention, limits));
+  if (options.experts.packed) {
+    if (m.experts == 0) return PackedExperts::Create(model).status();  // which says why
+    SLUICE_RETURN_IF_ERROR(s.routing.experts->Pack(model));
+  }
   s.attention.ForEach([&](AttentionSession& session) {
     session.OnPlan([e = e.get()](int layer, const AttentionPlan& plan, const AttentionInputs& in,
                                  double seconds) { e->See(layer, plan, in, seconds); });

@@ -46,6 +46,8 @@ absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
     unit_bytes = std::max(unit_bytes, info.unit_workspace_bytes);
   }
   r.routers_.Reserve();
+  r.max_rows_ = max_rows;
+  r.max_entries_ = entries;
 
   SLUICE_ASSIGN_OR_RETURN(Dispatch dispatch,
                           Dispatch::Create({.max_items = max_rows,
@@ -62,6 +64,32 @@ absl::StatusOr<ExpertRouter> ExpertRouter::Create(const ExpertRouting& options,
   r.positions_.resize(static_cast<size_t>(max_rows));
   r.rows_.resize(static_cast<size_t>(shape.layers * shape.experts));
   return r;
+}
+
+absl::Status ExpertRouter::Pack(const Model& model) {
+  for (int64_t layer = 0; layer < model.shape.layers; ++layer) {
+    for (int64_t u = 0; u < experts_; ++u) {
+      if (routers_.unit(static_cast<size_t>(layer), u).kind != UnitKind::kHost)
+        return absl::InvalidArgumentError(
+            absl::StrCat("packed experts under ", routers_.traits().name,
+                         ", which computes units itself; allowed: routers that only choose"));
+    }
+  }
+  SLUICE_ASSIGN_OR_RETURN(packed_, PackedExperts::Create(model));
+  const int workers = executor_->num_workers();
+  SLUICE_ASSIGN_OR_RETURN(adding_,
+                          Dispatch::Create({.max_items = max_rows_,
+                                            .in_width = width_,
+                                            .out_width = width_,
+                                            .max_entries = max_entries_,
+                                            .max_units = experts_,
+                                            .unit_workspace_bytes = packed_->workspace_bytes(),
+                                            .workers = workers,
+                                            .adds = true,
+                                            // Every worker's share of the largest pass.
+                                            .tile_items = (max_rows_ + workers - 1) / workers}));
+  adding_workspace_.Resize(adding_->workspace_bytes());
+  return absl::OkStatus();
 }
 
 // The units are the model's experts, or all of them are computed by the router.
@@ -99,6 +127,11 @@ absl::Status ExpertRouter::Decide(int64_t layer, const Layer& weights, int64_t b
 
 absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t n, const float* h,
                                float* x, LayerMath& math) {
+  if (packed_.has_value() && n >= kAddFrom) {
+    SLUICE_RETURN_IF_ERROR(RunPacked(layer, n, h, math));
+    for (int64_t i = 0; i < n * width_; ++i) x[i] += sum_[i];
+    return absl::OkStatus();
+  }
   const size_t at = static_cast<size_t>(layer);
   const auto expert = [&](const UnitRows& rows, const RunContext&) {
     math.Ffn(weights, rows.unit, rows.in.data, rows.in.rows, rows.out.data, false);
@@ -120,6 +153,26 @@ absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t n, c
                std::llround(cost / static_cast<double>(n) * weights_of_one));
   }
   for (int64_t i = 0; i < n * width_; ++i) x[i] += sum_[i];
+  return absl::OkStatus();
+}
+
+// sum_ [n, width] = the chosen experts, weighted.
+absl::Status ExpertRouter::RunPacked(int64_t layer, int64_t n, const float* h, LayerMath& math) {
+  const auto describe = [](int64_t) -> UnitInfo {
+    return {UnitKind::kHost, 1, Concurrency::kRows, PackedExperts::kRows};
+  };
+  const auto add = [&](const UnitShare& share, const RunContext& ctx) {
+    packed_->Add(layer, share, ctx.workspace);
+    return absl::OkStatus();
+  };
+  DispatchCounters counted;
+  SLUICE_RETURN_IF_ERROR(adding_->RunAdding(
+      *assigned_, Combine::kWeightedSum, {h, n, width_, width_}, {sum_.data(), n, width_, width_},
+      {adding_workspace_.workspace(), executor_}, describe, add, &counted));
+  for (int64_t e = 0; e < assigned_->entries(); ++e)
+    ++rows_[layer * experts_ + assigned_->unit[static_cast<size_t>(e)]];
+  const int64_t weights_of_one = 3 * width_ * ffn_;
+  math.Count(counted.executed_rows * weights_of_one, counted.units_run * weights_of_one);
   return absl::OkStatus();
 }
 

@@ -12,6 +12,7 @@
 #include "sluice/runtime/host/item_routers.h"
 #include "sluice/runtime/host/layer_math.h"
 #include "sluice/runtime/host/model.h"
+#include "sluice/runtime/host/packed_experts.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
@@ -20,6 +21,8 @@ struct ExpertRouting {
   // has such. Empty: as the model was trained, the best of the softmax, renormalised.
   std::string router;
   const WeightSource* weights = nullptr;  // of the router, unless its text names a file
+  // A second copy of the experts' weights, as panels, for passes of many tokens.
+  bool packed = false;
   bool on() const { return !router.empty(); }
 };
 
@@ -29,6 +32,11 @@ class ExpertRouter {
   // of a dense model for one that wants the host's experts.
   static absl::StatusOr<ExpertRouter> Create(const ExpertRouting& options, const ModelShape& shape,
                                              int64_t max_rows, Executor* executor);
+
+  // Has the model's experts packed, as its weights are now: passes of kAddFrom tokens and more run
+  // by them. InvalidArgument where PackedExperts refuses, or a router that computes units itself.
+  absl::Status Pack(const Model& model);
+  static constexpr int64_t kAddFrom = 32;
 
   // Chooses the experts of n tokens by what the gate reads of them, h [n, width]; they stand one
   // behind another in a sequence, the first at `begin`: what a router that decides by places must
@@ -55,14 +63,20 @@ class ExpertRouter {
         executor_(executor),
         routers_(executor) {}
   absl::Status CheckUnits(size_t layer) const;
+  absl::Status RunPacked(int64_t layer, int64_t n, const float* h, LayerMath& math);
 
   int64_t width_;
   int64_t ffn_;
+  int64_t max_rows_ = 0;
+  int64_t max_entries_ = 0;
   int64_t experts_;  // of the model; 0: all units are the router's own
   Executor* executor_;
   ItemRouters routers_;
   std::optional<Dispatch> dispatch_;  // of all layers, which reserve alike
   OwnedWorkspace workspace_;
+  std::optional<PackedExperts> packed_;
+  std::optional<Dispatch> adding_;  // of the packed experts
+  OwnedWorkspace adding_workspace_;
   const Assignment* assigned_ = nullptr;  // of the last Decide
   std::vector<float> scores_;             // [max_rows, experts]
   std::vector<float> sum_;                // [max_rows, width]

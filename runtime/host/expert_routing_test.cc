@@ -163,6 +163,45 @@ TEST(ExpertRouting, DecodeEqualsPrefillAndThreadsDoNotMatter) {
   EXPECT_EQ(out[0], out[2]);
 }
 
+// Panels that end within a matrix, tiles of fewer tokens than an expert takes, and a prompt's end
+// that goes the other way.
+TEST(ExpertRouting, PackedExpertsComputeWhatPlainOnesDo) {
+  const Model tiny = Tiny(5, 2);
+  for (const Model* m : {&tiny, &Mini()}) {
+    const std::vector<int32_t> tokens = m == &tiny ? Bytes(70) : MiniTokens(150);
+    EngineOptions o;
+    o.chunk = m == &tiny ? 40 : 128;
+    o.max_tokens = std::ssize(tokens);
+    o.threads = 2;
+    const auto plain = Make(*m, o);
+    const std::vector<float> want = Logits(*plain, tokens);
+    o.experts.packed = true;
+    const auto packed = Make(*m, o);
+    const std::vector<float> got = Logits(*packed, tokens);
+    ASSERT_EQ(got.size(), want.size());
+    double worst = 0;
+    for (size_t i = 0; i < got.size(); ++i)
+      worst = std::max(worst, std::abs(double{got[i]} - double{want[i]}));
+    EXPECT_LT(worst, 1e-3);
+    EXPECT_NE(got, want);  // it did go another way
+    for (int64_t e = 0; e < m->shape.experts; ++e)
+      EXPECT_EQ(packed->expert_rows(0, e), plain->expert_rows(0, e)) << e;
+    EXPECT_EQ(packed->linear().macs, plain->linear().macs);
+    EXPECT_EQ(packed->linear().weight_bytes, plain->linear().weight_bytes);
+    o.threads = 1;
+    EXPECT_EQ(Logits(*Make(*m, o), tokens), got);
+  }
+}
+TEST(ExpertRouting, RefusesToPackWhatItCannot) {
+  const Model dense = *LoadModel(ModelsFolder() + "/sluice-mini-q8_0.gguf");
+  Model relu = Tiny();
+  relu.shape.activation = Activation::kRelu;
+  EngineOptions o;
+  o.experts.packed = true;
+  EXPECT_THAT(std::string(Engine::Create(dense, o).status().message()),
+              HasSubstr("a model that has none; allowed: a Mixture of Experts"));
+  EXPECT_THAT(std::string(Engine::Create(relu, o).status().message()), HasSubstr("allowed: SiLU"));
+}
 TEST(ExpertRouting, OtherExpertRoutersRunInItsPlace) {
   const std::vector<int32_t> tokens = MiniTokens(256);
   for (const char* policy : {"expert/graph_of_tokens", "expert/hydra:chunk=16",
