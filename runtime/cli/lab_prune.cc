@@ -16,8 +16,7 @@ void AddPrune(CLI::App& app, const Exit& exit) {
   s->add_option("--method", o->method,
                 "magnitude, wanda, sparse_gpt, dsnot or another pruner of weights, "
                 "name:key=value,... (`sluice list`); or layers, heads (KV heads with their query "
-                "heads), query_heads "
-                "(of every KV head as many), neurons or experts, whole ones")
+                "heads), query_heads (of every KV head as many), neurons or experts, whole ones")
       ->capture_default_str();
   s->add_option("--sparsity", o->sparsity, "share that goes, 0 to below 1")
       ->capture_default_str()

@@ -111,8 +111,10 @@ const SparseMatrix* SparseWeights::Find(const float* w, int64_t rows, int64_t n)
 
 size_t SparseWeights::workspace_bytes(int64_t n, int workers) const {
   size_t most = 0;
-  for (const auto& [data, matrix] : packed_)
-    most = std::max(most, matrix.workspace_bytes(n, workers));
+  for (const auto& [data, matrix] : packed_) {
+    if (Find(data, matrix.rows(), n) != nullptr)
+      most = std::max(most, matrix.workspace_bytes(n, workers));
+  }
   return most;
 }
 }  // namespace host
