@@ -35,7 +35,7 @@ struct AttentionTraits {
   bool exact_at_full_budget = true;  // at full_budget the plan covers every causal pair
   bool token_causal = false;         // the list of query t never depends on anything after t
   bool chunk_invariant = true;       // chunks of whole 64-query tiles give the lists of one call
-  bool bidirectional = false;        // for encoders: plans without a causal mask
+  bool bidirectional = false;        // for encoders: no causal mask, all tokens in one call
   // Needs.
   bool scattered_queries = false;  // takes AttentionInputs::q_positions
   bool reads_pre_rope = false;     // q_pre and k_pre
@@ -231,6 +231,9 @@ inline absl::Status CheckAttentionInputs(const AttentionTraits& t, const Attenti
     return bad("queries [", in.q_begin, ", ", in.q_begin + in.q.rows, ") of ", in.kv_len(),
                " keys");
   }
+  if (t.bidirectional && in.q.rows != in.kv_len())
+    return bad(t.name, " has no causal mask and takes all tokens in one call, and got queries [",
+               in.q_begin, ", ", in.q_begin + in.q.rows, ") of ", in.kv_len(), " keys");
   return absl::OkStatus();
 }
 inline absl::Status CheckAttentionShape(const AttentionShape& s) {

@@ -113,11 +113,11 @@ sluice::KvView Cache(const at::Tensor& t, int64_t batch, DType type) {
       At<const void>(t, batch), type, t.size(2), t.size(1), t.size(3), t.stride(2), t.stride(1)};
 }
 
-// Causal attention of the last T of S tokens. q [B, H, T, D] float32; k [B, KV, S, D] and v [B, KV,
-// S, DV], float32, bfloat16 or float16, H a multiple of KV. `router` is a router or a composition,
-// as everywhere in Sluice. Returns o [B, H, T, DV] and the density: evaluated pairs over causal
-// pairs. What routers know of the keys is found again in every call. O(listed pairs * (D + DV)) and
-// the router's own.
+// Attention of the last T of S tokens: causal, unless the router is for encoders. q [B, H, T, D]
+// float32; k [B, KV, S, D] and v [B, KV, S, DV], float32, bfloat16 or float16, H a multiple of KV.
+// `router` is a router or a composition, as everywhere in Sluice. Returns o [B, H, T, DV] and the
+// density: evaluated pairs over causal pairs. What routers know of the keys is found again in every
+// call. O(listed pairs * (D + DV)) and the router's own.
 std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k,
                                         const at::Tensor& v, c10::string_view router,
                                         c10::optional<double> scale, int64_t layer) {
@@ -145,6 +145,7 @@ std::tuple<at::Tensor, double> AttendOp(const at::Tensor& q, const at::Tensor& k
   shape.kv_heads = static_cast<int>(k.size(1));
   shape.head_dim = static_cast<int>(q.size(3));
   shape.value_dim = static_cast<int>(v.size(3));
+  shape.bidirectional = true;
   shape.threads = at::get_num_threads();
   std::unique_ptr<Prepared> p = Prepare(std::string(router), shape);
 

@@ -88,6 +88,11 @@ class AttentionPolicyParser {
       }
       SLUICE_ASSIGN_OR_RETURN(auto router, Parse(part, depth + 1));
       parts.push_back({std::move(router), limit});
+      const bool first = parts.front().router->traits().bidirectional;
+      if (parts.back().router->traits().bidirectional != first)
+        return Bad(text, "'", texts[0], "' and '", texts[i],
+                   "' do not go together: ", first ? "the first" : "the second",
+                   " has no causal mask, for encoders, and the other has one");
     }
     return std::make_unique<const ComposedAttention>(std::string(text), rule, std::move(parts));
   }

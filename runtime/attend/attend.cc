@@ -61,6 +61,15 @@ class Sizes {
   int64_t bytes_ = 0;
   bool overflow_ = false;
 };
+// Whether a branch has no causal mask. Its entries are of one mind: one of them tells.
+bool ShowsLaterKeys(const AttentionBranch& b) {
+  if (b.encoding == Encoding::kPattern) return b.token_mask == MaskClass::kNone;
+  if (b.ByToken()) return false;
+  const auto row = std::ranges::find_if(b.rows.count, [](uint32_t n) { return n > 0; });
+  if (row == b.rows.count.end()) return false;
+  const PlanEntry& e = b.entries[b.rows.begin[row - b.rows.count.begin()]];
+  return e.state == EntryState::kExact && e.mask == MaskClass::kNone;
+}
 }  // namespace
 
 absl::StatusOr<Attend> Attend::Create(const AttendShape& s, const AttendOptions& options) {
@@ -272,10 +281,8 @@ void AttendRun::CollectWorkers() const {
   if (out_.counters == nullptr) return;
   for (int w = 0; w < ex_.num_workers(); ++w)
     out_.counters->Add(*Worker<AttentionCounters>(w, a_.at_.counters));
-  bool bidirectional = false;
-  for (const AttentionBranch& b : plan_.branches)
-    bidirectional =
-        bidirectional || (b.encoding == Encoding::kPattern && b.token_mask == MaskClass::kNone);
+  const bool bidirectional =
+      in_.mask.empty() && std::ranges::any_of(plan_.branches, ShowsLaterKeys);
   for (int64_t i = 0; i < plan_.q_count; ++i) {
     const int64_t seen =
         bidirectional ? plan_.kv_len : std::min(plan_.kv_len, plan_.position(i) + 1);

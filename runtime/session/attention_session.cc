@@ -125,6 +125,10 @@ absl::Status AttentionSession::Impl::Prepare() {
   if (traits.reads_hidden && o.width == 0)
     return absl::FailedPreconditionError(
         absl::StrCat(o.policy, " reads the layers' inputs, whose width this host does not give"));
+  if (traits.bidirectional && !o.bidirectional)
+    return absl::FailedPreconditionError(absl::StrCat(
+        o.policy,
+        " has no causal mask: it is for encoders, and this host decodes from left to right"));
 
   if (o.executor == nullptr) own_executor = MakeTbbExecutor(o.threads);
   executor = o.executor != nullptr ? o.executor : own_executor.get();

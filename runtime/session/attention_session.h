@@ -26,8 +26,9 @@ struct SessionOptions {
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  int value_dim = 0;  // 0: head_dim
-  int64_t width = 0;  // of hidden states, where the host passes them
+  int value_dim = 0;           // 0: head_dim
+  int64_t width = 0;           // of hidden states, where the host passes them
+  bool bidirectional = false;  // an encoder: policies without a causal mask are taken too
   int index_heads = 0;
   int index_dim = 0;
   // Limits.

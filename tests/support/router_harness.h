@@ -61,6 +61,7 @@ inline SessionOptions HarnessSession(const std::string& policy, const AttentionD
   s.head_dim = static_cast<int>(a.d);
   s.value_dim = static_cast<int>(a.dv);
   s.width = a.width;
+  s.bidirectional = true;
   s.max_queries = std::max(options.chunk > 0 ? options.chunk : a.q_count, options.first_chunk);
   s.max_kv = a.kv_len;
   s.policy = policy;
