@@ -15,7 +15,9 @@ except ImportError as e:
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "common")]
 import gradient_test  # noqa: E402  plain forms of what older versions of PyTorch lack
+import biformer  # noqa: E402
 import decoder  # noqa: E402
+import images  # noqa: E402
 import nsa  # noqa: E402
 import planted  # noqa: E402
 import routing_transformer  # noqa: E402
@@ -167,6 +169,114 @@ def routing_row(x, s, t, head):
     return [sum(o[c] for o in outputs) / max(1, len(outputs)) for c in range(D)]
 
 
+def biformer_made(cls=biformer.BiLevelAttention, **given):
+    a = biformer.parser().parse_args(["--out", "-", "--device", "cpu"])
+    for name, value in dict(dict(width=8, heads=2, regions=3, k=2, layers=2, ffn=12, canvas=12), **given).items():
+        setattr(a, name, value)
+    torch.manual_seed(7)
+    return gradient_test.randomised(cls(a), 3)
+
+
+def grid(height, width):
+    return torch.randn(2, height, width, 8, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+
+
+def biformer_rows(x, h, k_of_regions):
+    """What attention makes of an image h [height][width][c], token by token, before the output projection."""
+    height, width, d = len(h), len(h[0]), 8 // x.heads
+    tall, wide = math.ceil(height / x.regions), math.ceil(width / x.regions)
+    cells = [(r, c) for r in range(height) for c in range(width)]
+    q, k, v = ({(r, c): linear(f.weight, h[r][c]) for r, c in cells} for f in (x.q, x.key, x.v))
+    region = {(r, c): r // tall * x.regions + c // wide for r, c in cells}
+    members = [[at for at in cells if region[at] == i] for i in range(x.regions ** 2)]
+
+    def mean(of, i):
+        count = len(members[i]) if x.mean == "tokens" else tall * wide
+        return [sum(of[at][c] for at in members[i]) / count for c in range(8)]
+    full_regions = [i for i in range(x.regions ** 2) if members[i]]
+    out, conv = {}, x.conv.conv if x.conv is not None else None
+    for at in cells:
+        affinity = {i: dot(mean(q, region[at]), mean(k, i)) for i in full_regions}
+        best = sorted(full_regions, key=lambda i: -affinity[i])[:k_of_regions]
+        keys, o = [s for i in best for s in members[i]], []
+        for n in range(x.heads):
+            part = slice(n * d, n * d + d)
+            p = softmax([dot(q[at][part], k[s][part]) * x.scale for s in keys])
+            o += [sum(w * v[s][c] for w, s in zip(p, keys)) for c in range(8)[part]]
+        if conv is not None:
+            half = conv.weight.shape[-1] // 2
+            for c in range(8):
+                o[c] += conv.bias[c].item()
+                for i in range(-half, half + 1):
+                    for j in range(-half, half + 1):
+                        if (at[0] + i, at[1] + j) in region:
+                            o[c] += conv.weight[c, 0, half + i, half + j].item() * v[at[0] + i, at[1] + j][c]
+        out[at] = o
+    return out
+
+
+def biformer_agrees(name, x, height, width, k_of_regions=None):
+    h, worst = grid(height, width), 0.0
+    with torch.no_grad():
+        got = x.attend(x.q(h), x.key(h), x.v(h))
+    for b in range(2):
+        for (r, c), want in biformer_rows(x, h[b].tolist(), k_of_regions or x.k).items():
+            worst = max(worst, max(abs(w - g) for w, g in zip(want, got[b, r, c].tolist())))
+    good = worst < 1e-9
+    print(f"{name:44s} {'ok' if good else 'FAILED'}: off by {worst:.1e} at most")
+    return good
+
+
+def biformer_checks():
+    for name, size, given in (("biformer", (6, 6), {}), ("biformer, regions that do not divide", (5, 7), dict(k=4)),
+                              ("biformer, means of cells", (5, 7), dict(k=4, mean="cells", scale="head")),
+                              ("biformer, regions without a token", (4, 4), dict(k=2)),
+                              ("biformer, no convolution", (6, 9), dict(conv=0, heads=4))):
+        x = biformer_made(**given)
+        yield biformer_agrees(name, x, *size)
+        yield gradient_test.check(name + ", gradient", lambda: x(grid(*size)).pow(2).mean(), list(x.parameters()))
+    yield biformer_agrees("biformer, all regions", biformer_made(k=9), 6, 6)
+    yield biformer_agrees("biformer, dense", biformer_made(select="dense"), 6, 6, k_of_regions=9)
+    there = biformer_made()
+    x = grid(5, 7)
+    yield bool((there.by_row(there.by_region(x), 5, 7) == x).all())
+
+    model = biformer_made(biformer.VisionTransformer, patch=2)
+    canvas = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    yield gradient_test.check("biformer, the model's loss",
+                              lambda: torch.nn.functional.cross_entropy(model(canvas), torch.tensor([1, 7, 3])), list(model.parameters()))
+
+    # Random regions: as many, and others at every call; the measured rate is what was read.
+    good, rates = True, []
+    for select in ("routed", "random", "local", "dense"):
+        x = biformer_made(select=select).eval()
+        x.measure, x.noise = True, torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            outputs = [x(grid(6, 6)) for _ in range(2)]
+        good &= torch.equal(*outputs) == (select != "random") and 0 < x.mass <= 1 + 1e-9
+        rates.append(x.pairs)
+    good &= rates == [36 * 8] * 3 + [36 * 36]
+    print(f"{'biformer, other selections':44s} {'ok' if good else 'FAILED'}")
+    yield good
+
+
+def image_checks():
+    """Images stand whole on their canvases, mirrored or not, and fragments are no larger than they are."""
+    pixels = 0.5 + torch.rand(6, 28, 28, generator=torch.Generator().manual_seed(5)) / 2
+    draw, index = torch.Generator().manual_seed(6), torch.tensor([4, 2, 5])
+    good = torch.equal(images.canvases(pixels, index, 28, 0, draw, False), pixels[index])
+    for train in (True, False):
+        canvas = images.canvases(pixels, index, 40, 0, draw, train)
+        for b, i in enumerate(index):
+            rows, columns = (canvas[b] > 0).any(1).nonzero()[:, 0], (canvas[b] > 0).any(0).nonzero()[:, 0]
+            crop = canvas[b, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            good &= any(torch.equal(crop, y) for y in ((pixels[i], pixels[i].flip(-1)) if train else (pixels[i],)))
+    more = (images.canvases(pixels, index, 40, 2, draw, False) > 0).sum((1, 2))
+    good &= bool((more <= 28 * 28 + 2 * 64).all() and (more > 28 * 28).any())
+    print(f"{'images, canvases':44s} {'ok' if good else 'FAILED'}")
+    return good
+
+
 def agrees(name, x, row, t=T):
     h, worst = inputs(t), 0.0
     caught = {}
@@ -237,7 +347,7 @@ def random_selection():
 
 def main():
     small = dict(l=4, stride=2, block=4, n=3, window=5)
-    results = [planted_facts(), random_selection()]
+    results = [planted_facts(), random_selection(), image_checks(), *biformer_checks()]
     for name, given in (("nsa", small), ("nsa, blocks of two", {**small, "block": 8, "n": 2}),
                         ("nsa, two local", {**small, "n": 4, "local": 2, "init": 0}), ("nsa, no overlap", {**small, "stride": 4})):
         x = made(nsa, nsa.Nsa, **given)

@@ -113,11 +113,11 @@ def golden(model, a, ids):
     return [(f"golden.{name}", flat(y), gguf.TYPE_F16) for name, y in made.items()] + [("golden.o", flat(o), gguf.TYPE_F32)]
 
 
-def write_gguf(path, method, a, numbers, tensors):
+def write_gguf(path, method, a, numbers, tensors, model="planted-facts decoder"):
     key = gguf.key
     numeric = lambda k, v: key(f"sluice.{k}", gguf.U32 if isinstance(v, int) else gguf.F32, v)  # noqa: E731
     gguf.write(path, [key("general.architecture", gguf.STRING, "sluice-router"), key("general.license", gguf.STRING, "apache-2.0"),
-                      key("sluice.method", gguf.STRING, method), key("sluice.model", gguf.STRING, "planted-facts decoder"),
+                      key("sluice.method", gguf.STRING, method), key("sluice.model", gguf.STRING, model),
                       key("sluice.seed", gguf.U32, a.seed)] + [numeric(k, v) for k, v in numbers.items()], tensors)
 
 
