@@ -3,6 +3,7 @@
 // KV heads. Every number is one whole prefill of `tokens`; decode: one query after `tokens` keys.
 #include <benchmark/benchmark.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <map>
 #include <tuple>
@@ -38,10 +39,11 @@ Executor& Threads() {
 }
 
 struct Routed {
-  Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}, int64_t d = kDim)
+  Routed(const std::string& spec, int64_t tokens, AttendOptions options = {}, int64_t d = kDim,
+         int64_t chunk = kChunk)
       : dim(d) {
     router = *BuiltinRouters().attention.Create(spec);
-    const AttentionShape s = {.max_queries = kChunk,
+    const AttentionShape s = {.max_queries = chunk,
                               .max_kv = tokens,
                               .heads = static_cast<int>(kHeads),
                               .kv_heads = static_cast<int>(kKvHeads),
@@ -50,7 +52,7 @@ struct Routed {
                               .workers = Threads().num_workers()};
     plan = *router->MakePlan(s);
     const AttentionPlanInfo& info = plan->info();
-    AttendShape shape = {.max_queries = kChunk,
+    AttendShape shape = {.max_queries = chunk,
                          .max_kv = tokens,
                          .heads = s.heads,
                          .kv_heads = s.kv_heads,
@@ -104,6 +106,23 @@ struct Routed {
     out.o = {o.data(), 1, kHeads, dim, kHeads * dim, dim};
     out.counters = &counters;
     (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+  }
+  // All tokens in one call; returns the seconds that planning took.
+  double Image(const AttentionData& a) {
+    const AttentionInputs in = a.Inputs();
+    const auto begin = std::chrono::steady_clock::now();
+    (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
+    const std::chrono::duration<double> planning = std::chrono::steady_clock::now() - begin;
+    AttendInputs ai;
+    ai.q = in.q;
+    ai.k = in.k;
+    ai.v = in.v;
+    ai.scale = in.scale;
+    AttendOutputs out;
+    out.o = {o.data(), a.q_count, kHeads, dim, kHeads * dim, dim};
+    out.counters = &counters;
+    (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+    return planning.count();
   }
   std::unique_ptr<const AttentionRouter> router;
   std::unique_ptr<const AttentionRouter::Plan> plan;
@@ -186,6 +205,22 @@ void Sparse(benchmark::State& state, DType type, const std::string& spec, bool p
   if (!plan_only) Report(state, r);
 }
 
+// An encoder's attention over a square of `side` x `side` tokens; `planning`: its share.
+void Image(benchmark::State& state, const std::string& spec) {
+  const int64_t tokens = state.range(0) * state.range(0);
+  Routed r(spec, tokens, {}, kDim, tokens);
+  const AttentionData& a = Data(tokens, DType::kF32);
+  double planning = 0;
+  double all = 0;
+  for (auto _ : state) {
+    const auto begin = std::chrono::steady_clock::now();
+    planning += r.Image(a);
+    all += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+  Report(state, r);
+  state.counters["planning"] = planning / all;
+}
+
 // The baselines: per chunk and KV head one product for the logits of all its query heads, a row
 // softmax over the visible keys, one product with V. Queries of a KV head are packed [4 * chunk,
 // 64] once.
@@ -251,6 +286,14 @@ BENCHMARK_CAPTURE(Decode, f32, DType::kF32, kNone)->Apply(Steps);
 BENCHMARK_CAPTURE(Decode, bf16, DType::kBF16, kNone)->Apply(Steps);
 BENCHMARK_CAPTURE(Decode, bf16_avx512, DType::kBF16, kernels::Bf16Unit::kAvx512)->Apply(Steps);
 BENCHMARK_CAPTURE(Decode, bf16_amx, DType::kBF16, kernels::Bf16Unit::kAmx)->Apply(Steps);
+// The published stages: 7 x 7 regions of 64, 16 and 4 tokens, of which 1, 4 and 16 are read.
+void Squares(benchmark::internal::Benchmark* b) {
+  b->ArgName("side")->Unit(benchmark::kMicrosecond)->UseRealTime();
+}
+BENCHMARK_CAPTURE(Image, plain, "biformer:k=-2")->Apply(Squares)->Arg(56)->Arg(28)->Arg(14);
+BENCHMARK_CAPTURE(Image, k_1, "biformer:k=1")->Apply(Squares)->Arg(56);
+BENCHMARK_CAPTURE(Image, k_4, "biformer:k=4")->Apply(Squares)->Arg(56)->Arg(28);
+BENCHMARK_CAPTURE(Image, k_16, "biformer:k=16")->Apply(Squares)->Arg(14);
 // 16 k tokens, 256 blocks: 13 blocks a row are density 0.10 of the causal pairs.
 BENCHMARK_CAPTURE(Sparse, f32_density_0_10, DType::kF32, "mean_pool:k=13,local=1", false)
     ->Arg(16384)
