@@ -82,6 +82,24 @@ class Attend(unittest.TestCase):
             q, k, v = tensors(t=1, s=s)
             self.close(attend(q, k, v)[0], dense(q, k, v), 2e-5)
 
+    def test_attention_without_a_causal_mask(self):
+        g = torch.Generator().manual_seed(12)
+        q, k, v = (torch.randn(2, 4, 36, 16, generator=g) for _ in range(3))
+        o, density = attend(q, k, v, "biformer:k=-2")
+        self.close(o, (q @ k.transpose(-1, -2) / 4).softmax(-1) @ v, 2e-5)
+        self.assertEqual(density, 1)
+        # Regions of 2 x 2 of a 6 x 6 image, three of nine, by means over all heads.
+        region = torch.arange(36).view(6, 6)[::2, ::2].flatten()[:, None] + torch.tensor([0, 1, 6, 7])
+        mean = lambda x: x[:, :, region].mean(3).transpose(1, 2).flatten(2)  # noqa: E731
+        chosen = (mean(q) @ mean(k).transpose(1, 2)).topk(3, -1).indices
+        seen = torch.zeros(2, 1, 36, 36, dtype=torch.bool)
+        for b in range(2):
+            for own in range(9):
+                seen[b, 0, region[own][:, None], region[chosen[b, own]].flatten()] = True
+        o, density = attend(q, k, v, "biformer:regions=3,k=3", 0.125)
+        self.close(o, (q @ k.transpose(-1, -2) / 8).masked_fill(~seen, -torch.inf).softmax(-1) @ v, 2e-5)
+        self.assertAlmostEqual(density, 1 / 3)
+
     def test_says_what_is_wrong(self):
         q, k, v = tensors()
         for bad, text in (
