@@ -132,8 +132,9 @@ class BiLevelAttention(nn.Module):
         q, k, v = (self.by_region(x) for x in (q, k, v))
         with torch.autocast(q.device.type, enabled=False):
             at = self.chosen(q, k, real)
-        image = torch.arange(len(q), device=q.device)[:, None, None]
-        keys, values = (self.head_rows(x[image, at].flatten(2, 3)) for x in (k, v))  # [b, regions, heads, k * tokens, d]
+        pick = F.one_hot(at, q.shape[1]).to(q.dtype)  # a product, since the gradient of an indexed read is slow
+        read = lambda x: torch.einsum("brkn,bnc->brkc", pick, x.flatten(2)).unflatten(3, x.shape[2:]).flatten(2, 3)  # noqa: E731
+        keys, values = (self.head_rows(read(x)) for x in (k, v))  # [b, regions, heads, k * tokens, d]
         seen = real[at].flatten(2)[:, :, None, None]
         logits = full(self.head_rows(q) @ keys.transpose(-1, -2)) * self.scale
         o = logits.masked_fill(~seen, -1e30).softmax(-1).to(values.dtype) @ values
