@@ -87,6 +87,77 @@ TEST(TrainedAttention, SuperlinearIsTheTrainers) {
   ExpectTrainers("superlinear", "planted-superlinear.gguf",
                  "sw_index=5,k=2,p=0.5,e=0.5,back=2,ahead=0");
 }
+// A vision transformer's attention on test images: the router chooses the trainer's regions, and
+// with the convolution of the values added, which is the caller's, gives what the trainer's
+// attention gave.
+TEST(TrainedAttention, BiFormerIsTheTrainers) {
+  const auto file = Gguf::Open(File("vision-biformer.gguf"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto number = [&](const std::string& of) { return *file->Int("sluice." + of); };
+  const int64_t side = number("golden.side");
+  const int64_t tokens = side * side;
+  const int64_t heads = number("biformer.heads");
+  const int64_t d = number("biformer.head_dim");
+  const int64_t width = heads * d;
+  const int64_t regions = number("golden.regions");
+  const int64_t k = number("golden.k");
+  const int64_t conv = number("biformer.conv");
+  const auto read = [&](const std::string& name, int64_t inner, int64_t rows) {
+    return *file->ReadF32(name, {static_cast<uint64_t>(inner), static_cast<uint64_t>(rows)});
+  };
+  ASSERT_GE(number("golden.cases"), 2);
+  for (int64_t i = 0; i < number("golden.cases"); ++i) {
+    const std::string golden = absl::StrCat("golden.", i, ".");
+    AttentionData a;
+    a.q_count = a.kv_len = tokens;
+    a.heads = a.kv_heads = heads;
+    a.d = a.dv = d;
+    a.q = read(golden + "q", width, tokens);
+    a.k = read(golden + "k", width, tokens);
+    a.v = read(golden + "v", width, tokens);
+    HarnessOptions o;
+    o.adjust = [&](SessionOptions&, AttentionInputs& in) {
+      in.scale = 1 / std::sqrt(static_cast<float>(width));
+    };
+    const RoutedRun r = RunRouter(absl::StrCat("biformer:height=", side, ",width=", side,
+                                               ",regions=", regions, ",k=", k, ",scale=width"),
+                                  a, o);
+    ASSERT_TRUE(r.status.ok()) << r.status;
+
+    const std::vector<float> chosen = read(golden + "regions", k, regions * regions);
+    const auto region = [&](int64_t t) {
+      return t / side / (side / regions) * regions + t % side / (side / regions);
+    };
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float* of_region = chosen.data() + region(t) * k;
+      std::vector<uint32_t> want;
+      for (int64_t s = 0; s < tokens; ++s) {
+        if (std::find(of_region, of_region + k, static_cast<float>(region(s))) != of_region + k)
+          want.push_back(static_cast<uint32_t>(s));
+      }
+      for (int64_t h = 0; h < heads; ++h) ASSERT_EQ(r.lists[t * heads + h], want) << i << " " << t;
+    }
+
+    const std::string weights = absl::StrCat("biformer.", number(golden + "layer"), ".conv");
+    const std::vector<float> fold = read(weights, conv * conv, width);
+    const std::vector<float> bias =
+        *file->ReadF32(weights + "_bias", {static_cast<uint64_t>(width)});
+    const std::vector<float> want = read(golden + "o", width, tokens);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t x = 0; x < width; ++x) {
+        float o_and_conv = r.o[t * width + x] + bias[x];
+        for (int64_t j = 0; j < conv * conv; ++j) {
+          const int64_t row = t / side + j / conv - conv / 2;
+          const int64_t column = t % side + j % conv - conv / 2;
+          if (row < 0 || row >= side || column < 0 || column >= side) continue;
+          o_and_conv += fold[x * conv * conv + j] * a.v[(row * side + column) * width + x];
+        }
+        ASSERT_NEAR(o_and_conv, want[t * width + x], 2e-3 * std::max(1.0f, std::abs(o_and_conv)))
+            << i << " " << t << " " << x;
+      }
+    }
+  }
+}
 // DSA's lists are the best tokens of the scores that the trainer's indexer gave.
 TEST(TrainedAttention, IndexersAreTheTrainers) {
   constexpr int64_t kQueries = 96;
