@@ -493,7 +493,9 @@ class HeadsCutOut : public testing::Test {
   void ExpectTheSame(int64_t heads, int64_t kv_heads) {
     const auto writer = WithoutHeads(file_, shape_, masks_);
     ASSERT_TRUE(writer.ok()) << writer.status();
-    const std::string path = testing::TempDir() + "/heads.gguf";
+    // Tests of one program run side by side.
+    const std::string path =
+        absl::StrCat(testing::TempDir(), "/heads-", heads, "-", kv_heads, ".gguf");
     ASSERT_TRUE(writer->Write(path).ok());
     const auto cut = host::LoadModel(path);
     std::filesystem::remove(path);
