@@ -79,27 +79,6 @@ void ExpectNear(const std::vector<float>& got, const std::vector<float>& want, f
   ASSERT_EQ(got.size(), want.size());
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << i;
 }
-// Plain attention in which every query sees every key.
-std::vector<float> WithoutMask(const AttentionData& a) {
-  const AttentionInputs in = a.Inputs();
-  std::vector<float> o;
-  for (int64_t i = 0; i < a.q_count; ++i) {
-    for (int64_t h = 0; h < a.heads; ++h) {
-      const int64_t kv = h / (a.heads / a.kv_heads);
-      const auto q = attention::reference::Query(in.q, i, h, in.scale);
-      attention::reference::Vector logits;
-      for (int64_t s = 0; s < a.kv_len; ++s)
-        logits.push_back(attention::reference::Product(q, attention::reference::Key(in.k, s, kv)));
-      const auto p = attention::reference::Softmax(logits);
-      for (int64_t x = 0; x < a.dv; ++x) {
-        double sum = 0;
-        for (int64_t s = 0; s < a.kv_len; ++s) sum += p[s] * in.v.Get(s, kv, x);
-        o.push_back(static_cast<float>(sum));
-      }
-    }
-  }
-  return o;
-}
 
 TEST_P(AttentionRouters, FullBudgetIsDense) {
   if (!traits().exact_at_full_budget) GTEST_SKIP() << "not exact at any budget, as its traits say";
@@ -111,7 +90,8 @@ TEST_P(AttentionRouters, FullBudgetIsDense) {
     const RoutedRun full = Run(Full(), a);
     EXPECT_DOUBLE_EQ(full.counters.density(), 1);
     if (traits().bidirectional) {
-      ExpectNear(full.o, WithoutMask(a), 2e-5f);
+      const std::vector<double> want = attention::reference::WithoutMask(a.Inputs());
+      ExpectNear(full.o, {want.begin(), want.end()}, 2e-5f);
       EXPECT_EQ(full.counters.exact_pairs, heads * kv * kv);
       continue;
     }

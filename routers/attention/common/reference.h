@@ -59,6 +59,25 @@ inline Vector Softmax(const Vector& x) {
   for (double& e : p) e = sum == 0 ? 0 : e / sum;
   return p;
 }
+// Plain attention in which every query sees every key: [queries, heads, value_dim], row by row.
+inline Vector WithoutMask(const AttentionInputs& in) {
+  Vector o;
+  for (int64_t i = 0; i < in.q.rows; ++i) {
+    for (int64_t h = 0; h < in.q.heads; ++h) {
+      const int64_t kv = h / (in.q.heads / in.k.heads);
+      const Vector q = Query(in.q, i, h, in.scale);
+      Vector logits;
+      for (int64_t s = 0; s < in.kv_len(); ++s) logits.push_back(Product(q, Key(in.k, s, kv)));
+      const Vector p = Softmax(logits);
+      for (int64_t x = 0; x < in.v.dim; ++x) {
+        double sum = 0;
+        for (int64_t s = 0; s < in.kv_len(); ++s) sum += p[s] * in.v.Get(s, kv, x);
+        o.push_back(sum);
+      }
+    }
+  }
+  return o;
+}
 
 // Units by falling score, equal ones by rising number. NaN and -inf are left out.
 inline std::vector<int64_t> Ranked(const Vector& score) {
