@@ -14,10 +14,8 @@ means are over real tokens (--mean). One GPU, some minutes. Example:
 """
 import argparse
 import json
-import math
 import os
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
@@ -230,27 +228,12 @@ def evaluate(model, a, data, select):
 
 def train(model, a, data):
     pixels, labels = data["train"]
-    generator = torch.Generator(a.device).manual_seed(a.seed)
-    for x in model.attentions():
-        x.noise = generator
-    opt = torch.optim.AdamW(model.parameters(), lr=a.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    began, curve, step, progress = time.time(), [], 0, 0.0
-    while progress < 1:
-        for group in opt.param_groups:
-            group["lr"] = a.lr * min(1, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def batch(_, generator):
         index = torch.randint(0, len(labels), (a.batch,), generator=generator, device=a.device)
-        logits = logits_of(model, images.canvases(pixels, index, a.canvas, a.clutter, generator, True))
-        loss = F.cross_entropy(logits, labels[index])
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
-        if step % 100 == 0:
-            curve.append([step, round(loss.item(), 4), round((logits.argmax(-1) == labels[index]).float().mean().item(), 4)])
-            print(f"{time.time() - began:.0f} s", curve[-1], flush=True)
-        step += 1
-        progress = max(step / a.steps, (time.time() - began) / a.seconds)
-    return {"steps": step, "seconds": round(time.time() - began, 1), "curve": curve}
+        canvases = images.canvases(pixels, index, a.canvas, a.clutter, generator, True)
+        return logits_of(model, canvases), labels[index], []
+    return from_scratch.fit(model, a, batch, warm_up=200, weight_decay=0.05)
 
 
 @torch.no_grad()

@@ -66,30 +66,43 @@ def evaluate(model, a, length):
     return {"length": length, "accuracy": right / asked, "answers": asked, "density": round(density / rounds, 4)}
 
 
-def train(model, a):
+def fit(model, a, batch, warm_up, weight_decay, added=lambda: 0.0, after_step=lambda: None):
+    """Trains until `a.steps` or `a.seconds` are over, whichever comes first. `batch(progress, generator)`: logits [..., kinds],
+    what they should be, and numbers that the curve shows beside the step; `added`: to the cross-entropy."""
     generator = torch.Generator(a.device).manual_seed(a.seed)
     for x in model.attentions():
         x.noise = generator
-    opt = torch.optim.AdamW(model.parameters(), lr=a.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    opt = torch.optim.AdamW(model.parameters(), lr=a.lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     began, curve, step, progress = time.time(), [], 0, 0.0
     while progress < 1:
-        length = length_at(a.lengths, progress)
         for group in opt.param_groups:
-            group["lr"] = a.lr * min(1, (step + 1) / 300) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        logits, want = answers(model, *planted.batch(max(1, a.tokens // length), length, generator))
-        loss = F.cross_entropy(logits.flatten(0, 1), want.flatten())
+            group["lr"] = a.lr * min(1, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        logits, want, shown = batch(progress, generator)
+        loss = F.cross_entropy(logits.flatten(0, -2), want.flatten())
         opt.zero_grad(set_to_none=True)
-        (loss + sum(x.loss() for x in model.attentions())).backward()
+        (loss + added()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        for x in model.attentions():
-            x.after_step()
+        after_step()
         if step % 100 == 0:
-            curve.append([step, length, round(loss.item(), 4), round((logits.argmax(-1) == want).float().mean().item(), 4)])
+            right = (logits.argmax(-1) == want).float().mean().item()
+            curve.append([step, *shown, round(loss.item(), 4), round(right, 4)])
             print(f"{time.time() - began:.0f} s", curve[-1], flush=True)
         step += 1
         progress = max(step / a.steps, (time.time() - began) / a.seconds)
     return {"steps": step, "seconds": round(time.time() - began, 1), "curve": curve}
+
+
+def train(model, a):
+    def batch(progress, generator):
+        length = length_at(a.lengths, progress)
+        return *answers(model, *planted.batch(max(1, a.tokens // length), length, generator)), [length]
+
+    def after_step():
+        for x in model.attentions():
+            x.after_step()
+    return fit(model, a, batch, warm_up=300, weight_decay=0.01, added=lambda: sum(x.loss() for x in model.attentions()),
+               after_step=after_step)
 
 
 @torch.no_grad()
