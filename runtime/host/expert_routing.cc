@@ -127,11 +127,15 @@ absl::Status ExpertRouter::Decide(int64_t layer, const Layer& weights, int64_t b
 
 absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t n, const float* h,
                                float* x, LayerMath& math) {
-  if (packed_.has_value() && n >= kAddFrom) {
-    SLUICE_RETURN_IF_ERROR(RunPacked(layer, n, h, math));
-    for (int64_t i = 0; i < n * width_; ++i) x[i] += sum_[i];
-    return absl::OkStatus();
-  }
+  const bool packed = packed_.has_value() && n >= kAddFrom;
+  SLUICE_RETURN_IF_ERROR(packed ? RunPacked(layer, n, h, math)
+                                : RunPlain(layer, weights, n, h, math));
+  for (int64_t i = 0; i < n * width_; ++i) x[i] += sum_[i];
+  return absl::OkStatus();
+}
+
+absl::Status ExpertRouter::RunPlain(int64_t layer, const Layer& weights, int64_t n, const float* h,
+                                    LayerMath& math) {
   const size_t at = static_cast<size_t>(layer);
   const auto expert = [&](const UnitRows& rows, const RunContext&) {
     math.Ffn(weights, rows.unit, rows.in.data, rows.in.rows, rows.out.data, false);
@@ -152,11 +156,9 @@ absl::Status ExpertRouter::Run(int64_t layer, const Layer& weights, int64_t n, c
     math.Count(std::llround(cost * weights_of_one),
                std::llround(cost / static_cast<double>(n) * weights_of_one));
   }
-  for (int64_t i = 0; i < n * width_; ++i) x[i] += sum_[i];
   return absl::OkStatus();
 }
 
-// sum_ [n, width] = the chosen experts, weighted.
 absl::Status ExpertRouter::RunPacked(int64_t layer, int64_t n, const float* h, LayerMath& math) {
   const auto describe = [](int64_t) -> UnitInfo {
     return {UnitKind::kHost, 1, Concurrency::kRows, PackedExperts::kRows};

@@ -63,6 +63,9 @@ class ExpertRouter {
         executor_(executor),
         routers_(executor) {}
   absl::Status CheckUnits(size_t layer) const;
+  // sum_ [n, width] = the chosen units, weighted.
+  absl::Status RunPlain(int64_t layer, const Layer& weights, int64_t n, const float* h,
+                        LayerMath& math);
   absl::Status RunPacked(int64_t layer, int64_t n, const float* h, LayerMath& math);
 
   int64_t width_;

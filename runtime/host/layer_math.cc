@@ -73,9 +73,7 @@ void LayerMath::Rotate(float* x, int64_t heads, int64_t position) const {
 void LayerMath::Ffn(const Layer& layer, int64_t expert, const float* h, int64_t n, float* y,
                     bool accumulate) {
   const int64_t ffn = shape_.ffn;
-  const float* gate_up = layer.gate_up.data() + expert * 2 * ffn * shape_.width;
-  const float* down = layer.down.data() + expert * ffn * shape_.width;
-  MatMul(h, gate_up, n, shape_.width, 2 * ffn, gate_up_.data());
+  MatMul(h, layer.GateUp(shape_, expert), n, shape_.width, 2 * ffn, gate_up_.data());
   executor_->ParallelFor(n, 16, [&](int64_t b, int64_t e, int) {
     for (int64_t i = b; i < e; ++i) {
       const float* gate = &gate_up_[i * 2 * ffn];
@@ -88,7 +86,7 @@ void LayerMath::Ffn(const Layer& layer, int64_t expert, const float* h, int64_t 
         act[j] = gate[j] / (1.0f + std::exp(-gate[j])) * gate[ffn + j];
     }
   });
-  MatMul(act_.data(), down, n, ffn, shape_.width, y, accumulate);
+  MatMul(act_.data(), layer.Down(shape_, expert), n, ffn, shape_.width, y, accumulate);
 }
 
 void LayerMath::Count(int64_t multiply_adds, int64_t weights) {

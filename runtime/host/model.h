@@ -41,6 +41,14 @@ struct ModelShape {
 struct Layer {
   std::vector<float> attn_norm, qkv, attn_out, ffn_norm, gate_up, down;
   std::vector<float> expert_gate;  // [experts, width]
+
+  // Of one FFN: gate and up, [2 ffn, width], and down, [width, ffn]. A dense layer has FFN 0 alone.
+  const float* GateUp(const ModelShape& s, int64_t expert) const {
+    return gate_up.data() + expert * 2 * s.ffn * s.width;
+  }
+  const float* Down(const ModelShape& s, int64_t expert) const {
+    return down.data() + expert * s.width * s.ffn;
+  }
 };
 struct Model {
   ModelShape shape;

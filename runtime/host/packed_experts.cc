@@ -24,11 +24,10 @@ absl::StatusOr<PackedExperts> PackedExperts::Create(const Model& model) {
   float* to = out.panels_.workspace().At<float>(0);
   for (const Layer& layer : model.layers) {
     for (int64_t e = 0; e < s.experts; ++e, to += out.one_) {
-      const float* gate = layer.gate_up.data() + e * 2 * s.ffn * s.width;
-      const float* down = layer.down.data() + e * s.width * s.ffn;
+      const float* gate = layer.GateUp(s, e);
       kernels::PackRows(gate, s.width, s.ffn, s.width, to);
       kernels::PackRows(gate + s.ffn * s.width, s.width, s.ffn, s.width, to + out.half_);
-      kernels::PackRows(down, s.ffn, s.width, s.ffn, to + 2 * out.half_);
+      kernels::PackRows(layer.Down(s, e), s.ffn, s.width, s.ffn, to + 2 * out.half_);
     }
   }
   return out;

@@ -62,8 +62,8 @@ std::vector<Plain> MatricesOf(const Model& model) {
     all.push_back({layer.qkv.data(), q + 2 * kv, s.width});
     all.push_back({layer.attn_out.data(), s.width, q});
     for (int64_t e = 0; e < std::max<int64_t>(1, s.experts); ++e) {
-      all.push_back({layer.gate_up.data() + e * 2 * s.ffn * s.width, 2 * s.ffn, s.width});
-      all.push_back({layer.down.data() + e * s.width * s.ffn, s.width, s.ffn});
+      all.push_back({layer.GateUp(s, e), 2 * s.ffn, s.width});
+      all.push_back({layer.Down(s, e), s.width, s.ffn});
     }
   }
   return all;

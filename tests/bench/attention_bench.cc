@@ -67,6 +67,21 @@ struct Routed {
     storage = *PlanStorage::Create(info.layout);
     o.resize(tokens * kHeads * dim);
   }
+  void MakePlan(const AttentionInputs& in) {
+    (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
+  }
+  // Writes the outputs of tokens from `at` on.
+  void RunPlan(const AttentionInputs& in, int64_t at) {
+    AttendInputs ai;
+    ai.q = in.q;
+    ai.k = in.k;
+    ai.v = in.v;
+    ai.scale = in.scale;
+    AttendOutputs out;
+    out.o = {o.data() + at * kHeads * dim, in.q.rows, kHeads, dim, kHeads * dim, dim};
+    out.counters = &counters;
+    (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+  }
   void Prefill(const AttentionData& a, bool plan_it, bool run_it) {
     memory.Clear();
     state = {memory.data(), nullptr, 0};
@@ -77,17 +92,9 @@ struct Routed {
       in.q.rows = kChunk;
       in.q_begin = at;
       in.k.rows = in.v.rows = at + kChunk;
-      if (plan_it) (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
+      if (plan_it) MakePlan(in);
       if (!run_it) continue;
-      AttendInputs ai;
-      ai.q = in.q;
-      ai.k = in.k;
-      ai.v = in.v;
-      ai.scale = in.scale;
-      AttendOutputs out;
-      out.o = {o.data() + at * kHeads * dim, kChunk, kHeads, dim, kHeads * dim, dim};
-      out.counters = &counters;
-      (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+      RunPlan(in, at);
     }
   }
   // One query after all the others; the plan lists every key.
@@ -96,32 +103,16 @@ struct Routed {
     in.q.data = in.q.at(a.q_count - 1, 0);
     in.q.rows = 1;
     in.q_begin = a.q_count - 1;
-    (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
-    AttendInputs ai;
-    ai.q = in.q;
-    ai.k = in.k;
-    ai.v = in.v;
-    ai.scale = in.scale;
-    AttendOutputs out;
-    out.o = {o.data(), 1, kHeads, dim, kHeads * dim, dim};
-    out.counters = &counters;
-    (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+    MakePlan(in);
+    RunPlan(in, 0);
   }
   // All tokens in one call; returns the seconds that planning took.
   double Image(const AttentionData& a) {
     const AttentionInputs in = a.Inputs();
     const auto begin = std::chrono::steady_clock::now();
-    (void)router->Run(*plan, in, state, {plan_ws.workspace(), &Threads()}, *storage);
+    MakePlan(in);
     const std::chrono::duration<double> planning = std::chrono::steady_clock::now() - begin;
-    AttendInputs ai;
-    ai.q = in.q;
-    ai.k = in.k;
-    ai.v = in.v;
-    ai.scale = in.scale;
-    AttendOutputs out;
-    out.o = {o.data(), a.q_count, kHeads, dim, kHeads * dim, dim};
-    out.counters = &counters;
-    (void)attend->Run(storage->plan(), ai, {attend_ws.workspace(), &Threads()}, out);
+    RunPlan(in, 0);
     return planning.count();
   }
   std::unique_ptr<const AttentionRouter> router;
