@@ -169,6 +169,36 @@ def routing_row(x, s, t, head):
     return [sum(o[c] for o in outputs) / max(1, len(outputs)) for c in range(D)]
 
 
+def centroids_follow():
+    """The mean of the tokens that each is nearest to, at the length of a token; it and the commitment loss, token by token."""
+    x = made(routing_transformer, routing_transformer.RoutingTransformer, clusters=3, window=3).double().train()
+    before, h = x.centroids.clone(), inputs()
+    x(h)
+    q, k = x.prepared(x.q(h).unflatten(-1, (-1, x.d)), x.k(h).unflatten(-1, (-1, x.d)))
+    loss, tokens, want = 0.0, 0, []
+    for head, centroids in enumerate(before):
+        at = HEADS // 2 + head
+        sums, number = [[0.0] * x.d for _ in centroids], [0] * len(centroids)
+        for sequence in range(len(h)):
+            for token in [*q[sequence, :, at].tolist(), *k[sequence, :, at // (HEADS // KV)].tolist()]:
+                likes = [dot(token, c) for c in centroids.tolist()]
+                own = likes.index(max(likes))
+                number[own] += 1
+                sums[own] = [a + b for a, b in zip(sums[own], token)]
+                loss += sum((a - b) ** 2 for a, b in zip(token, centroids[own].tolist()))
+                tokens += 1
+        for c, total, n in zip(centroids.tolist(), sums, number):
+            moved = [x.decay * a + (1 - x.decay) * b / n for a, b in zip(c, total)]
+            mean = sum(moved) / x.d
+            spread = (sum((m - mean) ** 2 for m in moved) / x.d) ** 0.5
+            want.append([(m - mean) / spread for m in moved])
+    good = abs(x.loss().item() - x.commitment * loss / tokens / x.d) < 1e-9
+    x.after_step()
+    good &= torch.allclose(x.centroids.flatten(0, 1), torch.tensor(want, dtype=torch.float64), atol=1e-4)
+    print(f"{'centroids follow what is nearest':44s} {'ok' if good else 'FAILED'}")
+    return good
+
+
 def biformer_made(cls=biformer.BiLevelAttention, **given):
     a = biformer.parser().parse_args(["--out", "-", "--device", "cpu"])
     for name, value in dict(dict(width=8, heads=2, regions=3, k=2, layers=2, ffn=12, canvas=12), **given).items():
@@ -340,6 +370,8 @@ def random_selection():
             outputs = [x(inputs(64)) for _ in range(2)]
             good &= torch.equal(*outputs) == (select == "learned")
             rates.append(x.pairs)
+            x.exploring = True
+            good &= not torch.equal(x(inputs(64)), x(inputs(64)))
         good &= 0.7 < rates[0] / rates[1] < 1.4
     print(f"{'random selection':44s} {'ok' if good else 'FAILED'}")
     return good
@@ -347,7 +379,7 @@ def random_selection():
 
 def main():
     small = dict(l=4, stride=2, block=4, n=3, window=5)
-    results = [planted_facts(), random_selection(), image_checks(), *biformer_checks()]
+    results = [planted_facts(), random_selection(), centroids_follow(), image_checks(), *biformer_checks()]
     for name, given in (("nsa", small), ("nsa, blocks of two", {**small, "block": 8, "n": 2}),
                         ("nsa, two local", {**small, "n": 4, "local": 2, "init": 0}), ("nsa, no overlap", {**small, "stride": 4})):
         x = made(nsa, nsa.Nsa, **given)
@@ -358,6 +390,7 @@ def main():
         results += [agrees(name, x, superlinear_row), gradient(name, x)]
     for name, given in (("routing_transformer", dict(clusters=4, window=3)), ("routing_transformer, large clusters", dict(clusters=3, members=20, window=3)),
                         ("routing_transformer, shared", dict(clusters=4, window=3, shared=True)),
+                        ("routing_transformer, members", dict(clusters=4, window=3, follow="members", commitment=0.25)),
                         ("routing_transformer, one cluster", dict(clusters=1, window=3))):
         x = made(routing_transformer, routing_transformer.RoutingTransformer, **given)
         results += [agrees(name, x, routing_row), gradient(name, x)]

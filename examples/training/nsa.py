@@ -3,8 +3,9 @@
 blocks, blocks selected by what the compressed ones got, and a window, each a softmax of its own, summed with gates.
 
 All branches share queries, keys and values (the paper's project keys and values anew for each), and the compression is
-a linear map of a block (the paper: an MLP). The selection learns through the compressed branch alone. One GPU, some
-minutes. Example:
+a linear map of a block (the paper: an MLP). The selection learns through the compressed branch alone, and a block that
+it leaves out has no gradient that would tell what it lacks: steps that select at random (--explore, inferred) give one.
+One GPU, some minutes. Example:
   nsa.py --out out --seed 1; nsa.py --out out --seed 1 --select random; nsa.py --out out --seed 1 --select dense
 """
 import os
@@ -23,11 +24,12 @@ from rope import rotate  # noqa: E402
 
 
 def options(p):
-    p.add_argument("--l", type=int, default=32, help="keys of a compressed block")
-    p.add_argument("--stride", type=int, default=16, help="keys from one to the next; divides l")
-    p.add_argument("--block", type=int, default=32, help="keys of a selection block, a multiple of l")
-    p.add_argument("--n", type=int, default=3, help="blocks selected, forced ones included")
-    p.add_argument("--init", type=int, default=0, help="first blocks forced")
+    p.set_defaults(explore=0.8)
+    p.add_argument("--l", type=int, default=16, help="keys of a compressed block")
+    p.add_argument("--stride", type=int, default=8, help="keys from one to the next; divides l")
+    p.add_argument("--block", type=int, default=16, help="keys of a selection block, a multiple of l")
+    p.add_argument("--n", type=int, default=4, help="blocks selected, forced ones included")
+    p.add_argument("--init", type=int, default=1, help="first blocks forced")
     p.add_argument("--local", type=int, default=1, help="last blocks forced, the query's own included")
     p.add_argument("--window", type=int, default=32)
 
@@ -68,7 +70,7 @@ class Nsa(Attention):
         j = torch.arange(blocks, device=p.device)
         score = full(p) @ stencil(p.shape[-1], blocks, self.l, self.stride, self.block).to(full(p))
         score = score.unflatten(1, (self.kv_heads, -1)).sum(2)
-        if self.random:
+        if self.drawn:
             score = self.uniform(score)
         forced = (j < self.init) | ((j > at[:, None] - self.local) & (j <= at[:, None]))
         score = score.masked_fill(forced, torch.inf).masked_fill(j > at[:, None], -torch.inf)

@@ -4,10 +4,14 @@ see a window; in the others every centroid takes the queries and the keys that a
 the clusters.
 
 Queries and keys are normalised (layer norm without weights); a token in several clusters gets the mean of its outputs over
-those where it sees a key, and zeros where there is none. Centroids follow the mean of their members, and a commitment loss
-draws the members to them. Clusters are chosen over the whole sequence, so which tokens share one is not causal; what is
-attended is. Inferred: clusters come from queries and keys before RoPE. Upstream often shares queries
-and keys (--shared). One GPU, some minutes. Example:
+those where it sees a key, and zeros where there is none. Clusters are chosen over the whole sequence, so which tokens share
+one is not causal; what is attended is. Inferred: clusters come from queries and keys before RoPE. Upstream often shares
+queries and keys (--shared).
+
+A commitment loss draws tokens to centroids, and centroids follow them: the tokens that are nearest to each, themselves kept
+at the length of a token, as a port has it (--follow nearest), or the members of its cluster (--follow members, published,
+with --commitment 0.25). Members of clusters that overlap draw all centroids to one place, and what no cluster takes is
+never learned. One GPU, some minutes. Example:
   routing_transformer.py --out out --seed 1; routing_transformer.py --out out --seed 1 --select random
 """
 import os
@@ -18,6 +22,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "common"))
 import from_scratch  # noqa: E402
+import gguf  # noqa: E402
+import planted  # noqa: E402
 from decoder import Attention, band, masked  # noqa: E402
 from frozen_llama import full  # noqa: E402
 
@@ -29,7 +35,9 @@ def options(p):
     p.add_argument("--shared", action="store_true",
                    help="the keys of routed heads are their queries too; a token then sees its own key only where it sees no other")
     p.add_argument("--decay", type=float, default=0.99, help="of centroids; published 0.999, with far more steps")
-    p.add_argument("--commitment", type=float, default=0.25, help="weight of the loss that draws members to centroids")
+    p.add_argument("--follow", choices=["nearest", "members"], default="nearest",
+                   help="what centroids follow: the tokens that they are nearest to, or the members of their clusters")
+    p.add_argument("--commitment", type=float, default=0.01, help="weight of the loss that draws members to centroids")
 
 
 class RoutingTransformer(Attention):
@@ -37,7 +45,7 @@ class RoutingTransformer(Attention):
         super().__init__(a)
         self.local = self.heads // 2
         assert self.local % (self.heads // self.kv_heads) == 0, "half of the heads must be whole groups"
-        self.shared = a.shared
+        self.shared, self.nearest = a.shared, a.follow == "nearest"
         self.members, self.window, self.decay, self.commitment = a.members, a.window, a.decay, a.commitment
         self.register_buffer("centroids", torch.randn(self.heads - self.local, a.clusters, self.d))
         self.commit, self.means = 0.0, None
@@ -51,7 +59,7 @@ class RoutingTransformer(Attention):
     def clusters(self, x):
         """x [b, routed heads, t, d] -> the members of every cluster, ascending, [b, routed heads, clusters, members]."""
         t, like = x.shape[2], torch.einsum("bhtd,hcd->bhct", full(x.detach()), self.centroids.to(full(x)))
-        if self.random:
+        if self.drawn:
             like = self.uniform(like)
         members = self.members or max(1, t // self.centroids.shape[1])
         return like.topk(min(members, t), -1).indices.sort(-1).values
@@ -84,13 +92,27 @@ class RoutingTransformer(Attention):
         number = number.scatter_add(2, where, one.flatten(2)[..., None].to(o.dtype))
         routed = (total / number.clamp(min=1)).transpose(1, 2)
         if self.training and not self.measure:
-            self.learn((self.gathered(full(queries), at_q), self.gathered(full(keys), at_k)))
+            if self.nearest:
+                self.follow_nearest(torch.cat((full(queries), full(keys)), 2))
+            else:
+                self.follow_members((self.gathered(full(queries), at_q), self.gathered(full(keys), at_k)))
         if self.measure:
             each = seen.sum() / h.shape[0]
             self.pairs = ((each + local * band(t, self.window, h.device).sum()) / self.heads).item()
         return torch.cat((full(near), full(routed)), 2)
 
-    def learn(self, members):
+    def follow_nearest(self, x):
+        """x [b, routed heads, tokens, d]. A centroid that is nearest to none begins anew at some token."""
+        at, count = x.detach(), self.centroids.shape[1]
+        some = at[0, :, torch.randint(at.shape[2], (count,), device=x.device, generator=self.noise)]
+        one = F.one_hot(torch.einsum("bhtd,hcd->bhtc", at, self.centroids.to(x)).argmax(-1), count).to(x)
+        number = one.sum((0, 2))[..., None]
+        self.centroids.copy_(torch.where(number > 0, self.centroids.to(x), some))
+        self.means = torch.where(number > 0, torch.einsum("bhtc,bhtd->hcd", one, at) / number.clamp(min=1), some)
+        own = torch.einsum("bhtc,hcd->bhtd", one, self.centroids.to(x))
+        self.commit = self.commitment * (x - own).pow(2).mean()
+
+    def follow_members(self, members):
         centroids = self.centroids[None, :, :, None].to(members[0])
         self.commit = self.commitment * sum((x - centroids).pow(2).mean() for x in members) / 2
         self.means = sum(x.detach().mean((0, 3)) for x in members) / 2
@@ -101,7 +123,22 @@ class RoutingTransformer(Attention):
     @torch.no_grad()
     def after_step(self):
         self.centroids.lerp_(self.means.to(self.centroids), 1 - self.decay)
+        if self.nearest:  # else one of a longer mean would be nearest to everything
+            self.centroids.copy_(F.layer_norm(self.centroids, (self.d,)))
+
+
+@torch.no_grad()
+def export(model, a, path):
+    """The last layer's centroids, and what its attention makes of one sequence, which a test reproduces."""
+    x = model.attentions()[-1]
+    x.centroids.copy_(x.centroids.half().float())
+    ints = {"layers": 1, "heads": x.heads - x.local, "clusters": a.clusters, "dim": x.d}
+    golden = from_scratch.golden(model, a, planted.batch(1, 128, torch.Generator(a.device).manual_seed(77))[0])
+    numbers = {"heads": x.heads, "kv_heads": x.kv_heads, "head_dim": x.d, "width": a.width, "window": x.window}
+    from_scratch.write_gguf(path, "routing_transformer", a, {f"routing_transformer.{k}": v for k, v in ints.items()} |
+                            {f"golden.{k}": v for k, v in numbers.items()},
+                            [("routing_transformer.0.centroids", x.centroids.cpu().numpy(), gguf.TYPE_F16)] + golden)
 
 
 if __name__ == "__main__":
-    from_scratch.main(__doc__, "routing_transformer", RoutingTransformer, options)
+    from_scratch.main(__doc__, "routing_transformer", RoutingTransformer, options, export)

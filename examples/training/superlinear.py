@@ -61,7 +61,7 @@ class Superlinear(Attention):
         score = full(score.gather(-1, anchors.clamp(min=0).expand(b, self.heads, -1, -1)))
         missing = anchors < 0
         score = score.masked_fill(missing, -torch.inf)
-        rank = self.uniform(score).masked_fill(missing, -torch.inf) if self.random else score
+        rank = self.uniform(score).masked_fill(missing, -torch.inf) if self.drawn else score
         chosen = rank.topk(min(self.k_spans, count), -1).indices  # [b, heads, t, k]
         score = score.gather(-1, chosen)
         none = score[..., :1] == -torch.inf

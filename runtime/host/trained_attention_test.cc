@@ -17,7 +17,7 @@ std::string File(const std::string& name) { return absl::StrCat(ModelsFolder(), 
 struct Golden {
   Gguf file;
   AttentionData data;
-  std::vector<float> k_pre, o;
+  std::vector<float> q_pre, k_pre, o;
 
   std::vector<float> Read(const std::string& name, int64_t inner) const {
     return *file.ReadF32(absl::StrCat("golden.", name),
@@ -28,11 +28,15 @@ Golden Open(const std::string& method, const std::string& name, int64_t queries)
   auto file = Gguf::Open(File(name));
   EXPECT_TRUE(file.ok()) << file.status();
   Golden g = {.file = *std::move(file)};
+  // Of the model, where the method's own numbers are of something else.
   const auto size = [&](const char* of) {
-    return g.file.Int(absl::StrCat("sluice.", method, ".", of)).value_or(0);
+    const auto of_model = g.file.Int(absl::StrCat("sluice.golden.", of));
+    return of_model.ok() ? *of_model
+                         : g.file.Int(absl::StrCat("sluice.", method, ".", of)).value_or(0);
   };
   AttentionData& a = g.data;
   a.q_count = a.kv_len = queries;
+  a.width = size("width");
   a.heads = size("heads");
   a.kv_heads = size("kv_heads") > 0 ? size("kv_heads") : a.heads / 2;
   a.d = a.dv = size("head_dim");
@@ -60,10 +64,12 @@ void ExpectTrainers(const std::string& method, const std::string& name, const ch
   constexpr int64_t kQueries = 128;
   Golden g = Open(method, name, kQueries);
   AttentionData& a = g.data;
-  a.width = *g.file.Int(absl::StrCat("sluice.", method, ".width"));
   a.v = g.Read("v", a.kv_heads * a.d);
   a.hidden = g.Read("hidden", a.width);
   g.k_pre = g.Read("k_pre", a.kv_heads * a.d);
+  const auto q_pre = g.file.ReadF32(
+      "golden.q_pre", {static_cast<uint64_t>(a.heads * a.d), static_cast<uint64_t>(kQueries)});
+  if (q_pre.ok()) g.q_pre = *q_pre;
   g.o = g.Read("o", a.heads * a.d);
 
   HarnessOptions o;
@@ -72,6 +78,9 @@ void ExpectTrainers(const std::string& method, const std::string& name, const ch
     s.layers = 1;
     in.k_pre = in.k;
     in.k_pre.data = g.k_pre.data();
+    if (g.q_pre.empty()) return;
+    in.q_pre = in.q;
+    in.q_pre.data = g.q_pre.data();
   };
   const RoutedRun r = RunRouter(absl::StrCat(method, ":weights=", File(name), ",", settings), a, o);
   ASSERT_TRUE(r.status.ok()) << r.status;
@@ -81,7 +90,12 @@ void ExpectTrainers(const std::string& method, const std::string& name, const ch
   for (size_t i = 0; i < g.o.size(); ++i) ASSERT_NEAR(r.o[i], g.o[i], 2e-3) << i;
 }
 TEST(TrainedAttention, NsaIsTheTrainers) {
-  ExpectTrainers("nsa", "planted-nsa.gguf", "l=32,stride=16,block=32,n=3,init=0,local=1,window=32");
+  ExpectTrainers("nsa", "planted-nsa.gguf", "l=16,stride=8,block=16,n=4,init=1,local=1,window=32");
+}
+// Queries and keys are in the file as the trainer normalised them.
+TEST(TrainedAttention, RoutingTransformerIsTheTrainers) {
+  ExpectTrainers("routing_transformer", "planted-routing_transformer.gguf",
+                 "clusters=8,window=32,norm=none");
 }
 TEST(TrainedAttention, SuperlinearIsTheTrainers) {
   ExpectTrainers("superlinear", "planted-superlinear.gguf",

@@ -64,7 +64,7 @@ class Attention(nn.Module):
     def __init__(self, a):
         super().__init__()
         self.heads, self.kv_heads, self.d, self.base = a.heads, a.kv_heads, a.width // a.heads, a.rope_base
-        self.random = a.select == "random"
+        self.random, self.exploring = a.select == "random", False
         self.q, self.k, self.v = (linear(a.width, n * self.d) for n in (self.heads, self.kv_heads, self.kv_heads))
         self.out = linear(self.heads * self.d, a.width, (2 * a.layers) ** -0.5)
         self.measure, self.pairs, self.noise = False, 0.0, None
@@ -82,6 +82,11 @@ class Attention(nn.Module):
 
     def attend(self, h, q_pre, k_pre, q, k, v):
         raise NotImplementedError
+
+    @property
+    def drawn(self):
+        """Whether this call selects at random."""
+        return self.random or self.exploring
 
     def uniform(self, like):
         """Scores of a random selection, as many as `like`."""

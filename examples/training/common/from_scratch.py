@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import random
 import time
 
 import torch
@@ -33,6 +34,9 @@ def parser(doc):
     p.add_argument("--steps", type=int, default=5000)
     p.add_argument("--seconds", type=float, default=1e9, help="ends the training earlier, rate and lengths with it")
     p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--explore", type=float, default=0,
+                   help="share of the training in which steps select at random, ever fewer of them: what the selection would leave out "
+                        "has a gradient too")
     p.add_argument("--tests", type=int, default=1024, help="sequences of the report, of the last length")
     p.add_argument("--device", default="cuda")
     return p
@@ -55,7 +59,7 @@ def evaluate(model, a, length):
     generator = torch.Generator(a.device).manual_seed(10 ** 6 + a.seed)
     right, asked, density, rounds = 0, 0, 0.0, 0
     for x in model.attentions():
-        x.measure, x.noise = True, generator
+        x.measure, x.noise, x.exploring = True, generator, False
     rows = max(1, a.tokens // length)
     for _ in range(max(1, a.tests // rows)):
         logits, want = answers(model, *planted.batch(rows, length, generator))
@@ -94,8 +98,12 @@ def fit(model, a, batch, warm_up, weight_decay, added=lambda: 0.0, after_step=la
 
 
 def train(model, a):
+    chance = random.Random(a.seed)
+
     def batch(progress, generator):
-        length = length_at(a.lengths, progress)
+        length, exploring = length_at(a.lengths, progress), chance.random() < 1 - progress / max(a.explore, 1e-9)
+        for x in model.attentions():
+            x.exploring = exploring
         return *answers(model, *planted.batch(max(1, a.tokens // length), length, generator)), [length]
 
     def after_step():
@@ -118,10 +126,11 @@ def golden(model, a, ids):
     rounded = lambda y: y.half().float()  # noqa: E731
     h = rounded(seen["h"])
     q, k, v = (rounded(f(h).unflatten(-1, (-1, x.d))) for f in (x.q, x.k, x.v))
+    q, k = (rounded(y) for y in x.prepared(q, k))
     at = torch.arange(h.shape[1], device=h.device)
     q_turned, k_turned = rounded(rotate(q, at, x.base)), rounded(rotate(k, at, x.base))
     o = x.attend(h, q, k, q_turned, k_turned, v)
-    made = {"hidden": h, "q": q_turned, "k": k_turned, "k_pre": k, "v": v}
+    made = {"hidden": h, "q": q_turned, "k": k_turned, "q_pre": q, "k_pre": k, "v": v}
     flat = lambda y: y[0].reshape(len(y[0]), -1).float().cpu().numpy()  # noqa: E731
     return [(f"golden.{name}", flat(y), gguf.TYPE_F16) for name, y in made.items()] + [("golden.o", flat(o), gguf.TYPE_F32)]
 
