@@ -133,7 +133,7 @@ class Bench {
     unsetenv("GGML_BACKEND_PATH");
     setenv("SLUICE_GGML_CONFIG", config_.path().c_str(), 1);
     Note("loading " + o_.model);
-    SLUICE_ASSIGN_OR_RETURN(host_, Host::Load(path, o_.libs, o_.threads));
+    SLUICE_ASSIGN_OR_RETURN(host_, Host::Load(path, o_.libs, o_.threads, o_.poll));
     ClearNote();
     SLUICE_RETURN_IF_ERROR(ReadText());
     const ContextOptions c = {

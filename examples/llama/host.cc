@@ -65,13 +65,15 @@ absl::Status Context::Truncate(int64_t position) {
       "llama.cpp does not take back tokens of this model; give one context at a time");
 }
 
-Host::Host(llama_model* model, int threads) : model_(model), threads_(threads) {
+Host::Host(llama_model* model, int threads, int poll) : model_(model), threads_(threads) {
   // As llama.cpp's own programs do. Without threads that stay, ggml starts and joins new ones for
   // every part of a graph, and there are more parts with a second backend.
+  if (poll < 0) return;
   using New = ggml_threadpool_t (*)(ggml_threadpool_params*);
   const auto make = reinterpret_cast<New>(CpuFunction("ggml_threadpool_new"));
   if (make == nullptr || CpuFunction("ggml_threadpool_free") == nullptr) return;
   ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+  params.poll = static_cast<uint32_t>(poll);
   pool_ = make(&params);
 }
 Host::~Host() {
@@ -83,7 +85,7 @@ Host::~Host() {
 }
 
 absl::StatusOr<std::unique_ptr<Host>> Host::Load(const std::string& path, const std::string& libs,
-                                                 int threads) {
+                                                 int threads, int poll) {
   llama_log_set(
       [](ggml_log_level level, const char* text, void*) {
         if (level == GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
@@ -92,7 +94,7 @@ absl::StatusOr<std::unique_ptr<Host>> Host::Load(const std::string& path, const 
   ggml_backend_load_all_from_path(libs.c_str());
   llama_model* model = llama_model_load_from_file(path.c_str(), llama_model_default_params());
   if (model == nullptr) return absl::InvalidArgumentError(path + ": llama.cpp cannot load it");
-  return std::unique_ptr<Host>(new Host(model, threads));
+  return std::unique_ptr<Host>(new Host(model, threads, poll));
 }
 
 absl::StatusOr<std::unique_ptr<Context>> Host::NewContext(const ContextOptions& o) const {

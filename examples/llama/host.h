@@ -51,7 +51,7 @@ class Host {
  public:
   // `libs`: the folder of llama.cpp's shared libraries. Loads GGML_BACKEND_PATH as well.
   static absl::StatusOr<std::unique_ptr<Host>> Load(const std::string& model,
-                                                    const std::string& libs, int threads);
+                                                    const std::string& libs, int threads, int poll);
   ~Host();
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
@@ -62,7 +62,7 @@ class Host {
   absl::StatusOr<std::unique_ptr<Context>> NewContext(const ContextOptions& options) const;
 
  private:
-  Host(llama_model* model, int threads);
+  Host(llama_model* model, int threads, int poll);
 
   llama_model* const model_;
   const int threads_;

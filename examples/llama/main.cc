@@ -75,7 +75,7 @@ class Measurement {
  private:
   absl::Status Open() {
     SLUICE_RETURN_IF_ERROR(ReadInputs());
-    SLUICE_ASSIGN_OR_RETURN(host_, Host::Load(o_.model, o_.libs, o_.threads));
+    SLUICE_ASSIGN_OR_RETURN(host_, Host::Load(o_.model, o_.libs, o_.threads, o_.poll));
     constexpr int kMore = 256;  // than the document: questions, answers and steps
     SLUICE_ASSIGN_OR_RETURN(context_, host_->NewContext({.tokens = o_.context + kMore,
                                                          .ubatch = o_.ubatch,
@@ -265,6 +265,12 @@ void AddOptions(CLI::App& app, Options& o) {
       ->type_name("N|FILE")
       ->allow_extra_args(false);
   app.add_flag("--spaces", o.spaces, "plant facts between spaces, as some models learned them");
+  app.add_option(
+         "--poll", o.poll,
+         "how long llama.cpp's threads wait in a loop for work, as its own --poll; -1: it keeps "
+         "no threads, as in programs that attach no pool")
+      ->capture_default_str()
+      ->check(CLI::Range(-1, 100));
   app.add_option("--threads", o.threads, "of both")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));

@@ -17,7 +17,7 @@ struct Options {
   std::string model, tokens, libs = LLAMA_LIBS;
   std::vector<std::string> facts_given;
   lab::FactChoice facts = {.count = 16, .wording = {}};
-  int context = 16384, documents = 2, threads = 2, ubatch = 512, decode = 32, skip = 0;
+  int context = 16384, documents = 2, threads = 2, poll = 50, ubatch = 512, decode = 32, skip = 0;
   bool spaces = false, auto_flash = false;
   // Of the comparison.
   std::string backend = SLUICE_BACKEND, attention = "dense", decode_attention, counters;

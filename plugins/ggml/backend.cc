@@ -2,8 +2,6 @@
 // (LIGHTNING_INDEXER) and leaves everything else to the CPU backend. Named by GGML_BACKEND_PATH it
 // is loaded by an unmodified llama.cpp; SLUICE_GGML_CONFIG names its configuration. Links nothing
 // of ggml: what it needs of it is found in the process that loads it.
-#include <dlfcn.h>
-
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +18,7 @@
 #include "ggml-backend.h"
 #include "ggml-impl.h"
 #include "ggml.h"
+#include "sluice/plugins/ggml/host_threads.h"
 #include "sluice/plugins/ggml/indexer.h"
 #include "sluice/plugins/ggml/routed_attention.h"
 
@@ -66,14 +65,8 @@ const Settings& TheSettings() {
 // ggml's own CPU buffer type: with it no tensor is copied between the CPU backend and this one.
 ggml_backend_buffer_type_t CpuBufferType() {
   using Fn = ggml_backend_buffer_type_t (*)();
-  static const Fn fn = [] {
-    void* at = dlsym(RTLD_DEFAULT, "ggml_backend_cpu_buffer_type");
-    for (const char* name : {"libggml-base.so", "libggml-base.so.0"}) {
-      void* base = at == nullptr ? dlopen(name, RTLD_NOLOAD | RTLD_LAZY) : nullptr;
-      if (base != nullptr) at = dlsym(base, "ggml_backend_cpu_buffer_type");
-    }
-    return reinterpret_cast<Fn>(at);
-  }();
+  static const Fn fn =
+      reinterpret_cast<Fn>(sluice::ggml::FindInProcess("ggml_backend_cpu_buffer_type"));
   return fn != nullptr ? fn() : nullptr;
 }
 
@@ -185,7 +178,8 @@ const char* WhyNotScores(const ggml_tensor* op) {
 struct Totals {
   std::mutex mutex;
   sluice::ggml::Counters layers;
-  std::map<std::string, int64_t> declined;
+  sluice::ggml::Tally declined;
+  sluice::ggml::Tally parallel = {{"host's threads", 0}, {"own threads", 0}};
 };
 Totals& TheTotals() {
   static Totals totals;
@@ -193,6 +187,8 @@ Totals& TheTotals() {
 }
 
 struct Backend {
+  sluice::ggml::HostThreads::Calls calls;
+  sluice::ggml::HostThreads* threads = nullptr;  // of `attention`; null: the configuration's own
   std::unique_ptr<sluice::ggml::RoutedAttention> attention;
   sluice::ggml::Indexer indexer;
 };
@@ -278,8 +274,11 @@ void Free(ggml_backend_t backend) {
     Totals& totals = TheTotals();
     const std::lock_guard<std::mutex> lock(totals.mutex);
     for (const auto& [layer, c] : b->attention->counters()) totals.layers[layer].Add(c);
+    totals.parallel["host's threads"] += b->calls.host;
+    totals.parallel["own threads"] += b->calls.own;
     std::ofstream f(path);
-    f << sluice::ggml::CountersJson(b->attention->config(), totals.layers, totals.declined);
+    f << sluice::ggml::CountersJson(b->attention->config(), totals.layers, totals.declined,
+                                    totals.parallel);
     if (!f) std::fprintf(stderr, "sluice: counters cannot be written to %s\n", path.c_str());
   }
   delete b;
@@ -307,7 +306,8 @@ ggml_status GraphCompute(ggml_backend_t backend, ggml_cgraph* graph) noexcept {
   return GGML_STATUS_SUCCESS;
 }
 void SetThreads(ggml_backend_t backend, int n) {
-  static_cast<Backend*>(backend->context)->attention->SetThreads(n);
+  auto* b = static_cast<Backend*>(backend->context);
+  if (b->threads != nullptr && b->threads->Told(n)) b->attention->WorkersChanged();
 }
 
 ggml_guid_t Guid() {
@@ -326,18 +326,27 @@ void DeviceProps(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
   props->type = DeviceType(dev);
 }
 ggml_backend_t DeviceInit(ggml_backend_dev_t dev, const char*) {
-  auto attention = sluice::ggml::RoutedAttention::Create(TheSettings().config);
+  const sluice::ggml::Config& config = TheSettings().config;
+  auto b = std::make_unique<Backend>();
+  std::unique_ptr<sluice::ggml::HostThreads> threads;
+  if (config.threads == 0) {
+    sluice::ggml::ListenToHost();
+    threads = std::make_unique<sluice::ggml::HostThreads>(&b->calls);
+    b->threads = threads.get();
+  }
+  auto attention = sluice::ggml::RoutedAttention::Create(config, std::move(threads));
   if (!attention.ok()) {
     std::fprintf(stderr, "sluice: %s\n", std::string(attention.status().message()).c_str());
     return nullptr;
   }
+  b->attention = *std::move(attention);
   auto* backend = new ggml_backend();
   backend->guid = Guid();
   backend->iface.get_name = Name;
   backend->iface.free = Free;
   backend->iface.graph_compute = GraphCompute;
   backend->device = dev;
-  backend->context = new Backend{*std::move(attention), {}};
+  backend->context = b.release();
   return backend;
 }
 ggml_backend_buffer_type_t DeviceBufferType(ggml_backend_dev_t) { return CpuBufferType(); }

@@ -88,14 +88,14 @@ struct RoutedAttention::Shape {
 
 RoutedAttention::RoutedAttention(const Config& config) : config_(config) {}
 RoutedAttention::~RoutedAttention() = default;
-absl::StatusOr<std::unique_ptr<RoutedAttention>> RoutedAttention::Create(const Config& config) {
+absl::StatusOr<std::unique_ptr<RoutedAttention>> RoutedAttention::Create(
+    const Config& config, std::unique_ptr<Executor> executor) {
   std::unique_ptr<RoutedAttention> r(new RoutedAttention(config));
-  r->executor_ = MakeTbbExecutor(static_cast<int>(config.threads));
+  r->executor_ =
+      executor != nullptr ? std::move(executor) : MakeTbbExecutor(static_cast<int>(config.threads));
   return r;
 }
-void RoutedAttention::SetThreads(int threads) {
-  if (config_.threads > 0 || threads == executor_->num_workers()) return;
-  executor_ = MakeTbbExecutor(std::max(1, threads));
+void RoutedAttention::WorkersChanged() {
   shapes_.clear();  // scratch is sized by workers; states are made again from the cache
 }
 
@@ -397,8 +397,8 @@ void LayerCounters::Add(const LayerCounters& more) {
   attend_s += more.attend_s;
 }
 
-std::string CountersJson(const Config& config, const Counters& layers,
-                         const std::map<std::string, int64_t>& declined) {
+std::string CountersJson(const Config& config, const Counters& layers, const Tally& declined,
+                         const Tally& parallel) {
   std::string out = absl::StrCat("{\"prefill\": \"", config.prefill, "\", \"decode\": \"",
                                  config.decode, "\", \"layers\": [");
   for (const auto& [layer, c] : layers) {
@@ -410,11 +410,14 @@ std::string CountersJson(const Config& config, const Counters& layers,
         layer == layers.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs,
         c.work.causal_pairs, c.work.density(), c.work.kv_bytes, c.work.macs, c.plan_s, c.attend_s);
   }
-  out += "\n], \"declined\": {";
-  for (const auto& [why, asked] : declined) {
-    absl::StrAppend(&out, why == declined.begin()->first ? "" : ", ", "\"", why, "\": ", asked);
+  out += "\n]";
+  for (const auto& [name, tally] : {std::pair("declined", &declined), {"parallel", &parallel}}) {
+    absl::StrAppend(&out, ", \"", name, "\": {");
+    for (const auto& [what, times] : *tally)
+      absl::StrAppend(&out, what == tally->begin()->first ? "" : ", ", "\"", what, "\": ", times);
+    out += "}";
   }
-  return out + "}}\n";
+  return out + "}\n";
 }
 }  // namespace ggml
 SLUICE_END_NAMESPACE

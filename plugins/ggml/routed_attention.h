@@ -29,8 +29,8 @@ struct Config {
   // -1: with less than 2 MiB of keys and values.
   int64_t decode_min_keys = -1;
   int64_t early_steps = 0;  // 1: take steps before any prompt; the host's `-fa auto` then finds out
-  int64_t threads = 0;      // 0: what the host sets
-  std::string counters;     // file written at the end, JSON; "": none
+  int64_t threads = 0;  // of the backend's own; 0: as many as the host sets, its own if it has some
+  std::string counters;  // file written at the end, JSON; "": none
 };
 absl::StatusOr<Config> ParseConfig(absl::string_view text);
 // Is a step over so many keys, of so many bytes of keys and values, worth taking from the host?
@@ -58,16 +58,20 @@ struct LayerCounters {
   void Add(const LayerCounters& more);
 };
 using Counters = std::map<int, LayerCounters>;  // by layer
-// `declined`: why operations were left to the host, and how often it asked.
-std::string CountersJson(const Config& config, const Counters& layers,
-                         const std::map<std::string, int64_t>& declined = {});
+// Why operations were left to the host, and how often it asked; and other things that are counted.
+using Tally = std::map<std::string, int64_t>;
+std::string CountersJson(const Config& config, const Counters& layers, const Tally& declined = {},
+                         const Tally& parallel = {});
 
 // Not for concurrent use: a host computes one graph at a time.
 class RoutedAttention {
  public:
-  static absl::StatusOr<std::unique_ptr<RoutedAttention>> Create(const Config& config);
+  // Without an executor: threads of oneTBB, as many as the configuration says.
+  static absl::StatusOr<std::unique_ptr<RoutedAttention>> Create(
+      const Config& config, std::unique_ptr<Executor> executor = nullptr);
   ~RoutedAttention();
-  void SetThreads(int threads);
+  // The executor has another number of workers than before.
+  void WorkersChanged();
   absl::Status Run(const FlashCall& call);
   const Counters& counters() const { return counters_; }
   // Masks that were read since this was made; not once a layer.

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "sluice/runtime/base/counter_rng.h"
+#include "sluice/runtime/base/tbb_executor.h"
 #include "sluice/tests/support/counting_allocator.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -118,12 +119,11 @@ struct Case {
     EXPECT_LT(worst, 2e-5) << what;  // NaN fails too
   }
 };
-std::unique_ptr<RoutedAttention> Make(const std::string& text) {
+std::unique_ptr<RoutedAttention> Make(const std::string& text, int threads = 2) {
   const auto config = ParseConfig(text);
   EXPECT_TRUE(config.ok()) << config.status();
-  auto r = RoutedAttention::Create(*config);
+  auto r = RoutedAttention::Create(*config, MakeTbbExecutor(threads));
   EXPECT_TRUE(r.ok()) << r.status();
-  (*r)->SetThreads(2);
   return *std::move(r);
 }
 
@@ -199,8 +199,7 @@ TEST(RoutedAttention, BitsDoNotDependOnThreads) {
   const auto once = [](int threads, const std::function<void(Case&)>& set) {
     Case c(300, 700, true);
     set(c);
-    const auto r = Make("");
-    r->SetThreads(threads);
+    const auto r = Make("", threads);
     EXPECT_TRUE(r->Run(c.call).ok());
     c.ExpectRight(threads == 1 ? "one worker" : "many workers");
     return c.out;

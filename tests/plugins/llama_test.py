@@ -27,7 +27,10 @@ def run(attention, *more):
                        capture_output=True, text=True)
     assert r.returncode == 0, r.stdout + r.stderr
     ppl, facts = (float(x) for x in re.search(r"perplexity ([+-][\d.]+) %, facts ([+-][\d.]+) points", r.stdout).groups())
-    return ppl, facts, json.load(open(counters))["layers"] if os.path.exists(counters) else [], r.stderr
+    made = json.load(open(counters)) if os.path.exists(counters) else {"layers": []}
+    if "--threads" not in more and made["layers"]:  # none of the backend's own beside llama.cpp's
+        assert made["parallel"]["host's threads"] > 0 and made["parallel"]["own threads"] == 0, made["parallel"]
+    return ppl, facts, made["layers"], r.stderr
 
 
 ppl, facts, layers, _ = run("dense")
@@ -36,6 +39,9 @@ assert [c["layer"] for c in layers] == list(range(6)) and all(c["density"] == 1 
 assert all(c["calls"] == 3 for c in layers), layers  # three passes of 512; dense steps stay with llama.cpp
 ppl, facts, layers, _ = run("dense", "--decode-min-keys", "0")
 assert abs(ppl) < 0.3 and all(c["calls"] == 3 + 4 for c in layers), (ppl, layers)
+for more in (("--poll", "-1"), ("--poll", "0"), ("--threads", "1"), ("--threads", "3")):  # hosts without a pool, whose threads sleep, and others
+    again = run("dense", "--decode-min-keys", "0", *more)
+    assert abs(again[0]) < 0.3 and [c["calls"] for c in again[2]] == [c["calls"] for c in layers], (more, again)
 ppl, facts, layers, _ = run("per_layer(3*mean_pool:k=6 | dense)")
 assert abs(ppl) < 5, ppl
 assert all(c["density"] < 0.8 for c in layers[:3]) and all(c["density"] == 1 for c in layers[3:]), layers
