@@ -207,7 +207,7 @@ void AttentionSession::Impl::CheckRows(Sequence& s, int layer, const AttentionIn
   l.unknown = false;
   if (!remembers()) return;
   if (!options.fingerprints) return Forget(s, layer, 0);
-  const int64_t same = l.rows.FirstDifferent(in.k, std::min(l.keys, in.kv_len()));
+  const int64_t same = l.rows.FirstDifferent(in.k, std::min(l.keys, in.kv_len()), *executor);
   if (same < l.keys) Forget(s, layer, same);
 }
 

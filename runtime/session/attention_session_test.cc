@@ -7,6 +7,8 @@
 #include <tuple>
 #include <utility>
 
+#include "sluice/runtime/base/tbb_executor.h"
+#include "sluice/runtime/session/row_fingerprints.h"
 #include "sluice/tests/support/router_harness.h"
 
 SLUICE_BEGIN_NAMESPACE
@@ -67,6 +69,47 @@ TEST(Session, SwappedRowsAreOtherKeys) {
     std::swap(after.k[3 * kKvHeads * kWidth + x], after.k[200 * kKvHeads * kWidth + x]);
   s->Unknown(0);
   EXPECT_EQ(Feed(*s, after, 300, 50), Fresh(after, 300, 50));
+}
+// Every bit of a row counts, and changes that a plain sum of products would cancel: two signs.
+TEST(RowFingerprints, EveryBitCounts) {
+  InlineExecutor alone;
+  for (int64_t width : {1, 3, 8, 64, 100}) {
+    constexpr int64_t kRows = 7;
+    constexpr int64_t kHeads = 2;
+    std::vector<uint16_t> keys(static_cast<size_t>(kRows * kHeads * width));
+    for (size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<uint16_t>(i * 2654435761u >> 8);
+    const KvView k = {keys.data(), DType::kF16, kRows, kHeads, width, kHeads * width, width};
+    RowFingerprints rows;
+    rows.Append(k, kRows);
+    EXPECT_EQ(rows.FirstDifferent(k, kRows, alone), kRows);
+    const size_t row = 4 * static_cast<size_t>(kHeads * width);
+    for (size_t i = row; i < row + static_cast<size_t>(kHeads * width); ++i) {
+      for (int bit = 0; bit < 16; ++bit) {
+        keys[i] ^= static_cast<uint16_t>(1u << bit);
+        ASSERT_EQ(rows.FirstDifferent(k, kRows, alone), 4) << i << " " << bit;
+        for (size_t j = row; j < i; ++j) {
+          keys[j] ^= static_cast<uint16_t>(1u << bit);
+          ASSERT_EQ(rows.FirstDifferent(k, kRows, alone), 4) << i << " " << j << " " << bit;
+          keys[j] ^= static_cast<uint16_t>(1u << bit);
+        }
+        keys[i] ^= static_cast<uint16_t>(1u << bit);
+      }
+    }
+    EXPECT_EQ(rows.FirstDifferent(k, kRows, alone), kRows);
+  }
+}
+TEST(RowFingerprints, TheFirstOfManyThatDiffer) {
+  const std::unique_ptr<Executor> threads = MakeTbbExecutor(4);
+  std::vector<float> keys(10000, 1.0f);
+  const KvView k = {keys.data(), DType::kF32, 10000, 1, 1, 1, 1};
+  RowFingerprints rows;
+  rows.Append(k, 9000);
+  EXPECT_EQ(rows.FirstDifferent(k, 10000, *threads), 9000);
+  for (int64_t first : {8999, 5000, 1024, 1023, 3, 0}) {
+    keys[static_cast<size_t>(first)] = 2;
+    EXPECT_EQ(rows.FirstDifferent(k, 10000, *threads), first);
+    EXPECT_EQ(rows.FirstDifferent(k, first, *threads), first);
+  }
 }
 TEST(Session, WithoutFingerprintsUnknownForgetsEverything) {
   const AttentionData before = Data(5);
