@@ -61,13 +61,14 @@ std::vector<std::string> BuiltInPolicies(bool knn) {
 
 // What one policy did at one cost weight.
 struct PolicyRuns {
-  std::vector<double> utility, gain, quality, cost, regret, moved;                     // a seed
+  std::vector<double> utility, gain, afterwards, quality, cost, regret, moved;         // a seed
   std::vector<std::vector<double>> along = std::vector<std::vector<double>>(kPoints);  // of seeds
   std::vector<std::vector<double>> share;  // [task][agent] chosen in the last third, all seeds
 
   void Add(const OutcomeLog& log, const ReplayRun& run, double first_utility) {
     utility.push_back(run.LastThird());
     gain.push_back(run.LastThird() - first_utility);
+    afterwards.push_back(run.afterwards);
     quality.push_back(run.quality);
     cost.push_back(run.cost_usd);
     moved.push_back(run.moved);
@@ -187,6 +188,7 @@ class ReplayReport {
       return out;
     };
     run["utility"] = rounded(runs.utility, 1e6);
+    run["afterwards"] = rounded(runs.afterwards, 1e6);
     run["regret"] = rounded(runs.regret, 1e3);
     runs_["runs"].push_back(std::move(run));
     runs_["known_afterwards"][absl::StrCat(s.weight)] = {{"best_single", s.known.best_single},
@@ -207,10 +209,11 @@ class ReplayReport {
         "Cost weight %g: best single %.4f, best of each task %.4f, best of each query %.4f", weight,
         s.known.best_single, s.known.task_best, s.known.oracle);
     s.table.note =
-        "Utility, quality and cost are of the last third, regret of the whole against each task's "
+        "Utility, quality and cost are of the last third; afterwards: of every query once more, "
+        "decided by what was learned, nothing learned; regret of the whole against each task's "
         "best; gains over the first policy are paired by seed; 95 % intervals. Marked: no other "
         "policy has both less cost and more quality.";
-    s.table.columns = {{"policy", -1}, {"utility", 4},   {"gain", 4},
+    s.table.columns = {{"policy", -1}, {"utility", 4},   {"gain", 4},  {"afterwards", 4},
                        {"quality", 4}, {"USD/query", 6}, {"regret", 1}};
     if (a_.o.session > 1) s.table.columns.push_back({"moved", 3});
     s.regret.title = absl::StrFormat("Regret, cost weight %g", weight);
@@ -231,6 +234,7 @@ class ReplayReport {
     runs.share.assign(log_.tasks.size(), std::vector<double>(log_.agents.size()));
     ReplayOptions o = a_.o;
     o.cost_weight = section.weight;
+    o.ask_afterwards = true;
     for (int s = 0; s < a_.seeds; ++s) {
       if (isatty(2))
         std::fprintf(stderr, "\r%s, seed %d of %d\033[K", policy.c_str(), s + 1, a_.seeds);
@@ -258,6 +262,7 @@ class ReplayReport {
     s.table.rows.push_back({{policy},
                             cell(StudentInterval(runs.utility)),
                             cell(StudentInterval(runs.gain)),
+                            cell(StudentInterval(runs.afterwards)),
                             {"", quality.value},
                             {"", usd.value},
                             cell(StudentInterval(runs.regret))});

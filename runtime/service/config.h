@@ -18,7 +18,7 @@
 SLUICE_BEGIN_NAMESPACE
 // What a server routes by that names no policy. Chosen by the table "Agent routing" in
 // tests/bench/README.md.
-inline constexpr char kServedPolicy[] = "amro_s:pheromone=relative,memory=30000";
+inline constexpr char kServedPolicy[] = "amro_s:pheromone=relative,memory=10000";
 
 // Policies over one graph: what a decision reads beside the learned state. Immutable.
 struct PolicySet {

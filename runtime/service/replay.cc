@@ -256,6 +256,19 @@ absl::StatusOr<ReplayRun> DecideAll(const OutcomeLog& log, const ReplayOptions& 
   return run;
 }
 
+// Mean utility of what the policy would choose for each query.
+absl::StatusOr<double> AskAll(const OutcomeLog& log, const ReplayOptions& o,
+                              const std::vector<size_t>& pool, Learning& policy) {
+  double sum = 0;
+  for (size_t i = 0; i < pool.size(); ++i) {
+    const OutcomeLog::Row& r = log.rows[pool[i]];
+    SLUICE_ASSIGN_OR_RETURN(const AgentDecision d,
+                            policy.Decide(r, o.decisions + static_cast<int64_t>(i)));
+    sum += Utility(r, static_cast<size_t>(d.path[0]), o.cost_weight, o.latency_weight);
+  }
+  return sum / static_cast<double>(pool.size());
+}
+
 absl::Status CheckComplete(const OutcomeLog& log, const ReplayOptions& o) {
   const OutcomeLog::Needs needs = {.cost = o.cost_weight != 0, .latency = o.latency_weight != 0};
   const auto untold = std::count_if(log.rows.begin(), log.rows.end(),
@@ -297,7 +310,11 @@ absl::StatusOr<ReplayRun> Replay(const OutcomeLog& log, const std::string& polic
   Learning worth(*promises, *worth_plan, log, o);
   learning.WarmUp(rows.warm);
   worth.WarmUp(rows.warm);
-  return DecideAll(log, o, seed, std::move(rows.pool), learning, worth);
+  SLUICE_ASSIGN_OR_RETURN(ReplayRun run, DecideAll(log, o, seed, rows.pool, learning, worth));
+  if (o.ask_afterwards) {
+    SLUICE_ASSIGN_OR_RETURN(run.afterwards, AskAll(log, o, rows.pool, learning));
+  }
+  return run;
 }
 
 Ceilings CeilingsOf(const OutcomeLog& log, double cost_weight, double latency_weight) {

@@ -2,6 +2,7 @@
 #define SLUICE_RUNTIME_SERVICE_REPLAY_H_
 // Replays a log in which every agent answered every query, so that any policy's regret is known
 // exactly.
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,7 +17,7 @@ struct ReplayOptions {
   int64_t epoch = 16;  // decisions learned as one batch
   double warm_up =
       0;  // share of the queries learned from before, every agent's answer known; not replayed
-  double ability = 1;             // prior ability of every agent
+  double ability = 1;  // prior ability of every agent
   // Instead of it: an agent's share of the warm-up's queries of each task that it answered well.
   bool ability_from_warm_up = false;
   bool predicted_intent = false;  // the log's intent columns instead of the task's name
@@ -25,6 +26,7 @@ struct ReplayOptions {
   // sidecar's affinity does; without one each query is decided alone.
   int64_t session = 1;
   std::optional<double> affinity_price;
+  bool ask_afterwards = false;  // for ReplayRun::afterwards
 };
 struct ReplayRun {
   std::vector<float> utility,
@@ -33,6 +35,10 @@ struct ReplayRun {
   std::vector<double> propensity;   // per decision: of the chosen agent
   // Means over the last third; cost and latency of what the log tells.
   double quality = 0, cost_usd = 0, latency_s = 0;
+  // Mean utility when the policy decides every query once more by what it learned, and learns
+  // nothing. The queries of a replay come without replacement, so an agent that was lucky so far
+  // meets worse ones than its mean; asked of all of them, luck does not count.
+  double afterwards = NAN;
   double moved = 0;  // share of the queries that follow another of their session, at another agent
   double LastThird() const;
 };

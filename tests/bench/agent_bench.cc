@@ -82,7 +82,7 @@ void Learn(benchmark::State& state) {
 BENCHMARK_CAPTURE(Decide, random, "random", false);
 BENCHMARK_CAPTURE(Decide, amro_s, "amro_s", false);
 BENCHMARK_CAPTURE(Decide, amro_s_mixed_intent, "amro_s", true);
-BENCHMARK_CAPTURE(Decide, amro_s_served, "amro_s:pheromone=relative,memory=30000", false);
+BENCHMARK_CAPTURE(Decide, amro_s_served, "amro_s:pheromone=relative,memory=10000", false);
 BENCHMARK_CAPTURE(Decide, thompson, "thompson", false);
 BENCHMARK_CAPTURE(Decide, lin_ucb, "lin_ucb", false);
 BENCHMARK_CAPTURE(DecideAmong, random, "random")->Arg(64)->Arg(1024);

@@ -9,7 +9,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace {
 // As served, and as published: to the letter, and with the two readings under which it learns most.
-constexpr char kServed[] = "amro_s:pheromone=relative,memory=30000";
+constexpr char kServed[] = "amro_s:pheromone=relative,memory=10000";
 constexpr char kPublished[] = "amro_s";
 constexpr char kPublishedGlobal[] = "amro_s:evaporate=global,rho_by_intent=true";
 constexpr uint64_t kSeeds = 10;

@@ -244,6 +244,34 @@ TEST(Replay, SameSeedSameRun) {
   }
 }
 
+TEST(Replay, AfterwardsEveryQueryIsAskedOnceAndNothingIsLearned) {
+  // The first agent answers all but a few queries, the second only those.
+  OutcomeLog log;
+  log.tasks = {"t"};
+  log.agents = {"mostly", "seldom"};
+  for (int i = 0; i < 90; ++i) {
+    OutcomeLog::Row r;
+    r.id = std::to_string(i);
+    r.quality = i % 9 == 0 ? std::vector<double>{0, 1} : std::vector<double>{1, 0};
+    r.cost_usd = r.latency_s = {0, 0};
+    log.rows.push_back(std::move(r));
+  }
+  ReplayOptions o;
+  o.decisions = 900;
+  EXPECT_TRUE(std::isnan(Replay(log, "round_robin", o, 1)->afterwards));
+  o.ask_afterwards = true;
+  // Whatever the order: a policy that is sure has the agent's mean to the bit, one that takes turns
+  // a mean of both agents. The last third, of other queries, has neither.
+  EXPECT_DOUBLE_EQ(Replay(log, "thompson", o, 1)->afterwards, 80.0 / 90);
+  o.decisions = 100;
+  EXPECT_NE(Replay(log, "best_single", o, 1)->LastThird(), 80.0 / 90);
+  EXPECT_DOUBLE_EQ(Replay(log, "best_single", o, 1)->afterwards, 80.0 / 90);
+  EXPECT_NEAR(Replay(log, "round_robin", o, 1)->afterwards, 0.5, 0.15);
+  // Asking changes nothing of what was decided.
+  ReplayOptions unasked = o;
+  unasked.ask_afterwards = false;
+  EXPECT_EQ(Replay(log, "thompson", o, 3)->agent, Replay(log, "thompson", unasked, 3)->agent);
+}
 TEST(Replay, BadLogsAreNamed) {
   const std::string folder = MakeTempDir();
   auto error = [&](const std::string& text) {

@@ -64,7 +64,7 @@ struct RelativeReference {
     double Mean() const { return n > 0 ? sum / n : 0; }
   };
   using Row = std::vector<Edge>;
-  double sharpen = 0.03, share = 15, alarm = 2, memory = 1e9, prior = 4;
+  double sharpen = 0.03, share = 15, alarm = 2.5, memory = 1e9, prior = 4;
   std::vector<std::vector<std::vector<Row>>> edges;  // [task][stage][agent before][agent]
   // What the configuration says of an agent over its stage's mean; stages that are missing: the
   // same of all.

@@ -27,7 +27,7 @@
 SLUICE_BEGIN_NAMESPACE
 namespace agent {
 struct RelativeConfig {
-  double sharpen = 0.03, share = 15, alarm = 2;
+  double sharpen = 0.03, share = 15, alarm = 2.5;
   template <class V>
   void VisitFields(V&& v) {
     v("sharpen", sharpen, Range<double>{0, 1000},
