@@ -22,11 +22,11 @@ namespace {
 // Every policy here keeps facts or is cheap enough to be worth a layer (tests/bench/README.md).
 const std::vector<std::string> kWithinPalette = {
     "dense",
-    "seer_attention:gate=identity,block=32,density=0.12,dense_tail=16",
-    "seer_attention:gate=identity,block=32,density=0.06,dense_tail=8",
+    "seer_attention:gate=identity,block=32,density=0.16,dense_tail=12",
+    "seer_attention:gate=identity,block=32,density=0.2,dense_tail=12",
+    "seer_attention:gate=identity,block=32,density=0.08,dense_tail=12",
     "quest",
     "mean_pool:k=16",
-    "mean_pool:k=6",
     "sink_window:sink=64,window=512"};
 
 // Masks of unmodified kernels' patterns: 2:4, and bits of any weights.
