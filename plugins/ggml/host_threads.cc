@@ -182,12 +182,11 @@ void* FindInProcess(const char* symbol) {
   return nullptr;
 }
 
-bool ListenToHost() {
+void ListenToHost() {
   static std::mutex mutex;
   static bool listens = false;
   const std::lock_guard<std::mutex> lock(mutex);
   listens = listens || Listen();
-  return listens;
 }
 
 void HostThreads::FreeContext::operator()(ggml_context* c) const { TheBase().free(c); }

@@ -23,9 +23,9 @@ namespace ggml {
 // A function of whichever library of ggml is in this process; null: it is in none.
 void* FindInProcess(const char* symbol);
 
-// From now on what hosts tell their CPU backends is heard. Safe to call again. Says false where
-// there is no CPU backend, or one of another interface than this was built for.
-bool ListenToHost();
+// From now on what hosts tell their CPU backends is heard. Safe to call again. Without a CPU
+// backend, or with one of another interface than this was built for, nothing is heard.
+void ListenToHost();
 
 // Threads that a backend computes on: the pool that the host told its CPU backend on this thread
 // just before it told this backend how many threads to use, or one that is lent to it, or OpenMP's.
