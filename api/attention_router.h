@@ -60,7 +60,7 @@ struct AttentionShape {
   int index_heads = 0;  // 0: the host has no indexer projections
   int index_dim = 0;
   int workers = 1;
-  int layers = 1;     // of the model
+  int layers = 1;     // of the model; 0: the host does not know how many
   int64_t width = 0;  // of hidden states; 0: the host gives none
 };
 
@@ -239,11 +239,11 @@ inline absl::Status CheckAttentionInputs(const AttentionTraits& t, const Attenti
 inline absl::Status CheckAttentionShape(const AttentionShape& s) {
   constexpr int64_t kMost = int64_t{1} << 31;
   if (s.max_queries <= 0 || s.max_kv <= 0 || s.head_dim <= 0 || s.workers <= 0 || s.kv_heads <= 0 ||
-      s.heads <= 0 || s.layers <= 0 || s.heads % s.kv_heads != 0) {
+      s.heads <= 0 || s.layers < 0 || s.heads % s.kv_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "attention shape: queries ", s.max_queries, ", keys ", s.max_kv, ", heads ", s.heads, "/",
         s.kv_heads, ", width ", s.head_dim, ", workers ", s.workers, ", layers ", s.layers,
-        "; all must be positive and heads a multiple of KV heads"));
+        "; all must be positive (layers 0: not known) and heads a multiple of KV heads"));
   }
   if (s.max_kv > kMost || s.max_queries > kMost)
     return absl::InvalidArgumentError(absl::StrCat("attention shape: ", s.max_queries,

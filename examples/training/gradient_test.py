@@ -197,12 +197,14 @@ def seer_checks():
     seer = load("seer_attention")
     model, ids, block = tiny_llama(2), ids_of(1, 16)[0], 4
     *_, (_, q, k, q_turned, k_turned) = seer.layers(model, ids, torch.float64)
-    largest, rows = seer.block_probabilities(q_turned, k_turned, block, chunk=8), torch.tensor([5, 9, 14, 15])
-    for queries, tile in (("mean", 4), ("max_min_mean", 2)):
-        gate = randomised(seer.PromptGate(model, block, tile, queries, 1))
-        yield check(f"seer_attention, {queries}, tile of {tile}", lambda: seer.prompt_loss(gate, q, k, largest), gate.parameters())
-    gate = randomised(seer.DecodeGate(model, block, 1))
-    yield check("seer_attention_r", lambda: seer.decode_loss(gate, q, k, largest, rows), gate.parameters())
+    probabilities, rows = seer.block_probabilities(q_turned, k_turned, block, chunk=8), torch.tensor([5, 9, 14, 15])
+    for of in ("max", "mass", "both"):
+        learned = seer.wanted(probabilities, of)
+        for queries, tile in (("mean", 4), ("max_min_mean", 2)):
+            gate = randomised(seer.PromptGate(model, block, tile, queries, 1))
+            yield check(f"seer_attention, {of}, {queries}, tile of {tile}", lambda: seer.prompt_loss(gate, q, k, learned), gate.parameters())
+        gate = randomised(seer.DecodeGate(model, block, 1))
+        yield check(f"seer_attention_r, {of}", lambda: seer.decode_loss(gate, q, k, learned, rows), gate.parameters())
 
 
 def indexer_checks():

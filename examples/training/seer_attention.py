@@ -2,10 +2,11 @@
 """Trains the gates of SeerAttention (arXiv 2410.13276) and of its decode form, SeerAttention-R (arXiv 2506.08889), for a
 frozen language model: a gate learns which blocks of keys hold the largest attention probabilities.
 
-Targets: the largest true probability of every block, over the queries of a tile (prompt gate) or the heads of a group
-(decode gate), each row normalised; loss: KL from them to the gate's softmax. The first rows, which see few blocks, are
-left out. Reported on held-out text: the attention mass that the chosen blocks hold at one density, beside the best
-blocks, means without a gate, and gates of random weights. One GPU, some minutes. Example:
+Targets: the largest true probability of every block (or its sum, or both), over the queries of a tile (prompt gate) or
+the heads of a group (decode gate), each row normalised; loss: KL from them to the gate's softmax. The first rows, which
+see few blocks, are left out. Reported on held-out text: the attention mass that the chosen blocks hold at one density,
+as so many blocks a row and as all blocks above a threshold, which is found on training text; beside the best blocks,
+means without a gate, and gates of random weights. One GPU, some minutes. Example:
   seer_attention.py --model sluice-mini-q8_0.gguf --corpus corpus.txt.xz --out out --seeds 1 2 3
 """
 import argparse
@@ -31,15 +32,19 @@ P.add_argument("--corpus", required=True)
 P.add_argument("--out", required=True)
 P.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
 P.add_argument("--steps", type=int, default=400, help="sequences, one a step")
+P.add_argument("--seconds", type=float, default=0, help="instead of --steps: training time of a seed")
 P.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
 P.add_argument("--lr", type=float, default=1e-3)
 P.add_argument("--loss-scale", type=float, default=10)
+P.add_argument("--target", default="max", choices=["max", "mass", "both"],
+               help="of a block's probabilities: the largest (published), their sum, or the mean of the two")
 P.add_argument("--block", type=int, default=64)
 P.add_argument("--tiles", type=int, nargs="+", default=[64], help="queries a row of the prompt gate; one gate for each")
 P.add_argument("--queries", nargs="+", default=["mean"], choices=["mean", "max_min_mean"],
                help="how a tile's queries are pooled; mean has no map of its own; one gate for each")
 P.add_argument("--decode-rows", type=int, default=1024, help="queries a sequence that the decode gate learns from")
 P.add_argument("--planted", type=float, default=0.5, help="share of the sequences with planted facts")
+P.add_argument("--spaces", action="store_true", help="facts between spaces instead of line breaks, as some models learned them")
 P.add_argument("--density", type=float, default=0.1, help="of the report")
 P.add_argument("--eval-rows", type=int, default=4, help="held-out sequences of each kind of the report")
 P.add_argument("--megabytes", type=int, default=24)
@@ -110,12 +115,12 @@ class DecodeGate(nn.Module):
 
 
 @torch.no_grad()
-def block_probabilities(q, k, block, mass=False, chunk=1024):
-    """q [t, heads, d], k [t, kv, d] after RoPE -> the largest probability of every query in every block of keys, or their
-    sum, [heads, t, blocks]."""
+def block_probabilities(q, k, block, chunk=1024):
+    """q [t, heads, d], k [t, kv, d] after RoPE -> the largest probability of every query in every block of keys, and their
+    sum, each [heads, t, blocks]."""
     t, heads, d = q.shape
     q, k = q.transpose(0, 1), k.transpose(0, 1).repeat_interleave(heads // k.shape[1], 0)
-    out = torch.zeros(heads, t, t // block, device=q.device)
+    largest, mass = (torch.zeros(heads, t, t // block, device=q.device) for _ in range(2))
     for at in range(0, t, chunk):
         end = min(t, at + chunk)
         s = full(q[:, at:end]) @ full(k[:, :end]).transpose(1, 2) * d ** -0.5
@@ -123,26 +128,35 @@ def block_probabilities(q, k, block, mass=False, chunk=1024):
         blocks = s.unflatten(-1, (-1, block))
         of_block = blocks.logsumexp(-1)
         all_ = of_block.logsumexp(-1, keepdim=True)
-        out[:, at:end, :end // block] = ((of_block if mass else blocks.amax(-1)) - all_).exp()
-    return out
+        largest[:, at:end, :end // block] = (blocks.amax(-1) - all_).exp()
+        mass[:, at:end, :end // block] = (of_block - all_).exp()
+    return largest, mass
+
+
+def wanted(probabilities, of):
+    """What gates learn, of block_probabilities: --target."""
+    return {"max": probabilities[:1], "mass": probabilities[1:], "both": probabilities}[of]
+
+
+def mean_normalised(targets):
+    return sum(t / t.sum(-1, keepdim=True) for t in targets) / len(targets)
 
 
 def divergence(target, logits):
-    """KL(target normalised || softmax), a mean over rows."""
-    target = target / target.sum(-1, keepdim=True)
+    """KL(target || softmax), a mean over rows."""
     log_gate = logits.log_softmax(-1).masked_fill(logits == -torch.inf, 0)
     return (torch.special.xlogy(target, target) - target * log_gate).sum(-1).mean()
 
 
-def prompt_loss(gate, q, k, largest):
-    """`largest` [heads, t, blocks]: block_probabilities."""
-    target = largest.unflatten(1, (-1, gate.tile)).amax(2)
+def prompt_loss(gate, q, k, learned):
+    """`learned`: wanted(block_probabilities)."""
+    target = mean_normalised([p.unflatten(1, (-1, gate.tile)).amax(2) for p in learned])
     first = target.shape[1] // 4
     return divergence(target[:, first:], gate(q, k)[:, first:])
 
 
-def decode_loss(gate, q, k, largest, rows):
-    target = largest[:, rows].unflatten(0, (gate.kv, -1)).amax(1)
+def decode_loss(gate, q, k, learned, rows):
+    target = mean_normalised([p[:, rows].unflatten(0, (gate.kv, -1)).amax(1) for p in learned])
     return divergence(target, gate(q, k, rows))
 
 
@@ -164,30 +178,31 @@ def gates_of(model, a, seed):
 def train(model, tasks, a, seed):
     gates, rng = gates_of(model, a, seed), np.random.default_rng(seed)
     opt = torch.optim.AdamW(gates.parameters(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    sched = torch.optim.lr_scheduler.LambdaLR(
-        opt, lambda s: min(1, (s + 1) / 20) * 0.5 * (1 + math.cos(math.pi * s / a.steps)))
-    curve, began = [], time.time()
-    for step in range(a.steps):
+    curve, began, step, done = [], time.time(), 0, 0.0
+    while done < 1:
+        for group in opt.param_groups:
+            group["lr"] = a.lr * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * done))
         n = a.lengths[int(rng.integers(len(a.lengths)))]
         ids = torch.from_numpy(sequence(tasks, a, rng, n, rng.random() < a.planted)).to(a.device)
         rows = torch.from_numpy(np.sort(rng.choice(np.arange(n // 2, n), a.decode_rows, replace=False))).to(a.device)
         seen = {k: 0.0 for k in gates}
         opt.zero_grad()
         for layer, q, k, q_turned, k_turned in layers(model, ids):
-            largest = block_probabilities(q_turned, k_turned, a.block)
+            learned = wanted(block_probabilities(q_turned, k_turned, a.block), a.target)
             total = 0.0
             for name, gate in gates.items():
                 g = gate[layer]
-                loss = prompt_loss(g, q, k, largest) if isinstance(g, PromptGate) else decode_loss(g, q, k, largest, rows)
+                loss = prompt_loss(g, q, k, learned) if isinstance(g, PromptGate) else decode_loss(g, q, k, learned, rows)
                 seen[name] += loss.item() / model.layers
                 total = total + a.loss_scale * loss / model.layers
             total.backward()
         nn.utils.clip_grad_norm_(gates.parameters(), 5.0)
         opt.step()
-        sched.step()
-        if step % 20 == 0 or step + 1 == a.steps:
+        done = (time.time() - began) / a.seconds if a.seconds > 0 else (step + 1) / a.steps
+        if step % 20 == 0 or done >= 1:
             curve.append({"step": step, "length": n, **{k: round(v, 4) for k, v in seen.items()}})
             print(f"seed {seed} {time.time() - began:.0f} s", curve[-1], flush=True)
+        step += 1
     return gates, curve
 
 
@@ -200,44 +215,89 @@ def best(score, own, k):
     return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, at.indices, True) & (score > -torch.inf)
 
 
+def causal_tiles(n, tile, block, device):
+    """A tile's own block [tiles], and which blocks it does not see [tiles, blocks]."""
+    own = (torch.arange(n // tile, device=device) * tile) // block
+    return own, torch.arange(n // block, device=device)[None] > own[:, None]
+
+
+def tile_scores(model, a, gates, untrained, tile, layer, q, k, q_turned, k_turned):
+    """What ranks the blocks of a tile -> {name: shares [heads, tiles, blocks], 0 where nothing is seen}; "best": true mass."""
+    _, unseen = causal_tiles(len(q), tile, a.block, q.device)
+    means = full(k_turned).unflatten(0, (-1, a.block)).mean(1).repeat_interleave(model.heads // model.kv_heads, 1)
+    mean_q = full(q_turned).unflatten(0, (-1, tile)).mean(1)
+    logits = {"mean_pool": torch.einsum("thd,bhd->htb", mean_q, means) * model.head ** -0.5}
+    for label, group in (("", gates), ("random ", untrained)):
+        logits |= {f"{label}{name}": g[layer](q, k) for name, g in group.items()
+                   if isinstance(g[layer], PromptGate) and g[layer].tile == tile}
+    shares = {name: s.masked_fill(unseen, -torch.inf).softmax(-1) for name, s in logits.items()}
+    return shares | {"best": block_probabilities(q_turned, k_turned, a.block)[1].unflatten(1, (-1, tile)).mean(2)}
+
+
+@torch.no_grad()
+def thresholds(model, tasks, a, gates, untrained, n):
+    """{tile: {name: the share above which blocks, with every tile's own, are --density of all}}, on training text."""
+    rng, seen = np.random.default_rng(5), {}
+    for planted in (False, True):
+        ids = torch.from_numpy(sequence(tasks, a, rng, n, planted)).to(a.device)
+        for layer, *x in layers(model, ids):
+            for tile in a.tiles:
+                own, unseen = causal_tiles(n, tile, a.block, a.device)
+                free = ~unseen
+                free[torch.arange(len(own), device=a.device), own] = False
+                for name, s in tile_scores(model, a, gates, untrained, tile, layer, *x).items():
+                    seen.setdefault(tile, {}).setdefault(name, []).append(s[:, free].flatten())
+    out = {}
+    for tile, of in seen.items():
+        own, unseen = causal_tiles(n, tile, a.block, a.device)
+        all_ = (~unseen).sum().item()
+        share = max(0.0, (a.density * all_ - len(own)) / (all_ - len(own)))
+        for name, parts in of.items():
+            s = torch.cat(parts).sort(descending=True).values
+            out.setdefault(tile, {})[name] = s[int(share * (len(s) - 1))].item()
+    return out
+
+
 @torch.no_grad()
 def evaluate(model, tasks, a, gates, n=16384):
-    """{kind: {gate: {tile or decode: mass held}}} on held-out text, all at the same number of blocks a row."""
-    report, untrained = {}, gates_of(model, a, 777)
+    """{kind: {gate: mass held}} on held-out text, by so many blocks a row; {"..., threshold": [mass, density]} by all blocks
+    above one share; {"thresholds": those shares}."""
+    untrained = gates_of(model, a, 777)
+    at = thresholds(model, tasks, a, gates, untrained, n)
+    report = {"thresholds": at}
+    print(report, flush=True)
     k_blocks = max(1, int((1 - math.sqrt(1 - a.density)) * n / a.block))
     for kind, planted in (("plain", False), ("facts", True)):
         rng, sums, count = np.random.default_rng(99), {}, 0
         for _ in range(a.eval_rows):
             ids = torch.from_numpy(sequence(tasks, a, rng, n, planted, "held")).to(a.device)
             for layer, q, k, q_turned, k_turned in layers(model, ids):
-                mass = block_probabilities(q_turned, k_turned, a.block, mass=True)
-                means = full(k_turned).unflatten(0, (-1, a.block)).mean(1).repeat_interleave(model.heads // model.kv_heads, 1)
                 for tile in a.tiles:
-                    of_tile = mass.unflatten(1, (-1, tile)).mean(2)
-                    own = (torch.arange(n // tile, device=a.device) * tile) // a.block
-                    unseen = torch.arange(n // a.block, device=a.device)[None] > own[:, None]
-                    mean_q = full(q_turned).unflatten(0, (-1, tile)).mean(1)
-                    scores = {"best": of_tile, "mean_pool": torch.einsum("thd,bhd->htb", mean_q, means)}
-                    for label, group in (("", gates), ("random ", untrained)):
-                        scores |= {f"{label}{name}": g[layer](q, k) for name, g in group.items()
-                                   if isinstance(g[layer], PromptGate) and g[layer].tile == tile}
+                    own, unseen = causal_tiles(n, tile, a.block, a.device)
+                    is_own = torch.arange(n // a.block, device=a.device)[None] == own[:, None]
+                    scores = tile_scores(model, a, gates, untrained, tile, layer, q, k, q_turned, k_turned)
                     for name, s in scores.items():
-                        held = (of_tile * best(s.masked_fill(unseen, -torch.inf), own, k_blocks)).sum(-1)
                         key = name if name.endswith(f"t{tile}") else f"{name}-t{tile}"
-                        sums[key] = sums.get(key, 0.0) + held[:, n // tile // 4:].mean().item()
+                        some = best(s.masked_fill(unseen, -torch.inf), own, k_blocks)
+                        above = ((s > at[tile][name]) | is_own) & ~unseen
+                        held = [(scores["best"] * mask).sum(-1)[:, n // tile // 4:].mean() for mask in (some, above)]
+                        sums[key] = sums.get(key, 0.0) + held[0]
+                        sums[f"{key}, threshold"] = sums.get(f"{key}, threshold", 0.0) + torch.stack(
+                            (held[1], above.sum() / (~unseen).sum() / model.heads))
                 rows = torch.arange(n // 2, n, 8, device=a.device)
-                of_row = mass[:, rows].unflatten(0, (model.kv_heads, -1)).mean(1)
+                of_row = block_probabilities(q_turned, k_turned, a.block)[1][:, rows].unflatten(0, (model.kv_heads, -1)).mean(1)
                 own = rows // a.block
                 group_q = full(q_turned[rows]).unflatten(1, (model.kv_heads, -1)).mean(2)
-                scores = {"best": of_row, "mean_pool": torch.einsum("thd,bhd->htb", group_q, means[:, ::model.heads // model.kv_heads]),
+                means = full(k_turned).unflatten(0, (-1, a.block)).mean(1)
+                scores = {"best": of_row, "mean_pool": torch.einsum("thd,bhd->htb", group_q, means),
                           "seer_attention_r": gates["seer_attention_r"][layer](q, k, rows),
                           "random seer_attention_r": untrained["seer_attention_r"][layer](q, k, rows)}
                 unseen = torch.arange(n // a.block, device=a.device)[None] > own[:, None]
                 for name, s in scores.items():
                     held = (of_row * best(s.masked_fill(unseen, -torch.inf), own, k_blocks)).sum(-1)
-                    sums[f"decode {name}"] = sums.get(f"decode {name}", 0.0) + held.mean().item()
+                    sums[f"decode {name}"] = sums.get(f"decode {name}", 0.0) + held.mean()
                 count += 1
-        report[kind] = {k: round(v / count, 4) for k, v in sums.items()}
+        report[kind] = {k: np.round((v / count).tolist(), 4).tolist() for k, v in sums.items()}
         print(kind, report[kind], flush=True)
     return report
 
@@ -275,7 +335,7 @@ def main():
     os.makedirs(a.out, exist_ok=True)
     model = FrozenLlama(a.model, a.device)
     model.w = {k: v.bfloat16() if v.ndim > 1 else v for k, v in model.w.items()}
-    tasks = Tasks(a.corpus, model.tokenizer(), a.megabytes, 1)
+    tasks = Tasks(a.corpus, model.tokenizer(), a.megabytes, 1, spaces=a.spaces)
     print({k: len(v) for k, v in tasks.streams.items()}, flush=True)
     for seed in a.seeds:
         began = time.time()

@@ -91,6 +91,26 @@ float Param(const ggml_tensor* op, int i) {
               sizeof x);
   return x;
 }
+// The base of the rotation that made these queries, 0 where it is not one that can be undone here:
+// interleaved pairs of the whole width, unscaled. Views are looked through.
+float RopeBaseOf(const ggml_tensor* q) {
+  const ggml_tensor* t = q;
+  for (int depth = 0; t != nullptr && t->op != GGML_OP_ROPE && depth < 8; ++depth) t = t->src[0];
+  if (t == nullptr || t->op != GGML_OP_ROPE || t->src[2] != nullptr) return 0;
+  enum : int {
+    kDims = 1,
+    kMode = 2,
+    kBase = 5,
+    kScale = 6,
+    kExtrapolate = 7,
+    kMagnitude = 8,
+    kOffset = 15
+  };
+  const bool whole = t->op_params[kDims] == q->ne[0] && t->op_params[kOffset] == 0;
+  const bool plain = t->op_params[kMode] == GGML_ROPE_TYPE_NORMAL && Param(t, kScale) == 1 &&
+                     Param(t, kExtrapolate) == 0 && Param(t, kMagnitude) == 1;
+  return whole && plain ? Param(t, kBase) : 0;
+}
 // Null: of no type that is read here.
 std::optional<DType> TypeOf(ggml_type t) {
   switch (t) {
@@ -231,6 +251,7 @@ absl::Status Compute(sluice::ggml::RoutedAttention& attention, const ggml_tensor
   c.scale = Param(op, 0);
   c.max_bias = Param(op, 1);
   c.softcap = Param(op, 2);
+  c.rope_base = RopeBaseOf(q);
   c.sinks = sinks != nullptr ? static_cast<const float*>(sinks->data) : nullptr;
   const auto view = [](const ggml_tensor* t, int64_t batch) {
     const DType type = *TypeOf(t->type);

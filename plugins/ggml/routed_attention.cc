@@ -51,9 +51,6 @@ absl::StatusOr<Config> ParseConfig(absl::string_view text) {
       if (const auto made = MakeAttentionPolicy(value, InstalledMethods().registry.attention);
           !made.ok())
         return bad(key, ": ", made.status().message());
-      else if ((*made)->traits().reads_pre_rope)
-        return bad(key, ": '", value,
-                   "' wants keys from before their rotation, which this host does not give");
       if (key != "decode") c.prefill = std::string(value);
       if (key != "prefill") c.decode = std::string(value);
     } else if (key == "min_keys") {
@@ -81,6 +78,8 @@ struct RoutedAttention::Shape {
   int64_t max_queries = 0;
   int64_t max_kv = 0;
   std::unique_ptr<AttentionSession> prefill, decode, dense;
+  // What sessions read of keys, by session, layer and sequence.
+  std::map<std::tuple<const AttentionSession*, int, int64_t>, KeysBeforeRope> before_rope;
   std::vector<float> lse;
   std::vector<float> slopes;  // ALiBi's, of the largest bias that was asked for last
   float slopes_bias = 0;
@@ -114,6 +113,7 @@ absl::StatusOr<RoutedAttention::Shape*> RoutedAttention::ShapeOf(const FlashCall
                         std::unique_ptr<AttentionSession>& session) -> absl::Status {
     SessionOptions o;
     o.layers = kMostLayers;
+    o.layers_known = false;
     o.heads = static_cast<int>(c.q.heads);
     o.kv_heads = static_cast<int>(c.k.heads);
     o.head_dim = static_cast<int>(c.q.dim);
@@ -197,7 +197,11 @@ absl::StatusOr<bool> RoutedAttention::RunPart(Shape& s, const FlashCall& call, c
     TrimPadding(part.shape, c);
   }
   const bool plain = part.shape.kind == MaskShape::Kind::kCausal;
-  const bool routed = plain && !part.unrouted && c.k.rows >= config_.min_keys;
+  const AttentionSession& wanted = c.q.rows == 1 ? *s.decode : *s.prefill;
+  const bool before_rope =
+      wanted.router().Serving(c.layer, c.k.rows).traits().reads_pre_rope && plain;
+  const bool unknown_rope = before_rope && c.rope_base <= 0;
+  const bool routed = plain && !part.unrouted && c.k.rows >= config_.min_keys && !unknown_rope;
   AttentionSession& session = !routed ? *s.dense : c.q.rows == 1 ? *s.decode : *s.prefill;
   AttentionInputs in;
   in.q = c.q;
@@ -218,6 +222,7 @@ absl::StatusOr<bool> RoutedAttention::RunPart(Shape& s, const FlashCall& call, c
     const int64_t id = part.slot >= 0 ? kSlots + part.slot : c.stream;
     // The host does not say when it clears or changes its cache.
     session.Unknown(c.layer, id);
+    if (routed && before_rope) SLUICE_RETURN_IF_ERROR(GiveBeforeRope(s, session, c, id, in));
     SLUICE_RETURN_IF_ERROR(session.Run(c.layer, in, out, id));
   } else {
     SLUICE_RETURN_IF_ERROR(AsTheMaskSays(s, c, part, in, out));
@@ -227,7 +232,20 @@ absl::StatusOr<bool> RoutedAttention::RunPart(Shape& s, const FlashCall& call, c
   counters.work.Add(session.counters(c.layer).Since(before));
   counters.plan_s += session.plan_seconds(c.layer) - planned;
   counters.attend_s += session.attend_seconds(c.layer) - attended;
+  counters.no_rope += unknown_rope;
   return routed;
+}
+
+absl::Status RoutedAttention::GiveBeforeRope(Shape& s, AttentionSession& session,
+                                             const FlashCall& c, int64_t sequence,
+                                             AttentionInputs& in) {
+  back_.Reserve(c.k.rows, c.k.dim, c.rope_base);
+  SLUICE_ASSIGN_OR_RETURN(const int64_t stay, session.KeysThatStay(c.layer, in, sequence));
+  KeysBeforeRope& keys = s.before_rope[{&session, c.layer, sequence}];
+  in.k_pre = keys.Update(c.k, stay, back_, *executor_);
+  in.q_pre = QueriesBeforeRope(c.q, in.q_begin, back_, q_pre_);
+  in.rope_base = c.rope_base;
+  return absl::OkStatus();
 }
 
 // The part's cells one after the other: where they lie, or copied.
@@ -392,6 +410,7 @@ absl::Status RoutedAttention::AsTheMaskSays(Shape& shape, const FlashCall& c, co
 void LayerCounters::Add(const LayerCounters& more) {
   calls += more.calls;
   routed += more.routed;
+  no_rope += more.no_rope;
   work.Add(more.work);
   plan_s += more.plan_s;
   attend_s += more.attend_s;
@@ -404,11 +423,12 @@ std::string CountersJson(const Config& config, const Counters& layers, const Tal
   for (const auto& [layer, c] : layers) {
     absl::StrAppendFormat(
         &out,
-        "%s\n {\"layer\": %d, \"calls\": %d, \"routed\": %d, \"exact_pairs\": %d, "
+        "%s\n {\"layer\": %d, \"calls\": %d, \"routed\": %d, \"no_rope\": %d, \"exact_pairs\": %d, "
         "\"causal_pairs\": %d, "
         "\"density\": %.6f, \"kv_bytes\": %d, \"macs\": %d, \"plan_s\": %.6f, \"attend_s\": %.6f}",
-        layer == layers.begin()->first ? "" : ",", layer, c.calls, c.routed, c.work.exact_pairs,
-        c.work.causal_pairs, c.work.density(), c.work.kv_bytes, c.work.macs, c.plan_s, c.attend_s);
+        layer == layers.begin()->first ? "" : ",", layer, c.calls, c.routed, c.no_rope,
+        c.work.exact_pairs, c.work.causal_pairs, c.work.density(), c.work.kv_bytes, c.work.macs,
+        c.plan_s, c.attend_s);
   }
   out += "\n]";
   for (const auto& [name, tally] : {std::pair("declined", &declined), {"parallel", &parallel}}) {

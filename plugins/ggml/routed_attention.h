@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "sluice/api/attention_router.h"
+#include "sluice/plugins/ggml/before_rope.h"
 #include "sluice/plugins/ggml/mask.h"
 #include "sluice/runtime/attend/attend.h"
 #include "sluice/runtime/session/attention_session.h"
@@ -44,6 +45,9 @@ struct FlashCall {
   const uint16_t* mask = nullptr;  // f16 [n_q, n_kv], added to the logits; null: all keys visible
   int64_t mask_stride = 0;         // elements a row
   float scale = 1, softcap = 0;
+  // Of RoPE over interleaved pairs of the whole width, so that routers can read what was before it;
+  // 0: another rotation, or an unknown one.
+  float rope_base = 0;
   float max_bias = 0;  // > 0: the mask's values count by a slope a head (ALiBi)
   const float* sinks =
       nullptr;           // [heads], a logit that takes part in the sum but has no value; null: none
@@ -52,6 +56,7 @@ struct FlashCall {
 
 struct LayerCounters {
   int64_t calls = 0, routed = 0;  // routed: by the configured router, not because of length or mask
+  int64_t no_rope = 0;  // dense, since a router reads what was before RoPE and no base was given
   AttentionCounters work;
   double plan_s = 0, attend_s = 0;
 
@@ -87,6 +92,8 @@ class RoutedAttention {
   absl::StatusOr<Shape*> ShapeOf(const FlashCall& call);
   struct Seen;
   struct Part;
+  absl::Status GiveBeforeRope(Shape& shape, AttentionSession& session, const FlashCall& call,
+                              int64_t sequence, AttentionInputs& in);
   const Seen& LookAtMask(const FlashCall& call);
   void CutIntoParts(const FlashCall& call, Seen& seen);
   Part& NewPart(Seen& seen);
@@ -138,6 +145,8 @@ class RoutedAttention {
   std::vector<Slot> slots_;
   int64_t pass_ = 0;
   std::vector<std::byte> keys_, values_;  // of a sequence whose cells lie apart
+  BackTurn back_;
+  std::vector<float> q_pre_;
   int last_layer_ = -1;
   int64_t last_stream_ = -1;
 };

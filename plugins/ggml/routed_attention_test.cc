@@ -281,6 +281,95 @@ TEST(RoutedAttention, LayersMayShareAPlan) {
   EXPECT_NE(alone.out, b.out);  // the other layer's lists
 }
 
+// What a host with RoPE keeps: q and k of the case, each turned to its place.
+struct Turned {
+  static constexpr double kBase = 5000;
+  Case c;
+  std::vector<float> q_pre, k_pre;
+  Turned(int64_t queries, int64_t keys, uint64_t seed)
+      : c(queries, keys, false, seed), q_pre(c.q), k_pre(c.k32) {
+    c.Causal();
+    c.call.rope_base = static_cast<float>(kBase);
+    for (int64_t i = 0; i < queries; ++i) {
+      for (int64_t h = 0; h < c.heads; ++h) Turn(keys - queries + i, &c.q[(h * queries + i) * c.d]);
+    }
+    for (int64_t r = 0; r < keys; ++r) {
+      for (int64_t h = 0; h < c.kv_heads; ++h) Turn(r, &c.k32[(r * c.kv_heads + h) * c.d]);
+    }
+  }
+  void Turn(int64_t position, float* x) const {
+    for (int64_t i = 0; i < c.d / 2; ++i) {
+      const double angle =
+          static_cast<double>(position) *
+          std::pow(kBase, -2.0 * static_cast<double>(i) / static_cast<double>(c.d));
+      const double a = static_cast<double>(x[2 * i]);
+      const double b = static_cast<double>(x[2 * i + 1]);
+      x[2 * i] = static_cast<float>(a * std::cos(angle) - b * std::sin(angle));
+      x[2 * i + 1] = static_cast<float>(a * std::sin(angle) + b * std::cos(angle));
+    }
+  }
+  // By a session whose host has what was before RoPE.
+  std::vector<float> Expected(const std::string& policy) const {
+    auto session = AttentionSession::Create({.heads = static_cast<int>(c.heads),
+                                             .kv_heads = static_cast<int>(c.kv_heads),
+                                             .head_dim = static_cast<int>(c.d),
+                                             .max_queries = c.n_q,
+                                             .max_kv = c.n_kv,
+                                             .policy = policy});
+    EXPECT_TRUE(session.ok()) << session.status();
+    AttentionInputs in;
+    in.q = c.call.q;
+    in.k = c.call.k;
+    in.v = c.call.v;
+    in.k.rows = in.v.rows = c.n_kv;
+    in.q_begin = c.n_kv - c.n_q;
+    in.scale = c.call.scale;
+    in.rope_base = static_cast<float>(kBase);
+    in.q_pre = in.q;
+    in.q_pre.data = q_pre.data();
+    in.k_pre = in.k;
+    in.k_pre.data = k_pre.data();
+    std::vector<float> o(c.out.size());
+    EXPECT_TRUE(
+        (*session)->Run(0, in, {.o = {o.data(), c.n_q, c.heads, c.d, c.heads * c.d, c.d}}).ok());
+    return o;
+  }
+};
+void ExpectNear(const std::vector<float>& got, const std::vector<float>& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5) << i;
+}
+
+TEST(RoutedAttention, RoutersReadWhatWasBeforeRope) {
+  const std::string policy = "seer_attention:gate=identity,block=16,density=0.2";
+  auto r = Make("attention = " + policy);
+  Turned first(64, 1436, 3);
+  ASSERT_TRUE(r->Run(first.c.call).ok());
+  ExpectNear(first.c.out, first.Expected(policy));
+  EXPECT_EQ(r->counters().at(0).routed, 1);
+  EXPECT_LT(r->counters().at(0).work.density(), 0.4);
+
+  // The same sequence goes on; then another lies where it lay.
+  Turned next(64, 1500, 3);
+  ASSERT_TRUE(r->Run(next.c.call).ok());
+  ExpectNear(next.c.out, next.Expected(policy));
+  Turned other(64, 1500, 4);
+  ASSERT_TRUE(r->Run(other.c.call).ok());
+  ExpectNear(other.c.out, other.Expected(policy));
+  EXPECT_EQ(r->counters().at(0).no_rope, 0);
+}
+TEST(RoutedAttention, WithoutARotationToUndoSuchRoutersStayAway) {
+  auto r = Make("attention = seer_attention:gate=identity,block=16,density=0.2");
+  Turned t(64, 1500, 3);
+  t.c.call.rope_base = 0;
+  ASSERT_TRUE(r->Run(t.c.call).ok());
+  const LayerCounters& counters = r->counters().at(0);
+  EXPECT_EQ(counters.no_rope, 1);
+  EXPECT_EQ(counters.routed, 0);
+  EXPECT_EQ(counters.work.density(), 1);
+  EXPECT_THAT(CountersJson(r->config(), r->counters()), HasSubstr("\"no_rope\": 1"));
+}
+
 TEST(ParseConfig, NamesLineAndChoices) {
   const auto error = [](absl::string_view text) {
     return std::string(ParseConfig(text).status().message());
@@ -291,8 +380,6 @@ TEST(ParseConfig, NamesLineAndChoices) {
               HasSubstr("unknown key 'router'; known: attention, prefill"));
   EXPECT_THAT(error("dense"), HasSubstr("is not key = value"));
   EXPECT_THAT(error("min_keys = -1"), HasSubstr("allowed 0 to"));
-  EXPECT_THAT(error("prefill = seer_attention:gate=identity,density=0.2"),
-              HasSubstr("before their rotation"));
   const auto c = ParseConfig("attention = per_layer(2*dense | hip:mask_k=512)  # both\nthreads=3");
   ASSERT_TRUE(c.ok()) << c.status();
   EXPECT_EQ(c->decode, "per_layer(2*dense | hip:mask_k=512)");

@@ -11,6 +11,7 @@
 #include "sluice/api/check.h"
 #include "sluice/policies/search/search.h"
 #include "sluice/runtime/cli/lab_options.h"
+#include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/lab/compare/compare.h"
 #include "sluice/runtime/lab/prune/search_sparsity.h"
 #include "sluice/runtime/report/report.h"
@@ -20,6 +21,14 @@ SLUICE_BEGIN_NAMESPACE
 namespace cli {
 namespace {
 // Every policy here keeps facts or is cheap enough to be worth a layer (tests/bench/README.md).
+const std::vector<std::string> kLearnedPalette = {"dense",
+                                                  "seer_attention:tau=0.002",
+                                                  "seer_attention:tau=0.004",
+                                                  "seer_attention:tau=0.001",
+                                                  "quest",
+                                                  "mean_pool:k=16",
+                                                  "sink_window:sink=64,window=512"};
+// For models without gates.
 const std::vector<std::string> kWithinPalette = {
     "dense",
     "seer_attention:gate=identity,block=32,density=0.16,dense_tail=12",
@@ -72,10 +81,23 @@ void PrintWithin(const lab::WithinPlan& p) {
   if (!std::isnan(p.speed.low)) std::printf(" [%.2f, %.2f]", p.speed.low, p.speed.high);
   std::printf(": %s\n", p.within ? "within the limits" : "NOT within the limits");
 }
+// A plan names the weights of its layers' routers.
+absl::StatusOr<std::vector<std::string>> WithinPalette(const SearchArgs& a,
+                                                       const host::Model& model) {
+  std::vector<std::string> palette = a.palette;
+  if (palette.empty()) {
+    const std::vector<std::string> learned = host::LearnedPolicies(model);
+    const bool gates = std::count(learned.begin(), learned.end(), "seer_attention") > 0;
+    palette = gates ? kLearnedPalette : kWithinPalette;
+  }
+  for (std::string& policy : palette) {
+    SLUICE_ASSIGN_OR_RETURN(policy, host::WithBundledWeights(policy, model));
+  }
+  return palette;
+}
 absl::Status SearchLimits(SearchArgs& a) {
   lab::WithinOptions& o = a.limits;
   SLUICE_RETURN_IF_ERROR(lab::ReadWithin(a.within, o));
-  o.palette = a.palette.empty() ? kWithinPalette : a.palette;
   o.documents = a.o.documents;
   if (a.evaluations > 0) o.evaluations = a.evaluations;
   lab::CompareOptions& c = o.compare;
@@ -86,6 +108,7 @@ absl::Status SearchLimits(SearchArgs& a) {
   SLUICE_RETURN_IF_ERROR(CheckWritable(a.progress));
   KeepProgress(a.progress, a.fresh, c);
   SLUICE_ASSIGN_OR_RETURN(const host::Model model, a.trial.model.Load());
+  SLUICE_ASSIGN_OR_RETURN(o.palette, WithinPalette(a, model));
   c.engine = a.trial.model.engine;
   c.progress = LabProgress();
   SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadTokens(a.trial.tokens, 0, -1));

@@ -230,6 +230,7 @@ absl::StatusOr<Model> ReadModel(const Gguf& f) {
     return absl::UnimplementedError(absl::StrCat("architecture '", arch, "'; supported: '", kLlama,
                                                  "', '", kSmallThinker, "'"));
   Model m;
+  m.name = f.Text("general.name").value_or("");
   SLUICE_ASSIGN_OR_RETURN(m.shape, ReadShape(f, arch));
   ModelShape& s = m.shape;
   SLUICE_ASSIGN_OR_RETURN(m.tokenizer, Tokenizer::Load(f));

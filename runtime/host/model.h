@@ -51,6 +51,7 @@ struct Layer {
   }
 };
 struct Model {
+  std::string name;  // general.name; empty: the file has none
   ModelShape shape;
   std::vector<float> embed, output, norm;  // output empty: tied to embed
   std::vector<Layer> layers;

@@ -60,6 +60,18 @@ absl::StatusOr<Gguf> Weights(const std::string& file, const Model& model) {
   }
   return w;
 }
+// Whether a bundled file is of this model: layers, heads and name, as far as both say.
+bool Fits(const std::string& file, const Model& model) {
+  const auto w = Weights(file, model);
+  if (!w.ok()) return false;
+  const auto name = w->Text("sluice.model");
+  if (name.ok() && !model.name.empty() && *name != model.name) return false;
+  const auto method = w->Text("sluice.method");
+  if (!method.ok()) return true;
+  const auto heads = w->Int(absl::StrCat("sluice.", *method, ".heads"));
+  const auto kv_heads = w->Int(absl::StrCat("sluice.", *method, ".kv_heads"));
+  return !kv_heads.ok() || (*kv_heads == model.shape.kv_heads && *heads == model.shape.heads);
+}
 absl::StatusOr<std::vector<double>> Schedule(const Gguf* w, const Model& model) {
   const uint64_t layers[] = {static_cast<uint64_t>(model.shape.layers)};
   static const std::map<std::string, GgufTensor> kNone;
@@ -128,24 +140,6 @@ absl::Status Use(const ItemPolicy& p, const Model& model, EngineOptions& o) {
   return absl::OkStatus();
 }
 
-// An attention method that cannot be made without weights and names none gets those that are
-// bundled for the model, where there are some, and their settings. Compositions name their own.
-absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const Registry& methods,
-                                               const Model& model) {
-  const auto spec = ParseSpec(policy);
-  if (!spec.ok()) return policy;
-  const auto method = methods.attention.Find(spec->name);
-  if (!method.ok() || !absl::IsFailedPrecondition(methods.attention.Create(policy).status()))
-    return policy;
-  for (const Bundled& b : BundledPolicies()) {
-    if (!SameName((*method)->name(), b.name()) || !Weights(b.file, model).ok()) continue;
-    SLUICE_ASSIGN_OR_RETURN(std::vector<AddedKey> keys, b.Settings());
-    keys.push_back({"weights", b.file});
-    return WithKeys(policy, (*method)->Describe(), keys);
-  }
-  return policy;
-}
-
 // The files that a policy names by weights=, wherever in a composition.
 std::vector<std::string> WeightFiles(const std::string& policy) {
   static constexpr char kKey[] = "weights=";
@@ -179,9 +173,25 @@ absl::StatusOr<DType> ReadCacheType(const std::string& s) {
 std::vector<std::string> LearnedPolicies(const Model& model) {
   std::vector<std::string> names;
   for (const Bundled& b : BundledPolicies()) {
-    if (Weights(b.file, model).ok()) names.push_back(b.name());
+    if (Fits(b.file, model)) names.push_back(b.name());
   }
   return names;
+}
+
+absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const Model& model) {
+  const Registry& methods = InstalledMethods().registry;
+  const auto spec = ParseSpec(policy);
+  if (!spec.ok()) return policy;
+  const auto method = methods.attention.Find(spec->name);
+  if (!method.ok() || !absl::IsFailedPrecondition(methods.attention.Create(policy).status()))
+    return policy;
+  for (const Bundled& b : BundledPolicies()) {
+    if (!SameName((*method)->name(), b.name()) || !Fits(b.file, model)) continue;
+    SLUICE_ASSIGN_OR_RETURN(std::vector<AddedKey> keys, b.Settings());
+    keys.push_back({"weights", b.file});
+    return WithKeys(policy, (*method)->Describe(), keys);
+  }
+  return policy;
 }
 
 absl::StatusOr<uint64_t> PolicyFingerprint(const std::string& policy) {
@@ -225,7 +235,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateWithPolicy(const Model& model, Eng
     if (const absl::Status used = Use(*p, model, options); !used.ok()) return named(used);
     return Engine::Create(model, options);
   }
-  SLUICE_ASSIGN_OR_RETURN(options.router, WithBundledWeights(policy, methods, model));
+  SLUICE_ASSIGN_OR_RETURN(options.router, WithBundledWeights(policy, model));
   return Engine::Create(model, options);
 }
 }  // namespace host

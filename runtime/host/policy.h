@@ -19,6 +19,10 @@ const std::string& ModelsFolder();
 absl::StatusOr<DType> ReadCacheType(const std::string& text);
 // The learned methods whose bundled weights fit the model.
 std::vector<std::string> LearnedPolicies(const Model& model);
+// The policy with weights named. An attention method that cannot be made without them and names
+// none gets those that are bundled for the model, where there are some, and their settings.
+// Compositions name their own; all other texts come back as they are.
+absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const Model& model);
 // What a policy computes with besides its text: the content of the weights that it names or that
 // are bundled for it, and of the plug-ins on the search path, whose routers it may name. Equal
 // texts with equal fingerprints compute the same. NotFound where a file of weights is missing.

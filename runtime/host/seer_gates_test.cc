@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "sluice/routers/attention/seer_attention/seer_attention_reference.h"
+#include "sluice/routers/attention/seer_attention_r/seer_attention_r_reference.h"
 #include "sluice/runtime/host/policy.h"
 #include "sluice/runtime/host/scoring.h"
 #include "sluice/runtime/weights/gguf.h"
@@ -70,6 +71,64 @@ TEST(SeerGates, AreWhatTheTrainerComputed) {
   }
 }
 
+TEST(SeerGates, OfDecodeAreWhatTheTrainerComputed) {
+  for (const char* model : {"", "reference-lm-"}) {
+    const auto f = Gguf::Open(absl::StrCat(ModelsFolder(), "/", model, "seer_attention_r-s1.gguf"));
+    ASSERT_TRUE(f.ok()) << f.status();
+    const auto size = [&](const char* name) {
+      return *f->Int(absl::StrCat("sluice.seer_attention_r.", name));
+    };
+    const int64_t heads = size("heads");
+    const int64_t kv_heads = size("kv_heads");
+    const int64_t d = size("dim");
+    const int64_t block = size("block");
+    constexpr int64_t kBlocks = 4;
+    const int64_t n = kBlocks * block;
+    const auto read = [&](const std::string& name, std::vector<uint64_t> shape) {
+      return *f->ReadF32(name, shape);
+    };
+    const auto matrix = [&](const std::string& name, int64_t inner, int64_t outer) {
+      return read(name, {static_cast<uint64_t>(inner), static_cast<uint64_t>(outer)});
+    };
+    const std::vector<float> q = matrix("golden.q", heads * d, n);
+    const std::vector<float> k = matrix("golden.k", kv_heads * d, n);
+    const std::vector<float> gate = matrix("golden.gate", kBlocks, kv_heads * n);
+
+    AttentionInputs in;
+    in.q = {q.data(), n, heads, d, heads * d, d};
+    in.k = {k.data(), DType::kF32, n, kv_heads, d, kv_heads * d, d};
+    in.q_pre = in.q;
+    in.k_pre = in.k;
+    in.rope_base = Mini().shape.rope_base;
+    attention::SeerAttentionRReference reference = {.block = block};
+    const std::string of = absl::StrCat("seer_attention_r.", size("layers") - 1, ".");
+    const int64_t group = heads / kv_heads;
+    reference.key = matrix(of + "key", 3 * d, kv_heads * d);
+    reference.query = matrix(of + "query", group * d, kv_heads * d);
+    reference.key_norm = read(of + "key_norm", {static_cast<uint64_t>(d)});
+    reference.query_norm = read(of + "query_norm", {static_cast<uint64_t>(d)});
+    // The own block is kept whatever its gate: what is compared are the shares of whole ones.
+    for (int64_t kv = 0; kv < kv_heads; ++kv) {
+      const auto keys = reference.BlockKeys(in, kv);
+      for (int64_t t = block; t < n; t += 7) {
+        const auto got = reference.Gate(in, t, kv, keys);
+        const float* trained = &gate[(kv * n + t) * kBlocks];
+        const int64_t whole = (t + 1) / block;
+        double of_got = 0;
+        double of_trained = 0;
+        for (int64_t b = 0; b < whole; ++b) {
+          of_got += got[static_cast<size_t>(b)];
+          of_trained += static_cast<double>(trained[b]);
+        }
+        for (int64_t b = 0; b < whole; ++b)
+          EXPECT_NEAR(got[static_cast<size_t>(b)] / of_got,
+                      static_cast<double>(trained[b]) / of_trained, 2e-3)
+              << model << kv << " " << t << " " << b;
+      }
+    }
+  }
+}
+
 TEST(SeerGates, APolicyFindsThoseOfTheModel) {
   const std::vector<int32_t> tokens(2048, 7);
   EngineOptions o;
@@ -81,10 +140,22 @@ TEST(SeerGates, APolicyFindsThoseOfTheModel) {
     return (*e)->counters().density();
   };
   const double bundled = density("seer_attention");
-  EXPECT_LT(bundled, 0.6);
-  EXPECT_EQ(bundled, density(absl::StrCat(
-                         "seer_attention:block=32,density=0.12,dense_tail=2,weights=", Gates(1))));
-  EXPECT_GT(density("seer_attention:density=0.5"), bundled);
+  EXPECT_LT(bundled, 0.95);
+  EXPECT_EQ(bundled, density(absl::StrCat("seer_attention:block=32,weights=", Gates(1))));
+  EXPECT_LT(density("seer_attention:tau=0.01"), bundled);
+  const auto named = WithBundledWeights("seer_attention:tau=0.01", Mini());
+  ASSERT_TRUE(named.ok()) << named.status();
+  EXPECT_EQ(*named, absl::StrCat("seer_attention:tau=0.01,block=32,weights=", Gates(1)));
+  EXPECT_EQ(*WithBundledWeights("quest:k=3", Mini()), "quest:k=3");
+
+  // Gates of another model are nobody's, though the sizes fit.
+  Model renamed = Mini();
+  EXPECT_THAT(LearnedPolicies(renamed), testing::Contains("seer_attention"));
+  renamed.name = "another";
+  EXPECT_THAT(LearnedPolicies(renamed), testing::Not(testing::Contains("seer_attention")));
+  renamed = Mini();
+  renamed.shape.heads = 4;
+  EXPECT_THAT(LearnedPolicies(renamed), testing::Not(testing::Contains("seer_attention")));
 
   char folder[] = "/tmp/sluice-gates-XXXXXX";
   ASSERT_NE(mkdtemp(folder), nullptr);

@@ -85,7 +85,7 @@ std::vector<std::string> AllRouters(const host::Model& model) {
   for (const std::string& name : host::LearnedPolicies(model)) all.push_back(name);
   // Those that keep the facts and most of the perplexity first.
   for (const char* spec :
-       {"seer_attention:gate=identity,block=32,density=0.12,dense_tail=16", "dhsa:dense_tail=1024",
+       {"seer_attention:gate=identity,block=32,density=0.14,dense_tail=12", "dhsa:dense_tail=1024",
         "quest", "flex_prefill", "sink_window:window=512", "sink_window:window=2048",
         "mean_pool:k=16", "mean_pool:k=32", "mean_pool:k=0,p=0.9", "hip:mask_k=512",
         "hip:mask_k=2048", "dsa:k=512", "hisa:k=512,m=16", "oracle_block_topk:k=16"})

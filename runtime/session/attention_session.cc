@@ -91,6 +91,8 @@ struct AttentionSession::Impl {
   const Measured& At(int layer) const { return measured[layer < 0 ? options.layers : layer]; }
   absl::Status Prepare();
   absl::StatusOr<Sequence*> SequenceOf(int64_t id);
+  absl::StatusOr<int> PlaceOf(int named) const;
+  absl::StatusOr<Sequence*> Checked(int layer, const AttentionInputs& in, int64_t sequence);
   absl::Status MakeLayer(Layer& l);
   // Whether anything is remembered that earlier keys could belie.
   bool remembers() const {
@@ -141,7 +143,7 @@ absl::Status AttentionSession::Impl::Prepare() {
                                 .index_heads = o.index_heads,
                                 .index_dim = o.index_dim,
                                 .workers = executor->num_workers(),
-                                .layers = o.layers,
+                                .layers = o.layers_known ? o.layers : 0,
                                 .width = o.width};
   SLUICE_RETURN_IF_ERROR(CheckAttentionShape(shape));
   SLUICE_ASSIGN_OR_RETURN(plan, router->MakePlan(shape));
@@ -184,6 +186,22 @@ absl::StatusOr<AttentionSession::Impl::Sequence*> AttentionSession::Impl::Sequen
   s.shared.Resize(info.sequence_bytes);
   s.layers.resize(options.layers + 1);  // the last for calls that name no layer
   return &s;
+}
+
+absl::StatusOr<int> AttentionSession::Impl::PlaceOf(int named) const {
+  if (named < -1 || named >= options.layers) {
+    return absl::OutOfRangeError(absl::StrCat("session: layer ", named, ", allowed 0 to ",
+                                              options.layers - 1, ", or -1 for unknown"));
+  }
+  return named < 0 ? options.layers : named;
+}
+// The sequence, with no more in the layer's state than `in` leaves standing.
+absl::StatusOr<AttentionSession::Impl::Sequence*> AttentionSession::Impl::Checked(
+    int layer, const AttentionInputs& in, int64_t sequence) {
+  SLUICE_ASSIGN_OR_RETURN(Sequence * s, SequenceOf(sequence));
+  SLUICE_RETURN_IF_ERROR(MakeLayer(s->layers[layer]));
+  CheckRows(*s, layer, in);
+  return s;
 }
 
 absl::Status AttentionSession::Impl::MakeLayer(Layer& l) {
@@ -282,17 +300,11 @@ AttentionSession::~AttentionSession() = default;
 absl::Status AttentionSession::Run(int named, const AttentionInputs& given,
                                    const SessionOutputs& out, int64_t sequence) {
   Impl& s = *impl_;
-  if (named < -1 || named >= s.options.layers) {
-    return absl::OutOfRangeError(absl::StrCat("session: layer ", named, ", allowed 0 to ",
-                                              s.options.layers - 1, ", or -1 for unknown"));
-  }
-  const int layer = named < 0 ? s.options.layers : named;
+  SLUICE_ASSIGN_OR_RETURN(const int layer, s.PlaceOf(named));
   if (given.q.rows == 0) return absl::OkStatus();
-  SLUICE_ASSIGN_OR_RETURN(Impl::Sequence * seq, s.SequenceOf(sequence));
   AttentionInputs in = given;
   in.layer = named;
-  SLUICE_RETURN_IF_ERROR(s.MakeLayer(seq->layers[layer]));
-  s.CheckRows(*seq, layer, in);
+  SLUICE_ASSIGN_OR_RETURN(Impl::Sequence * seq, s.Checked(layer, in, sequence));
 
   const AttentionRouter& serving = s.router->Serving(named, std::max(in.kv_len(), in.prompt_end));
   const int stages = serving.traits().stages;
@@ -323,11 +335,8 @@ absl::Status AttentionSession::Run(int named, const AttentionInputs& given,
 
 absl::Status AttentionSession::Attend(int layer, const AttentionPlan& plan,
                                       const AttentionInputs& in, const SessionOutputs& out) {
-  if (layer < -1 || layer >= impl_->options.layers) {
-    return absl::OutOfRangeError(
-        absl::StrCat("session: layer ", layer, ", allowed 0 to ", impl_->options.layers - 1));
-  }
-  return impl_->RunPlan(layer < 0 ? impl_->options.layers : layer, plan, in, out, false, {});
+  SLUICE_ASSIGN_OR_RETURN(const int place, impl_->PlaceOf(layer));
+  return impl_->RunPlan(place, plan, in, out, false, {});
 }
 
 void AttentionSession::Truncate(int64_t tokens, int64_t sequence) {
@@ -352,6 +361,12 @@ int64_t AttentionSession::known_keys(int layer, int64_t sequence) const {
   const auto known = impl_->sequences.find(sequence);
   if (known == impl_->sequences.end() || layer < 0 || layer >= impl_->options.layers) return 0;
   return known->second.layers[layer].keys;
+}
+absl::StatusOr<int64_t> AttentionSession::KeysThatStay(int named, const AttentionInputs& in,
+                                                       int64_t sequence) {
+  SLUICE_ASSIGN_OR_RETURN(const int layer, impl_->PlaceOf(named));
+  SLUICE_ASSIGN_OR_RETURN(const Impl::Sequence* s, impl_->Checked(layer, in, sequence));
+  return s->layers[layer].keys;
 }
 const AttentionRouter& AttentionSession::router() const { return *impl_->router; }
 const AttentionPlanInfo& AttentionSession::info() const { return impl_->plan->info(); }

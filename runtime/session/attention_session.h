@@ -23,6 +23,7 @@ SLUICE_BEGIN_NAMESPACE
 struct SessionOptions {
   // The model.
   int layers = 1;
+  bool layers_known = true;  // false: at most so many, which routers are not told
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
@@ -75,6 +76,9 @@ class AttentionSession {
   void Unknown(int layer, int64_t sequence = 0);
   // Keys that a layer's state speaks of.
   int64_t known_keys(int layer, int64_t sequence = 0) const;
+  // The same once what `in` belies is forgotten, as the next Run with it would: for hosts that keep
+  // something of their own a key.
+  absl::StatusOr<int64_t> KeysThatStay(int layer, const AttentionInputs& in, int64_t sequence = 0);
 
   const AttentionRouter& router() const;
   const AttentionPlanInfo& info() const;  // of the router's plan

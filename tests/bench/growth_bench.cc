@@ -143,7 +143,7 @@ int main(int argc, char** argv) {
       "hip:mask_k=512",
       "infinite_hip",
       "mean_pool:k=16",
-      "seer_attention:gate=identity,block=32,density=0.12,dense_tail=16"};
+      "seer_attention:gate=identity,block=32,density=0.14,dense_tail=12"};
   for (int64_t keys :
        {int64_t{16} << 10, int64_t{64} << 10, int64_t{256} << 10, int64_t{1} << 20}) {
     for (const char* policy : policies) {

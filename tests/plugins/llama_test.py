@@ -45,6 +45,11 @@ for more in (("--poll", "-1"), ("--poll", "0"), ("--threads", "1"), ("--threads"
 ppl, facts, layers, _ = run("per_layer(3*mean_pool:k=6 | dense)")
 assert abs(ppl) < 5, ppl
 assert all(c["density"] < 0.8 for c in layers[:3]) and all(c["density"] == 1 for c in layers[3:]), layers
+# Learned gates read queries and keys from before RoPE: the rotation is undone.
+gates = f"seer_attention:block=32,tau=0.004,weights={os.path.join(models, 'seer_attention-s1.gguf')}"
+ppl, facts, layers, _ = run(gates)
+assert abs(ppl) < 3, ppl
+assert all(c["routed"] == c["calls"] == 3 and c["no_rope"] == 0 and c["density"] < 0.95 for c in layers), layers
 ppl, facts, layers, _ = run("dense", "--auto-flash")
 assert layers and abs(ppl) < 0.3, (ppl, layers)  # llama.cpp's probe did not turn flash attention off
 ppl, facts, layers, said = run("no_such_router")

@@ -24,8 +24,9 @@ def shares_text(ids, seen):
 
 
 class Tasks:
-    def __init__(self, corpus, tokenizer, megabytes, seed, without=()):
-        """without: files of little-endian 16 bit token ids that no document may share text with."""
+    def __init__(self, corpus, tokenizer, megabytes, seed, without=(), spaces=False):
+        """without: files of little-endian 16 bit token ids that no document may share text with; spaces: facts stand
+        between spaces instead of line breaks."""
         with lzma.open(corpus) as f:
             text = f.read(megabytes << 20).decode(errors="ignore")
         documents = text.split("\0")[:-1]
@@ -38,10 +39,13 @@ class Tasks:
             (held if i % 50 == 7 else train).append(np.array(e.ids + [0], np.int64))
         order = np.random.default_rng(seed).permutation(len(train))
         self.streams = {"train": np.concatenate([train[i] for i in order]), "held": np.concatenate(held)}
-        self.tokenizer = tokenizer
+        self.tokenizer, self.spaces = tokenizer, spaces
 
     def ids(self, text):
         return np.array(self.tokenizer.encode(text).ids, np.int64)
+
+    def fact(self, text):
+        return self.ids(text.replace("\n", " ") if self.spaces else text)
 
     def plain(self, rng, n, split="train"):
         s = self.streams[split]
@@ -57,10 +61,10 @@ class Tasks:
         order = rng.permutation(count)
         tail, mark = [], []
         for i in order[:asked]:
-            q, a = self.ids(facts.question(pairs[i][0])), self.ids(facts.answer(pairs[i][1]))
+            q, a = self.fact(facts.question(pairs[i][0])), self.fact(facts.answer(pairs[i][1]))
             tail += [q, a]
             mark += [np.zeros(len(q), bool), np.ones(len(a), bool)]
-        said = [self.ids(facts.statement(*p)) for p in pairs]
+        said = [self.fact(facts.statement(*p)) for p in pairs]
         used = sum(map(len, tail)) + sum(map(len, said))
         text = self.plain(rng, n - used, split)
         cuts = np.sort(rng.integers(0, len(text) + 1, count))

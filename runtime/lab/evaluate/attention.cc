@@ -222,7 +222,7 @@ std::vector<std::string> AttentionPolicies() {
       "oracle_block_topk:k=64",
       "sink_window:window=512",
       "sink_window:window=2048",
-      "seer_attention:gate=identity,block=32,density=0.12,dense_tail=16",
+      "seer_attention:gate=identity,block=32,density=0.14,dense_tail=12",
       "mean_pool:k=16",
       "mean_pool:k=32"};
   const FactoryMap<AttentionRouter>& methods = InstalledMethods().registry.attention;
@@ -241,7 +241,10 @@ absl::StatusOr<Report> EvaluateAttention(const host::Model& model, const std::st
                                          const EvaluateAttentionOptions& options) {
   EvaluateAttentionOptions o = options;
   const bool given = !o.compare.policies.empty();
-  const std::vector<std::string> wanted = given ? o.compare.policies : AttentionPolicies();
+  std::vector<std::string> wanted = given ? o.compare.policies : AttentionPolicies();
+  for (const std::string& name : host::LearnedPolicies(model)) {
+    if (!given && InstalledMethods().registry.attention.Find(name).ok()) wanted.push_back(name);
+  }
   o.compare.policies.clear();
   std::vector<std::string> refused;
   for (const std::string& policy : wanted) {
