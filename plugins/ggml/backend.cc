@@ -92,10 +92,14 @@ float Param(const ggml_tensor* op, int i) {
   return x;
 }
 // The base of the rotation that made these queries, 0 where it is not one that can be undone here:
-// interleaved pairs of the whole width, unscaled. Views are looked through.
+// interleaved pairs of the whole width, unscaled, and nothing after it.
 float RopeBaseOf(const ggml_tensor* q) {
+  const auto only_moves = [](const ggml_tensor* t) {
+    return t->op == GGML_OP_VIEW || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_RESHAPE ||
+           t->op == GGML_OP_CONT;
+  };
   const ggml_tensor* t = q;
-  for (int depth = 0; t != nullptr && t->op != GGML_OP_ROPE && depth < 8; ++depth) t = t->src[0];
+  while (t != nullptr && only_moves(t)) t = t->src[0];
   if (t == nullptr || t->op != GGML_OP_ROPE || t->src[2] != nullptr) return 0;
   enum : int {
     kDims = 1,

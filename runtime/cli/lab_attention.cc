@@ -69,7 +69,8 @@ void AddEvaluateAttention(CLI::App& evaluate, const Exit& exit) {
       "perplexity, facts,\nand which is fastest within limits; a table and an HTML page");
   a->trial.AddTo(*s);
   s->add_option("--policy", a->o.compare.policies,
-                "the first is the baseline (default: dense and all that need no weights)");
+                "the first is the baseline (default: dense, all that need no weights, and those "
+                "with weights bundled for the model)");
   s->add_option("--context", a->contexts, "tokens of a document")
       ->delimiter(',')
       ->capture_default_str();
