@@ -198,10 +198,10 @@ absl::StatusOr<bool> RoutedAttention::RunPart(Shape& s, const FlashCall& call, c
   }
   const bool plain = part.shape.kind == MaskShape::Kind::kCausal;
   const AttentionSession& wanted = c.q.rows == 1 ? *s.decode : *s.prefill;
-  const bool before_rope =
-      wanted.router().Serving(c.layer, c.k.rows).traits().reads_pre_rope && plain;
-  const bool unknown_rope = before_rope && c.rope_base <= 0;
-  const bool routed = plain && !part.unrouted && c.k.rows >= config_.min_keys && !unknown_rope;
+  const bool before_rope = wanted.router().Serving(c.layer, c.k.rows).traits().reads_pre_rope;
+  const bool wants = plain && !part.unrouted && c.k.rows >= config_.min_keys;
+  const bool unknown_rope = wants && before_rope && c.rope_base <= 0;
+  const bool routed = wants && !unknown_rope;
   AttentionSession& session = !routed ? *s.dense : c.q.rows == 1 ? *s.decode : *s.prefill;
   AttentionInputs in;
   in.q = c.q;

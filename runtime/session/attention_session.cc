@@ -366,7 +366,7 @@ absl::StatusOr<int64_t> AttentionSession::KeysThatStay(int named, const Attentio
                                                        int64_t sequence) {
   SLUICE_ASSIGN_OR_RETURN(const int layer, impl_->PlaceOf(named));
   SLUICE_ASSIGN_OR_RETURN(const Impl::Sequence* s, impl_->Checked(layer, in, sequence));
-  return s->layers[layer].keys;
+  return impl_->remembers() ? s->layers[layer].keys : 0;
 }
 const AttentionRouter& AttentionSession::router() const { return *impl_->router; }
 const AttentionPlanInfo& AttentionSession::info() const { return impl_->plan->info(); }

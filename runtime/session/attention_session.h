@@ -77,7 +77,7 @@ class AttentionSession {
   // Keys that a layer's state speaks of.
   int64_t known_keys(int layer, int64_t sequence = 0) const;
   // The same once what `in` belies is forgotten, as the next Run with it would: for hosts that keep
-  // something of their own a key.
+  // something of their own a key. 0 of policies without memory, whose keys nobody checks.
   absl::StatusOr<int64_t> KeysThatStay(int layer, const AttentionInputs& in, int64_t sequence = 0);
 
   const AttentionRouter& router() const;

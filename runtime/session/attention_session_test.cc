@@ -60,6 +60,31 @@ TEST(Session, UnknownKeysAreCheckedInEveryRowAndHead) {
     EXPECT_EQ(Feed(*s, after, 300, 50), Fresh(after, 300, 50)) << row << " " << head << " " << x;
   }
 }
+TEST(Session, SaysWhichKeysStay) {
+  const AttentionData before = Data(5);
+  const auto stay = [](AttentionSession& s, const AttentionData& a) {
+    const auto keys = s.KeysThatStay(0, ChunkOf(a.Inputs(), 300, 50));
+    EXPECT_TRUE(keys.ok()) << keys.status();
+    return *keys;
+  };
+  const auto s = Session(before, true);
+  EXPECT_EQ(stay(*s, before), 0);
+  Feed(*s, before, 0, 300);
+  EXPECT_EQ(stay(*s, before), 300);
+  AttentionData after = before;
+  after.k[151 * kKvHeads * kWidth] += 25;
+  s->Unknown(0);
+  EXPECT_EQ(stay(*s, after), 151);
+  EXPECT_EQ(Feed(*s, after, 300, 50), Fresh(after, 300, 50));
+
+  SessionOptions forgetful = HarnessSession("dense", before, {});
+  forgetful.fingerprints = true;
+  const auto dense = *AttentionSession::Create(forgetful);
+  Feed(*dense, before, 0, 300);
+  EXPECT_EQ(stay(*dense, before), 0);
+  EXPECT_THAT(std::string(s->KeysThatStay(99, before.Inputs()).status().message()),
+              HasSubstr("layer 99"));
+}
 TEST(Session, SwappedRowsAreOtherKeys) {
   const AttentionData before = Data(5);
   const auto s = Session(before, true);
