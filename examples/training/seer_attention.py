@@ -221,8 +221,9 @@ def causal_tiles(n, tile, block, device):
     return own, torch.arange(n // block, device=device)[None] > own[:, None]
 
 
-def tile_scores(model, a, gates, untrained, tile, layer, q, k, q_turned, k_turned):
-    """What ranks the blocks of a tile -> {name: shares [heads, tiles, blocks], 0 where nothing is seen}; "best": true mass."""
+def tile_scores(model, a, gates, untrained, tile, mass, layer, q, k, q_turned, k_turned):
+    """What ranks the blocks of a tile -> {name: shares [heads, tiles, blocks], 0 where nothing is seen}; "best": true mass,
+    of `mass` [heads, t, blocks]: block_probabilities."""
     _, unseen = causal_tiles(len(q), tile, a.block, q.device)
     means = full(k_turned).unflatten(0, (-1, a.block)).mean(1).repeat_interleave(model.heads // model.kv_heads, 1)
     mean_q = full(q_turned).unflatten(0, (-1, tile)).mean(1)
@@ -231,7 +232,7 @@ def tile_scores(model, a, gates, untrained, tile, layer, q, k, q_turned, k_turne
         logits |= {f"{label}{name}": g[layer](q, k) for name, g in group.items()
                    if isinstance(g[layer], PromptGate) and g[layer].tile == tile}
     shares = {name: s.masked_fill(unseen, -torch.inf).softmax(-1) for name, s in logits.items()}
-    return shares | {"best": block_probabilities(q_turned, k_turned, a.block)[1].unflatten(1, (-1, tile)).mean(2)}
+    return shares | {"best": mass.unflatten(1, (-1, tile)).mean(2)}
 
 
 @torch.no_grad()
@@ -241,11 +242,12 @@ def thresholds(model, tasks, a, gates, untrained, n):
     for planted in (False, True):
         ids = torch.from_numpy(sequence(tasks, a, rng, n, planted)).to(a.device)
         for layer, *x in layers(model, ids):
+            mass = block_probabilities(*x[2:], a.block)[1]
             for tile in a.tiles:
                 own, unseen = causal_tiles(n, tile, a.block, a.device)
                 free = ~unseen
                 free[torch.arange(len(own), device=a.device), own] = False
-                for name, s in tile_scores(model, a, gates, untrained, tile, layer, *x).items():
+                for name, s in tile_scores(model, a, gates, untrained, tile, mass, layer, *x).items():
                     seen.setdefault(tile, {}).setdefault(name, []).append(s[:, free].flatten())
     out = {}
     for tile, of in seen.items():
@@ -272,10 +274,11 @@ def evaluate(model, tasks, a, gates, n=16384):
         for _ in range(a.eval_rows):
             ids = torch.from_numpy(sequence(tasks, a, rng, n, planted, "held")).to(a.device)
             for layer, q, k, q_turned, k_turned in layers(model, ids):
+                mass = block_probabilities(q_turned, k_turned, a.block)[1]
                 for tile in a.tiles:
                     own, unseen = causal_tiles(n, tile, a.block, a.device)
                     is_own = torch.arange(n // a.block, device=a.device)[None] == own[:, None]
-                    scores = tile_scores(model, a, gates, untrained, tile, layer, q, k, q_turned, k_turned)
+                    scores = tile_scores(model, a, gates, untrained, tile, mass, layer, q, k, q_turned, k_turned)
                     for name, s in scores.items():
                         key = name if name.endswith(f"t{tile}") else f"{name}-t{tile}"
                         some = best(s.masked_fill(unseen, -torch.inf), own, k_blocks)
@@ -285,7 +288,7 @@ def evaluate(model, tasks, a, gates, n=16384):
                         sums[f"{key}, threshold"] = sums.get(f"{key}, threshold", 0.0) + torch.stack(
                             (held[1], above.sum() / (~unseen).sum() / model.heads))
                 rows = torch.arange(n // 2, n, 8, device=a.device)
-                of_row = block_probabilities(q_turned, k_turned, a.block)[1][:, rows].unflatten(0, (model.kv_heads, -1)).mean(1)
+                of_row = mass[:, rows].unflatten(0, (model.kv_heads, -1)).mean(1)
                 own = rows // a.block
                 group_q = full(q_turned[rows]).unflatten(1, (model.kv_heads, -1)).mean(2)
                 means = full(k_turned).unflatten(0, (-1, a.block)).mean(1)
