@@ -11,47 +11,17 @@
 #include "sluice/api/executor.h"
 #include "sluice/api/tensor_view.h"
 #include "sluice/runtime/kernels/convert/convert.h"
-#include "sluice/runtime/kernels/rope/rope.h"
+#include "sluice/runtime/kernels/rope/rope_table.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace ggml {
-// Turns vectors of interleaved pairs back; angles are computed once a position.
-class BackTurn {
- public:
-  void Reserve(int64_t positions, int64_t dim, float base) {
-    if (dim != dim_ || base != base_) {
-      cosine_.clear();
-      sine_.clear();
-    }
-    dim_ = dim;
-    base_ = base;
-    const int64_t pairs = dim / 2;
-    int64_t known = std::ssize(cosine_) / std::max<int64_t>(1, pairs);
-    cosine_.resize(std::max(known, positions) * pairs);
-    sine_.resize(cosine_.size());
-    for (; known < positions; ++known) {
-      float* sine = &sine_[known * pairs];
-      kernels::RopeAngles(static_cast<double>(known), base, dim, &cosine_[known * pairs], sine);
-      for (int64_t i = 0; i < pairs; ++i) sine[i] = -sine[i];
-    }
-  }
-  // x [dim] of a position below what is reserved.
-  void Turn(int64_t position, float* x) const {
-    const int64_t at = position * (dim_ / 2);
-    kernels::RopeRotate(x, dim_, &cosine_[at], &sine_[at], kernels::RopeLayout::kInterleaved);
-  }
-
- private:
-  int64_t dim_ = 0;
-  float base_ = 0;
-  std::vector<float> cosine_, sine_;  // [positions, dim / 2], of minus the angle
-};
-
 // The keys of one layer and sequence, kept as f16.
 class KeysBeforeRope {
  public:
   // A view of all of k's rows. Those below `unchanged` were given before and are still the same.
-  KvView Update(const KvView& k, int64_t unchanged, const BackTurn& back, Executor& executor) {
+  // back: a table that turns back.
+  KvView Update(const KvView& k, int64_t unchanged, const kernels::RopeTable& back,
+                Executor& executor) {
     const int64_t row = k.heads * k.dim;
     unchanged = std::min(unchanged, std::ssize(keys_) / row);
     keys_.resize(k.rows * row);
@@ -73,9 +43,10 @@ class KeysBeforeRope {
   std::vector<uint16_t> keys_;
 };
 
-// out [rows, heads, dim] = the queries at positions from `begin` on; a view of it.
+// out [rows, heads, dim] = the queries at positions from `begin` on; a view of it. back: as above.
 inline HeadsView<const float> QueriesBeforeRope(const HeadsView<const float>& q, int64_t begin,
-                                                const BackTurn& back, std::vector<float>& out) {
+                                                const kernels::RopeTable& back,
+                                                std::vector<float>& out) {
   const int64_t row = q.heads * q.dim;
   out.resize(q.rows * row);
   for (int64_t i = 0; i < q.rows; ++i) {

@@ -145,7 +145,7 @@ class RoutedAttention {
   std::vector<Slot> slots_;
   int64_t pass_ = 0;
   std::vector<std::byte> keys_, values_;  // of a sequence whose cells lie apart
-  BackTurn back_;
+  kernels::RopeTable back_{kernels::RopeTable::Direction::kBack};
   std::vector<float> q_pre_;
   int last_layer_ = -1;
   int64_t last_stream_ = -1;

@@ -10,7 +10,6 @@
 
 #include "sluice/runtime/kernels/dot/dot.h"
 #include "sluice/runtime/kernels/rms_norm/rms_norm.h"
-#include "sluice/runtime/kernels/rope/rope.h"
 
 // Of the OpenMP that oneDNN calls; settings of the calling thread.
 extern "C" int omp_get_max_threads();
@@ -47,12 +46,7 @@ LayerMath::LayerMath(const ModelShape& shape, int64_t max_rows, int64_t capacity
       executor_(executor),
       sparse_(std::move(sparse)),
       panels_(sparse_.workspace_bytes(max_rows, executor->num_workers())) {
-  const int64_t half = shape.head_dim / 2;
-  cos_.resize(static_cast<size_t>(capacity * half));
-  sin_.resize(cos_.size());
-  for (int64_t p = 0; p < capacity; ++p)
-    kernels::RopeAngles(static_cast<double>(p), shape.rope_base, shape.head_dim, &cos_[p * half],
-                        &sin_[p * half]);
+  rope_.Reserve(capacity, shape.head_dim, shape.rope_base);
   gate_up_.resize(static_cast<size_t>(max_rows * 2 * shape.ffn));
   act_.resize(static_cast<size_t>(max_rows * shape.ffn));
 }
@@ -65,9 +59,7 @@ void LayerMath::Norm(const std::vector<float>& weight, const float* x, int64_t n
 
 void LayerMath::Rotate(float* x, int64_t heads, int64_t position) const {
   const int64_t d = shape_.head_dim;
-  const size_t at = static_cast<size_t>(position * d / 2);
-  for (int64_t h = 0; h < heads; ++h)
-    kernels::RopeRotate(x + h * d, d, &cos_[at], &sin_[at], kernels::RopeLayout::kInterleaved);
+  for (int64_t h = 0; h < heads; ++h) rope_.Turn(position, x + h * d);
 }
 
 void LayerMath::Ffn(const Layer& layer, int64_t expert, const float* h, int64_t n, float* y,

@@ -8,6 +8,7 @@
 #include "sluice/api/workspace.h"
 #include "sluice/runtime/host/model.h"
 #include "sluice/runtime/host/sparse_weights.h"
+#include "sluice/runtime/kernels/rope/rope_table.h"
 
 SLUICE_BEGIN_NAMESPACE
 namespace host {
@@ -48,10 +49,10 @@ class LayerMath {
   Executor* executor_;
   LinearCounters counters_;
   SparseWeights sparse_;
-  OwnedWorkspace panels_;         // of products with packed weights
-  std::vector<float> cos_, sin_;  // [capacity, head_dim / 2]
-  std::vector<float> gate_up_;    // [max_rows, 2 ffn]
-  std::vector<float> act_;        // [max_rows, ffn]
+  OwnedWorkspace panels_;  // of products with packed weights
+  kernels::RopeTable rope_{kernels::RopeTable::Direction::kToPosition};
+  std::vector<float> gate_up_;  // [max_rows, 2 ffn]
+  std::vector<float> act_;      // [max_rows, ffn]
 };
 }  // namespace host
 SLUICE_END_NAMESPACE

@@ -7,6 +7,7 @@
 
 #include "sluice/runtime/kernels/for_each_target.h"
 #include "sluice/runtime/kernels/rope/rope_reference.h"
+#include "sluice/runtime/kernels/rope/rope_table.h"
 #include "sluice/tests/support/normal_values.h"
 
 namespace sluice::kernels {
@@ -26,6 +27,30 @@ TEST(Rope, BothLayoutsAgree) {
       }
     }
   });
+}
+
+TEST(RopeTable, TurnsToPositionsAndBack) {
+  RopeTable to(RopeTable::Direction::kToPosition);
+  RopeTable back(RopeTable::Direction::kBack);
+  struct Step {
+    int64_t positions, dim;
+    double base;
+  };
+  // More positions, fewer, another width, another base.
+  for (const Step& s : {Step{3, 32, 1e4}, {40, 32, 1e4}, {5, 32, 1e4}, {9, 8, 1e4}, {9, 8, 5e5}}) {
+    to.Reserve(s.positions, s.dim, s.base);
+    back.Reserve(s.positions, s.dim, s.base);
+    for (int64_t at : {int64_t{0}, s.positions / 2, s.positions - 1}) {
+      const std::vector<float> before = Normal(s.dim, 6);
+      std::vector<float> x = before;
+      std::vector<double> want(x.begin(), x.end());
+      to.Turn(at, x.data());
+      RopeReference(want.data(), s.dim, static_cast<double>(at), s.base, RopeLayout::kInterleaved);
+      for (int64_t i = 0; i < s.dim; ++i) EXPECT_NEAR(x[i], want[i], 1e-5) << s.dim << " " << at;
+      back.Turn(at, x.data());
+      for (int64_t i = 0; i < s.dim; ++i) EXPECT_NEAR(x[i], before[i], 1e-5) << s.dim << " " << at;
+    }
+  }
 }
 }  // namespace rope_test
 }  // namespace sluice::kernels
