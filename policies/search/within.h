@@ -7,6 +7,7 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -29,6 +30,10 @@ struct WithinResult {
   double cost = 0;
   std::vector<double> losses;
   int64_t evaluations = 0;  // of different plans, uniform ones among them
+  // Where the plan does not hold elsewhere: what else kept the limits, from cheap to dear, each at
+  // least a twentieth dearer than the one before, since plans side by side fail alike; at last the
+  // reference.
+  std::vector<Plan> safer;
 };
 
 namespace within_internal {
@@ -39,7 +44,7 @@ class Tried {
     const Plan reference(p.cost.size(), 0);
     const std::vector<double> none(p.limits.size(), 0.0);
     known_[reference] = none;
-    best = {reference, Cost(reference), none, 0};
+    best = {reference, Cost(reference), none, 0, {}};
   }
   double Cost(const Plan& plan) const {
     double cost = 0;
@@ -57,19 +62,40 @@ class Tried {
       at = known_.emplace(plan, losses).first;
       if (o_.progress) o_.progress(count());
     }
-    double use = -HUGE_VAL;
-    for (size_t i = 0; i < p_.limits.size(); ++i) {
-      const double loss = at->second[i];
-      const double share = p_.limits[i] > 0 ? loss / p_.limits[i] : loss > 0 ? HUGE_VAL : 0;
-      use = std::max(use, std::isnan(share) ? HUGE_VAL : share);
-    }
+    const double use = Use(at->second);
     const double cost = Cost(plan);
-    if (use <= 1 && cost < best.cost) best = {plan, cost, at->second, 0};
+    if (use <= 1 && cost < best.cost) best = {plan, cost, at->second, 0, {}};
     return use;
+  }
+  // WithinResult::safer, of all that were tried.
+  std::vector<Plan> Safer() const {
+    std::vector<std::pair<double, Plan>> by_cost;
+    for (const auto& [plan, losses] : known_) by_cost.emplace_back(Cost(plan), plan);
+    std::sort(by_cost.begin(), by_cost.end());
+    constexpr double kDearer = 1.05;
+    std::vector<Plan> safer;
+    double last = best.cost;
+    const Plan reference(p_.cost.size(), 0);
+    for (const auto& [cost, plan] : by_cost) {
+      if (plan == reference || cost < kDearer * last || Use(known_.at(plan)) > 1) continue;
+      last = cost;
+      safer.push_back(plan);
+    }
+    if (best.plan != reference) safer.push_back(reference);
+    return safer;
   }
   WithinResult best;
 
  private:
+  double Use(const std::vector<double>& losses) const {
+    double use = -HUGE_VAL;
+    for (size_t i = 0; i < p_.limits.size(); ++i) {
+      const double loss = losses[i];
+      const double share = p_.limits[i] > 0 ? loss / p_.limits[i] : loss > 0 ? HUGE_VAL : 0;
+      use = std::max(use, std::isnan(share) ? HUGE_VAL : share);
+    }
+    return use;
+  }
   const WithinProblem& p_;
   const SearchOptions& o_;
   std::map<Plan, std::vector<double>> known_;
@@ -239,6 +265,7 @@ inline absl::StatusOr<WithinResult> SearchWithin(const WithinProblem& p, bool ra
   }
   WithinResult result = tried.best;
   result.evaluations = tried.count();
+  result.safer = tried.Safer();
   return result;
 }
 SLUICE_END_NAMESPACE

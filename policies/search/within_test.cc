@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <map>
 
 SLUICE_BEGIN_NAMESPACE
 namespace within_test {
@@ -48,6 +49,38 @@ TEST(SearchWithin, FindsTheCheapestPlanThatKeepsTheLimits) {
     EXPECT_EQ(found->cost, made.Cheapest()) << limit;
     EXPECT_LE(found->losses[0], limit);
     EXPECT_LE(found->losses[1], 5);
+  }
+}
+
+TEST(SearchWithin, NamesSaferPlansFromCheapToDear) {
+  Made made(2.0);
+  std::map<Plan, double> use;  // of what was asked, the larger of its shares
+  const auto losses = made.p.losses;
+  made.p.losses = [&](const Plan& plan) -> absl::StatusOr<std::vector<double>> {
+    const auto lost = losses(plan);
+    use[plan] = std::max((*lost)[0] / made.p.limits[0], (*lost)[1] / made.p.limits[1]);
+    return lost;
+  };
+  const auto found = SearchWithin(made.p, false, made.o);
+  ASSERT_TRUE(found.ok()) << found.status();
+  const auto cost = [&](const Plan& plan) {
+    double sum = 0;
+    for (size_t i = 0; i < plan.size(); ++i) sum += made.p.cost[i][plan[i]];
+    return sum;
+  };
+  ASSERT_GE(found->safer.size(), 3u);
+  EXPECT_EQ(found->safer.back(), Plan(made.p.cost.size(), 0));
+  double before = found->cost;
+  for (size_t i = 0; i + 1 < found->safer.size(); ++i) {
+    const double mine = cost(found->safer[i]);
+    EXPECT_GE(mine, 1.05 * before);
+    EXPECT_LE(use.at(found->safer[i]), 1);
+    // The cheapest that is so much dearer.
+    for (const auto& [other, share] : use) {
+      const bool passed_over = share <= 1 && cost(other) >= 1.05 * before && cost(other) < mine;
+      EXPECT_FALSE(passed_over);
+    }
+    before = mine;
   }
 }
 

@@ -22,9 +22,9 @@ namespace cli {
 namespace {
 // Every policy here keeps facts or is cheap enough to be worth a layer (tests/bench/README.md).
 const std::vector<std::string> kLearnedPalette = {"dense",
+                                                  "seer_attention:tau=0.003",
+                                                  "seer_attention:tau=0.005",
                                                   "seer_attention:tau=0.002",
-                                                  "seer_attention:tau=0.004",
-                                                  "seer_attention:tau=0.001",
                                                   "quest",
                                                   "mean_pool:k=16",
                                                   "sink_window:sink=64,window=512"};
@@ -79,7 +79,14 @@ void PrintWithin(const lab::WithinPlan& p) {
     absl::StrAppend(&changes, "facts ", Interval(p.facts, "points"), ", ");
   std::printf("  held out: %sattention %.2fx", changes.c_str(), p.speed.value);
   if (!std::isnan(p.speed.low)) std::printf(" [%.2f, %.2f]", p.speed.low, p.speed.high);
-  std::printf(": %s\n", p.within ? "within the limits" : "NOT within the limits");
+  std::printf(": %s", p.within ? "within the limits" : "NOT within the limits");
+  if (p.verified > 1 && p.within) {
+    std::printf(", plan %lld of those verified: faster ones were not",
+                static_cast<long long>(p.verified));
+  } else if (p.verified > 1) {
+    std::printf(", nor were %lld safer ones", static_cast<long long>(p.verified - 1));
+  }
+  std::printf("\n");
 }
 // A plan names the weights of its layers' routers.
 absl::StatusOr<std::vector<std::string>> WithinPalette(const SearchArgs& a,
@@ -249,6 +256,11 @@ void AddWithinOptions(CLI::App& group, SearchArgs& a, CLI::Option* within) {
   group.add_option("--margin", a.limits.margin, "share of the limits that is left unused")
       ->capture_default_str()
       ->check(Allowed(0.0, 0.9));
+  group
+      .add_option("--verifications", a.limits.verifications,
+                  "plans tried on other text: where one leaves the limits there, the next safer")
+      ->capture_default_str()
+      ->check(Allowed<int64_t>(1, 100));
   group.add_option("--progress", a.progress, "file of finished documents, to go on from")
       ->capture_default_str();
   group.add_flag("--fresh", a.fresh, "measure again what a former run finished");

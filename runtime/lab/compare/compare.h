@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "sluice/policies/cost/roofline.h"
 #include "sluice/policies/common/quantile.h"
+#include "sluice/policies/cost/roofline.h"
 #include "sluice/runtime/host/engine.h"
 #include "sluice/runtime/host/facts.h"
 #include "sluice/runtime/lab/compare/listed.h"
@@ -121,15 +121,19 @@ absl::StatusOr<LayerSearch> SearchLayers(const host::Model& model,
 struct WithinOptions {
   std::vector<std::string> palette;  // the first is what the limits are counted from
   double perplexity = NAN;           // may rise by so many %; NAN: no limit
-  double facts = NAN;                // may fall by so many points; NAN: no limit
+  double facts = NAN;                // may fall by so many points, in the search with one
+                                     // standard error of the count more; NAN: no limit
   double margin = 0.2;               // share of the limits that the search leaves unused
   int64_t documents = 2;             // searched on; as many, and the next ones, verify
   int64_t evaluations = 32;          // of plans, of the search and of the control each
+  int64_t verifications = 3;         // where a plan leaves the limits on other text the next safer
+                                     // one is verified, so many in all
   CompareOptions compare;            // one context; facts, engine, seed, resume, progress
 };
 struct WithinPlan {
   std::string method, policy;
   int64_t evaluations = 0;
+  int64_t verified = 0;  // plans, this one the last; where none kept the limits, the first of them
   double seconds = 0, reference_seconds = 0;  // of attention and planning, a document, foretold
   // On text that no choice has seen, against palette[0] on the same documents: log perplexity and
   // facts as changes in % and points (NAN: no limit was set), and the ratio of attention times.
@@ -138,6 +142,9 @@ struct WithinPlan {
   MeanInterval speed = {NAN, NAN, NAN};
   bool within = false;  // the verified changes themselves; an interval may reach beyond
 };
+// A share of `of` things that were counted, and where it is above 0 one standard error of the count
+// more: 4 lost of 100 are 0.06.
+double WithStandardError(double share, double of);
 // "perplexity=1%,facts=3" into the limits; InvalidArgument with what is allowed.
 absl::Status ReadWithin(const std::string& text, WithinOptions& options);
 // The search's plan, then random search's. Resumes by `compare.resume`: what is known there is not

@@ -103,6 +103,36 @@ TEST(SearchWithinLimits, TightLimitsLeaveTheReference) {
   EXPECT_EQ((*found)[0].perplexity.value, 0);
 }
 
+// On other text a plan may lose more than on that of the search: the next safer one is verified.
+TEST(SearchWithinLimits, StepsBackWhereAPlanDoesNotHold) {
+  Searched s;
+  s.o.perplexity = 12;
+  s.o.margin = 0;
+  s.o.palette = {"dense", "mean_pool:k=4", "mean_pool:k=6", "sink_window:sink=16,window=128"};
+  s.o.evaluations = 16;
+  s.o.verifications = 1;
+  const auto one = s.Run();
+  ASSERT_TRUE(one.ok()) << one.status();
+  s.o.verifications = 20;
+  const auto many = s.Run();
+  ASSERT_TRUE(many.ok()) << many.status();
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ((*one)[i].verified, 1);
+    EXPECT_TRUE((*many)[i].within);  // the reference at the latest
+    EXPECT_LE((*many)[i].perplexity.value, 12);
+    EXPECT_EQ((*many)[i].verified > 1, !(*one)[i].within);
+    EXPECT_GE((*many)[i].seconds, (*one)[i].seconds);
+  }
+}
+
+TEST(SearchWithinLimits, CountsLostFactsWithTheirError) {
+  EXPECT_EQ(WithStandardError(0, 100), 0);
+  EXPECT_EQ(WithStandardError(-0.05, 100), -0.05);  // found more than the reference
+  EXPECT_NEAR(WithStandardError(0.01, 100), 0.02, 1e-15);
+  EXPECT_NEAR(WithStandardError(0.04, 100), 0.06, 1e-15);
+  EXPECT_NEAR(WithStandardError(0.04, 10000), 0.042, 1e-15);
+}
+
 TEST(SearchWithinLimits, RefusesWhatCannotBe) {
   Searched s;
   EXPECT_THAT(s.Run().status().message(), HasSubstr("wanted a limit"));
