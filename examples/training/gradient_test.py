@@ -201,7 +201,7 @@ def seer_checks():
     for of in ("max", "mass", "both"):
         learned = seer.wanted(probabilities, of)
         for queries, tile in (("mean", 4), ("max_min_mean", 2)):
-            gate = randomised(seer.PromptGate(model, block, tile, queries, 1))
+            gate = randomised(seer.PromptGate(model, block, tile, queries, "random", 1))
             yield check(f"seer_attention, {of}, {queries}, tile of {tile}", lambda: seer.prompt_loss(gate, q, k, learned), gate.parameters())
         gate = randomised(seer.DecodeGate(model, block, 1))
         yield check(f"seer_attention_r, {of}", lambda: seer.decode_loss(gate, q, k, learned, rows), gate.parameters())

@@ -42,6 +42,8 @@ P.add_argument("--block", type=int, default=64)
 P.add_argument("--tiles", type=int, nargs="+", default=[64], help="queries a row of the prompt gate; one gate for each")
 P.add_argument("--queries", nargs="+", default=["mean"], choices=["mean", "max_min_mean"],
                help="how a tile's queries are pooled; mean has no map of its own; one gate for each")
+P.add_argument("--init", default="random", choices=["random", "identity"],
+               help="the prompt gate's first weights; identity: the mean alone and a tenth of the random ones")
 P.add_argument("--decode-rows", type=int, default=1024, help="queries a sequence that the decode gate learns from")
 P.add_argument("--planted", type=float, default=0.5, help="share of the sequences with planted facts")
 P.add_argument("--spaces", action="store_true", help="facts between spaces instead of line breaks, as some models learned them")
@@ -60,15 +62,22 @@ def pooled(x, n):
 class PromptGate(nn.Module):
     """One layer's: a tile of queries against blocks of keys, a list a query head."""
 
-    def __init__(self, model, block, tile, queries, seed):
+    def __init__(self, model, block, tile, queries, init, seed):
         super().__init__()
         self.heads, self.kv, self.d, self.base = model.heads, model.kv_heads, model.head, model.rope_base
         self.block, self.tile, self.queries = block, tile, queries
         g = torch.Generator().manual_seed(seed)
-        heads = self.heads if queries == "mean" else self.kv
-        self.key = nn.Parameter(torch.randn(heads, self.d, 3 * self.d, generator=g) * (3 * self.d) ** -0.5)
+
+        def weights(heads):
+            w = torch.randn(heads, self.d, 3 * self.d, generator=g) * (3 * self.d) ** -0.5
+            if init == "identity":
+                w = 0.1 * w
+                w[:, :, 2 * self.d:] += torch.eye(self.d)
+            return nn.Parameter(w)
+
+        self.key = weights(self.heads if queries == "mean" else self.kv)
         if queries != "mean":
-            self.query = nn.Parameter(torch.randn(self.heads, self.d, 3 * self.d, generator=g) * (3 * self.d) ** -0.5)
+            self.query = weights(self.heads)
 
     def forward(self, q, k):
         """q [t, heads, d], k [t, kv, d], before RoPE -> logits [heads, tiles, blocks]; -inf where nothing is seen."""
@@ -167,16 +176,16 @@ def sequence(tasks, a, rng, n, planted, split="train"):
     return tasks.planted(rng, n, split, count, asked=int(rng.integers(count // 2, count + 1)))[0]
 
 
-def gates_of(model, a, seed):
+def gates_of(model, a, init, seed):
     """name -> one gate a layer."""
-    made = {f"seer_attention-{q}-t{t}": [PromptGate(model, a.block, t, q, seed * 1000 + i) for i in range(model.layers)]
+    made = {f"seer_attention-{q}-t{t}": [PromptGate(model, a.block, t, q, init, seed * 1000 + i) for i in range(model.layers)]
             for q in a.queries for t in a.tiles}
     made["seer_attention_r"] = [DecodeGate(model, a.block, seed * 1000 + 500 + i) for i in range(model.layers)]
     return nn.ModuleDict({k: nn.ModuleList(v) for k, v in made.items()}).to(a.device)
 
 
 def train(model, tasks, a, seed):
-    gates, rng = gates_of(model, a, seed), np.random.default_rng(seed)
+    gates, rng = gates_of(model, a, a.init, seed), np.random.default_rng(seed)
     opt = torch.optim.AdamW(gates.parameters(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0)
     curve, began, step, done = [], time.time(), 0, 0.0
     while done < 1:
@@ -264,7 +273,7 @@ def thresholds(model, tasks, a, gates, untrained, n):
 def evaluate(model, tasks, a, gates, n=16384):
     """{kind: {gate: mass held}} on held-out text, by so many blocks a row; {"..., threshold": [mass, density]} by all blocks
     above one share; {"thresholds": those shares}."""
-    untrained = gates_of(model, a, 777)
+    untrained = gates_of(model, a, "random", 777)
     at = thresholds(model, tasks, a, gates, untrained, n)
     report = {"thresholds": at}
     print(report, flush=True)

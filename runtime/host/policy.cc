@@ -32,6 +32,17 @@ struct Bundled {
       keys.push_back({std::string(key), std::string(value)});
     return keys;
   }
+  // Whether a policy says the same of every setting that it gives.
+  bool Agrees(const Spec& policy) const {
+    const auto settings = Settings();
+    if (!settings.ok()) return false;
+    for (const AddedKey& s : *settings) {
+      for (const auto& [key, value] : policy.options) {
+        if (key == s.key && value != s.value) return false;
+      }
+    }
+    return true;
+  }
 };
 std::vector<Bundled> BundledPolicies() {
   std::vector<Bundled> all;
@@ -173,7 +184,8 @@ absl::StatusOr<DType> ReadCacheType(const std::string& s) {
 std::vector<std::string> LearnedPolicies(const Model& model) {
   std::vector<std::string> names;
   for (const Bundled& b : BundledPolicies()) {
-    if (Fits(b.file, model)) names.push_back(b.name());
+    const bool known = std::find(names.begin(), names.end(), b.name()) != names.end();
+    if (!known && Fits(b.file, model)) names.push_back(b.name());
   }
   return names;
 }
@@ -185,20 +197,26 @@ absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const 
   const auto method = methods.attention.Find(spec->name);
   if (!method.ok() || !absl::IsFailedPrecondition(methods.attention.Create(policy).status()))
     return policy;
+  std::optional<Bundled> found;
   for (const Bundled& b : BundledPolicies()) {
+    const bool agrees = b.Agrees(*spec);
+    if (found.has_value() && !agrees) continue;
     if (!SameName((*method)->name(), b.name()) || !Fits(b.file, model)) continue;
-    SLUICE_ASSIGN_OR_RETURN(std::vector<AddedKey> keys, b.Settings());
-    keys.push_back({"weights", b.file});
-    return WithKeys(policy, (*method)->Describe(), keys);
+    found = b;
+    if (agrees) break;
   }
-  return policy;
+  if (!found.has_value()) return policy;
+  SLUICE_ASSIGN_OR_RETURN(std::vector<AddedKey> keys, found->Settings());
+  keys.push_back({"weights", found->file});
+  return WithKeys(policy, (*method)->Describe(), keys);
 }
 
 absl::StatusOr<uint64_t> PolicyFingerprint(const std::string& policy) {
   std::vector<std::string> files = WeightFiles(policy);
   const std::string name = policy.substr(0, policy.find(':'));
+  const bool bundled = files.empty();
   for (const Bundled& b : BundledPolicies()) {
-    if (SameName(name, b.name()) && files.empty()) files.push_back(b.file);
+    if (bundled && SameName(name, b.name())) files.push_back(b.file);
   }
   for (const std::string& folder : PluginFolders()) {
     std::vector<std::string> plugins;

@@ -17,10 +17,11 @@ namespace host {
 const std::string& ModelsFolder();
 // "f32", "bf16" or "f16".
 absl::StatusOr<DType> ReadCacheType(const std::string& text);
-// The learned methods whose bundled weights fit the model.
+// The learned methods whose bundled weights fit the model, each once.
 std::vector<std::string> LearnedPolicies(const Model& model);
 // The policy with weights named. An attention method that cannot be made without them and names
-// none gets those that are bundled for the model, where there are some, and their settings.
+// none gets those that are bundled for the model, where there are some, and their settings: of
+// several the first whose settings are those that it gives, or else the first.
 // Compositions name their own; all other texts come back as they are.
 absl::StatusOr<std::string> WithBundledWeights(const std::string& policy, const Model& model);
 // What a policy computes with besides its text: the content of the weights that it names or that
