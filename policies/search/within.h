@@ -268,5 +268,23 @@ inline absl::StatusOr<WithinResult> SearchWithin(const WithinProblem& p, bool ra
   result.safer = tried.Safer();
   return result;
 }
+
+// How many plans, the one that was found and then safer ones, were asked whether they hold
+// elsewhere, and whether the last of them does. Stops at the first that does, and after `most`.
+struct StepBack {
+  int64_t asked = 0;
+  bool holds = false;
+};
+inline absl::StatusOr<StepBack> UntilOneHolds(
+    const WithinResult& found, int64_t most,
+    const std::function<absl::StatusOr<bool>(const Plan&)>& holds) {
+  StepBack steps;
+  while (!steps.holds && steps.asked < std::min(most, 1 + std::ssize(found.safer))) {
+    const Plan& plan = steps.asked == 0 ? found.plan : found.safer[steps.asked - 1];
+    SLUICE_ASSIGN_OR_RETURN(steps.holds, holds(plan));
+    ++steps.asked;
+  }
+  return steps;
+}
 SLUICE_END_NAMESPACE
 #endif  // SLUICE_POLICIES_SEARCH_WITHIN_H_

@@ -84,6 +84,33 @@ TEST(SearchWithin, NamesSaferPlansFromCheapToDear) {
   }
 }
 
+TEST(UntilOneHolds, StepsBackToSaferPlans) {
+  const WithinResult found = {.plan = {2, 2}, .safer = {{2, 1}, {1, 1}, {0, 0}}};
+  std::vector<Plan> asked;
+  const auto from = [&](const Plan& good, int64_t most) {
+    asked.clear();
+    return *UntilOneHolds(found, most, [&](const Plan& plan) -> absl::StatusOr<bool> {
+      asked.push_back(plan);
+      return plan == good;
+    });
+  };
+  StepBack steps = from({2, 2}, 3);
+  EXPECT_TRUE(steps.holds);
+  EXPECT_EQ(steps.asked, 1);
+  steps = from({1, 1}, 3);
+  EXPECT_TRUE(steps.holds);
+  EXPECT_EQ(steps.asked, 3);
+  EXPECT_THAT(asked, testing::ElementsAre(Plan{2, 2}, Plan{2, 1}, Plan{1, 1}));
+  steps = from({0, 0}, 3);
+  EXPECT_FALSE(steps.holds);
+  EXPECT_EQ(steps.asked, 3);
+  steps = from({9, 9}, 100);  // none does
+  EXPECT_FALSE(steps.holds);
+  EXPECT_EQ(steps.asked, 4);
+  const auto failing = [](const Plan&) -> absl::StatusOr<bool> { return absl::DataLossError("x"); };
+  EXPECT_EQ(UntilOneHolds(found, 3, failing).status().message(), "x");
+}
+
 TEST(SearchWithin, EvaluatesNothingTwiceAndNoMoreThanAllowed) {
   Made made(1.0);
   const auto found = SearchWithin(made.p, false, made.o);

@@ -141,16 +141,16 @@ class LimitedSearch {
   }
 
   absl::StatusOr<WithinPlan> FirstThatHolds(const WithinResult& found) {
-    SLUICE_ASSIGN_OR_RETURN(WithinPlan first, Verify(found.plan));
-    first.verified = 1;
-    if (first.within) return first;
-    for (const Plan& safer : found.safer) {
-      if (first.verified >= o_.verifications) break;
-      SLUICE_ASSIGN_OR_RETURN(WithinPlan next, Verify(safer));
-      next.verified = ++first.verified;
-      if (next.within) return next;
-    }
-    return first;
+    std::vector<WithinPlan> verified;
+    const auto holds = [&](const Plan& plan) -> absl::StatusOr<bool> {
+      SLUICE_ASSIGN_OR_RETURN(WithinPlan next, Verify(plan));
+      verified.push_back(std::move(next));
+      return verified.back().within;
+    };
+    SLUICE_ASSIGN_OR_RETURN(const StepBack steps, UntilOneHolds(found, o_.verifications, holds));
+    WithinPlan& plan = steps.holds ? verified.back() : verified.front();
+    plan.verified = steps.asked;
+    return std::move(plan);
   }
 
   absl::StatusOr<WithinPlan> Verify(const Plan& choices) {

@@ -62,6 +62,7 @@ TEST(SearchWithinLimits, SaysAPolicyVerifiesItAndGoesOn) {
     EXPECT_EQ((*again)[i].speed.value, p.speed.value);
     EXPECT_LE(p.seconds, p.reference_seconds);
     EXPECT_TRUE(p.within);  // limits of 100 hold anything here
+    EXPECT_EQ(p.verified, 1);
     host::EngineOptions e;
     e.max_tokens = 512;
     EXPECT_TRUE(host::CreateWithPolicy(host::Mini(), e, p.policy).ok()) << p.policy;
@@ -101,28 +102,6 @@ TEST(SearchWithinLimits, TightLimitsLeaveTheReference) {
   EXPECT_EQ((*found)[0].policy, "per_layer(6*dense)");
   EXPECT_TRUE((*found)[0].within);
   EXPECT_EQ((*found)[0].perplexity.value, 0);
-}
-
-// On other text a plan may lose more than on that of the search: the next safer one is verified.
-TEST(SearchWithinLimits, StepsBackWhereAPlanDoesNotHold) {
-  Searched s;
-  s.o.perplexity = 12;
-  s.o.margin = 0;
-  s.o.palette = {"dense", "mean_pool:k=4", "mean_pool:k=6", "sink_window:sink=16,window=128"};
-  s.o.evaluations = 16;
-  s.o.verifications = 1;
-  const auto one = s.Run();
-  ASSERT_TRUE(one.ok()) << one.status();
-  s.o.verifications = 20;
-  const auto many = s.Run();
-  ASSERT_TRUE(many.ok()) << many.status();
-  for (size_t i = 0; i < 2; ++i) {
-    EXPECT_EQ((*one)[i].verified, 1);
-    EXPECT_TRUE((*many)[i].within);  // the reference at the latest
-    EXPECT_LE((*many)[i].perplexity.value, 12);
-    EXPECT_EQ((*many)[i].verified > 1, !(*one)[i].within);
-    EXPECT_GE((*many)[i].seconds, (*one)[i].seconds);
-  }
 }
 
 TEST(SearchWithinLimits, CountsLostFactsWithTheirError) {
