@@ -160,7 +160,10 @@ class LimitedSearch {
       plan.seconds += problem_.cost[layer][static_cast<size_t>(choices[layer])];
       plan.reference_seconds += problem_.cost[layer][0];
     }
-    SLUICE_ASSIGN_OR_RETURN(const Documents reference, Measure(o_.palette[0], true));
+    if (held_out_.empty()) {
+      SLUICE_ASSIGN_OR_RETURN(held_out_, Measure(o_.palette[0], true));
+    }
+    const Documents& reference = held_out_;
     SLUICE_ASSIGN_OR_RETURN(const Documents mine, Measure(plan.policy, true));
     const auto interval = [&](const std::vector<double>& x) {
       return ChangeInterval(x, o_.compare);
@@ -190,6 +193,7 @@ class LimitedSearch {
   const WithinOptions& o_;
   WithinProblem problem_;
   std::vector<Documents> uniform_;  // of every choice in all layers; the first is the reference
+  Documents held_out_;              // of the reference on other text, once a plan is verified
   std::string doing_;
   int64_t tried_ = 0;
 };
